@@ -1,0 +1,32 @@
+"""What can go wrong, as a tree. Every message is one sentence: what, where, what to do.
+
+    TrimtokError              exit 1: the run cannot go on
+    |-- UsageError            exit 2: wrong arguments, an unknown key, nothing found
+    |-- ModelError            exit 1: the model cannot be loaded or does not fit its processor
+    `-- SampleError           never ends a run: the sample becomes a row with an error, and the run exits with 3
+        `-- MediaError        an image that cannot be read
+
+Knows nothing of the command line; `cli.py` turns an error into a line and an exit code.
+"""
+
+EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+
+
+class TrimtokError(Exception):
+    exit_code = EXIT_FAILURE
+
+
+class UsageError(TrimtokError):
+    exit_code = EXIT_USAGE
+
+
+class ModelError(TrimtokError):
+    pass
+
+
+class SampleError(TrimtokError):
+    exit_code = EXIT_SOME_FAILED
+
+
+class MediaError(SampleError):
+    pass
