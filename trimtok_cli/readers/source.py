@@ -1,0 +1,21 @@
+"""What every reader hands back: samples in input order, and how many. Knows no format."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+
+from trimtok_cli.data import Sample
+
+
+@dataclass(frozen=True)
+class Source:
+    """`samples` is to be walked once; `total` is None where the end is not known beforehand (stdin)."""
+
+    samples: Iterable[Sample]
+    total: int | None
+
+    def first(self, limit: int | None) -> "Source":
+        """The same source cut after `limit` samples; None cuts nothing."""
+        if limit is None:
+            return self
+        return Source(islice(self.samples, limit), None if self.total is None else min(limit, self.total))
