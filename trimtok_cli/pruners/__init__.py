@@ -1,0 +1,48 @@
+"""The pruning methods: a name for each. A method is one file and one line in PRUNERS; `dense` is no pruner at all."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from trimtok_cli.errors import UsageError
+from trimtok_cli.pruners.base import Pruner, ScoringPruner, Stage
+from trimtok_cli.pruners.budget import Budget, parse_budget
+from trimtok_cli.pruners.trimtokenator import TrimTokenator
+
+PRUNERS: dict[str, type[Pruner] | None] = {
+    "dense": None,
+    "trimtokenator": TrimTokenator,
+}
+
+__all__ = ["PRUNERS", "Budget", "Pruner", "ScoringPruner", "Stage", "build_pruner", "parse_budget"]
+
+
+def build_pruner(name: str, params: Mapping[str, Any]) -> Pruner | None:
+    """The pruner of a name with its parameters (`keep` in any of the budget's forms); None for `dense` and for keep all.
+
+    Raises UsageError for an unknown name or parameter and for a value that the method refuses.
+    """
+    if name not in PRUNERS:
+        raise UsageError(f"--method {name} is not known: choose from {', '.join(PRUNERS)}{_suggest(name, PRUNERS)}.")
+    kind = PRUNERS[name]
+    try:
+        keep = parse_budget(params.get("keep", "all"))
+    except ValueError as error:
+        raise UsageError(f"--keep: {error}.") from None
+    if kind is None or keep == Budget():
+        return None
+    known = [f.name for f in dataclasses.fields(kind) if f.name != "keep"]
+    given = {key: value for key, value in params.items() if key != "keep"}
+    for key in given:
+        if key not in known:
+            raise UsageError(f"{name} has no parameter {key!r}: it takes {', '.join(known) or 'none'}{_suggest(key, known)}.")
+    try:
+        return kind(keep=keep, **given)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"--param of {name}: {error}.") from None
+
+
+def _suggest(word: str, known) -> str:
+    near = difflib.get_close_matches(word, list(known), 1)
+    return f" (did you mean {near[0]}?)" if near else ""

@@ -1,0 +1,98 @@
+"""What a pruner is: values in (Stage), values out (Selection). Knows tensors only: no model, hook, cache or file."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from trimtok_cli.pruners.budget import Budget
+from trimtok_cli.tokens import Prompt, Selection, VisualTokens
+
+ALL = Budget()
+
+
+def _no_attention(rows: Tensor, layer: int) -> Tensor:
+    raise LookupError("there is no attention in front of the language model: ask for it at a stage above 0")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a pruner sees in front of decoder layer `layer` (0: the prompt itself) of one sample.
+
+    hidden (S, D) enters the layer; `prompt` says which of its rows are visual, which dense numbers those have, and which
+    rows hold the instruction; `tokens` are the dense visual tokens, with their images, places and the encoder's signals.
+    attention(rows, layer) -> (H, R, S) are rows of attention of a layer that has run.
+    """
+
+    layer: int
+    hidden: Tensor
+    prompt: Prompt
+    tokens: VisualTokens
+    attention: Callable[[Tensor, int], Tensor] = field(default=_no_attention, repr=False)
+
+    @property
+    def visual_embeds(self) -> Tensor:
+        """(N, D): the visual rows of `hidden`."""
+        return self.hidden[self.prompt.visual]
+
+    @property
+    def no_tokens(self) -> Tensor:
+        return self.prompt.visual.new_empty(0)
+
+    def images(self) -> list[Tensor]:
+        """For each image or video that has tokens left, their places (n,) among this stage's visual tokens, ascending."""
+        owner = self.tokens.visual_index.to(self.prompt.alive.device)[self.prompt.alive]
+        return [(owner == number).nonzero().squeeze(1) for number in owner.unique().tolist()]
+
+    def text(self, which: str = "instruction") -> Tensor:
+        """(M, D): the rows of the user's words, or with `prompt` (and where there are no such words) all text rows."""
+        if which == "instruction" and len(self.prompt.instruction):
+            return self.hidden[self.prompt.instruction]
+        is_text = torch.ones(len(self.hidden), dtype=torch.bool, device=self.hidden.device)
+        is_text[self.prompt.visual] = False
+        return self.hidden[is_text]
+
+
+@dataclass(frozen=True)
+class Pruner:
+    """A method with its parameters, which are its fields; it holds nothing of any sample."""
+
+    keep: Budget = ALL
+
+    def stages(self, num_layers: int) -> tuple[int, ...]:
+        """The decoder layers in front of which this method reduces; 0 is the prompt itself."""
+        return (0,)
+
+    def select(self, stage: Stage) -> Selection:
+        return self.select_many([stage])[0]
+
+    def select_many(self, stages: Sequence[Stage]) -> list[Selection]:
+        """A batch's choices, equal to one `select` each. A method writes one of the two."""
+        if type(self).select is Pruner.select:
+            raise TypeError(f"{type(self).__name__} writes neither select nor select_many")
+        return [self.select(stage) for stage in stages]
+
+
+@dataclass(frozen=True)
+class ScoringPruner(Pruner):
+    """A method that scores every visual token by itself: the best of each image stay, ties to the lowest index."""
+
+    def score(self, stage: Stage) -> Tensor:
+        """(N,), higher is better."""
+        raise TypeError(f"{type(self).__name__} writes no score")
+
+    def select(self, stage: Stage) -> Selection:
+        score, kept = self.score(stage), [stage.no_tokens]
+        for rows in stage.images():
+            best = score[rows].sort(descending=True, stable=True).indices[: self.keep.count(len(rows))]
+            kept.append(rows[best])
+        return Selection(torch.cat(kept).sort().values)
+
+
+def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Ragged (M_i, D) -> (B, M, D) filled up with zeros, and the mask (B, M) of what is real."""
+    mask = torch.nn.utils.rnn.pad_sequence(
+        [torch.ones(len(r), dtype=torch.bool, device=r.device) for r in rows], batch_first=True
+    )
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True), mask

@@ -1,0 +1,43 @@
+"""The budget's grammar: `64`, `11%`, `0.11` or `all`. One place for what --keep means. Knows no method and no tensor."""
+
+import math
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many visual tokens of an image (or of a whole video) are kept: a count, a share of the dense count, or all."""
+
+    tokens: int | None = None
+    share: float | None = None
+
+    def count(self, num_dense: int) -> int:
+        """floor(share * N + 0.5), at least 1 and at most N."""
+        if self.tokens is not None:
+            return min(self.tokens, num_dense)
+        if self.share is not None:
+            return min(max(math.floor(self.share * num_dense + 0.5), 1), num_dense)
+        return num_dense
+
+    def __str__(self) -> str:
+        if self.tokens is not None:
+            return str(self.tokens)
+        return "all" if self.share is None else f"{100 * self.share:.6g}%"
+
+
+def parse_budget(text: str | int | float) -> Budget:
+    """ValueError with one sentence where the text is none of the four forms."""
+    said = str(text).strip().lower()
+    if said == "all":
+        return Budget()
+    if re.fullmatch(r"\d+", said) and int(said) > 0:
+        return Budget(tokens=int(said))
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)(%?)", said)
+    if match:
+        share = float(match[1]) / (100 if match[2] else 1)
+        if 0 < share < 1:
+            return Budget(share=share)
+        if share == 1:
+            return Budget()
+    raise ValueError(f"keep must be a count (64), a share (11% or 0.11) or all, got {str(text)!r}")

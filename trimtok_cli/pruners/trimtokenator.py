@@ -1,0 +1,167 @@
+"""TrimTokenator: keep visual tokens that are near the text, then those that differ most from each other.
+
+Paper: "TrimTokenator: Towards Adaptive Visual Token Pruning for Large Multimodal Models", arXiv 2509.00320. No official
+code is published; this follows the equations. N visual tokens, M text tokens, N1 = floor(pool N) left by stage 1 (never
+fewer than the budget N2 = keep), all arithmetic in float32.
+
+Decided where the paper is silent: the text is the user's own words; ties go to the lowest index; kept tokens stand in
+prompt order; each image has a budget of its own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trimtok_cli.pruners.base import Pruner, Stage, padded
+from trimtok_cli.tokens import Selection
+
+ALIGNMENTS, DIVERSITIES = ("l2", "sq_l2", "cosine"), ("cosine", "l2")
+
+
+def trimtokenator(
+    visual: Tensor, text: Tensor, keep: int, *, pool: float = 0.8, align: str = "l2", diversity: str = "cosine",
+    text_mask: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """(B, N, D) visual and (B, M, D) text embeddings -> (B, keep) int64 indices, ascending.
+
+    text_mask (B, M) is True at real tokens where texts are padded to one length. `keep` >= N keeps all. Unbatched (N, D)
+    and (M, D) give (keep,). Raises ValueError for arguments that make no sense.
+    """
+    _check(visual, text, keep, pool, align, diversity, text_mask)
+    if keep >= visual.shape[-2]:
+        return torch.arange(visual.shape[-2], device=visual.device).expand(visual.shape[:-1])
+    return greedy_order(visual, text, keep, pool=pool, align=align, diversity=diversity, text_mask=text_mask).sort(-1).values
+
+
+def greedy_order(
+    visual: Tensor, text: Tensor, keep: int, *, pool: float = 0.8, align: str = "l2", diversity: str = "cosine",
+    text_mask: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """The same tokens as `trimtokenator`, in the order in which the greedy search of stage 2 takes them."""
+    _check(visual, text, keep, pool, align, diversity, text_mask)
+    if visual.dim() == 2:
+        mask = None if text_mask is None else text_mask[None]
+        return greedy_order(visual[None], text[None], keep, pool=pool, align=align, diversity=diversity, text_mask=mask)[0]
+    visual, text = visual.float(), text.float()
+    num_visual = visual.shape[1]
+    keep = min(keep, num_visual)
+    # 1e-9: floor(0.29 * 100) must be 29 although the float product is 28.999...
+    num_pool = max(int(pool * num_visual + 1e-9), keep)
+    if num_pool < num_visual:
+        score = alignment(visual, text, align, text_mask)
+        near = score.sort(dim=1, descending=True, stable=True).indices[:, :num_pool].sort(dim=1).values
+        visual = visual.gather(1, near[..., None].expand(-1, -1, visual.shape[2]))
+    else:
+        near = torch.arange(num_visual, device=visual.device).expand(len(visual), -1)
+    return near.gather(1, repmax(visual, keep, diversity))
+
+
+def alignment(visual: Tensor, text: Tensor, align: str = "l2", text_mask: Tensor | None = None) -> Tensor:
+    """Eq. 3, alpha (B, N) of visual (B, N, D) and text (B, M, D): minus the mean distance to the text tokens.
+
+    `sq_l2` squares the distance (Appendix B), `cosine` takes the mean cosine similarity instead (Table 9). A row of
+    text_mask that is all False scores 0 everywhere.
+    """
+    if align == "cosine":
+        each = F.normalize(visual, dim=-1) @ F.normalize(text, dim=-1).mT
+    else:
+        # The largest temporary is (B, N, M). "donot_use": the product form |x|^2 + |t|^2 - 2xt loses digits by cancellation.
+        each = -torch.cdist(visual, text, compute_mode="donot_use_mm_for_euclid_dist")
+        if align == "sq_l2":
+            each = -each.square()
+    if text_mask is None:
+        return each.mean(-1)
+    weight = text_mask.to(each.dtype)
+    return (each * weight[:, None]).sum(-1) / weight.sum(-1).clamp(min=1)[:, None]
+
+
+def repmax(visual: Tensor, keep: int, diversity: str = "cosine") -> Tensor:
+    """Greedy RepMax, Eq. 8-16: (B, N1, D) -> (B, keep) indices in the order of selection.
+
+    Eq. 13's 1/(t-1) is a positive constant of each step and is left out. `l2` minimises minus the distance (Table 10).
+    Nothing leaves the device inside the loop.
+    """
+    if diversity == "cosine":
+        # A token of length zero is similar to nothing: its similarities are 0, not NaN.
+        unit = F.normalize(visual, dim=-1, eps=1e-30)
+        similarity = unit @ unit.mT  # C, (B, N1, N1)
+    else:
+        similarity = -torch.cdist(visual, visual, compute_mode="donot_use_mm_for_euclid_dist")
+    order = torch.empty(len(visual), keep, dtype=torch.long, device=visual.device)
+    diagonal = similarity.diagonal(dim1=1, dim2=2)
+    diagonal.fill_(1.0 if diversity == "cosine" else 0.0)  # exactly, so that rounding cannot break a tie between two tokens
+    chosen = similarity.mean(dim=2).argmin(dim=1)  # Eq. 9, 10
+    # From here on the diagonal is +inf: adding row s to sigma also takes s out of the race (Eq. 11, 15).
+    diagonal.fill_(torch.inf)
+    sigma = torch.zeros_like(similarity[:, 0])
+    rows = torch.arange(len(visual), device=visual.device)
+    for t in range(keep):
+        if t:
+            chosen = sigma.argmin(dim=1)  # Eq. 14
+        order[:, t] = chosen
+        sigma += similarity[rows, chosen]  # Eq. 12, 16
+    return order
+
+
+def _check(visual, text, keep, pool, align, diversity, text_mask) -> None:
+    if visual.dim() not in (2, 3) or text.dim() != visual.dim():
+        raise ValueError(
+            f"visual and text must both be (B, N, D) or both (N, D), got {tuple(visual.shape)} and {tuple(text.shape)}"
+        )
+    if visual.shape[-1] != text.shape[-1] or visual.shape[:-2] != text.shape[:-2]:
+        raise ValueError(f"visual {tuple(visual.shape)} and text {tuple(text.shape)} must agree in batch and width")
+    if text_mask is not None and text_mask.shape != text.shape[:-1]:
+        raise ValueError(f"text_mask must be {tuple(text.shape[:-1])}, got {tuple(text_mask.shape)}")
+    if keep < 1 or visual.shape[-2] < 1 or text.shape[-2] < 1:
+        raise ValueError(f"keep, N and M must be at least 1, got {keep}, {visual.shape[-2]} and {text.shape[-2]}")
+    if not 0 < pool <= 1:
+        raise ValueError(f"pool is a share of the visual tokens, 0 < pool <= 1, got {pool}")
+    if align not in ALIGNMENTS:
+        raise ValueError(f"align must be one of {', '.join(ALIGNMENTS)}, got {align!r}")
+    if diversity not in DIVERSITIES:
+        raise ValueError(f"diversity must be one of {', '.join(DIVERSITIES)}, got {diversity!r}")
+
+
+@dataclass(frozen=True)
+class TrimTokenator(Pruner):
+    """The paper's pruner. pool: share that stage 1 leaves; align, diversity: the measures of the two stages.
+
+    text: `instruction` compares with the user's own words, `prompt` with every text token of the prompt.
+    """
+
+    pool: float = 0.8
+    align: str = "l2"
+    diversity: str = "cosine"
+    text: str = "instruction"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.pool <= 1:
+            raise ValueError(f"pool is a share of the visual tokens, 0 < pool <= 1, got {self.pool}")
+        for name, known in (("align", ALIGNMENTS), ("diversity", DIVERSITIES), ("text", ("instruction", "prompt"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+
+    def select_many(self, stages: Sequence[Stage]) -> list[Selection]:
+        """Every image of every sample at once, grouped by token count and budget: one greedy loop serves a whole batch."""
+        images = [(number, rows, self.keep.count(len(rows))) for number, stage in enumerate(stages) for rows in stage.images()]
+        kept: list[list[Tensor]] = [[] for _ in stages]
+        for size, budget in sorted({(len(rows), budget) for _, rows, budget in images}):
+            group = [(number, rows) for number, rows, count in images if (len(rows), count) == (size, budget)]
+            if budget >= size:
+                chosen = [rows for _, rows in group]
+            else:
+                visual = torch.stack([stages[number].visual_embeds[rows] for number, rows in group])
+                texts, mask = padded([stages[number].text(self.text) for number, _ in group])
+                places = trimtokenator(
+                    visual, texts, budget, pool=self.pool, align=self.align, diversity=self.diversity, text_mask=mask
+                )  # fmt: skip
+                chosen = [rows[place] for (_, rows), place in zip(group, places, strict=True)]
+            for (number, _), rows in zip(group, chosen, strict=True):
+                kept[number].append(rows)
+        return [
+            Selection(torch.cat(rows).sort().values if rows else stage.no_tokens)
+            for rows, stage in zip(kept, stages, strict=True)
+        ]

@@ -1,0 +1,131 @@
+"""What the model's parts hand to each other: visual tokens, the prompt as embeddings, and a pruner's choice. torch only.
+
+No batch axis: a sample's visual tokens are (N, D), its prompt (S, D). Knows no model, no method, no file.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+class EncoderTap:
+    """What a method may ask of the vision tower besides its output; nothing is computed before it is asked for.
+
+    A family hands over the functions that it can offer, in the order of the visual tokens:
+    saliency () -> (N,), keys () -> (N, d), features () -> (N, F), project ((K, F)) -> (K, D).
+    """
+
+    def __init__(self, **offers: Callable[..., Tensor]) -> None:
+        self._offers = offers
+
+    def offers(self, name: str) -> bool:
+        return name in self._offers
+
+    @cached_property
+    def saliency(self) -> Tensor:
+        return self._offers["saliency"]()
+
+    @cached_property
+    def keys(self) -> Tensor:
+        return self._offers["keys"]()
+
+    @cached_property
+    def features(self) -> Tensor:
+        return self._offers["features"]()
+
+    def project(self, features: Tensor) -> Tensor:
+        return self._offers["project"](features)
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """The dense visual tokens of one sample, projected, in prompt order.
+
+    embeds (N, D). visual_index (N,): which image or video a token is of, and so which budget it falls under; frame (N,)
+    counts within a video. box (N, 4): xyxy in [0, 1] of the upright image, all zero where a token shows no place (a
+    newline). grids: (rows, columns) for every image that is one plain grid, () for the others.
+    """
+
+    embeds: Tensor
+    visual_index: Tensor
+    box: Tensor
+    frame: Tensor | None = None
+    grids: tuple[tuple[int, ...], ...] = ()
+    encoder: EncoderTap = field(default_factory=EncoderTap)
+
+    def __len__(self) -> int:
+        return len(self.embeds)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A pruner's answer: kept (K,) ascending, as places among the tokens it was shown.
+
+    embeds (K, D) replaces the kept rows where merging changed them; extra (E, D) are added tokens, set behind the last
+    kept one.
+    """
+
+    kept: Tensor
+    embeds: Tensor | None = None
+    extra: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the language model reads. embeds (S, D); positions (S,), or (3, S) under M-RoPE.
+
+    visual (N,): the rows of embeds that are visual tokens; alive (N,): their numbers in the dense prompt (added tokens
+    count on from the dense number). instruction (T,): the rows that hold the user's own words.
+    """
+
+    embeds: Tensor
+    positions: Tensor
+    visual: Tensor
+    alive: Tensor
+    instruction: Tensor
+
+    def __len__(self) -> int:
+        return len(self.embeds)
+
+    def reduced(self, selection: Selection, *, num_dense: int, renumber: bool) -> "Prompt":
+        """Without the visual tokens that `selection` left out; with `renumber` the positions close the gaps."""
+        device, length = self.embeds.device, len(self.embeds)
+        kept = selection.kept.to(device)
+        stays = torch.ones(length, dtype=torch.bool, device=device)
+        stays[self.visual] = False
+        stays[self.visual[kept]] = True
+        embeds = self.embeds
+        if selection.embeds is not None:
+            embeds = embeds.clone()
+            embeds[self.visual[kept]] = selection.embeds.to(embeds.dtype)
+        rows = stays.nonzero().squeeze(1)
+        new_place = stays.long().cumsum(0) - 1
+        prompt = replace(
+            self, embeds=embeds[rows], positions=self.positions[..., rows], visual=new_place[self.visual[kept]],
+            alive=self.alive[kept], instruction=new_place[self.instruction],
+        )  # fmt: skip
+        if selection.extra is not None and len(selection.extra):
+            prompt = prompt._with_extra(selection.extra, num_dense)
+        if renumber:
+            prompt = replace(prompt, positions=torch.arange(len(prompt), device=device))
+        return prompt
+
+    def _with_extra(self, extra: Tensor, num_dense: int) -> "Prompt":
+        count, device = len(extra), self.embeds.device
+        at = int(self.visual[-1]) + 1 if len(self.visual) else int(self.instruction[0]) if len(self.instruction) else len(self)
+        position = self.positions[..., max(at - 1, 0) : max(at - 1, 0) + 1]  # added tokens stand where the last kept one stands
+        shift = lambda rows: torch.where(rows >= at, rows + count, rows)  # noqa: E731
+        new = torch.arange(count, device=device)
+        return replace(
+            self,
+            embeds=torch.cat([self.embeds[:at], extra.to(self.embeds.dtype), self.embeds[at:]]),
+            positions=torch.cat(
+                [self.positions[..., :at], position.expand(*position.shape[:-1], count), self.positions[..., at:]], -1
+            ),
+            visual=torch.cat([shift(self.visual), at + new]),
+            alive=torch.cat([self.alive, num_dense + new]),
+            instruction=shift(self.instruction),
+        )
