@@ -1,0 +1,50 @@
+"""Shared pieces: tiny models in a temporary folder, pictures with something in them, no network, no stray output."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import tiny
+
+
+@pytest.fixture(scope="session")
+def llava_folder(tmp_path_factory) -> Path:
+    return tiny.llava(tmp_path_factory.mktemp("models") / "llava")
+
+
+@pytest.fixture(scope="session")
+def adapter(llava_folder):
+    from trimtok_cli.models import load_model
+
+    return load_model(str(llava_folder), device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch) -> None:
+    """Every test works in a folder of its own and sees no TRIMTOK_ setting of the developer's."""
+    monkeypatch.chdir(tmp_path)
+    for key in [key for key in os.environ if key.startswith("TRIMTOK_")]:
+        monkeypatch.delenv(key)
+
+
+def picture(seed: int, width: int = 90, height: int = 84) -> Image.Image:
+    """Smooth color fields, different for every seed."""
+    small = np.random.default_rng(seed).integers(0, 255, (5, 6, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def pictures(tmp_path) -> list[Path]:
+    """Seven images of different shapes, in natural order."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    paths = [folder / f"p{i}.png" for i in range(1, 8)]
+    for i, path in enumerate(paths):
+        picture(i, 60 + 17 * i, 140 - 13 * i).save(path)
+    return paths

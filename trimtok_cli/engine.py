@@ -1,0 +1,186 @@
+"""The flow: samples in, results out. `answer` is the whole system on one screen; `answer_all` runs a stream of samples.
+
+Knows no method and no family: a pruner is a value (None is dense), a model is an Adapter.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+import torch
+
+from trimtok_cli.data import Comparison, Media, Result, Sample, Seconds, TokenCounts
+from trimtok_cli.decoding import Sampling, generate
+from trimtok_cli.errors import ModelError, SampleError, TrimtokError
+from trimtok_cli.media.images import load_image
+from trimtok_cli.models.base import Adapter, Inputs
+from trimtok_cli.pruners import PRUNERS, Pruner
+from trimtok_cli.stages import reduce_prompts
+from trimtok_cli.timing import Clock, peak_bytes, reset_peak
+from trimtok_cli.tokens import Prompt, VisualTokens
+
+log = logging.getLogger("trimtok")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """How every sample of a run is asked. `prompt` is for samples that bring no question of their own."""
+
+    prompt: str = ""
+    system: str = ""
+    max_new_tokens: int = 128
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sample read from disk and put into the model's words; its times so far."""
+
+    sample: Sample
+    question: str
+    inputs: Inputs
+    media: tuple[Media, ...]
+    seconds: Seconds
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch behind the vision tower: everything that is the same whatever is pruned."""
+
+    prepared: Sequence[Prepared]
+    tokens: Sequence[VisualTokens]
+    prompts: Sequence[Prompt]
+    seconds: float
+
+
+def answer(adapter: Adapter, pruner: Pruner | None, samples: Sequence[Sample], ask: Ask) -> list[Result]:
+    """One batch, top to bottom. Raises SampleError (or what the libraries raise) if any of the samples cannot be answered."""
+    reset_peak(adapter.device)
+    prepared = [prepare(adapter, sample, ask) for sample in samples]
+    return finish(adapter, pruner, encode(adapter, prepared), ask)
+
+
+def prepare(adapter: Adapter, sample: Sample, ask: Ask) -> Prepared:
+    """Read the images, then the chat template and the processor."""
+    if sample.problem:
+        raise SampleError(sample.problem)
+    if sample.video is not None:
+        raise SampleError(f"{sample.video.name} is a video, which this version cannot read: give its frames as images.")
+    clock = Clock(torch.device("cpu"))
+    loaded = [load_image(path) for path in sample.images]
+    load, question = clock.mark(), ask.prompt if sample.question is None else sample.question
+    inputs = adapter.prepare([image for image, _ in loaded], question, system=ask.system)
+    seconds = Seconds(load=load, prepare=clock.mark())
+    return Prepared(sample, question, inputs, tuple(media for _, media in loaded), seconds)
+
+
+@torch.inference_mode()
+def encode(adapter: Adapter, prepared: Sequence[Prepared]) -> Encoded:
+    """The vision tower and the projector, and the dense prompts."""
+    clock = Clock(adapter.device)
+    tokens = adapter.encode_many([each.inputs for each in prepared])
+    prompts = [adapter.embed(each.inputs, visual) for each, visual in zip(prepared, tokens, strict=True)]
+    return Encoded(prepared, tokens, prompts, clock.mark() / len(prepared))
+
+
+@torch.inference_mode()
+def finish(adapter: Adapter, pruner: Pruner | None, batch: Encoded, ask: Ask) -> list[Result]:
+    """Prune, prefill, decode."""
+    clock = Clock(adapter.device)
+    prompts, kept = reduce_prompts(
+        pruner, batch.prompts, batch.tokens, num_layers=adapter.num_layers, renumber=adapter.renumbers
+    )  # fmt: skip
+    prune, size = clock.mark() / len(prompts), len(prompts)
+    answers, times = generate(adapter, prompts, max_new_tokens=ask.max_new_tokens, sampling=ask.sampling)
+    results = []
+    for each, visual, prompt, alive, said in zip(batch.prepared, batch.tokens, prompts, kept, answers, strict=True):
+        left = len(prompt.visual)
+        counts = TokenCounts(len(prompt) - left, len(visual), left, float(left), said.steps)
+        seconds = replace(
+            each.seconds, encode=batch.seconds, prune=prune, prefill=times.prefill / size, decode=times.decode / size
+        )
+        results.append(
+            Result(
+                each.sample, each.question, adapter.decode(said.ids), method_name(pruner), counts, seconds,
+                peak_bytes(adapter.device), alive, visual.grids[0] if visual.grids else (), said.finish, "",
+                each.inputs.text, each.media, size,
+            )
+        )  # fmt: skip
+    return results
+
+
+def answer_all(
+    adapter: Adapter, pruner: Pruner | None, samples: Iterable[Sample], ask: Ask, *, batch_size: int = 1
+) -> Iterator[Result]:
+    """Results in the order of the samples. A sample that fails becomes a Result with an error; only a ModelError ends the run."""
+    stream = iter(samples)
+    while batch := list(islice(stream, batch_size)):
+        ready = [_prepare_safely(adapter, pruner, sample, ask) for sample in batch]
+        done = iter(_finish_safely(adapter, pruner, [each for each in ready if isinstance(each, Prepared)], ask))
+        yield from (next(done) if isinstance(each, Prepared) else each for each in ready)
+
+
+def _prepare_safely(adapter: Adapter, pruner: Pruner | None, sample: Sample, ask: Ask) -> Prepared | Result:
+    try:
+        return prepare(adapter, sample, ask)
+    except ModelError:
+        raise
+    except Exception as error:
+        return failure(sample, pruner, ask, error)
+
+
+def _finish_safely(adapter: Adapter, pruner: Pruner | None, prepared: list[Prepared], ask: Ask) -> list[Result]:
+    """A batch that fails is tried again one by one, so that one sample cannot take its neighbours along."""
+    if not prepared:
+        return []
+    try:
+        reset_peak(adapter.device)
+        return finish(adapter, pruner, encode(adapter, prepared), ask)
+    except ModelError:
+        raise
+    except Exception as error:
+        if len(prepared) == 1:
+            return [failure(prepared[0].sample, pruner, ask, error)]
+    return [result for each in prepared for result in _finish_safely(adapter, pruner, [each], ask)]
+
+
+def compare_all(adapter: Adapter, pruners: Sequence[Pruner | None], samples: Iterable[Sample], ask: Ask) -> Iterator[Comparison]:
+    """Every sample answered by every pruner, its images read and encoded once. Samples run alone, for honest times.
+
+    The order of the pruners turns with each sample, so that none is always the first to run. The first sample is run
+    once beforehand and thrown away: a first pass pays for kernels and caches.
+    """
+    warm = False
+    for number, sample in enumerate(samples):
+        try:
+            reset_peak(adapter.device)
+            batch = encode(adapter, [prepare(adapter, sample, ask)])
+            if not warm:
+                batch = encode(adapter, batch.prepared)
+                for pruner in pruners:
+                    finish(adapter, pruner, batch, replace(ask, max_new_tokens=2))
+                batch, warm = encode(adapter, batch.prepared), True
+            order = [(i + number) % len(pruners) for i in range(len(pruners))]
+            done = {i: finish(adapter, pruners[i], batch, ask)[0] for i in order}
+            tokens = batch.tokens[0]
+            boxes = tuple(tuple(round(x, 5) for x in box) for box in tokens.box.tolist())
+            yield Comparison(sample, tuple(done[i] for i in range(len(pruners))), boxes, tuple(tokens.visual_index.tolist()))
+        except ModelError:
+            raise
+        except Exception as error:
+            yield Comparison(sample, tuple(failure(sample, pruner, ask, error) for pruner in pruners))
+
+
+def failure(sample: Sample, pruner: Pruner | None, ask: Ask, error: Exception) -> Result:
+    """The row of a sample that could not be answered. An error that is not ours keeps its class's name."""
+    log.debug("sample %s failed", sample.id, exc_info=error)
+    text = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+    said = text if isinstance(error, TrimtokError) else f"{type(error).__name__}: {text}"
+    question = ask.prompt if sample.question is None else sample.question
+    return Result(sample, question, method=method_name(pruner), error=said)
+
+
+def method_name(pruner: Pruner | None) -> str:
+    """The name under which a pruner stands in the registry."""
+    return next(name for name, kind in PRUNERS.items() if kind is (None if pruner is None else type(pruner)))

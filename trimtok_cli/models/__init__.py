@@ -1,0 +1,87 @@
+"""The model families: `config.model_type` to Adapter, and short names for checkpoints. Loading happens here."""
+
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from trimtok_cli.errors import ModelError, UsageError
+from trimtok_cli.models.base import Adapter, Inputs
+from trimtok_cli.models.llava import Llava
+
+ADAPTERS: dict[str, type[Adapter]] = {
+    "llava": Llava,
+}
+
+ALIASES: dict[str, str] = {
+    "llava-1.5-7b": "llava-hf/llava-1.5-7b-hf",
+    "llava-1.5-13b": "llava-hf/llava-1.5-13b-hf",
+}
+
+__all__ = ["ADAPTERS", "ALIASES", "Adapter", "Inputs", "load_model", "pick_device", "pick_dtype"]
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the first CUDA device, then Apple's GPU, then the CPU. UsageError if a named device is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device {name} is not a device: use auto, cpu, mps, cuda or cuda:N.") from None
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(device.type, 0)
+    if (device.index or 0) >= there:
+        raise UsageError(f"--device {name}: this machine has {there} devices of that kind; use --device auto.")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on CUDA (float16 before Ampere), float16 on mps, float32 on a CPU."""
+    if name != "auto":
+        known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+        if name not in known:
+            raise UsageError(f"--dtype {name} is not known: use auto, {', '.join(known)}.")
+        return known[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.float16 if device.type == "mps" else torch.float32
+
+
+def load_model(model: str, *, device: str = "auto", dtype: str = "auto", revision: str | None = None) -> Adapter:
+    """An alias, a hub id or a local folder, on its device and ready to answer. ModelError with one sentence if it cannot be."""
+    place, kind = pick_device(device), None
+    kind = pick_dtype(dtype, place)
+    source = ALIASES.get(model, model)
+    local = Path(source).expanduser()
+    if not local.is_dir() and (local.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1):
+        raise ModelError(f"--model {model}: no such folder, and neither a hub id (owner/name) nor one of {', '.join(ALIASES)}.")
+    source = str(local) if local.is_dir() else source
+    # The library's own loading bars would tear ours; it still reports what goes wrong by raising.
+    transformers.utils.logging.disable_progress_bar()
+    config = _load(AutoConfig, source, model, revision)
+    if config.model_type not in ADAPTERS:
+        raise ModelError(f"--model {model} is of the family {config.model_type!r}; supported are {', '.join(sorted(ADAPTERS))}.")
+    processor = _load(AutoProcessor, source, model, revision)
+    network = _load(AutoModelForImageTextToText, source, model, revision, dtype=kind)
+    try:
+        network = network.to(place).eval()
+    except torch.OutOfMemoryError:
+        raise ModelError(
+            f"--model {model} does not fit into the memory of {place}: use a smaller model or --device cpu."
+        ) from None
+    commit = getattr(config, "_commit_hash", None) or revision or ("local" if local.is_dir() else "")
+    return ADAPTERS[config.model_type](network, processor, name=model, revision=commit)
+
+
+def _load(auto, source: str, model: str, revision: str | None, **more):
+    try:
+        return auto.from_pretrained(source, revision=revision or "main", **more)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        hint = (
+            "check the folder"
+            if Path(source).is_dir()
+            else "check the name, --revision and the network (HF_HUB_OFFLINE, HF_TOKEN)"
+        )
+        raise ModelError(f"--model {model} cannot be loaded: {reason.rstrip('.')}; {hint}.") from error
