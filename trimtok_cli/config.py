@@ -1,0 +1,127 @@
+"""The settings of a run: defaults < YAML (--config) < environment (TRIMTOK_*) < flags. An unknown key is an error.
+
+Knows no model and no method; `keep` and method parameters stay as the user wrote them until the pruner reads them.
+"""
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trimtok_cli.errors import UsageError
+
+CAPTION_PROMPT = "Describe the image in one sentence."
+PRESETS = tuple(path for path in (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs") if path.is_dir())
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides what a run computes; run.json holds it as it was resolved."""
+
+    model: str = "llava-1.5-7b"
+    revision: str = ""
+    device: str = "auto"
+    dtype: str = "auto"
+    method: str = "trimtokenator"
+    keep: str = "11.1%"  # the paper's headline: 64 of 576, 320 of 2880
+    params: dict[str, Any] = field(default_factory=dict)
+    prompt: str = CAPTION_PROMPT
+    system: str = ""
+    batch_size: int = 1
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    limit: int = 0  # 0 is no limit
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{_flag(name)} must be at least 1, got {getattr(self, name)}.")
+        if self.limit < 0 or self.seed < 0:
+            raise UsageError(f"--limit and --seed must not be negative, got {self.limit} and {self.seed}.")
+        if self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise UsageError(f"--temperature must be 0 or more and --top-p in (0, 1], got {self.temperature} and {self.top_p}.")
+
+
+def resolve(flags: Mapping[str, Any], config: str | None = None, environ: Mapping[str, str] = os.environ) -> RunConfig:
+    """Lay the sources over each other; a flag that is None was not given. Raises UsageError."""
+    fields = {f.name: f for f in dataclasses.fields(RunConfig)}
+    given: dict[str, Any] = {}
+    if config:
+        path, values = read_yaml(config)
+        for key in values:
+            if key not in fields:
+                raise UsageError(f"{path}: unknown key {key!r}{_suggest(key, fields)}; known keys are {', '.join(fields)}.")
+        given |= {key: _convert(fields[key], value, f"{path}: {key}") for key, value in values.items()}
+    for key in fields:
+        if (value := environ.get(f"TRIMTOK_{key.upper()}")) not in (None, ""):
+            given[key] = _convert(fields[key], value, f"environment variable TRIMTOK_{key.upper()}")
+    for key, value in flags.items():
+        if value is not None:
+            value = _convert(fields[key], value, _flag(key))
+            given[key] = given.get(key, {}) | value if key == "params" else value
+    return RunConfig(**given)
+
+
+def read_yaml(name: str) -> tuple[str, dict[str, Any]]:
+    """A YAML file by path, or a shipped preset by its name (`llava-1.5-7b`)."""
+    path = Path(name)
+    if not path.is_file():
+        named = [folder / f"{name.removesuffix('.yaml')}.yaml" for folder in PRESETS]
+        path = next((p for p in named if p.is_file()), path)
+    if not path.is_file():
+        known = sorted({p.stem for folder in PRESETS for p in folder.glob("*.yaml")})
+        raise UsageError(f"--config {name}: there is no such file, and no preset of that name; presets are {', '.join(known)}.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {name}: cannot be read as YAML ({' '.join(str(error).split())}).") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"--config {name}: must hold `key: value` lines.")
+    return str(path), {str(key).replace("-", "_"): value for key, value in values.items()}
+
+
+def parse_params(pairs: list[str] | None) -> dict[str, Any] | None:
+    """`["pool=0.9", "align=cosine"]` -> a dict, values read as YAML."""
+    if not pairs:
+        return None
+    params = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--param {pair}: write it as NAME=VALUE, for example --param pool=0.9.")
+        params[key.strip()] = yaml.safe_load(value)
+    return params
+
+
+def _convert(wanted: dataclasses.Field, value: Any, where: str) -> Any:
+    """The value in the field's own type. YAML gives numbers where text is meant (keep: 64), the environment only text."""
+    if wanted.name == "params":
+        value = yaml.safe_load(value) if isinstance(value, str) else value
+        if not isinstance(value, dict):
+            raise UsageError(f"{where} must hold names and values, for example {{pool: 0.9}}.")
+        return value
+    try:
+        if isinstance(value, (list, dict, bool)) or value is None:
+            raise ValueError
+        if wanted.type is int and float(value) != int(float(value)):
+            raise ValueError
+        return wanted.type(value)
+    except (ValueError, TypeError, OverflowError):
+        kind = {int: "a whole number", float: "a number"}.get(wanted.type, "text")
+        raise UsageError(f"{where} must be {kind}, got {value!r}.") from None
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _suggest(word: str, known) -> str:
+    near = difflib.get_close_matches(word, list(known), 1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

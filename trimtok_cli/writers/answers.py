@@ -1,0 +1,92 @@
+"""answers.jsonl: one LLaVA-compatible record per input, in input order, flushed as it comes.
+
+LLaVA's own scorers read the first keys and ignore the rest; the same keys stand in every line, failed or not. Knows no model.
+"""
+
+import json
+import math
+import sys
+import uuid
+from pathlib import Path
+from typing import Any, TextIO
+
+from trimtok_cli.data import Media, Result
+
+FIRST_KEYS = ("question_id", "prompt", "text", "answer_id", "model_id", "image")
+
+
+def record(result: Result, *, model: str, run: str) -> dict[str, Any]:
+    """The record of one result. Further columns of the input ride along behind ours; one that clashes gets `input_` before it."""
+    sample, tokens, seconds = result.sample, result.tokens, result.seconds
+    media = result.media[0] if result.media else Media()
+    names = list(sample.names)
+    ms = {name: round(1000 * value, 3) for name, value in (
+        ("load", seconds.load), ("preprocess", seconds.prepare), ("vision", seconds.encode),
+        ("prune", seconds.prune), ("prefill", seconds.prefill), ("decode", seconds.decode),
+    )}  # fmt: skip
+    row: dict[str, Any] = {
+        "question_id": sample.id,
+        "prompt": result.question,
+        "text": result.answer,
+        "answer_id": uuid.uuid5(uuid.NAMESPACE_URL, f"{run}/{sample.id}/{names}/{result.question}").hex,
+        "model_id": model,
+        "image": names[0] if len(names) == 1 else names if names else "",
+        "metadata": {
+            "status": "error" if result.error else "ok",
+            "error": result.error,
+            "finish_reason": result.finish,
+            "method": result.method,
+            "usage": {
+                "prompt_tokens": tokens.text + tokens.kept,
+                "prompt_tokens_dense": tokens.text + tokens.visual,
+                "completion_tokens": tokens.generated,
+            },
+            "visual": {"tokens": tokens.visual, "kept": tokens.kept, "grid": list(result.grid), "frames": max(len(names), 1)},
+            "timing_ms": {**ms, "batch_size": result.batch_size},
+            "media": {
+                "width": media.width, "height": media.height, "mode": media.mode, "exif_orientation": media.exif_orientation,
+            },
+            "prompt_sent": result.prompt_sent,
+            "warnings": list(result.warnings),
+            "run": run,
+        },
+    }  # fmt: skip
+    for key, value in sample.extra.items():
+        row[key if key not in row else f"input_{key}"] = value
+    return row
+
+
+def to_line(row: dict[str, Any]) -> str:
+    """JSON on one line, readable as UTF-8. NaN, which is not JSON, can only come from an input's own columns: it becomes null."""
+    try:
+        return json.dumps(row, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(row), ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class JsonLines:
+    """A file of JSON lines, or standard output for `-`; every line is flushed, so that a killed run loses none."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.file: TextIO = sys.stdout if path is None else path.open("w", encoding="utf-8", newline="\n")
+
+    def write(self, row: dict[str, Any]) -> None:
+        # A lone surrogate (a file name that is not UTF-8) cannot be encoded; it is written as an escape.
+        line = to_line(row).encode("utf-8", "backslashreplace").decode("utf-8")
+        self.file.write(line + "\n")
+        self.file.flush()
+
+    def __enter__(self) -> "JsonLines":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.file is not sys.stdout:
+            self.file.close()
