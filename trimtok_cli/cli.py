@@ -1,0 +1,39 @@
+"""The Typer app: adds the commands. What goes wrong in one becomes a line on stderr and an exit code in `guard.py`."""
+
+from typing import Annotated
+
+import typer
+
+from trimtok_cli import __version__
+from trimtok_cli.commands import caption, compare, vqa
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Caption images and answer questions about them with most visual tokens pruned away.",
+    epilog="Exit codes: 0 all well, 1 failure, 2 wrong usage or nothing found, 3 finished with failed items, 130 interrupted.",
+)
+app.command("caption", epilog=caption.EXAMPLES, no_args_is_help=True)(caption.caption)
+app.command("vqa", epilog=vqa.EXAMPLES, no_args_is_help=True)(vqa.vqa)
+app.command("compare", epilog=compare.EXAMPLES, no_args_is_help=True)(compare.compare)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"trimtok {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    app()

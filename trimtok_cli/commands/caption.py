@@ -1,0 +1,55 @@
+"""trimtok caption: a sentence for every image."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from trimtok_cli.commands import options as o
+from trimtok_cli.commands.guard import guarded
+from trimtok_cli.commands.run import run
+from trimtok_cli.commands.screen import Screen
+from trimtok_cli.config import resolve
+from trimtok_cli.readers import read_images
+
+EXAMPLES = (
+    "Examples:\n\n"
+    "trimtok caption ./images --keep 64\n\n"
+    "trimtok caption photo.jpg 'more/*.png' --prompt 'What is unusual here?' -o captions.jsonl\n\n"
+    "find . -name '*.jpg' | trimtok caption - --model llava-1.5-13b --batch-size 8 -o out"
+)
+Sources = Annotated[
+    list[str], typer.Argument(help="Images, folders, globs, @list.txt, or - for paths on standard input.", show_default=False)
+]
+
+
+@guarded
+def caption(
+    sources: Sources,
+    model: o.Model = None,
+    revision: o.Revision = None,
+    device: o.Device = None,
+    dtype: o.DType = None,
+    keep: o.Keep = None,
+    method: o.Method = None,
+    param: o.Param = None,
+    prompt: o.Prompt = None,
+    system: o.System = None,
+    batch_size: o.BatchSize = None,
+    max_new_tokens: o.MaxNewTokens = None,
+    temperature: o.Temperature = None,
+    top_p: o.TopP = None,
+    seed: o.Seed = None,
+    recursive: o.Recursive = False,
+    limit: o.Limit = None,
+    out: o.Out = None,
+    overwrite: o.Overwrite = False,
+    config: o.Config = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+    debug: o.Debug = False,
+) -> int:
+    """Caption images: one answer per image, in input order, with token counts and times."""
+    settings = resolve(o.flags(locals()), config)
+    source = read_images(sources, recursive=recursive, limit=settings.limit or None, stdin=sys.stdin)
+    return run("caption", settings, source, out=out, overwrite=overwrite, screen=Screen(quiet=quiet), verbose=verbose)

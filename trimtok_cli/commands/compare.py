@@ -1,0 +1,142 @@
+"""trimtok compare: the same samples dense and pruned in one process, side by side."""
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from trimtok_cli.commands import options as o
+from trimtok_cli.commands.destination import Destination, open_destination
+from trimtok_cli.commands.guard import guarded
+from trimtok_cli.commands.run import describe, load
+from trimtok_cli.commands.screen import FEW, Screen
+from trimtok_cli.commands.tables import sample_table, summary_table
+from trimtok_cli.config import RunConfig, resolve
+from trimtok_cli.data import Comparison
+from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED, UsageError
+from trimtok_cli.readers import read_any
+from trimtok_cli.writers.answers import JsonLines, record
+
+EXAMPLES = (
+    "Examples:\n\n"
+    "trimtok compare ./images --keep 192,128,64\n\n"
+    "trimtok compare questions.jsonl --keep 64 --limit 20 -o case-study\n\n"
+    "It writes compare.jsonl and compare.html, one page with every image, its answers and the kept tokens drawn over it."
+)
+Sources = Annotated[
+    list[str], typer.Argument(help="Images, folders, globs, @list.txt, or one question file.", show_default=False)
+]
+
+
+@guarded
+def compare(
+    sources: Sources,
+    model: o.Model = None,
+    revision: o.Revision = None,
+    device: o.Device = None,
+    dtype: o.DType = None,
+    keep: o.Keeps = None,
+    method: o.Methods = None,
+    param: o.Param = None,
+    prompt: o.Prompt = None,
+    system: o.System = None,
+    max_new_tokens: o.MaxNewTokens = None,
+    temperature: o.Temperature = None,
+    top_p: o.TopP = None,
+    seed: o.Seed = None,
+    image_root: o.Root = None,
+    recursive: o.Recursive = False,
+    limit: o.Limit = None,
+    out: o.Out = None,
+    overwrite: o.Overwrite = False,
+    config: o.Config = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+    debug: o.Debug = False,
+) -> int:
+    """Answer every sample dense and pruned, the vision tower run once for both, and say what changed and what it saved."""
+    settings = resolve(o.flags(locals()), config)
+    source = read_any(sources, recursive=recursive, image_root=image_root, limit=settings.limit or None)
+    screen = Screen(quiet=quiet, noun="samples")
+    pruners = build_pruners(settings)
+    destination = open_destination(out, "compare", name="compare.jsonl", overwrite=overwrite)
+    adapter, ask = load(settings, screen)
+    from trimtok_cli.engine import compare_all
+
+    comparisons: list[Comparison] = []
+    show = verbose or (source.total is not None and source.total <= FEW)
+    try:
+        with JsonLines(destination.answers) as file, screen.track(source.total):
+            for comparison in compare_all(adapter, pruners, source.samples, ask):
+                file.write(comparison_record(comparison, settings.model))
+                comparisons.append(comparison)
+                if show:
+                    screen.show(sample_table(comparison))
+                screen.advance(*comparison.results)
+    finally:
+        close(comparisons, settings, describe(adapter), destination, screen)
+    return EXIT_SOME_FAILED if any(r.error for c in comparisons for r in c.results) else EXIT_OK
+
+
+def build_pruners(config: RunConfig) -> list[Any]:
+    """None for dense, then a pruner for each method and each budget, both given with commas between."""
+    from trimtok_cli.pruners import build_pruner
+
+    built = [
+        build_pruner(method.strip(), {"keep": keep.strip(), **config.params})
+        for method in config.method.split(",")
+        for keep in config.keep.split(",")
+    ]
+    pruners = [pruner for pruner in dict.fromkeys(built) if pruner is not None]
+    if not pruners:
+        raise UsageError("nothing to compare with dense: give --keep fewer tokens than all, and a --methods other than dense.")
+    return [None, *pruners]
+
+
+def comparison_record(comparison: Comparison, model: str) -> dict[str, Any]:
+    """One line: the question, the references, and under `runs` a full record for each setting, dense first."""
+    records = [record(result, model=model, run="compare") for result in comparison.results]
+    shared = {key: records[0][key] for key in ("question_id", "image", "prompt")}
+    dense = comparison.results[0].answer
+    runs = [
+        {
+            "method": result.method,
+            "text": row["text"],
+            "identical_to_dense": not result.error and result.answer == dense,
+            "kept_tokens": list(result.kept[-1].tokens) if result.kept else [],
+            "metadata": row["metadata"],
+        }
+        for result, row in zip(comparison.results, records, strict=True)
+    ]
+    return {**shared, "reference": list(comparison.sample.answers), "runs": runs}
+
+
+def close(
+    comparisons: Sequence[Comparison], config: RunConfig, model: dict[str, str], destination: Destination, screen: Screen
+) -> None:
+    """The summary on the terminal, and the page."""
+    from trimtok_cli.report import write_page
+    from trimtok_cli.report.summary import explain, summarize
+    from trimtok_cli.writers.run_json import versions
+
+    if not comparisons:
+        return
+    rows, found = summarize(comparisons), versions()
+    screen.show(summary_table(rows))
+    screen.say(explain(rows), "bold")
+    if destination.folder is None or destination.answers is None:
+        return
+    words = [r.tokens.text for c in comparisons for r in c.results[:1] if not r.error]
+    facts = {
+        "Model": f"{model['name']} ({model['family']}{', ' + model['commit'][:12] if model['commit'] else ''})",
+        "Device": f"{model['device']}, {model['dtype']}, {model['threads']} CPU threads",
+        "Samples": f"{len(comparisons)}, one at a time, after a warm-up; at most {config.max_new_tokens} new tokens",
+        "Text tokens": f"{statistics.median(words):.0f} (median)" if words else "",
+        "Versions": f"torch {found['torch']}, transformers {found['transformers']}, Python {found['python']}",
+        "Date": time.strftime("%Y-%m-%d %H:%M"),
+    }
+    page = destination.answers.with_suffix(".html")
+    write_page(page, comparisons, title="Dense and pruned, side by side", facts=facts, sentence=explain(rows))
+    screen.say(f"records in {destination.answers}, page in {page}", "dim")

@@ -1,0 +1,67 @@
+"""The rim of every command: an error becomes one line and an exit code, Ctrl-C ends cleanly, --debug shows everything."""
+
+import functools
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+
+import typer
+
+from trimtok_cli.commands.screen import Screen
+from trimtok_cli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, TrimtokError
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, handled like Ctrl-C: what is written stays written."""
+
+
+def guarded(command: Callable[..., int]) -> Callable[..., None]:
+    """Runs a command that returns its exit code, with --debug among its options."""
+
+    @functools.wraps(command)
+    def run(*args, **options) -> None:
+        debug = bool(options.get("debug"))
+        _quieten(debug)
+        signal.signal(signal.SIGTERM, _terminate)
+        try:
+            code = command(*args, **options)
+        except TrimtokError as error:
+            if debug:
+                raise
+            code = _say(str(error), error.exit_code)
+        except KeyboardInterrupt as error:
+            code = _say("interrupted", EXIT_INTERRUPTED + 13 * isinstance(error, Terminated))
+        except BrokenPipeError:  # `-o - | head`: whoever read our output has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = EXIT_FAILURE
+        except Exception as error:
+            if debug:
+                raise
+            first = (str(error).strip() or "no message").splitlines()[0]
+            code = _say(f"{type(error).__name__}: {first} (run again with --debug for the whole story)", EXIT_FAILURE)
+        raise typer.Exit(code)
+
+    return run
+
+
+def _say(message: str, code: int) -> int:
+    Screen().error(message)
+    return code
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
+
+
+def _quieten(debug: bool) -> None:
+    """Without --debug the libraries' warnings and logs stay out of the user's terminal."""
+    if debug:
+        logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+        logging.getLogger("trimtok").setLevel(logging.DEBUG)
+        return
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")

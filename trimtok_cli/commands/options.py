@@ -1,0 +1,95 @@
+"""The options that commands share, said once. None means "not given": the value then comes from the config or its default."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trimtok_cli.config import CAPTION_PROMPT, RunConfig, parse_params
+
+MODEL, PRUNING, ANSWERS, OUTPUT = "Model", "Pruning", "Answers", "Output"
+
+
+def flags(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a command's arguments is a setting of the run (its `locals()` on entry), by the names of RunConfig."""
+    names = {field.name for field in dataclasses.fields(RunConfig)}
+    return {name: value for name, value in given.items() if name in names} | {"params": parse_params(given["param"])}
+
+
+def _option(*names: str, shown: str | None = None, panel: str, help: str):
+    return typer.Option(*names, show_default=shown or False, rich_help_panel=panel, help=help)
+
+
+Model = Annotated[str | None, _option("--model", "-m", shown=RunConfig.model, panel=MODEL, help="Alias, hub id or local folder.")]
+Revision = Annotated[str | None, _option("--revision", shown="main", panel=MODEL, help="Branch, tag or commit on the hub.")]
+Device = Annotated[str | None, _option("--device", shown="auto", panel=MODEL, help="auto, cuda, cuda:N, mps or cpu.")]
+DType = Annotated[
+    str | None,
+    _option(
+        "--dtype", shown="auto", panel=MODEL, help="auto (bfloat16 on CUDA, float32 on a CPU), bfloat16, float16 or float32."
+    ),
+]
+Keep = Annotated[
+    str | None,
+    _option(
+        "--keep",
+        "-k",
+        shown=RunConfig.keep,
+        panel=PRUNING,
+        help="Visual tokens left of each image: a count (64), a share (11% or 0.11), or all.",
+    ),
+]
+Keeps = Annotated[
+    str | None,
+    _option(
+        "--keep", "-k", shown=RunConfig.keep, panel=PRUNING, help="One or more budgets: 64, or 192,128,64; shares (11%) as well."
+    ),
+]
+Method = Annotated[str | None, _option("--method", shown=RunConfig.method, panel=PRUNING, help="Pruning method; dense for none.")]
+Methods = Annotated[
+    str | None,
+    _option("--methods", "--method", shown=RunConfig.method, panel=PRUNING, help="One or more methods, with commas between."),
+]
+Param = Annotated[
+    list[str] | None, _option("--param", panel=PRUNING, help="A parameter of the method, NAME=VALUE; may be repeated (pool=0.9).")
+]
+Prompt = Annotated[str | None, _option("--prompt", "-p", shown=CAPTION_PROMPT, panel=ANSWERS, help="What to ask of every image.")]
+System = Annotated[
+    str | None, _option("--system", panel=ANSWERS, help="System prompt, where the model's chat template has a place for one.")
+]
+BatchSize = Annotated[int | None, _option("--batch-size", "-b", shown="1", panel=ANSWERS, help="Samples that run together.")]
+MaxNewTokens = Annotated[
+    int | None, _option("--max-new-tokens", shown=str(RunConfig.max_new_tokens), panel=ANSWERS, help="Longest answer, in tokens.")
+]
+Temperature = Annotated[
+    float | None, _option("--temperature", shown="0, greedy", panel=ANSWERS, help="Sample at this temperature.")
+]
+TopP = Annotated[
+    float | None, _option("--top-p", shown="1", panel=ANSWERS, help="Sample among the likeliest tokens that hold this share.")
+]
+Seed = Annotated[int | None, _option("--seed", shown="0", panel=ANSWERS, help="For sampling, and for methods that draw lots.")]
+Limit = Annotated[int | None, _option("--limit", "-n", panel=OUTPUT, help="Stop after this many samples.")]
+Recursive = Annotated[bool, typer.Option("--recursive", "-r", rich_help_panel=OUTPUT, help="Search folders within folders.")]
+Root = Annotated[
+    Path | None,
+    _option("--image-root", shown="the question file's folder", panel=OUTPUT, help="Where image paths in a question file start."),
+]
+Out = Annotated[
+    str | None,
+    _option(
+        "--out",
+        "-o",
+        shown="a new folder in trimtok-out",
+        panel=OUTPUT,
+        help="A folder, a .jsonl file, or - for standard output.",
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace answers that are already there.")]
+Config = Annotated[
+    str | None, _option("--config", "-c", panel=OUTPUT, help="YAML file with any of these settings, or a preset's name.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", rich_help_panel=OUTPUT, help="Nothing but errors.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", rich_help_panel=OUTPUT, help="Every answer, however many.")]
+Debug = Annotated[bool, typer.Option("--debug", rich_help_panel=OUTPUT, help="Tracebacks and the libraries' own warnings.")]

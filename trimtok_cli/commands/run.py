@@ -1,0 +1,75 @@
+"""The run that `caption` and `vqa` share: model, pruner, stream of samples, answers to disk, manifest at the end."""
+
+import uuid
+
+from trimtok_cli.commands.destination import open_destination
+from trimtok_cli.commands.screen import FEW, Screen
+from trimtok_cli.config import RunConfig
+from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED
+from trimtok_cli.readers import Source
+from trimtok_cli.writers.answers import JsonLines, record
+from trimtok_cli.writers.run_json import RunSummary, write_run
+
+
+def load(config: RunConfig, screen: Screen):
+    """The adapter and what to ask of it. Heavy imports happen here, after arguments and inputs have been looked at."""
+    screen.say(f"loading {config.model} ...", "dim")
+    from trimtok_cli.decoding import Sampling
+    from trimtok_cli.engine import Ask
+    from trimtok_cli.models import load_model
+
+    adapter = load_model(config.model, device=config.device, dtype=config.dtype, revision=config.revision or None)
+    ask = Ask(config.prompt, config.system, config.max_new_tokens, Sampling(config.temperature, config.top_p, config.seed))
+    return adapter, ask
+
+
+def describe(adapter) -> dict[str, str]:
+    """What run.json and the report say of the model."""
+    import torch
+
+    device = torch.cuda.get_device_name(adapter.device) if adapter.device.type == "cuda" else str(adapter.device)
+    facts = {"name": adapter.name, "family": adapter.model.config.model_type, "commit": adapter.revision}
+    return facts | {"device": device, "dtype": str(adapter.dtype).removeprefix("torch."), "threads": str(torch.get_num_threads())}
+
+
+def run(
+    command: str, config: RunConfig, source: Source, *, out: str | None, overwrite: bool, screen: Screen, verbose: bool
+) -> int:
+    """Answers every sample; the exit code. Ctrl-C keeps what is written, and run.json says that the run was interrupted."""
+    from trimtok_cli.pruners import build_pruner
+
+    pruner = build_pruner(config.method, {"keep": config.keep, **config.params})
+    destination = open_destination(out, command, overwrite=overwrite)
+    adapter, ask = load(config, screen)
+    from trimtok_cli.engine import answer_all
+
+    name, summary, interrupted = uuid.uuid4().hex[:12], RunSummary(), True
+    show = verbose or (source.total is not None and source.total <= FEW)
+    try:
+        with JsonLines(destination.answers) as file, screen.track(source.total):
+            for result in answer_all(adapter, pruner, source.samples, ask, batch_size=config.batch_size):
+                file.write(record(result, model=config.model, run=name))
+                summary.add(result)
+                if show or result.error:
+                    screen.answer(result)
+                screen.advance(result)
+        interrupted = False
+    finally:
+        if destination.manifest:
+            write_run(
+                destination.manifest, config, summary, run=name, command=command, interrupted=interrupted, model=describe(adapter)
+            )
+        screen.say(closing_line(summary, screen.noun))
+        if destination.answers:
+            screen.say(f"answers in {destination}", "dim")
+    return EXIT_SOME_FAILED if summary.failed else EXIT_OK
+
+
+def closing_line(summary: RunSummary, noun: str) -> str:
+    count, seconds = summary.done + summary.failed, summary.seconds
+    line = f"{count} {noun}, {summary.failed} failed"
+    if summary.done:
+        line += f", {summary.visual / summary.done:.0f} → {summary.kept / summary.done:.0f} visual tokens a sample"
+    cut = summary.finish["length"]
+    line += f", {count / seconds:.2f} {noun}/s" + (f"; {cut} answers were cut off at --max-new-tokens" if cut else "")
+    return line
