@@ -1,0 +1,472 @@
+"""Trains the demo model from scratch on two CPU cores and scores it: an ordinary, dense, very small LLaVA-1.5.
+
+    python train.py tower      the vision tower alone on windows of scenes: what covers each patch?       (one core)
+    python train.py language   the language model alone on the truth, spelled in its own word embeddings  (one core)
+    python train.py joint      both through the projector, on pictures, questions and answers             (two cores)
+    python train.py score      1,000 held-out scenes, dense or with --keep, task by task
+    python train.py export     half-precision weights, tokenizer and processor into model/
+
+`tower` and `language` can run at the same time. Each writes a checkpoint into --work every few minutes and goes on from
+it. No token is ever dropped in training. Every question of a scene is a turn of its own that sees the picture and itself
+only (a block mask and its own positions), so one pass over a picture teaches all of them and equals separate prompts.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import scenes
+import torch
+import torch.nn.functional as F
+from scenes import CHARACTERS, COLOR_NAMES, GRID, KINDS, MAX_VALUE, PATCH, SHAPES
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from torch import nn
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)  # fmt: skip
+
+HERE = Path(__file__).parent
+WIDTH, TOWER_LAYERS, LANGUAGE_LAYERS = 160, 6, 4  # the last tower layer is not read: vision_feature_layer is -2
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}{% for c in m['content'] %}{{ c['text'] }} {% endfor %}"
+    "{% elif m['role'] == 'user' %}USER: {% for c in m['content'] %}{% if c['type'] == 'image' %}<image>\n{% endif %}{% endfor %}"
+    "{% for c in m['content'] %}{% if c['type'] == 'text' %}{{ c['text'] }}{% endif %}{% endfor %} "
+    "{% else %}ASSISTANT: {% for c in m['content'] %}{{ c['text'] }}{% endfor %}</s>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+HEADS = {"kind": len(KINDS), "shape": len(SHAPES), "color": len(COLOR_NAMES), "character": len(CHARACTERS), "order": 3,
+         "value": MAX_VALUE, "center": 2, "background": len(scenes.BACKGROUND_NAMES), "row": GRID, "column": GRID}  # fmt: skip
+
+
+# ---- the model -------------------------------------------------------------------------------------------------------
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Whole words of the demo's language; anything else falls apart into characters, so nothing is unknown."""
+    more = ["USER", "ASSISTANT", "photo", "picture", "colour", "which", "Which", "object", "objects", "was", "it", "with"]
+    pieces = [chr(c) for c in range(33, 127)] + [f"##{chr(c)}" for c in range(33, 127)]
+    vocabulary = ["<pad>", "<s>", "</s>", "<unk>", "<image>", *pieces]
+    vocabulary += sorted(set(scenes.words() + more) - set(vocabulary))
+    tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(cleanup=True)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>",
+        additional_special_tokens=["<image>"], padding_side="left", model_max_length=2048,
+    )  # fmt: skip
+
+
+def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
+    images = CLIPImageProcessor(
+        size={"shortest_edge": scenes.SIZE},
+        crop_size={"height": scenes.SIZE, "width": scenes.SIZE},
+        image_mean=MEAN,
+        image_std=STD,
+    )
+    return LlavaProcessor(
+        images, tokenizer, patch_size=PATCH, vision_feature_select_strategy="default", chat_template=TEMPLATE, image_token="<image>",
+        num_additional_image_tokens=1,
+    )  # fmt: skip
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
+    vision = CLIPVisionConfig(
+        hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_hidden_layers=TOWER_LAYERS, num_attention_heads=WIDTH // 32,
+        image_size=scenes.SIZE, patch_size=PATCH, projection_dim=WIDTH, hidden_act="gelu",
+    )  # fmt: skip
+    text = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=448, num_hidden_layers=LANGUAGE_LAYERS,
+        num_attention_heads=WIDTH // 32, num_key_value_heads=WIDTH // 32, max_position_embeddings=2048,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0, tie_word_embeddings=True, initializer_range=0.06,
+    )  # fmt: skip
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("<image>"), vision_feature_layer=-2,
+        vision_feature_select_strategy="default", image_seq_length=GRID * GRID, tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return LlavaForConditionalGeneration(config)
+
+
+class Spelling(nn.Module):
+    """The truth of a patch as a visual token: the sum of the embeddings of the words for it, and a little of its place.
+
+    The language model learns on these; the projector then learns to make them from pixels. Background comes out longer
+    than things (1.5 against 1), so it lies farther from every word: the alignment that CLIP training gives a real LLaVA,
+    and what the paper's first stage relies on.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        super().__init__()
+        find = tokenizer.convert_tokens_to_ids
+        self.words = {
+            "shape": [find(w) for w in SHAPES], "color": [find(w) for w in COLOR_NAMES],
+            "character": [find(c) for c in CHARACTERS] + [find(f"##{c}") for c in CHARACTERS], "value": [find(str(v + 1)) for v in range(MAX_VALUE)],
+            "background": [find(w) for w in scenes.BACKGROUND_NAMES],
+            "kind": [find(w) for w in ("background", "shapes", "text", "bar")],
+        }  # fmt: skip
+        self.center = nn.Parameter(0.06 * torch.randn(WIDTH))
+        self.order = nn.Parameter(0.06 * torch.randn(3, WIDTH))
+        self.row = nn.Parameter(0.03 * torch.randn(GRID, WIDTH))
+        self.column = nn.Parameter(0.03 * torch.randn(GRID, WIDTH))
+
+    def forward(self, truth: dict[str, torch.Tensor], embedding: torch.Tensor) -> torch.Tensor:
+        """Truths (B, P) and the word embeddings (V, D) to visual tokens (B, P, D)."""
+        thing = truth["kind"] > 0
+        total = 0.0
+        for name, ids in self.words.items():
+            present = truth[name] >= 0
+            if name == "background":
+                present = ~thing
+            if name == "color":
+                present = present & (truth["kind"] != KINDS.index("character"))
+            number = truth[name].clamp(min=0)
+            if name == "character":  # spelled as it will be written: the first of a word, then pieces that go on
+                number = number + len(CHARACTERS) * (truth["order"] > 0)
+            rows = F.embedding(torch.tensor(ids)[number], embedding)
+            total = total + rows * present[..., None] * (0.5 if name == "kind" else 1.0)
+        total = F.normalize(total, dim=-1) + 0.8 * F.normalize(self.center, dim=-1) * truth["center"][..., None]
+        total = total + 0.8 * F.normalize(self.order, dim=-1)[truth["order"].clamp(min=0)] * (truth["order"] >= 0)[..., None]
+        total = total + self.row[truth["row"]] + self.column[truth["column"]]
+        return F.normalize(total, dim=-1) * torch.where(thing, 1.0, 1.5)[..., None]
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+
+def truth_of(scene: scenes.Scene, size: int = scenes.SIZE, at: tuple[int, int] = (0, 0)) -> dict[str, np.ndarray]:
+    """The patch truths of a scene, with each patch's row and column when the scene stands at `at` in the grid."""
+    truth = scenes.patch_truth(scene, size)
+    grid = size // PATCH
+    rows, columns = np.meshgrid(np.arange(grid) + at[0], np.arange(grid) + at[1], indexing="ij")
+    return truth | {"row": rows, "column": columns}
+
+
+def stack(truths: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(np.stack([t[name].reshape(-1) for t in truths])) for name in truths[0]}
+
+
+def pixels_of(images: list[np.ndarray]) -> torch.Tensor:
+    batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+    return (batch - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+
+
+def windows(rng: Random, count: int, side: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """`count` windows of side x side patches cut from scenes, most with a thing in them, at random places of the grid."""
+    images, truths = [], []
+    while len(images) < count:
+        scene = scenes.layout(rng)
+        picture, truth = np.asarray(scenes.render(scene)), truth_of(scene)
+        shift = (rng.randint(0, side - 1), rng.randint(0, side - 1)) if side < GRID else (0, 0)
+        for top in range(shift[0], GRID - side + 1, side):
+            for left in range(shift[1], GRID - side + 1, side):
+                cut = {name: grid[top : top + side, left : left + side] for name, grid in truth.items()}
+                if not cut["kind"].any() and rng.random() > 0.1:
+                    continue
+                row, column = rng.randint(0, GRID - side), rng.randint(0, GRID - side)
+                moved = {"row": cut["row"] - top + row, "column": cut["column"] - left + column}
+                truths.append(cut | moved)
+                images.append(picture[top * PATCH : (top + side) * PATCH, left * PATCH : (left + side) * PATCH])
+    order = rng.sample(range(len(images)), count)
+    return pixels_of([images[i] for i in order]), stack([truths[i] for i in order])
+
+
+class Turns:
+    """All questions of a scene as one row: ids, labels, a block mask over (prefix, visual, turns), positions, weights."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.encode = lambda text: tokenizer(text, add_special_tokens=False).input_ids
+        self.prefix = [1, *self.encode("USER:")]
+
+    def row(self, asked: list[tuple[str, str, str]], num_visual: int) -> dict[str, np.ndarray]:
+        ids, labels, block, positions, weights = [], [], [], [], []
+        start = len(self.prefix) + num_visual
+        for number, (_, question, answer) in enumerate(asked):
+            head, tail = self.encode(f"{question} ASSISTANT:"), [*self.encode(answer), 2]
+            ids += head + tail
+            labels += [-100] * (len(head) - 1) + tail + [-100]  # already shifted: what the next token is
+            block += [number + 1] * len(head + tail)
+            positions += range(start, start + len(head + tail))
+            weights += [len(tail) ** -0.5] * len(head + tail)
+        return {name: np.array(v) for name, v in
+                {"ids": ids, "labels": labels, "block": block, "positions": positions, "weights": weights}.items()}  # fmt: skip
+
+    def batch(self, asked: list[list[tuple[str, str, str]]], num_visual: int) -> dict[str, torch.Tensor]:
+        rows = [self.row(a, num_visual) for a in asked]
+        longest = max(len(r["ids"]) for r in rows)
+        fill = {"ids": 0, "labels": -100, "block": -1, "positions": 0, "weights": 0}
+        out = {n: torch.from_numpy(np.stack([np.pad(r[n], (0, longest - len(r[n])), constant_values=f) for r in rows]))
+               for n, f in fill.items()}  # fmt: skip
+        shared = len(self.prefix) + num_visual
+        block = F.pad(out["block"], (shared, 0))
+        causal = torch.ones(shared + longest, shared + longest, dtype=torch.bool).tril()
+        sees = (block[:, None, :] == 0) | (block[:, None, :] == block[:, :, None])
+        out["mask"] = (causal & sees)[:, None]
+        first = torch.arange(shared).expand(len(rows), -1)
+        out["position_ids"] = torch.cat([first, out["positions"]], 1)
+        return out
+
+
+# ---- forward passes --------------------------------------------------------------------------------------------------
+
+
+def tower_features(model, pixels: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """(B, 3, h, w) pixels, (B, P) places in the 576 -> (B, 1 + P, D), the hidden state that the projector reads."""
+    tower = model.model.vision_tower
+    patches = tower.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
+    tokens = torch.cat([tower.embeddings.class_embedding.expand(len(pixels), 1, -1), patches], 1)
+    tokens = tokens + tower.embeddings.position_embedding(F.pad(places + 1, (1, 0)))
+    tokens = tower.pre_layrnorm(tokens)
+    for layer in tower.encoder.layers[:-1]:
+        tokens = layer(tokens, None)
+    return tokens
+
+
+def answer_loss(model, visual: torch.Tensor, turns: dict[str, torch.Tensor], prefix: list[int]) -> torch.Tensor:
+    language = model.model.language_model
+    embed = language.get_input_embeddings()
+    first = embed(torch.tensor(prefix)).expand(len(visual), -1, -1)
+    hidden = torch.cat([first, visual.to(first.dtype), embed(turns["ids"])], 1)
+    mask = torch.zeros(turns["mask"].shape).masked_fill_(~turns["mask"], -1e9)
+    if torch.is_autocast_enabled("cpu"):
+        mask = mask.bfloat16()
+    out = language(inputs_embeds=hidden, attention_mask=mask, position_ids=turns["position_ids"], use_cache=False)
+    out = out.last_hidden_state[:, first.shape[1] + visual.shape[1] :]
+    wanted = turns["labels"] >= 0
+    loss = F.cross_entropy(model.lm_head(out[wanted]).float(), turns["labels"][wanted], reduction="none")
+    weights = turns["weights"][wanted].float()
+    return (loss * weights).sum() / weights.sum()
+
+
+def patch_loss(features: torch.Tensor, truth: dict[str, torch.Tensor], heads: nn.ModuleDict) -> torch.Tensor:
+    """Cross-entropy of every truth at every patch that has it; empty background counts a tenth."""
+    loss = 0.0
+    thing = truth["kind"] > 0
+    weight = torch.where(thing, 1.0, 0.1)
+    for name, head in heads.items():
+        if name == "present":
+            continue
+        has = truth[name] >= 0
+        if name == "character":
+            has = has & (truth["kind"] == KINDS.index("character"))
+        if not has.any():
+            continue
+        each = F.cross_entropy(head(features[:, 1:][has]).float(), truth[name][has], reduction="none")
+        w = weight[has] * (1 + 2 * truth["center"][has])
+        loss = loss + (each * w).sum() / w.sum() * (0.1 if name in ("row", "column") else 1.0)
+    # The CLS token says which colored shapes are in view, as a caption's text would in CLIP training.
+    combined = torch.where(
+        truth["shape"] >= 0, truth["shape"] * len(COLOR_NAMES) + truth["color"], len(SHAPES) * len(COLOR_NAMES)
+    )
+    present = torch.zeros(len(features), len(SHAPES) * len(COLOR_NAMES) + 1).scatter_(1, combined, 1.0)[:, :-1]
+    logits = heads["present"](features[:, 0]).float()
+    return loss + 5 * F.binary_cross_entropy_with_logits(logits, present)
+
+
+@torch.no_grad()
+def shares_right(features: torch.Tensor, truth: dict[str, torch.Tensor], heads: nn.ModuleDict) -> dict[str, torch.Tensor]:
+    """Of the patches that have one: how many shapes, colors, characters and bar tops' values are named right."""
+    found = {}
+    for name in ("shape", "color", "character", "value"):
+        where = truth[name] >= 0
+        if where.any():
+            found[name] = (heads[name](features[:, 1:][where]).argmax(-1) == truth[name][where]).float().mean()
+    return found
+
+
+def new_heads() -> nn.ModuleDict:
+    heads = nn.ModuleDict({name: nn.Linear(WIDTH, size) for name, size in HEADS.items()})
+    heads["present"] = nn.Linear(WIDTH, len(SHAPES) * len(COLOR_NAMES))
+    return heads
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """One stage of training against the clock: optimizer, schedule, checkpoints, a line every half minute."""
+
+    def __init__(self, stage: str, work: Path, minutes: float, groups: list[dict], parts: dict[str, nn.Module]) -> None:
+        self.path, self.limit, self.parts, self.stage = work / f"{stage}.pt", minutes * 60, parts, stage
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01)
+        self.peaks = [g["lr"] for g in self.optimizer.param_groups]
+        self.spent, self.steps, self.seen, self.shown, self.saved = 0.0, 0, 0, 0.0, 0.0
+        self.means: dict[str, float] = {}
+        if self.path.exists():
+            state = torch.load(self.path, weights_only=False)
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.spent, self.steps, self.seen = state["clock"]
+        self.last = time.perf_counter()
+
+    @property
+    def share(self) -> float:
+        return self.spent / self.limit
+
+    def save(self) -> None:
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        state |= {"optimizer": self.optimizer.state_dict(), "clock": (self.spent, self.steps, self.seen)}
+        torch.save(state, self.path.with_suffix(".tmp"))
+        self.path.with_suffix(".tmp").replace(self.path)
+
+    def step(self, loss: torch.Tensor, count: int, **shown: torch.Tensor) -> None:
+        warm = min(1.0, (self.steps + 1) / 100)
+        factor = warm * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * min(1.0, self.share))))
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], 1.0)
+        self.optimizer.step()
+        now = time.perf_counter()
+        self.spent, self.last = self.spent + now - self.last, now
+        self.steps, self.seen = self.steps + 1, self.seen + count
+        for name, value in {"loss": loss, **shown}.items():
+            self.means[name] = 0.98 * self.means.get(name, float(value.detach())) + 0.02 * float(value.detach())
+        if self.spent - self.shown > 30:
+            self.shown = self.spent
+            line = " ".join(f"{k} {v:.3f}" for k, v in self.means.items())
+            print(f"{self.stage} {self.spent / 60:5.1f} min, step {self.steps}, {self.seen} seen: {line}", flush=True)
+        if self.spent - self.saved > 180:
+            self.saved = self.spent
+            self.save()
+
+
+def train_tower(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Windows of 6 x 6 patches, later 12 x 12: local sight, cheaply."""
+    model, heads, rng = build_model(tokenizer), new_heads(), Random(options.seed)
+    tower = model.model.vision_tower
+    run = Run("tower", options.work, options.minutes, [{"params": [*tower.parameters(), *heads.parameters()], "lr": 2e-3}],
+              {"tower": tower, "heads": heads})  # fmt: skip
+    rng.seed(options.seed + run.steps)
+    while run.share < 1:
+        side = 6 if run.share < 0.7 else 12
+        pixels, truth = windows(rng, 48 if side == 6 else 12, side)
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+            features = tower_features(model, pixels, truth["row"] * GRID + truth["column"])
+        features = features.float()
+        loss = patch_loss(features, truth, heads)
+        run.step(loss, len(pixels), **shares_right(features, truth, heads))
+    run.save()
+
+
+def train_language(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> None:
+    """The language model reads spelled truths: first small scenes of 12 x 12 patches, then whole ones."""
+    model, spelling, turns, rng = build_model(tokenizer), Spelling(tokenizer), Turns(tokenizer), Random(options.seed)
+    language = model.model.language_model
+    if options.start:
+        state = torch.load(options.start, weights_only=False)
+        language.load_state_dict(state["language"])
+        spelling.load_state_dict(state["spelling"])
+    run = Run("language", options.work, options.minutes, [{"params": [*language.parameters(), *spelling.parameters()], "lr": 2e-3}],
+              {"language": language, "spelling": spelling})  # fmt: skip
+    rng.seed(options.seed + run.steps)
+    while run.share < 1:
+        side = 12 if run.share < 0.8 else GRID
+        found = [scenes.layout(rng, side * PATCH, 4 if side == 12 else 5) for _ in range(10 if side == 12 else 6)]
+        truth = stack([truth_of(s, side * PATCH, (rng.randint(0, GRID - side), rng.randint(0, GRID - side))) for s in found])
+        batch = turns.batch([scenes.questions(s, rng) for s in found], side * side)
+        visual = spelling(truth, language.get_input_embeddings().weight)
+        visual = visual + 0.02 * torch.randn_like(visual)
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+            loss = answer_loss(model, visual, batch, turns.prefix)
+        run.step(loss, len(found))
+    run.save()
+
+
+def train_joint(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Pictures to answers. The projector first learns the spelling on windows (a tenth of the time), then all train."""
+    model, heads, spelling, turns, rng = (
+        build_model(tokenizer),
+        new_heads(),
+        Spelling(tokenizer),
+        Turns(tokenizer),
+        Random(options.seed),
+    )
+    tower, language, projector = model.model.vision_tower, model.model.language_model, model.model.multi_modal_projector
+    if not (options.work / "joint.pt").exists():
+        state = torch.load(options.work / "tower.pt", weights_only=False)
+        tower.load_state_dict(state["tower"])
+        heads.load_state_dict(state["heads"])
+        state = torch.load(options.work / "language.pt", weights_only=False)
+        language.load_state_dict(state["language"])
+        spelling.load_state_dict(state["spelling"])
+    groups = [{"params": [*tower.parameters(), *heads.parameters()], "lr": 8e-4}, {"params": projector.parameters(), "lr": 1.5e-3},
+              {"params": [*language.parameters(), *spelling.parameters()], "lr": 5e-4}]  # fmt: skip
+    run = Run("joint", options.work, options.minutes, groups,
+              {"tower": tower, "heads": heads, "spelling": spelling, "language": language, "projector": projector})  # fmt: skip
+    rng.seed(options.seed + 7 + run.steps)
+    while run.share < 1:
+        whole = run.share > 0.08
+        if whole:
+            found = [scenes.layout(rng) for _ in range(12)]
+            pixels, truth = pixels_of([np.asarray(scenes.render(s)) for s in found]), stack([truth_of(s) for s in found])
+        else:
+            pixels, truth = windows(rng, 12, 12)
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+            features = tower_features(model, pixels, truth["row"] * GRID + truth["column"])
+            visual = projector(features[:, 1:]).float()
+        target = spelling(truth, language.get_input_embeddings().weight).detach()
+        weight = torch.where(truth["kind"] > 0, 1.0, 0.1) * (1 + 2 * truth["center"])
+        spelled = (((visual - target) ** 2).sum(-1) * weight).sum() / weight.sum()
+        seen = patch_loss(features.float(), truth, heads)
+        loss = spelled + 0.3 * seen
+        shown = {"spelled": spelled, "seen": seen}
+        if whole:
+            batch = turns.batch([scenes.questions(s, rng) for s in found], GRID * GRID)
+            with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+                answered = answer_loss(model, visual, batch, turns.prefix)
+            loss = loss * 0.5 + answered
+            shown["answered"] = answered
+        run.step(loss, len(pixels), **shown)
+    run.save()
+
+
+# ---- scores and files ------------------------------------------------------------------------------------------------
+
+
+def load_trained(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
+    model = build_model(tokenizer)
+    state = torch.load(options.work / "joint.pt", weights_only=False)
+    for name, part in (("tower", "vision_tower"), ("language", "language_model"), ("projector", "multi_modal_projector")):
+        getattr(model.model, part).load_state_dict(state[name])
+    return model.eval()
+
+
+def export(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> None:
+    model = load_trained(options, tokenizer).half()
+    model.generation_config.update(bos_token_id=1, eos_token_id=2, pad_token_id=0, max_length=None)
+    model.save_pretrained(options.model)
+    build_processor(tokenizer).save_pretrained(options.model)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=("tower", "language", "joint", "export"))
+    parser.add_argument("--work", type=Path, default=HERE / "work", help="checkpoints (not kept in the repository)")
+    parser.add_argument("--model", type=Path, default=HERE / "model", help="where export writes")
+    parser.add_argument("--minutes", type=float, default=40)
+    parser.add_argument("--start", type=Path, help="language: weights to begin from")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(options.threads)
+    tokenizer = build_tokenizer()
+    stages = {"tower": train_tower, "language": train_language, "joint": train_joint, "export": export}
+    stages[options.stage](options, tokenizer)
+
+
+if __name__ == "__main__":
+    main()
