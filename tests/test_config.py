@@ -1,0 +1,61 @@
+"""Defaults < YAML < environment < flags, and what is said of a value that does not fit."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trimtok_cli.config import PRESETS, RunConfig, parse_params, read_yaml, resolve
+from trimtok_cli.errors import UsageError
+from trimtok_cli.pruners import build_pruner, parse_budget
+
+
+def test_each_source_lies_over_the_one_before():
+    Path("c.yaml").write_text("keep: 64\nbatch-size: 4\nmethod: dense\nparams: {pool: 0.7, align: cosine}\n")
+    environ = {"TRIMTOK_BATCH_SIZE": "8", "TRIMTOK_METHOD": "trimtokenator", "TRIMTOK_SEED": ""}
+    config = resolve({"method": "x", "keep": None, "params": {"pool": 0.9}}, "c.yaml", environ)
+    assert (config.keep, config.batch_size, config.method, config.seed) == ("64", 8, "x", 0)
+    assert config.params == {"pool": 0.9, "align": "cosine"}
+    assert resolve({}, None, {}) == RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("kep: 64", "did you mean 'keep'"), ("batch_size: many", "whole number"), ("batch_size: 1.5", "whole number"), ("- a", "key: value"),
+     ("keep: [1]", "text"), ("a: [", "YAML"), ("params: 3", "names and values"), ("temperature: -1", "--temperature")],
+)  # fmt: skip
+def test_a_value_that_does_not_fit_is_named(text, says):
+    Path("c.yaml").write_text(text)
+    with pytest.raises(UsageError, match=says):
+        resolve({}, "c.yaml", {})
+
+
+def test_presets_load_by_name_and_build_their_method():
+    names = [path.stem for folder in PRESETS for path in folder.glob("*.yaml")]
+    assert {"llava-1.5-7b", "llava-1.5-13b", "demo"} <= set(names)
+    for name in names:
+        config = resolve({}, name, {})
+        assert build_pruner(config.method, {"keep": config.keep, **config.params}) is not None
+        assert yaml.safe_load(Path(read_yaml(name)[0]).read_text())["keep"] == 64
+
+
+def test_params_are_read_as_yaml():
+    assert parse_params(["pool=0.9", "align=cosine", "x=true"]) == {"pool": 0.9, "align": "cosine", "x": True}
+    assert parse_params(None) is None
+    with pytest.raises(UsageError, match="NAME=VALUE"):
+        parse_params(["pool"])
+
+
+@pytest.mark.parametrize(
+    ("text", "dense", "kept"),
+    [("64", 576, 64), ("64", 40, 40), ("11.1%", 576, 64), ("11.1%", 2880, 320), ("0.111", 576, 64), ("all", 7, 7), ("ALL", 7, 7), ("100%", 7, 7),
+     ("1.0", 7, 7), ("1", 7, 1), (64, 576, 64), (0.5, 3, 2), ("50%", 3, 2), ("0.0001", 5, 1), (".5", 4, 2)],
+)  # fmt: skip
+def test_budgets(text, dense, kept):
+    assert parse_budget(text).count(dense) == kept
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "101%", "0%", "1.5", "many", "", "64 tokens", "nan", "0x10", "1e3"])
+def test_what_is_no_budget(text):
+    with pytest.raises(ValueError, match="keep must be a count"):
+        parse_budget(text)
