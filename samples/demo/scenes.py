@@ -5,14 +5,16 @@ on a pale background with grey clutter. `layout` draws the lots, `render` paints
 the 24 x 24 patches of 14 px, `questions` asks, with answers. Miniatures of the paper's benchmarks: caption (COCO,
 NoCaps), exist (POPE), count, color, side (MME, GQA), read (TextVQA, OCRBench), bar (ChartQA).
 
-Knows nothing of models or tokens. Run it to look at scenes: `python scenes.py FOLDER --count 8 --seed 1`.
+Knows nothing of models or tokens. Run it to look at scenes: `python scenes.py FOLDER --count 8`. What samples/
+holds was made from the project's root by
+`python samples/demo/scenes.py samples/images --questions samples/questions.jsonl --each 5 --film samples/video.mp4`.
 """
 
 import argparse
 import json
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
@@ -83,14 +85,17 @@ class Scene:
         return [*self.shapes, *self.characters, *self.bars]
 
 
-def layout(rng: Random, size: int = SIZE, max_shapes: int = 5) -> Scene:
-    """A random scene inside the upper left `size` x `size` pixels; at least one shape, and nothing overlaps."""
-    while not (scene := _try_layout(rng, size, max_shapes)).shapes:
+def layout(rng: Random, size: int = SIZE, max_shapes: int = 5, label: float = 0.6, chart: float = 0.5) -> Scene:
+    """A random scene inside the upper left `size` x `size` pixels; nothing overlaps. label, chart: how often there is one.
+
+    There is at least one shape, unless `max_shapes` is 0.
+    """
+    while not (scene := _try_layout(rng, size, max_shapes, label, chart)).shapes and (max_shapes or not scene.things):
         pass
     return scene
 
 
-def _try_layout(rng: Random, size: int, max_shapes: int) -> Scene:
+def _try_layout(rng: Random, size: int, max_shapes: int, label: float, chart: float) -> Scene:
     scene = Scene(rng.randrange(1 << 30), rng.choice(BACKGROUND_NAMES))
     taken: list[tuple[float, float, float, float]] = []
 
@@ -103,11 +108,11 @@ def _try_layout(rng: Random, size: int, max_shapes: int) -> Scene:
                 return x, y
         return None
 
-    if rng.random() < 0.6:
+    if rng.random() < label:
         _add_label(scene, rng, place)
-    if rng.random() < 0.5:
+    if rng.random() < chart:
         _add_chart(scene, rng, place)
-    for _ in range(rng.randint(1, max_shapes)):
+    for _ in range(rng.randint(min(1, max_shapes), max_shapes)):
         radius = rng.uniform(12, 17) if rng.random() < 0.6 else rng.uniform(20, 32)
         at = place(2 * radius, 2 * radius)
         if at:
@@ -276,8 +281,21 @@ def plural(word: str) -> str:
     return f"{word}es" if word == "cross" else f"{word}s"
 
 
-def questions(scene: Scene, rng: Random) -> list[tuple[str, str, str]]:
-    """(task, question, answer) for one scene, several of each task that it allows; yes and no balanced."""
+def questions(scene: Scene, rng: Random, dense: bool = False) -> list[tuple[str, str, str]]:
+    """(task, question, answer) for one scene, several of each task that it allows; yes and no balanced.
+
+    `dense` asks for every color and every bar there is, and for more sides: a lesson rather than a test.
+    """
+    asked = _about_shapes(scene, rng, dense) if scene.shapes else []
+    if scene.text:
+        ways = ("What is the text in the image?", "What does the text say?")
+        asked += [("read", way, scene.text) for way in (ways if dense else (rng.choice(ways),))]
+    for bar in scene.bars if dense else rng.sample(scene.bars, min(2, len(scene.bars))):
+        asked.append(("bar", f"What is the value of the {bar.color} bar?", bar.name))
+    return asked
+
+
+def _about_shapes(scene: Scene, rng: Random, dense: bool) -> list[tuple[str, str, str]]:
     asked = [("caption", rng.choice(CAPTION_PROMPTS), caption(scene))]
     present = {(s.color, s.name) for s in scene.shapes}
     for yes in (True, False, rng.random() < 0.5, rng.random() < 0.5):
@@ -302,19 +320,15 @@ def questions(scene: Scene, rng: Random) -> list[tuple[str, str, str]]:
     asked.append(("count", f"How many {color} shapes are there?", str(colors.count(color))))
     asked.append(("count", "How many shapes are there?", str(len(shapes))))
     single = [s for s in scene.shapes if shapes.count(s.name) == 1]
-    for thing in rng.sample(single, min(2, len(single))):
+    for thing in single if dense else rng.sample(single, min(2, len(single))):
         asked.append(("color", f"What color is the {thing.name}?", thing.color))
     named = [s for s in scene.shapes if [(o.color, o.name) for o in scene.shapes].count((s.color, s.name)) == 1]
-    for _ in range(2):
+    for _ in range(5 if dense else 2):
         if len(named) > 1:
             one, two = rng.sample(named, 2)
             if abs(one.center[0] - two.center[0]) > 20:
                 ask = f"Is the {one.color} {one.name} to the left or to the right of the {two.color} {two.name}?"
                 asked.append(("side", ask, "left" if one.center[0] < two.center[0] else "right"))
-    if scene.text:
-        asked.append(("read", rng.choice(("What is the text in the image?", "What does the text say?")), scene.text))
-    for bar in rng.sample(scene.bars, min(2, len(scene.bars))):
-        asked.append(("bar", f"What is the value of the {bar.color} bar?", bar.name))
     return asked
 
 
@@ -329,22 +343,62 @@ def words() -> list[str]:
     return sorted(w for w in found if w.isalpha() and not all(c in CHARACTERS for c in w))
 
 
+def film(path: Path, rng: Random, seconds: float = 3.0, rate: int = 12) -> None:
+    """A short H.264 clip in which a scene's shapes drift over its background. Needs PyAV (`pip install av`)."""
+    import av
+
+    scene = Scene(7, "beige")
+    for _ in range(3):
+        box = (0.0, 0.0, 56.0, 56.0)
+        scene.shapes.append(Thing("shape", rng.choice(SHAPES), rng.choice(COLOR_NAMES), box, 28.0))
+    starts = [(rng.uniform(20, 250), 30.0 + 90 * i, rng.uniform(-50, 50)) for i in range(3)]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "20"})
+        stream.width = stream.height = SIZE
+        stream.pix_fmt = "yuv420p"
+        for number in range(int(seconds * rate)):
+            moved = [(min(max(x + speed * number / rate, 4), 276), y) for x, y, speed in starts]
+            shapes = [replace(t, box=(x, y, x + 56, y + 56)) for t, (x, y) in zip(scene.shapes, moved, strict=True)]
+            frame = av.VideoFrame.from_image(render(replace(scene, shapes=shapes)))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write scenes and questions.jsonl into a folder.")
+    parser = argparse.ArgumentParser(description="Write scenes into a folder, and questions about them into a file.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=8)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--questions", type=Path, help="question file (default: questions.jsonl in the folder)")
+    parser.add_argument("--each", type=int, help="at most so many questions a scene, of as many tasks as there are")
+    parser.add_argument("--film", type=Path, help="write a clip of moving shapes here as well; needs PyAV")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
+    file = options.questions or options.folder / "questions.jsonl"
     rng = Random(options.seed)
-    with (options.folder / "questions.jsonl").open("w", encoding="utf-8") as file:
+    with file.open("w", encoding="utf-8") as out:
         for i in range(options.count):
             scene = layout(rng)
-            name = f"scene-{i + 1:02d}.png"
-            render(scene).save(options.folder / name, optimize=True)
-            for j, (task, question, answer) in enumerate(questions(scene, rng)):
-                row = {"question_id": f"{i + 1:02d}-{j + 1:02d}", "image": name, "text": question, "answer": answer, "task": task}
-                file.write(json.dumps(row) + "\n")
+            path = options.folder / f"scene-{i + 1:02d}.png"
+            render(scene).save(path, optimize=True)
+            asked = questions(scene, rng)
+            if options.each:
+                # One of every task, then another of every task, and so on: as many tasks as fit, in the order asked.
+                order = rng.sample(range(len(asked)), len(asked))
+                rank = {j: sum(asked[k][0] == asked[j][0] for k in order[:at]) for at, j in enumerate(order)}
+                asked = [asked[j] for j in sorted(sorted(order, key=rank.__getitem__)[: options.each])]
+            for j, (task, question, answer) in enumerate(asked):
+                image = path.relative_to(file.parent).as_posix()
+                row = {
+                    "question_id": f"{i + 1:02d}-{j + 1:02d}",
+                    "image": image,
+                    "text": question,
+                    "answer": answer,
+                    "task": task,
+                }
+                out.write(json.dumps(row) + "\n")
+    if options.film:
+        film(options.film, rng)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python train.py tower      the vision tower alone on windows of scenes: what covers each patch?       (one core)
     python train.py language   the language model alone on the truth, spelled in its own word embeddings  (one core)
     python train.py joint      both through the projector, on pictures, questions and answers             (two cores)
-    python train.py score      1,000 held-out scenes, dense or with --keep, task by task
     python train.py export     half-precision weights, tokenizer and processor into model/
+    python train.py score      the exported model on 1,000 held-out scenes, task by task
 
 `tower` and `language` can run at the same time. Each writes a checkpoint into --work every few minutes and goes on from
 it. No token is ever dropped in training. Every question of a scene is a turn of its own that sees the picture and itself
@@ -12,9 +12,12 @@ only (a block mask and its own positions), so one pass over a picture teaches al
 """
 
 import argparse
+import re
 import time
+from collections import Counter
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import numpy as np
 import scenes
@@ -34,6 +37,7 @@ from transformers import (
 )  # fmt: skip
 
 HERE = Path(__file__).parent
+HELD_OUT_SEED = 20_000_001  # no training run starts from it
 WIDTH, TOWER_LAYERS, LANGUAGE_LAYERS = 160, 6, 4  # the last tower layer is not read: vision_feature_layer is -2
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 TEMPLATE = (
@@ -51,18 +55,23 @@ HEADS = {"kind": len(KINDS), "shape": len(SHAPES), "color": len(COLOR_NAMES), "c
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Whole words of the demo's language; anything else falls apart into characters, so nothing is unknown."""
+    """Whole words of the demo's language; anything else, printed text and numbers too, falls apart into characters."""
     more = ["USER", "ASSISTANT", "photo", "picture", "colour", "which", "Which", "object", "objects", "was", "it", "with"]
-    pieces = [chr(c) for c in range(33, 127)] + [f"##{chr(c)}" for c in range(33, 127)]
-    vocabulary = ["<pad>", "<s>", "</s>", "<unk>", "<image>", *pieces]
-    vocabulary += sorted(set(scenes.words() + more) - set(vocabulary))
-    tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece(cleanup=True)
+    vocabulary = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "\u2581", *(chr(c) for c in range(33, 127))]
+    vocabulary += sorted({f"\u2581{word}" for word in scenes.words() + more})
+    # WordPiece takes the longest piece that fits; with no mark for "goes on" a character is one token wherever it stands.
+    pieces = {word: i for i, word in enumerate(vocabulary)}
+    tokenizer = Tokenizer(
+        models.WordPiece(pieces, unk_token="<unk>", continuing_subword_prefix="", max_input_chars_per_word=1000)
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
+    )
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>",
-        additional_special_tokens=["<image>"], padding_side="left", model_max_length=2048,
+        additional_special_tokens=["<image>"], padding_side="left", model_max_length=2048, clean_up_tokenization_spaces=False,
     )  # fmt: skip
 
 
@@ -97,6 +106,26 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenera
     return LlavaForConditionalGeneration(config)
 
 
+class Lesson(NamedTuple):
+    """What the language model reads in one step: scenes of side x side patches, and which tasks are asked of them."""
+
+    side: int
+    scenes: int
+    max_shapes: int
+    label: float
+    chart: float
+    tasks: tuple[str, ...]
+
+
+TASKS = ("caption", "exist", "count", "color", "side", "read", "bar")
+LESSONS = (
+    Lesson(12, 8, 4, 0.6, 0.5, TASKS), Lesson(8, 28, 2, 0.0, 0.0, ("side",)), Lesson(8, 20, 3, 0.3, 0.0, ("color", "read")),
+    Lesson(12, 8, 4, 0.6, 0.5, TASKS), Lesson(8, 20, 4, 0.0, 0.0, ("side",)), Lesson(8, 32, 0, 0.6, 0.6, ("read", "bar")),
+)  # fmt: skip
+WHOLE = Lesson(GRID, 6, 5, 0.6, 0.5, TASKS)
+NOTHING = ("exist", "Is there any text in the image?", "no")
+
+
 class Spelling(nn.Module):
     """The truth of a patch as a visual token: the sum of the embeddings of the words for it, and a little of its place.
 
@@ -108,16 +137,18 @@ class Spelling(nn.Module):
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__()
         find = tokenizer.convert_tokens_to_ids
-        self.words = {
-            "shape": [find(w) for w in SHAPES], "color": [find(w) for w in COLOR_NAMES],
-            "character": [find(c) for c in CHARACTERS] + [find(f"##{c}") for c in CHARACTERS], "value": [find(str(v + 1)) for v in range(MAX_VALUE)],
-            "background": [find(w) for w in scenes.BACKGROUND_NAMES],
-            "kind": [find(w) for w in ("background", "shapes", "text", "bar")],
+        spelled = {
+            "shape": [f"\u2581{w}" for w in SHAPES], "color": [f"\u2581{w}" for w in COLOR_NAMES], "character": list(CHARACTERS),
+            "value": [str(v + 1) for v in range(MAX_VALUE)], "background": [f"\u2581{w}" for w in scenes.BACKGROUND_NAMES],
+            "kind": [f"\u2581{w}" for w in ("background", "shapes", "text", "bar")],
         }  # fmt: skip
+        self.words = {name: [find(word) for word in found] for name, found in spelled.items()}
         self.center = nn.Parameter(0.06 * torch.randn(WIDTH))
         self.order = nn.Parameter(0.06 * torch.randn(3, WIDTH))
-        self.row = nn.Parameter(0.03 * torch.randn(GRID, WIDTH))
-        self.column = nn.Parameter(0.03 * torch.randn(GRID, WIDTH))
+        # A place is a point on a line (and a little of its own), so that "left of" can be read off by one direction.
+        ramp = torch.linspace(-1, 1, GRID)[:, None] * F.normalize(torch.randn(2, 1, WIDTH), dim=-1)
+        self.row = nn.Parameter(0.5 * ramp[0] + 0.03 * torch.randn(GRID, WIDTH))
+        self.column = nn.Parameter(0.5 * ramp[1] + 0.03 * torch.randn(GRID, WIDTH))
 
     def forward(self, truth: dict[str, torch.Tensor], embedding: torch.Tensor) -> torch.Tensor:
         """Truths (B, P) and the word embeddings (V, D) to visual tokens (B, P, D)."""
@@ -129,10 +160,7 @@ class Spelling(nn.Module):
                 present = ~thing
             if name == "color":
                 present = present & (truth["kind"] != KINDS.index("character"))
-            number = truth[name].clamp(min=0)
-            if name == "character":  # spelled as it will be written: the first of a word, then pieces that go on
-                number = number + len(CHARACTERS) * (truth["order"] > 0)
-            rows = F.embedding(torch.tensor(ids)[number], embedding)
+            rows = F.embedding(torch.tensor(ids)[truth[name].clamp(min=0)], embedding)
             total = total + rows * present[..., None] * (0.5 if name == "kind" else 1.0)
         total = F.normalize(total, dim=-1) + 0.8 * F.normalize(self.center, dim=-1) * truth["center"][..., None]
         total = total + 0.8 * F.normalize(self.order, dim=-1)[truth["order"].clamp(min=0)] * (truth["order"] >= 0)[..., None]
@@ -231,7 +259,10 @@ def tower_features(model, pixels: torch.Tensor, places: torch.Tensor) -> torch.T
     return tokens
 
 
-def answer_loss(model, visual: torch.Tensor, turns: dict[str, torch.Tensor], prefix: list[int]) -> torch.Tensor:
+def read_turns(
+    model, visual: torch.Tensor, turns: dict[str, torch.Tensor], prefix: list[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The language model over prefix, visual tokens and turns: its hidden states at the turns' tokens, and where a label is."""
     language = model.model.language_model
     embed = language.get_input_embeddings()
     first = embed(torch.tensor(prefix)).expand(len(visual), -1, -1)
@@ -241,7 +272,11 @@ def answer_loss(model, visual: torch.Tensor, turns: dict[str, torch.Tensor], pre
         mask = mask.bfloat16()
     out = language(inputs_embeds=hidden, attention_mask=mask, position_ids=turns["position_ids"], use_cache=False)
     out = out.last_hidden_state[:, first.shape[1] + visual.shape[1] :]
-    wanted = turns["labels"] >= 0
+    return out, turns["labels"] >= 0
+
+
+def answer_loss(model, visual: torch.Tensor, turns: dict[str, torch.Tensor], prefix: list[int]) -> torch.Tensor:
+    out, wanted = read_turns(model, visual, turns, prefix)
     loss = F.cross_entropy(model.lm_head(out[wanted]).float(), turns["labels"][wanted], reduction="none")
     weights = turns["weights"][wanted].float()
     return (loss * weights).sum() / weights.sum()
@@ -361,7 +396,7 @@ def train_tower(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast)
 
 
 def train_language(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> None:
-    """The language model reads spelled truths: first small scenes of 12 x 12 patches, then whole ones."""
+    """The language model reads spelled truths: small scenes, some with one kind of thing and of question only; whole ones last."""
     model, spelling, turns, rng = build_model(tokenizer), Spelling(tokenizer), Turns(tokenizer), Random(options.seed)
     language = model.model.language_model
     if options.start:
@@ -372,10 +407,12 @@ def train_language(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFa
               {"language": language, "spelling": spelling})  # fmt: skip
     rng.seed(options.seed + run.steps)
     while run.share < 1:
-        side = 12 if run.share < 0.8 else GRID
-        found = [scenes.layout(rng, side * PATCH, 4 if side == 12 else 5) for _ in range(10 if side == 12 else 6)]
+        lesson = LESSONS[run.steps % len(LESSONS)] if run.share < 0.9 else WHOLE
+        side = lesson.side
+        found = [scenes.layout(rng, side * PATCH, lesson.max_shapes, lesson.label, lesson.chart) for _ in range(lesson.scenes)]
+        asked = [[one for one in scenes.questions(s, rng, dense=True) if one[0] in lesson.tasks] or [NOTHING] for s in found]
         truth = stack([truth_of(s, side * PATCH, (rng.randint(0, GRID - side), rng.randint(0, GRID - side))) for s in found])
-        batch = turns.batch([scenes.questions(s, rng) for s in found], side * side)
+        batch = turns.batch(asked, side * side)
         visual = spelling(truth, language.get_input_embeddings().weight)
         visual = visual + 0.02 * torch.randn_like(visual)
         with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
@@ -423,7 +460,7 @@ def train_joint(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast)
         loss = spelled + 0.3 * seen
         shown = {"spelled": spelled, "seen": seen}
         if whole:
-            batch = turns.batch([scenes.questions(s, rng) for s in found], GRID * GRID)
+            batch = turns.batch([scenes.questions(s, rng, dense=True) for s in found], GRID * GRID)
             with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
                 answered = answer_loss(model, visual, batch, turns.prefix)
             loss = loss * 0.5 + answered
@@ -443,6 +480,39 @@ def load_trained(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast
     return model.eval()
 
 
+def score(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> None:
+    """The exported model, dense, on held-out scenes: the share of questions of each task answered exactly right.
+
+    Greedy decoding writes the reference if and only if every next token, given the reference so far, is the likeliest: so
+    one pass over a scene scores all its questions, with the same outcome as asking them one by one.
+    """
+    model = LlavaForConditionalGeneration.from_pretrained(options.model, dtype=torch.float32).eval()
+    turns, rng = Turns(tokenizer), Random(HELD_OUT_SEED)
+    right, asked_of = Counter(), Counter()
+    for number in range(options.count):
+        scene = scenes.layout(rng)
+        asked, truth = scenes.questions(scene, rng), stack([truth_of(scene)])
+        batch = turns.batch([asked], GRID * GRID)
+        with torch.inference_mode():
+            features = tower_features(model, pixels_of([np.asarray(scenes.render(scene))]), truth["row"] * GRID + truth["column"])
+            hidden, _ = read_turns(model, model.model.multi_modal_projector(features[:, 1:]), batch, turns.prefix)
+            hits = model.lm_head(hidden).argmax(-1)[0] == batch["labels"][0]
+        for turn, (task, _, answer) in enumerate(asked):
+            good = hits[(batch["block"][0] == turn + 1) & (batch["labels"][0] >= 0)]
+            asked_of[task] += 1
+            right[task] += bool(good.all())
+            if task == "caption":  # without what follows the shapes: text, chart, background
+                shapes = re.split(r"(?:,| and) (?:the text|a bar chart)| on a ", answer)[0]
+                asked_of["caption, shapes"] += 1
+                right["caption, shapes"] += bool(good[: len(turns.encode(shapes))].all())
+        if (number + 1) % 100 == 0:
+            print(
+                number + 1,
+                {task: f"{right[task] / asked_of[task]:.1%} of {asked_of[task]}" for task in sorted(asked_of)},
+                flush=True,
+            )
+
+
 def export(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> None:
     model = load_trained(options, tokenizer).half()
     model.generation_config.update(bos_token_id=1, eos_token_id=2, pad_token_id=0, max_length=None)
@@ -452,10 +522,11 @@ def export(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> N
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("tower", "language", "joint", "export"))
+    parser.add_argument("stage", choices=("tower", "language", "joint", "export", "score"))
     parser.add_argument("--work", type=Path, default=HERE / "work", help="checkpoints (not kept in the repository)")
     parser.add_argument("--model", type=Path, default=HERE / "model", help="where export writes")
     parser.add_argument("--minutes", type=float, default=40)
+    parser.add_argument("--count", type=int, default=1000, help="score: held-out scenes")
     parser.add_argument("--start", type=Path, help="language: weights to begin from")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -464,7 +535,7 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.threads)
     tokenizer = build_tokenizer()
-    stages = {"tower": train_tower, "language": train_language, "joint": train_joint, "export": export}
+    stages = {"tower": train_tower, "language": train_language, "joint": train_joint, "export": export, "score": score}
     stages[options.stage](options, tokenizer)
 
 

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -28,6 +29,9 @@ EXAMPLES = (
 Sources = Annotated[
     list[str], typer.Argument(help="Images, folders, globs, @list.txt, or one question file.", show_default=False)
 ]
+
+
+PAGE_SAMPLES = 200
 
 
 @guarded
@@ -71,7 +75,9 @@ def compare(
         with JsonLines(destination.answers) as file, screen.track(source.total):
             for comparison in compare_all(adapter, pruners, source.samples, ask):
                 file.write(comparison_record(comparison, settings.model))
-                comparisons.append(comparison)
+                # The page shows the first of them; of the others the summary needs no places, which are most of the memory.
+                shown = len(comparisons) < PAGE_SAMPLES
+                comparisons.append(comparison if shown else replace(comparison, boxes=(), visual_index=()))
                 if show:
                     screen.show(sample_table(comparison))
                 screen.advance(*comparison.results)
@@ -138,5 +144,5 @@ def close(
         "Date": time.strftime("%Y-%m-%d %H:%M"),
     }
     page = destination.answers.with_suffix(".html")
-    write_page(page, comparisons, title="Dense and pruned, side by side", facts=facts, sentence=explain(rows))
+    write_page(page, comparisons, title="Dense and pruned, side by side", facts=facts, sentence=explain(rows), limit=PAGE_SAMPLES)
     screen.say(f"records in {destination.answers}, page in {page}", "dim")
