@@ -281,12 +281,13 @@ def plural(word: str) -> str:
     return f"{word}es" if word == "cross" else f"{word}s"
 
 
-def questions(scene: Scene, rng: Random, dense: bool = False) -> list[tuple[str, str, str]]:
+def questions(scene: Scene, rng: Random, dense: bool = False, left: int = 0) -> list[tuple[str, str, str]]:
     """(task, question, answer) for one scene, several of each task that it allows; yes and no balanced.
 
-    `dense` asks for every color and every bar there is, and for more sides: a lesson rather than a test.
+    `dense` asks for every color and every bar there is, and for more sides: a lesson rather than a test. left: where the
+    scene begins, in pixels from the picture's left edge, if it is only a part of one.
     """
-    asked = _about_shapes(scene, rng, dense) if scene.shapes else []
+    asked = _about_shapes(scene, rng, dense, left) if scene.shapes else []
     if scene.text:
         ways = ("What is the text in the image?", "What does the text say?")
         asked += [("read", way, scene.text) for way in (ways if dense else (rng.choice(ways),))]
@@ -295,7 +296,7 @@ def questions(scene: Scene, rng: Random, dense: bool = False) -> list[tuple[str,
     return asked
 
 
-def _about_shapes(scene: Scene, rng: Random, dense: bool) -> list[tuple[str, str, str]]:
+def _about_shapes(scene: Scene, rng: Random, dense: bool, left: int) -> list[tuple[str, str, str]]:
     asked = [("caption", rng.choice(CAPTION_PROMPTS), caption(scene))]
     present = {(s.color, s.name) for s in scene.shapes}
     for yes in (True, False, rng.random() < 0.5, rng.random() < 0.5):
@@ -323,6 +324,11 @@ def _about_shapes(scene: Scene, rng: Random, dense: bool) -> list[tuple[str, str
     for thing in single if dense else rng.sample(single, min(2, len(single))):
         asked.append(("color", f"What color is the {thing.name}?", thing.color))
     named = [s for s in scene.shapes if [(o.color, o.name) for o in scene.shapes].count((s.color, s.name)) == 1]
+    for thing in named if dense else named[:1]:
+        middle = left + thing.center[0] - SIZE / 2
+        if abs(middle) > 20:
+            ask = f"Is the {thing.color} {thing.name} on the left or on the right side of the image?"
+            asked.append(("side", ask, "left" if middle < 0 else "right"))
     for _ in range(5 if dense else 2):
         if len(named) > 1:
             one, two = rng.sample(named, 2)

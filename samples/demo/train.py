@@ -410,8 +410,10 @@ def train_language(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFa
         lesson = LESSONS[run.steps % len(LESSONS)] if run.share < 0.9 else WHOLE
         side = lesson.side
         found = [scenes.layout(rng, side * PATCH, lesson.max_shapes, lesson.label, lesson.chart) for _ in range(lesson.scenes)]
-        asked = [[one for one in scenes.questions(s, rng, dense=True) if one[0] in lesson.tasks] or [NOTHING] for s in found]
-        truth = stack([truth_of(s, side * PATCH, (rng.randint(0, GRID - side), rng.randint(0, GRID - side))) for s in found])
+        places = [(rng.randint(0, GRID - side), rng.randint(0, GRID - side)) for _ in found]
+        lessons = [scenes.questions(s, rng, dense=True, left=at[1] * PATCH) for s, at in zip(found, places, strict=True)]
+        asked = [[one for one in lesson_asks if one[0] in lesson.tasks] or [NOTHING] for lesson_asks in lessons]
+        truth = stack([truth_of(s, side * PATCH, at) for s, at in zip(found, places, strict=True)])
         batch = turns.batch(asked, side * side)
         visual = spelling(truth, language.get_input_embeddings().weight)
         visual = visual + 0.02 * torch.randn_like(visual)
