@@ -1,5 +1,7 @@
 """Our path against slow and obvious ones: generate of transformers, prompts built by hand, singles for batches. Logits, not text."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -35,27 +37,32 @@ def our_logits(adapter, inputs, pruner=None) -> torch.Tensor:
     return generate(adapter, prompts, max_new_tokens=STEPS, stop=False, keep_logits=True)[0][0].logits
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"strategy": "full"},
-        {"layer": -1},
-        {"layer": [-3, -1]},
-        {"kv_heads": 4, "tied": True},
-        {"grid": 3, "kv_heads": 1, "crop": False},
-    ],
-    ids=str,
-)
+KINDS = {
+    "default": tiny.llava,
+    "full": partial(tiny.llava, strategy="full"),
+    "last-layer": partial(tiny.llava, layer=-1),
+    "two-layers": partial(tiny.llava, layer=[-3, -1]),
+    "tied": partial(tiny.llava, kv_heads=4, tied=True),
+    "small-uncropped": partial(tiny.llava, grid=3, kv_heads=1, crop=False),
+    "siglip": tiny.siglip,
+    "pixtral": tiny.pixtral,
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request, tmp_path_factory):
+    return load_model(str(KINDS[request.param](tmp_path_factory.mktemp("kinds") / request.param)), device="cpu")
+
+
 @pytest.mark.parametrize("images", [0, 1, 2])
-def test_dense_equals_generate(tmp_path, options, images):
-    if isinstance(options.get("layer"), list):
-        pytest.importorskip("transformers", "5.17")
-    adapter = load_model(str(tiny.llava(tmp_path / "m", **options)), device="cpu")
+def test_dense_equals_generate(kind, images):
+    adapter = kind
     inputs = adapter.prepare([picture(i, 90 + 40 * i, 70) for i in range(images)], QUESTION)
     want = dense_logits(adapter, inputs)
     assert want.std() > 0.3
     assert (our_logits(adapter, inputs) - want).abs().max() < 1e-4
+    tokens = adapter.encode_many([inputs])[0]
+    assert len(tokens) == len(tokens.box) == len(tokens.visual_index) == int((inputs.input_ids == adapter.placeholder_id).sum())
 
 
 def test_keep_all_is_dense(adapter):

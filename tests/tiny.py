@@ -15,8 +15,13 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PixtralImageProcessor,
+    PixtralProcessor,
+    PixtralVisionConfig,
     PreTrainedTokenizerFast,
-)
+    SiglipImageProcessor,
+    SiglipVisionConfig,
+)  # fmt: skip
 
 TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'][0]['text'] }} {% else %}USER: "
@@ -44,72 +49,68 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def llava(
-    folder: Path,
-    *,
-    grid: int = 6,
-    strategy: str = "default",
-    layer: int | list[int] = -2,
-    kv_heads: int = 2,
-    tied: bool = False,
-    seed: int = 0,
-    end: int | list[int] | None = 2,
-    crop: bool = True,
-    dtype: torch.dtype = torch.float32,
-) -> Path:
-    """A LLaVA of 4 decoder layers, `grid` x `grid` visual tokens an image; grouped-query attention by default."""
-    patch, words = 14, tokenizer()
-    size = grid * patch
-    vision = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        image_size=size,
-        patch_size=patch,
-        projection_dim=32,
-    )
-    text = LlamaConfig(
-        vocab_size=len(words),
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=kv_heads,
-        max_position_embeddings=4096,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-        tie_word_embeddings=tied,
-        initializer_range=0.15,
-    )
-    torch.manual_seed(seed)
-    model = LlavaForConditionalGeneration(
-        LlavaConfig(
-            vision_config=vision,
-            text_config=text,
-            image_token_index=words.convert_tokens_to_ids("<image>"),
-            vision_feature_layer=layer,
-            vision_feature_select_strategy=strategy,
-            image_seq_length=grid * grid + (strategy == "full"),
-            tie_word_embeddings=tied,
-        )
-    )
-    model.model.multi_modal_projector.linear_2.weight.data.mul_(20)  # visual rows as long as text rows, as far apart as real ones
-    model.model.vision_tower.embeddings.patch_embedding.weight.data.mul_(4)
-    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=end, pad_token_id=0)
-    model.to(dtype).save_pretrained(folder)
+    folder: Path, *, grid: int = 6, strategy: str = "default", layer: int | list[int] = -2, kv_heads: int = 2, tied: bool = False,
+    seed: int = 0, end: int | list[int] | None = 2, crop: bool = True,
+) -> Path:  # fmt: skip
+    """LLaVA-1.5 in small: CLIP tower, 4 decoder layers, `grid` x `grid` visual tokens an image, grouped-query attention by default."""
+    words, size = tokenizer(), grid * 14
+    vision = CLIPVisionConfig(**VISION, num_hidden_layers=3, image_size=size, projection_dim=32)
+    options = {
+        "vision_feature_layer": layer,
+        "vision_feature_select_strategy": strategy,
+        "image_seq_length": grid * grid + (strategy == "full"),
+    }
+    _save(folder, vision, words, seed, kv_heads=kv_heads, tied=tied, end=end, **options)
     images = CLIPImageProcessor(
-        size={"shortest_edge": size} if crop else {"height": size, "width": size},
-        crop_size={"height": size, "width": size},
-        do_center_crop=crop,
-    )
+        size={"shortest_edge": size} if crop else {"height": size, "width": size}, crop_size={"height": size, "width": size}, do_center_crop=crop
+    )  # fmt: skip
     LlavaProcessor(
-        images,
-        words,
-        patch_size=patch,
-        vision_feature_select_strategy=strategy,
-        num_additional_image_tokens=1,
-        chat_template=TEMPLATE,
+        images, words, patch_size=14, vision_feature_select_strategy=strategy, num_additional_image_tokens=1, chat_template=TEMPLATE,
         image_token="<image>",
-    ).save_pretrained(folder)
+    ).save_pretrained(folder)  # fmt: skip
     return folder
+
+
+def siglip(folder: Path) -> Path:
+    """A `llava` with a SigLIP tower: no CLS token, no crop."""
+    words = tokenizer()
+    vision = SiglipVisionConfig(**VISION, num_hidden_layers=3, image_size=84)
+    _save(folder, vision, words, vision_feature_layer=-1, vision_feature_select_strategy="full", image_seq_length=36)
+    LlavaProcessor(
+        SiglipImageProcessor(size={"height": 84, "width": 84}), words, patch_size=14, vision_feature_select_strategy="full",
+        num_additional_image_tokens=0, chat_template=TEMPLATE, image_token="<image>",
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def pixtral(folder: Path) -> Path:
+    """A `llava` whose tower takes images of any size, with a break token behind every row of visual tokens."""
+    words = tokenizer()
+    words.add_special_tokens({"additional_special_tokens": ["<image>", "[IMG_BREAK]", "[IMG_END]"]})
+    vision = PixtralVisionConfig(**VISION, num_hidden_layers=2, image_size=84)
+    _save(folder, vision, words, vision_feature_layer=-1, vision_feature_select_strategy="full")
+    images = PixtralImageProcessor(size={"longest_edge": 84}, patch_size={"height": 14, "width": 14})
+    PixtralProcessor(images, words, patch_size=14, chat_template=TEMPLATE, image_token="<image>").save_pretrained(folder)
+    return folder
+
+
+VISION = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "patch_size": 14}
+
+
+def _save(folder: Path, vision, words, seed: int = 0, *, kv_heads: int = 2, tied: bool = False, end=2, **options) -> None:
+    text = LlamaConfig(
+        vocab_size=len(words), hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=kv_heads,
+        max_position_embeddings=4096, bos_token_id=1, eos_token_id=2, pad_token_id=0, tie_word_embeddings=tied, initializer_range=0.15,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    image_id = words.convert_tokens_to_ids("<image>")
+    model = LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=vision, text_config=text, image_token_index=image_id, tie_word_embeddings=tied, **options)
+    )
+    # Visual rows as long as text rows, and as far from each other as real ones: else nothing that a test drops would matter.
+    model.model.multi_modal_projector.linear_2.weight.data.mul_(20)
+    for name, parameter in model.model.vision_tower.named_parameters():
+        if "patch_embedding.weight" in name or "patch_conv.weight" in name:
+            parameter.data.mul_(4)
+    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=end, pad_token_id=0)
+    model.save_pretrained(folder)

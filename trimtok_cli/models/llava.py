@@ -13,18 +13,27 @@ from trimtok_cli.tokens import VisualTokens
 
 
 class Llava(Adapter):
+    """Also Pixtral, which is `llava` with a tower that takes images of any size: its processor adds `image_sizes`."""
+
     def encode_many(self, batch: Sequence[Inputs]) -> list[VisualTokens]:
-        pixels = [inputs.tensors.get("pixel_values") for inputs in batch]
         features: list[list[Tensor]] = [[] for _ in batch]
-        # One pass for all images of one size; a processor that does not crop (or a tower with sizes of its own) gives several.
-        shapes = {tuple(p.shape[1:]) for p in pixels if p is not None}
-        for shape in sorted(shapes):
-            members = [i for i, p in enumerate(pixels) if p is not None and tuple(p.shape[1:]) == shape]
-            stacked = torch.cat([pixels[i] for i in members]).to(self.device, self.dtype)
-            rows = iter(self.model.get_image_features(stacked).pooler_output)
+        for members in self._groups(batch):
+            pixels = torch.cat([batch[i].tensors["pixel_values"] for i in members]).to(self.device, self.dtype)
+            sizes = batch[members[0]].tensors.get("image_sizes")
+            more = {} if sizes is None else {"image_sizes": sizes}
+            rows = iter(self.model.get_image_features(pixels, **more).pooler_output)
             for i in members:
-                features[i] = [next(rows) for _ in range(len(pixels[i]))]
+                features[i] = [next(rows) for _ in batch[i].sizes]
         return [self._tokens(rows, inputs) for rows, inputs in zip(features, batch, strict=True)]
+
+    def _groups(self, batch: Sequence[Inputs]) -> list[list[int]]:
+        """Samples whose images go through the tower together: those of one size; alone where sizes are the tower's business."""
+        groups: dict[tuple, list[int]] = {}
+        for i, inputs in enumerate(batch):
+            if "pixel_values" in inputs.tensors:
+                alone = i if "image_sizes" in inputs.tensors else -1
+                groups.setdefault((alone, *inputs.tensors["pixel_values"].shape[1:]), []).append(i)
+        return list(groups.values())
 
     def _tokens(self, features: list[Tensor], inputs: Inputs) -> VisualTokens:
         if not features:
@@ -33,12 +42,13 @@ class Llava(Adapter):
             return VisualTokens(empty, torch.empty(0, dtype=torch.long, device=self.device), torch.empty(0, 4))
         counts = torch.tensor([len(rows) for rows in features], device=self.device)
         index = torch.arange(len(features), device=self.device).repeat_interleave(counts)
-        height, width = inputs.tensors["pixel_values"].shape[-2:]
         patch = self.model.config.vision_config.patch_size
-        grid = (height // patch, width // patch)
-        boxes = [self._boxes(len(rows), grid, size) for rows, size in zip(features, inputs.sizes, strict=True)]
-        grids = tuple(grid if len(rows) == grid[0] * grid[1] else () for rows in features)
-        return VisualTokens(torch.cat(features), index, torch.cat(boxes), grids=grids)
+        shared = [list(inputs.tensors["pixel_values"].shape[-2:])] * len(features)
+        pixels = inputs.tensors["image_sizes"].tolist() if "image_sizes" in inputs.tensors else shared
+        grids = [(height // patch, width // patch) for height, width in pixels]
+        boxes = [self._boxes(len(rows), grid, size) for rows, grid, size in zip(features, grids, inputs.sizes, strict=True)]
+        whole = tuple(grid if len(rows) == grid[0] * grid[1] else () for rows, grid in zip(features, grids, strict=True))
+        return VisualTokens(torch.cat(features), index, torch.cat(boxes), grids=whole)
 
     def _boxes(self, count: int, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
         """(count, 4) in raster order over the part of the image that the processor's crop left in view."""
