@@ -19,6 +19,7 @@ from trimtok_cli.pruners.base import Pruner, Stage, padded
 from trimtok_cli.tokens import Selection
 
 ALIGNMENTS, DIVERSITIES = ("l2", "sq_l2", "cosine"), ("cosine", "l2")
+ROUNDING = 2e-7  # of a mean of cosines in float32
 
 
 def trimtokenator(
@@ -91,11 +92,12 @@ def repmax(visual: Tensor, keep: int, diversity: str = "cosine") -> Tensor:
     else:
         similarity = -torch.cdist(visual, visual, compute_mode="donot_use_mm_for_euclid_dist")
     order = torch.empty(len(visual), keep, dtype=torch.long, device=visual.device)
-    diagonal = similarity.diagonal(dim1=1, dim2=2)
-    diagonal.fill_(1.0 if diversity == "cosine" else 0.0)  # exactly, so that rounding cannot break a tie between two tokens
-    chosen = similarity.mean(dim=2).argmin(dim=1)  # Eq. 9, 10
+    mean = similarity.mean(dim=2)  # Eq. 9
+    # Eq. 10. Two tokens alone are always as far from each other: that tie, too, goes to the lowest index and not to rounding.
+    tied = mean <= mean.amin(dim=1, keepdim=True) + (ROUNDING if diversity == "cosine" else 0.0)
+    chosen = tied.int().argmax(dim=1)
     # From here on the diagonal is +inf: adding row s to sigma also takes s out of the race (Eq. 11, 15).
-    diagonal.fill_(torch.inf)
+    similarity.diagonal(dim1=1, dim2=2).fill_(torch.inf)
     sigma = torch.zeros_like(similarity[:, 0])
     rows = torch.arange(len(visual), device=visual.device)
     for t in range(keep):
