@@ -103,7 +103,18 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenera
         vision_feature_select_strategy="default", image_seq_length=GRID * GRID, tie_word_embeddings=True,
     )  # fmt: skip
     torch.manual_seed(0)
-    return LlavaForConditionalGeneration(config)
+    model = LlavaForConditionalGeneration(config)
+    # Pixels come in with a norm of about 100; places as small as CLIP draws them would drown, and the tower would see a bag of patches.
+    model.model.vision_tower.embeddings.position_embedding.weight.data[1:] = 30 * places()
+    return model
+
+
+def places() -> torch.Tensor:
+    """(576, D) unit vectors: sines and cosines of the row in one half, of the column in the other."""
+    turns = torch.exp(torch.linspace(np.log(2 * np.pi / 2.5), np.log(2 * np.pi / 60), WIDTH // 4))
+    waves = torch.arange(GRID)[:, None] * turns
+    line = torch.cat([waves.sin(), waves.cos()], 1) / WIDTH**0.5 * 2**0.5
+    return torch.cat([line[:, None].expand(-1, GRID, -1), line[None].expand(GRID, -1, -1)], 2).reshape(GRID * GRID, WIDTH)
 
 
 class Lesson(NamedTuple):
@@ -119,8 +130,8 @@ class Lesson(NamedTuple):
 
 TASKS = ("caption", "exist", "count", "color", "side", "read", "bar")
 LESSONS = (
-    Lesson(12, 8, 4, 0.6, 0.5, TASKS), Lesson(8, 28, 2, 0.0, 0.0, ("side",)), Lesson(8, 20, 3, 0.3, 0.0, ("color", "read")),
-    Lesson(12, 8, 4, 0.6, 0.5, TASKS), Lesson(8, 20, 4, 0.0, 0.0, ("side",)), Lesson(8, 32, 0, 0.6, 0.6, ("read", "bar")),
+    Lesson(12, 8, 4, 0.6, 0.5, TASKS), Lesson(8, 24, 2, 0.0, 0.0, ("side",)), Lesson(8, 20, 3, 0.3, 0.0, ("color", "read")),
+    Lesson(12, 8, 4, 0.6, 0.5, TASKS), Lesson(8, 20, 2, 0.0, 0.0, ("side",)), Lesson(8, 32, 0, 0.6, 0.6, ("read", "bar")),
 )  # fmt: skip
 WHOLE = Lesson(GRID, 6, 5, 0.6, 0.5, TASKS)
 NOTHING = ("exist", "Is there any text in the image?", "no")
@@ -297,7 +308,7 @@ def patch_loss(features: torch.Tensor, truth: dict[str, torch.Tensor], heads: nn
             continue
         each = F.cross_entropy(head(features[:, 1:][has]).float(), truth[name][has], reduction="none")
         w = weight[has] * (1 + 2 * truth["center"][has])
-        loss = loss + (each * w).sum() / w.sum() * (0.1 if name in ("row", "column") else 1.0)
+        loss = loss + (each * w).sum() / w.sum() * (0.2 if name in ("row", "column") else 1.0)
     # The CLS token says which colored shapes are in view, as a caption's text would in CLIP training.
     combined = torch.where(
         truth["shape"] >= 0, truth["shape"] * len(COLOR_NAMES) + truth["color"], len(SHAPES) * len(COLOR_NAMES)
@@ -330,16 +341,20 @@ def new_heads() -> nn.ModuleDict:
 class Run:
     """One stage of training against the clock: optimizer, schedule, checkpoints, a line every half minute."""
 
-    def __init__(self, stage: str, work: Path, minutes: float, groups: list[dict], parts: dict[str, nn.Module]) -> None:
+    def __init__(
+        self, stage: str, work: Path, minutes: float, groups: list[dict], parts: dict[str, nn.Module], start: Path | None = None
+    ) -> None:  # fmt: skip
         self.path, self.limit, self.parts, self.stage = work / f"{stage}.pt", minutes * 60, parts, stage
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01)
         self.peaks = [g["lr"] for g in self.optimizer.param_groups]
         self.spent, self.steps, self.seen, self.shown, self.saved = 0.0, 0, 0, 0.0, 0.0
         self.means: dict[str, float] = {}
-        if self.path.exists():
-            state = torch.load(self.path, weights_only=False)
+        found = self.path if self.path.exists() else start
+        if found:
+            state = torch.load(found, weights_only=False)
             for name, part in parts.items():
                 part.load_state_dict(state[name])
+        if found == self.path:
             self.optimizer.load_state_dict(state["optimizer"])
             self.spent, self.steps, self.seen = state["clock"]
         self.last = time.perf_counter()
@@ -378,15 +393,15 @@ class Run:
 
 
 def train_tower(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Windows of 6 x 6 patches, later 12 x 12: local sight, cheaply."""
+    """Windows of 6 x 6 patches, then 12 x 12, last whole pictures: local sight, cheaply."""
     model, heads, rng = build_model(tokenizer), new_heads(), Random(options.seed)
     tower = model.model.vision_tower
     run = Run("tower", options.work, options.minutes, [{"params": [*tower.parameters(), *heads.parameters()], "lr": 2e-3}],
-              {"tower": tower, "heads": heads})  # fmt: skip
+              {"tower": tower, "heads": heads}, options.start)  # fmt: skip
     rng.seed(options.seed + run.steps)
     while run.share < 1:
-        side = 6 if run.share < 0.7 else 12
-        pixels, truth = windows(rng, 48 if side == 6 else 12, side)
+        side, count = (6, 48) if run.share < 0.5 else (12, 12) if run.share < 0.8 else (GRID, 4)
+        pixels, truth = windows(rng, count, side)
         with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
             features = tower_features(model, pixels, truth["row"] * GRID + truth["column"])
         features = features.float()
@@ -399,12 +414,8 @@ def train_language(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFa
     """The language model reads spelled truths: small scenes, some with one kind of thing and of question only; whole ones last."""
     model, spelling, turns, rng = build_model(tokenizer), Spelling(tokenizer), Turns(tokenizer), Random(options.seed)
     language = model.model.language_model
-    if options.start:
-        state = torch.load(options.start, weights_only=False)
-        language.load_state_dict(state["language"])
-        spelling.load_state_dict(state["spelling"])
     run = Run("language", options.work, options.minutes, [{"params": [*language.parameters(), *spelling.parameters()], "lr": 2e-3}],
-              {"language": language, "spelling": spelling})  # fmt: skip
+              {"language": language, "spelling": spelling}, options.start)  # fmt: skip
     rng.seed(options.seed + run.steps)
     while run.share < 1:
         lesson = LESSONS[run.steps % len(LESSONS)] if run.share < 0.9 else WHOLE
@@ -462,7 +473,7 @@ def train_joint(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast)
         loss = spelled + 0.3 * seen
         shown = {"spelled": spelled, "seen": seen}
         if whole:
-            batch = turns.batch([scenes.questions(s, rng, dense=True) for s in found], GRID * GRID)
+            batch = turns.batch([scenes.questions(s, rng) for s in found], GRID * GRID)
             with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
                 answered = answer_loss(model, visual, batch, turns.prefix)
             loss = loss * 0.5 + answered
@@ -529,7 +540,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=HERE / "model", help="where export writes")
     parser.add_argument("--minutes", type=float, default=40)
     parser.add_argument("--count", type=int, default=1000, help="score: held-out scenes")
-    parser.add_argument("--start", type=Path, help="language: weights to begin from")
+    parser.add_argument("--start", type=Path, help="tower, language: a checkpoint whose weights to begin from")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
