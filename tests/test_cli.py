@@ -191,6 +191,13 @@ def test_usage_errors_are_one_sentence_and_exit_2(args, says, llava_folder, pict
 def test_a_model_that_is_not_there_is_one_sentence_and_exit_1(model, says, pictures):
     done = run("caption", pictures[0], "-m", model, "-o", "o.jsonl", code=1)
     assert says in done.stderr and "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) <= 3
+    assert not Path("o.jsonl").exists(), "a run that never began must not stand in the next one's way"
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence_and_exit_1(llava_folder, pictures):
+    Path("file").write_text("not a folder")
+    done = run("caption", pictures[0], "-m", llava_folder, "-o", "file/out", code=1)
+    assert "--out" in done.stderr and "cannot be written" in done.stderr
 
 
 def test_an_unknown_family_names_the_known_ones(tmp_path, pictures):

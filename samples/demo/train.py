@@ -452,7 +452,7 @@ def train_joint(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast)
         language.load_state_dict(state["language"])
         spelling.load_state_dict(state["spelling"])
     groups = [{"params": [*tower.parameters(), *heads.parameters()], "lr": 8e-4}, {"params": projector.parameters(), "lr": 1.5e-3},
-              {"params": [*language.parameters(), *spelling.parameters()], "lr": 5e-4}]  # fmt: skip
+              {"params": [*language.parameters(), *spelling.parameters()], "lr": 1e-3}]  # fmt: skip
     run = Run("joint", options.work, options.minutes, groups,
               {"tower": tower, "heads": heads, "spelling": spelling, "language": language, "projector": projector})  # fmt: skip
     rng.seed(options.seed + 7 + run.steps)

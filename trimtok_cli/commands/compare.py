@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from trimtok_cli.commands import options as o
-from trimtok_cli.commands.destination import Destination, open_destination
+from trimtok_cli.commands.destination import Destination, find_destination, open_answers
 from trimtok_cli.commands.guard import guarded
 from trimtok_cli.commands.run import describe, load
 from trimtok_cli.commands.screen import FEW, Screen
@@ -18,7 +18,7 @@ from trimtok_cli.config import RunConfig, resolve
 from trimtok_cli.data import Comparison
 from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED, UsageError
 from trimtok_cli.readers import read_any
-from trimtok_cli.writers.answers import JsonLines, record
+from trimtok_cli.writers.answers import record
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -65,14 +65,15 @@ def compare(
     source = read_any(sources, recursive=recursive, image_root=image_root, limit=settings.limit or None)
     screen = Screen(quiet=quiet, noun="samples")
     pruners = build_pruners(settings)
-    destination = open_destination(out, "compare", name="compare.jsonl", overwrite=overwrite)
+    destination = find_destination(out, "compare", name="compare.jsonl", overwrite=overwrite)
     adapter, ask = load(settings, screen)
     from trimtok_cli.engine import compare_all
 
     comparisons: list[Comparison] = []
     show = verbose or (source.total is not None and source.total <= FEW)
+    file = open_answers(destination, overwrite=overwrite)
     try:
-        with JsonLines(destination.answers) as file, screen.track(source.total):
+        with file, screen.track(source.total):
             for comparison in compare_all(adapter, pruners, source.samples, ask):
                 file.write(comparison_record(comparison, settings.model))
                 # The page shows the first of them; of the others the summary needs no places, which are most of the memory.
@@ -132,7 +133,7 @@ def close(
     rows, found = summarize(comparisons), versions()
     screen.show(summary_table(rows))
     screen.say(explain(rows), "bold")
-    if destination.folder is None or destination.answers is None:
+    if destination.answers is None:
         return
     words = [r.tokens.text for c in comparisons for r in c.results[:1] if not r.error]
     facts = {

@@ -2,12 +2,12 @@
 
 import uuid
 
-from trimtok_cli.commands.destination import open_destination
+from trimtok_cli.commands.destination import find_destination, open_answers
 from trimtok_cli.commands.screen import FEW, Screen
 from trimtok_cli.config import RunConfig
 from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED
 from trimtok_cli.readers import Source
-from trimtok_cli.writers.answers import JsonLines, record
+from trimtok_cli.writers.answers import record
 from trimtok_cli.writers.run_json import RunSummary, write_run
 
 
@@ -39,14 +39,15 @@ def run(
     from trimtok_cli.pruners import build_pruner
 
     pruner = build_pruner(config.method, {"keep": config.keep, **config.params})
-    destination = open_destination(out, command, overwrite=overwrite)
+    destination = find_destination(out, command, overwrite=overwrite)
     adapter, ask = load(config, screen)
     from trimtok_cli.engine import answer_all
 
     name, summary, interrupted = uuid.uuid4().hex[:12], RunSummary(), True
     show = verbose or (source.total is not None and source.total <= FEW)
+    file = open_answers(destination, overwrite=overwrite)
     try:
-        with JsonLines(destination.answers) as file, screen.track(source.total):
+        with file, screen.track(source.total):
             for result in answer_all(adapter, pruner, source.samples, ask, batch_size=config.batch_size):
                 file.write(record(result, model=config.model, run=name))
                 summary.add(result)

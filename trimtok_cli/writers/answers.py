@@ -73,10 +73,14 @@ def _finite(value: Any) -> Any:
 
 
 class JsonLines:
-    """A file of JSON lines, or standard output for `-`; every line is flushed, so that a killed run loses none."""
+    """A file of JSON lines, or standard output for None; every line is flushed, so that a killed run loses none.
 
-    def __init__(self, path: Path | None) -> None:
-        self.file: TextIO = sys.stdout if path is None else path.open("w", encoding="utf-8", newline="\n")
+    Without `replace` a file that is there already is left alone: FileExistsError.
+    """
+
+    def __init__(self, path: Path | None, *, replace: bool = False) -> None:
+        mode = "w" if replace else "x"
+        self.file: TextIO = sys.stdout if path is None else path.open(mode, encoding="utf-8", newline="\n")
 
     def write(self, row: dict[str, Any]) -> None:
         # A lone surrogate (a file name that is not UTF-8) cannot be encoded; it is written as an escape.
