@@ -45,7 +45,7 @@ def summary_table(rows: Sequence[Row]) -> Table:
     table = Table(title="Medians over samples", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("setting", no_wrap=True)
     for name in ("same as dense", "correct", "visual tokens", "vision", "prune", "prefill", "decode", "total"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=name in ("prefill", "total"))  # a time and its ratio stay together
     for i, row in enumerate(rows):
         now, pace = row.median, lambda value: f" ({value:.1f}×)" if value else ""
         table.add_row(
