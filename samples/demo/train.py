@@ -23,6 +23,7 @@ import numpy as np
 import scenes
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from scenes import CHARACTERS, COLOR_NAMES, GRID, KINDS, MAX_VALUE, PATCH, SHAPES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import nn
@@ -444,20 +445,20 @@ def train_joint(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast)
         Random(options.seed),
     )
     tower, language, projector = model.model.vision_tower, model.model.language_model, model.model.multi_modal_projector
-    if not (options.work / "joint.pt").exists():
-        state = torch.load(options.work / "tower.pt", weights_only=False)
-        tower.load_state_dict(state["tower"])
-        heads.load_state_dict(state["heads"])
-        state = torch.load(options.work / "language.pt", weights_only=False)
-        language.load_state_dict(state["language"])
-        spelling.load_state_dict(state["spelling"])
+    parts = {"tower": tower, "heads": heads, "spelling": spelling, "language": language, "projector": projector}
+    if options.start:
+        from_export(options.start, parts)
+    elif not (options.work / "joint.pt").exists():
+        for stage, names in {"tower": ("tower", "heads"), "language": ("language", "spelling")}.items():
+            state = torch.load(options.work / f"{stage}.pt", weights_only=False)
+            for name in names:
+                parts[name].load_state_dict(state[name])
     groups = [{"params": [*tower.parameters(), *heads.parameters()], "lr": 8e-4}, {"params": projector.parameters(), "lr": 1.5e-3},
               {"params": [*language.parameters(), *spelling.parameters()], "lr": 1e-3}]  # fmt: skip
-    run = Run("joint", options.work, options.minutes, groups,
-              {"tower": tower, "heads": heads, "spelling": spelling, "language": language, "projector": projector})  # fmt: skip
+    run = Run("joint", options.work, options.minutes, groups, parts)
     rng.seed(options.seed + 7 + run.steps)
     while run.share < 1:
-        whole = run.share > 0.08
+        whole = run.share > 0.08 or options.start is not None
         if whole:
             found = [scenes.layout(rng) for _ in range(12)]
             pixels, truth = pixels_of([np.asarray(scenes.render(s)) for s in found]), stack([truth_of(s) for s in found])
@@ -485,10 +486,12 @@ def train_joint(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast)
 # ---- scores and files ------------------------------------------------------------------------------------------------
 
 
-def load_trained(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
+PARTS = {"tower": "vision_tower", "language": "language_model", "projector": "multi_modal_projector"}
+
+
+def load_trained(state: dict, tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
     model = build_model(tokenizer)
-    state = torch.load(options.work / "joint.pt", weights_only=False)
-    for name, part in (("tower", "vision_tower"), ("language", "language_model"), ("projector", "multi_modal_projector")):
+    for name, part in PARTS.items():
         getattr(model.model, part).load_state_dict(state[name])
     return model.eval()
 
@@ -527,10 +530,26 @@ def score(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> No
 
 
 def export(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> None:
-    model = load_trained(options, tokenizer).half()
+    """model/ is what users load; teacher.safetensors beside it is what `joint --start model` needs to go on from there."""
+    state = torch.load(options.work / "joint.pt", weights_only=False)
+    model = load_trained(state, tokenizer).half()
     model.generation_config.update(bos_token_id=1, eos_token_id=2, pad_token_id=0, max_length=None)
     model.save_pretrained(options.model)
     build_processor(tokenizer).save_pretrained(options.model)
+    teacher = {f"{part}.{name}": value.half() for part in ("heads", "spelling") for name, value in state[part].items()}
+    save_file(teacher, options.model.with_name("teacher.safetensors"))
+
+
+def from_export(folder: Path, parts: dict[str, nn.Module]) -> None:
+    """Fill the joint stage's parts from an exported model and the teacher file beside it."""
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    teacher = load_file(folder.with_name("teacher.safetensors"))
+    for name, part in PARTS.items():
+        parts[name].load_state_dict(getattr(model.model, part).state_dict())
+    for name in ("heads", "spelling"):
+        parts[name].load_state_dict(
+            {key.removeprefix(f"{name}."): v.float() for key, v in teacher.items() if key.startswith(f"{name}.")}
+        )
 
 
 def main() -> None:
@@ -540,7 +559,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=HERE / "model", help="where export writes")
     parser.add_argument("--minutes", type=float, default=40)
     parser.add_argument("--count", type=int, default=1000, help="score: held-out scenes")
-    parser.add_argument("--start", type=Path, help="tower, language: a checkpoint whose weights to begin from")
+    parser.add_argument(
+        "--start", type=Path, help="weights to begin from: a checkpoint (tower, language) or an exported folder (joint)"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
