@@ -6,7 +6,8 @@
     python train.py export     half-precision weights, tokenizer and processor into model/
     python train.py score      the exported model on 1,000 held-out scenes, task by task
 
-`tower` and `language` can run at the same time. Each writes a checkpoint into --work every few minutes and goes on from
+`tower` and `language` can run at the same time; half an hour each is enough, `joint` wants all the time there is (four pictures a
+second on two cores, still learning after 23,000). Each writes a checkpoint into --work every few minutes and goes on from
 it. No token is ever dropped in training. Every question of a scene is a turn of its own that sees the picture and itself
 only (a block mask and its own positions), so one pass over a picture teaches all of them and equals separate prompts.
 """
@@ -412,14 +413,14 @@ def train_tower(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast)
 
 
 def train_language(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> None:
-    """The language model reads spelled truths: small scenes, some with one kind of thing and of question only; whole ones last."""
+    """The language model reads spelled truths: small scenes, some with one kind of question only; whole ones for the last 40 %."""
     model, spelling, turns, rng = build_model(tokenizer), Spelling(tokenizer), Turns(tokenizer), Random(options.seed)
     language = model.model.language_model
     run = Run("language", options.work, options.minutes, [{"params": [*language.parameters(), *spelling.parameters()], "lr": 2e-3}],
               {"language": language, "spelling": spelling}, options.start)  # fmt: skip
     rng.seed(options.seed + run.steps)
     while run.share < 1:
-        lesson = LESSONS[run.steps % len(LESSONS)] if run.share < 0.9 else WHOLE
+        lesson = LESSONS[run.steps % len(LESSONS)] if run.share < 0.6 else WHOLE
         side = lesson.side
         found = [scenes.layout(rng, side * PATCH, lesson.max_shapes, lesson.label, lesson.chart) for _ in range(lesson.scenes)]
         places = [(rng.randint(0, GRID - side), rng.randint(0, GRID - side)) for _ in found]
