@@ -10,6 +10,7 @@ from tests.conftest import picture
 from trimtok_cli.data import Sample
 from trimtok_cli.decoding import Sampling, generate
 from trimtok_cli.engine import Ask, answer, answer_all, compare_all, encode, finish, prepare
+from trimtok_cli.errors import ModelError
 from trimtok_cli.models import load_model
 from trimtok_cli.pruners import build_pruner
 from trimtok_cli.stages import reduce_prompts
@@ -161,6 +162,29 @@ def test_one_bad_sample_does_not_touch_its_batch(adapter, pictures, tmp_path):
     assert [bool(r.error) for r in results] == [False, True, False, True, False]
     alone = [answer(adapter, None, [s], ask)[0].answer for s in good]
     assert [r.answer for r in results if not r.error] == alone
+
+
+def test_a_sample_that_breaks_behind_the_tower_does_not_take_its_batch_along(adapter, pictures, monkeypatch):
+    samples = [Sample(i, (path,), question="What?" if i != 2 else "Break") for i, path in enumerate(pictures[:4])]
+    ask = Ask(max_new_tokens=3)
+    alone = {s.id: answer(adapter, None, [s], ask)[0].answer for s in samples if s.id != 2}
+    real = type(adapter).embed
+
+    def embed(self, inputs, tokens):
+        if "Break" in inputs.text:
+            raise RuntimeError("out of luck")
+        return real(self, inputs, tokens)
+
+    monkeypatch.setattr(type(adapter), "embed", embed)
+    results = list(answer_all(adapter, None, samples, ask, batch_size=4))
+    assert [r.error for r in results] == ["", "", "RuntimeError: out of luck", ""]
+    assert {r.sample.id: r.answer for r in results if not r.error} == alone
+
+
+def test_a_processor_that_does_not_fit_the_model_ends_the_run_with_a_sentence(adapter, pictures, monkeypatch):
+    monkeypatch.setattr(adapter.processor, "num_additional_image_tokens", 0)
+    with pytest.raises(ModelError, match="wrote 35 placeholders for 36 visual tokens"):
+        list(answer_all(adapter, None, [Sample(1, (pictures[0],), question="?")], Ask()))
 
 
 def test_sampling_is_seeded_and_does_not_depend_on_the_batch(adapter, pictures):

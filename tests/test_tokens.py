@@ -65,6 +65,11 @@ class LastColumn(ScoringPruner):
         return stage.visual_embeds[:, -1]
 
 
+class Later(LastColumn):
+    def stages(self, num_layers: int) -> tuple[int, ...]:
+        return (2,)
+
+
 def tokens() -> VisualTokens:
     return VisualTokens(torch.zeros(5, 2), torch.tensor([0, 0, 0, 1, 1]), torch.zeros(5, 4))
 
@@ -91,6 +96,8 @@ def test_a_pruner_that_writes_nothing_and_one_inside_the_model_say_so():
         Pruner(Budget(tokens=1)).select(Stage(0, prompt().embeds, prompt(), tokens()))
     with pytest.raises(LookupError, match="stage above 0"):
         Stage(0, prompt().embeds, prompt(), tokens()).attention(torch.tensor([0]), 0)
+    with pytest.raises(NotImplementedError, match="Later reduces inside the language model"):
+        reduce_prompts(Later(Budget(tokens=1)), [prompt()], [tokens()], num_layers=4, renumber=True)
 
 
 def test_text_rows_fall_back_to_the_whole_prompt():

@@ -9,7 +9,6 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "trimtok_cli"
-HEAVY = ("torch", "transformers", "torchvision", "numpy", "PIL.Image")
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@
     python train.py export     half-precision weights, tokenizer and processor into model/
     python train.py score      the exported model on 1,000 held-out scenes, task by task
 
-`tower` and `language` can run at the same time; half an hour each is enough, `joint` wants all the time there is (four pictures a
-second on two cores, still learning after 23,000). Each writes a checkpoint into --work every few minutes and goes on from
+`tower` and `language` can run at the same time; half an hour each is enough, `joint` wants all the time there is (five pictures a
+second on two cores, still learning after 15,000). Each writes a checkpoint into --work every few minutes and goes on from
 it. No token is ever dropped in training. Every question of a scene is a turn of its own that sees the picture and itself
 only (a block mask and its own positions), so one pass over a picture teaches all of them and equals separate prompts.
 """
