@@ -55,7 +55,7 @@ def generate(
     ends = torch.tensor(adapter.end_ids if stop else (), device=adapter.device)
     sampling = sampling or Sampling()
     dice = [torch.Generator(adapter.device).manual_seed(sampling.seed) for _ in prompts] if sampling.temperature else []
-    logits = adapter.forward(embeds, mask, positions, cache)
+    logits = adapter.forward(embeds, mask, positions, cache, prompts)
     chosen, kept_logits = [_choose(logits, sampling, dice)], [logits] if keep_logits else []
     finished = torch.isin(chosen[-1], ends)
     prefill = clock.mark()

@@ -46,7 +46,8 @@ class VisualTokens:
 
     embeds (N, D). visual_index (N,): which image or video a token is of, and so which budget it falls under; frame (N,)
     counts within a video. box (N, 4): xyxy in [0, 1] of the upright image, all zero where a token shows no place (a
-    newline). grids: (rows, columns) for every image that is one plain grid, () for the others.
+    newline). grids: (rows, columns) for every image that is one plain grid, () for the others. deepstack (L, N, D): what
+    Qwen3-VL adds to the visual rows behind each of its first L decoder layers.
     """
 
     embeds: Tensor
@@ -55,6 +56,7 @@ class VisualTokens:
     frame: Tensor | None = None
     grids: tuple[tuple[int, ...], ...] = ()
     encoder: EncoderTap = field(default_factory=EncoderTap)
+    deepstack: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.embeds)
@@ -78,7 +80,8 @@ class Prompt:
     """What the language model reads. embeds (S, D); positions (S,), or (3, S) under M-RoPE.
 
     visual (N,): the rows of embeds that are visual tokens; alive (N,): their numbers in the dense prompt (added tokens
-    count on from the dense number). instruction (T,): the rows that hold the user's own words.
+    count on from the dense number). instruction (T,): the rows that hold the user's own words. deepstack (L, N, D): what is
+    added to the visual rows behind each of the first L decoder layers, where a family does that.
     """
 
     embeds: Tensor
@@ -86,6 +89,7 @@ class Prompt:
     visual: Tensor
     alive: Tensor
     instruction: Tensor
+    deepstack: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.embeds)
@@ -106,6 +110,7 @@ class Prompt:
         prompt = replace(
             self, embeds=embeds[rows], positions=self.positions[..., rows], visual=new_place[self.visual[kept]],
             alive=self.alive[kept], instruction=new_place[self.instruction],
+            deepstack=None if self.deepstack is None else self.deepstack[:, kept],
         )  # fmt: skip
         if selection.extra is not None and len(selection.extra):
             prompt = prompt._with_extra(selection.extra, num_dense)
@@ -128,4 +133,5 @@ class Prompt:
             visual=torch.cat([shift(self.visual), at + new]),
             alive=torch.cat([self.alive, num_dense + new]),
             instruction=shift(self.instruction),
+            deepstack=None if self.deepstack is None else torch.nn.functional.pad(self.deepstack, (0, 0, 0, count)),
         )

@@ -8,10 +8,25 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from trimtok_cli.errors import ModelError, UsageError
 from trimtok_cli.models.base import Adapter, Inputs
+from trimtok_cli.models.gemma3 import Gemma3
+from trimtok_cli.models.idefics3 import Idefics3
+from trimtok_cli.models.internvl import InternVL
 from trimtok_cli.models.llava import Llava
+from trimtok_cli.models.llava_next import LlavaNext, LlavaOnevision
+from trimtok_cli.models.qwen import Qwen2VL, Qwen3VL
 
 ADAPTERS: dict[str, type[Adapter]] = {
     "llava": Llava,
+    "llava_next": LlavaNext,
+    "llava_next_video": LlavaNext,
+    "llava_onevision": LlavaOnevision,
+    "qwen2_vl": Qwen2VL,
+    "qwen2_5_vl": Qwen2VL,
+    "qwen3_vl": Qwen3VL,
+    "internvl": InternVL,
+    "idefics3": Idefics3,
+    "smolvlm": Idefics3,
+    "gemma3": Gemma3,
 }
 
 ALIASES: dict[str, str] = {

@@ -1,0 +1,112 @@
+"""LLaVA-NeXT, LLaVA-NeXT-Video and LLaVA-OneVision: an overview tile, tiles of the image at its own shape, newline tokens.
+
+"LLaVA-NeXT: Improved reasoning, OCR, and world knowledge" (2024); "LLaVA-OneVision", arXiv 2408.03326. The image is fitted
+into the best of a list of resolutions, padded, cut into tiles; tokens of the padding are dropped, and behind every row of
+the rest stands a newline token. Newlines are candidates like any other token and show no place. Positions are 1-D.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from trimtok_cli.models.base import Adapter, Inputs, Visual
+from trimtok_cli.models.places import WHOLE, Places, cells, nowhere, per_frame, raster
+
+
+class LlavaNext(Adapter):
+    """`llava_next`: base tile of 576, then up to 2,304 tokens of tiles and a newline a row."""
+
+    def image_places(self, inputs: Inputs, number: int, visual: Visual) -> Places:
+        side = self._side
+        height, width = self._best_resolution(visual.size)
+        edges_y, edges_x = self._canvas(height), self._canvas(width)
+        edges_y, edges_x = self._fit(edges_y, edges_x, (height, width), visual.size)
+        overview = raster(side, side)
+        if self.model.config.vision_feature_select_strategy == "full" and self._has_cls:
+            overview = torch.cat([nowhere(1), overview])
+        tiled = cells(edges_y, edges_x).reshape(len(edges_y) - 1, -1, 4)
+        lines = torch.cat([tiled, nowhere(len(tiled))[:, None]], 1).reshape(-1, 4)
+        return Places(torch.cat([overview, lines]))
+
+    def video_places(self, inputs: Inputs, visual: Visual) -> Places:
+        side = self._side // self.model.config.spatial_pool_stride
+        return per_frame(raster(side, side), len(visual.times), (side, side))
+
+    @property
+    def _has_cls(self) -> bool:
+        return self.model.config.vision_config.model_type == "clip_vision_model"
+
+    @property
+    def _side(self) -> int:
+        vision = self.model.config.vision_config
+        return vision.image_size // vision.patch_size
+
+    def _best_resolution(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of the listed resolutions that shows most of the image, and of those the one that wastes least."""
+        width, height = size
+
+        def fit(pinpoint: list[int]) -> tuple[float, float]:
+            scale = min(pinpoint[1] / width, pinpoint[0] / height)
+            shown = min(int(width * scale) * int(height * scale), width * height)
+            return shown, -(pinpoint[0] * pinpoint[1] - shown)
+
+        return tuple(max(self.model.config.image_grid_pinpoints, key=fit))
+
+    def _canvas(self, pixels: int) -> Tensor:
+        """Edges of the token cells along one side of the padded canvas, in pixels. A tile's remainder falls to its last cell."""
+        vision, side = self.model.config.vision_config, self._side
+        count = pixels // vision.image_size * side
+        cell = torch.arange(count + 1)
+        return (cell // side * vision.image_size + cell % side * vision.patch_size).float()
+
+    def _fit(self, y: Tensor, x: Tensor, canvas: tuple[int, int], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """The edges that are left when the padding is dropped, as shares of the image."""
+        width, height = size
+        rows, columns = len(y) - 1, len(x) - 1
+        # How the processor lays the image into the canvas, in pixels ...
+        scale_x, scale_y = canvas[1] / width, canvas[0] / height
+        if scale_x < scale_y:
+            wide, tall = canvas[1], min(math.ceil(height * scale_x), canvas[0])
+        else:
+            wide, tall = min(math.ceil(width * scale_y), canvas[1]), canvas[0]
+        # ... and how the model drops whole rows or columns of tokens again: the two round in their own ways.
+        if width / height > columns / rows:
+            cut = (rows - int(round(height * (columns / width), 7))) // 2
+            y = y[cut : rows - cut + 1]
+        else:
+            cut = (columns - int(round(width * (rows / height), 7))) // 2
+            x = x[cut : columns - cut + 1]
+        return (y - (canvas[0] - tall) // 2) / tall, (x - (canvas[1] - wide) // 2) / wide
+
+
+class LlavaOnevision(LlavaNext):
+    """`llava_onevision`: SigLIP, at most nine tiles' worth of tokens; of several images each is one tile; pooled video frames."""
+
+    def image_places(self, inputs: Inputs, number: int, visual: Visual) -> Places:
+        if sum(each.kind == "image" for each in inputs.visuals) == 1:
+            return super().image_places(inputs, number, visual)
+        (width, height), square = visual.size, max(visual.size)
+        view = (-(square - width) // 2 / width, -(square - height) // 2 / height)
+        padded = raster(self._side, self._side, (*view, view[0] + square / width, view[1] + square / height))
+        return Places(torch.cat([padded, nowhere(1)]))
+
+    def video_places(self, inputs: Inputs, visual: Visual) -> Places:
+        side = math.ceil(self._side / 2)
+        frames = per_frame(raster(side, side, WHOLE), len(visual.times), (side, side))
+        return Places(torch.cat([frames.box, nowhere(1)]), (), torch.cat([frames.frame, frames.frame[-1:]]))
+
+    def _fit(self, y: Tensor, x: Tensor, canvas: tuple[int, int], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """More than nine tiles' worth is shrunk, in token space."""
+        y, x = super()._fit(y, x, canvas, size)
+        rows, columns = len(y) - 1, len(x) - 1
+        most = int(self.model.config.vision_aspect_ratio.removeprefix("anyres_max_"))
+        ratio = math.sqrt(rows * columns / (most * self._side**2))
+        return (_shrunk(y, int(rows // ratio)), _shrunk(x, int(columns // ratio))) if ratio > 1.1 else (y, x)
+
+
+def _shrunk(edges: Tensor, count: int) -> Tensor:
+    """`count` cells over the span of as many as there are edges."""
+    at = torch.linspace(0, len(edges) - 1, count + 1)
+    low = at.floor().long().clamp(max=len(edges) - 2)
+    return edges[low] + (at - low) * (edges[low + 1] - edges[low])

@@ -1,0 +1,64 @@
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL: images at their own resolution, 2 x 2 patches to a token, M-RoPE.
+
+"Qwen2-VL", arXiv 2409.12191; "Qwen2.5-VL", arXiv 2502.13923; "Qwen3-VL", arXiv 2511.21631. A token's position is
+(time, row, column), so kept tokens keep theirs and text goes on where the dense prompt would: nothing is renumbered.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trimtok_cli.media.video import Clip
+from trimtok_cli.models.base import Adapter, Inputs, Visual
+from trimtok_cli.models.places import Places, per_frame, raster
+from trimtok_cli.tokens import Prompt
+
+_FOR_POSITIONS = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+
+
+class Qwen2VL(Adapter):
+    """`qwen2_vl` and `qwen2_5_vl`. Two frames of a video make one layer of tokens."""
+
+    renumbers = False
+
+    def image_places(self, inputs: Inputs, number: int, visual: Visual) -> Places:
+        _, rows, columns = self._grid(inputs.tensors["image_grid_thw"][number])
+        return Places(raster(rows, columns), (rows, columns))
+
+    def video_places(self, inputs: Inputs, visual: Visual) -> Places:
+        layers, rows, columns = self._grid(inputs.tensors["video_grid_thw"][0])
+        return per_frame(raster(rows, columns), layers, (rows, columns), self.model.config.vision_config.temporal_patch_size)
+
+    def video_inputs(self, clip: Clip) -> dict:
+        """A layer is two frames: a single one is shown twice, as the processors themselves do with a last odd one."""
+        given = super().video_inputs(clip)
+        if len(clip.frames) == 1:
+            facts = given["video_metadata"][0]
+            given["videos"] = [[list(clip.frames * 2)]]
+            given["video_metadata"] = [facts | {"total_num_frames": 2, "frames_indices": facts["frames_indices"] * 2}]
+        return given
+
+    def positions(self, inputs: Inputs) -> Tensor:
+        """(3, S): time, row and column of every token, as the model itself works them out for the dense prompt."""
+        known = {name: inputs.tensors[name].to(self.device) for name in _FOR_POSITIONS if name in inputs.tensors}
+        ids = inputs.input_ids[None].to(self.device)
+        return self.model.model.get_rope_index(ids, attention_mask=torch.ones_like(ids), **known)[0][:, 0]
+
+    def _grid(self, thw: Tensor) -> tuple[int, int, int]:
+        merge = self.model.config.vision_config.spatial_merge_size
+        layers, rows, columns = thw.tolist()
+        return layers, rows // merge, columns // merge
+
+
+class Qwen3VL(Qwen2VL):
+    """`qwen3_vl`: features of earlier tower layers are added to the visual rows behind the first decoder layers (deepstack)."""
+
+    def prefill_extras(self, embeds: Tensor, prompts: Sequence[Prompt]) -> dict:
+        deep = [prompt.deepstack for prompt in prompts if prompt.deepstack is not None]
+        if not deep:
+            return {}
+        mask = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+        for row, prompt in enumerate(prompts):
+            mask[row, embeds.shape[1] - len(prompt) + prompt.visual] = True
+        return {"visual_pos_masks": mask, "deepstack_visual_embeds": list(torch.cat(deep, 1))}
