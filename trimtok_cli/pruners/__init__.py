@@ -32,9 +32,9 @@ def build_pruner(name: str, params: Mapping[str, Any]) -> Pruner | None:
         raise UsageError(f"--keep: {error}.") from None
     if kind is None or keep == Budget():
         return None
-    known = [f.name for f in dataclasses.fields(kind) if f.name != "keep"]
+    known = [f.name for f in dataclasses.fields(kind) if f.name not in ("keep", "budget")]
     given = {key: value for key, value in params.items() if key != "keep"}
-    for key in given:
+    for key in given.keys() - {"budget"}:
         if key not in known:
             raise UsageError(f"{name} has no parameter {key!r}: it takes {', '.join(known) or 'none'}{_suggest(key, known)}.")
     try:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from trimtok_cli.pruners.budget import Budget
+from trimtok_cli.pruners.budget import Budget, share_out
 from trimtok_cli.tokens import Prompt, Selection, VisualTokens
 
 ALL = Budget()
@@ -56,9 +56,25 @@ class Stage:
 
 @dataclass(frozen=True)
 class Pruner:
-    """A method with its parameters, which are its fields; it holds nothing of any sample."""
+    """A method with its parameters, which are its fields; it holds nothing of any sample.
+
+    keep is each image's budget. budget says how the images of one prompt share the sum of theirs: `equal` (not at all),
+    `tokens` (by their dense counts) or `diversity` (see `intra_diversity`).
+    """
 
     keep: Budget = ALL
+    budget: str = "equal"
+
+    def budgets(self, stage: Stage) -> list[tuple[Tensor, int]]:
+        """For each image or video with tokens left: their places among the stage's visual tokens, and how many stay."""
+        images = stage.images()
+        sizes = [len(rows) for rows in images]
+        counts = [self.keep.count(size) for size in sizes]
+        if self.budget != "equal" and len(images) > 1:
+            visual = stage.visual_embeds if self.budget == "diversity" else None
+            weights = sizes if visual is None else [intra_diversity(visual[rows]) for rows in images]
+            counts = share_out(sum(counts), weights, sizes)
+        return list(zip(images, counts, strict=True))
 
     def stages(self, num_layers: int) -> tuple[int, ...]:
         """The decoder layers in front of which this method reduces; 0 is the prompt itself."""
@@ -84,10 +100,23 @@ class ScoringPruner(Pruner):
 
     def select(self, stage: Stage) -> Selection:
         score, kept = self.score(stage), [stage.no_tokens]
-        for rows in stage.images():
-            best = score[rows].sort(descending=True, stable=True).indices[: self.keep.count(len(rows))]
+        for rows, count in self.budgets(stage):
+            best = score[rows].sort(descending=True, stable=True).indices[:count]
             kept.append(rows[best])
         return Selection(torch.cat(kept).sort().values)
+
+
+def intra_diversity(visual: Tensor) -> float:
+    """Mean pairwise cosine distance of an image's tokens (m, D), in [0, 2]; 0 for one token.
+
+    The intra-image term of TrimTokenator-LC (arXiv 2512.22748). Of that paper only the abstract and this formula are
+    public: its inter-image term, how the two set the budget, and its second, global stage are not, and are not here.
+    """
+    unit, count = torch.nn.functional.normalize(visual.float(), dim=-1), len(visual)
+    if count < 2:
+        return 0.0
+    # sum over i != j of cos(x_i, x_j) is |sum of the unit vectors|^2 - m: no m x m matrix.
+    return max(float(1 - (unit.sum(0).square().sum() - unit.square().sum()) / (count * (count - 1))), 0.0)
 
 
 def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
-"""The budget's grammar: `64`, `11%`, `0.11` or `all`. One place for what --keep means. Knows no method and no tensor."""
+"""What --keep means: `64`, `11%`, `0.11` or `all`; and how several images share a total. Knows no method and no tensor."""
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -24,6 +25,18 @@ class Budget:
         if self.tokens is not None:
             return str(self.tokens)
         return "all" if self.share is None else f"{100 * self.share:.6g}%"
+
+
+def share_out(total: int, weights: Sequence[float], sizes: Sequence[int]) -> list[int]:
+    """`total` tokens over images in proportion to `weights`: at least one each, never more than an image has.
+
+    Token by token to where weight / (count + 1/2) is highest (Webster's method), ties to the first image.
+    """
+    counts = [1] * len(sizes)
+    for _ in range(min(total, sum(sizes)) - len(sizes)):
+        room = [i for i, size in enumerate(sizes) if counts[i] < size]
+        counts[max(room, key=lambda i: (weights[i] / (counts[i] + 0.5), -counts[i], -i))] += 1
+    return counts
 
 
 def parse_budget(text: str | int | float) -> Budget:

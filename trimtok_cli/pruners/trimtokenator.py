@@ -148,7 +148,7 @@ class TrimTokenator(Pruner):
 
     def select_many(self, stages: Sequence[Stage]) -> list[Selection]:
         """Every image of every sample at once, grouped by token count and budget: one greedy loop serves a whole batch."""
-        images = [(number, rows, self.keep.count(len(rows))) for number, stage in enumerate(stages) for rows in stage.images()]
+        images = [(number, rows, count) for number, stage in enumerate(stages) for rows, count in self.budgets(stage)]
         kept: list[list[Tensor]] = [[] for _ in stages]
         for size, budget in sorted({(len(rows), budget) for _, rows, budget in images}):
             group = [(number, rows) for number, rows, count in images if (len(rows), count) == (size, budget)]
