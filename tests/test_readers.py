@@ -219,7 +219,7 @@ def test_llava_rows(here):
 def test_images_and_videos(here):
     cases = [{"image": ["a", "b"]}, {}, {"image": None}, {"image": ""}, {"image": []}, {"video": "v.mp4"}, {"video_name": "v"}]
     samples = read(rows("q.jsonl", *({"text": "t", **case} for case in cases)))
-    assert [sample.names for sample in samples] == [("a", "b"), (), (), (), (), (), ()]
+    assert [sample.names for sample in samples] == [("a", "b"), (), (), (), (), ("v.mp4",), ("v",)]
     assert [sample.video for sample in samples] == [None] * 5 + [Path("v.mp4"), Path("v")]
     assert [sample.id for sample in samples] == list(range(7)) and not any(sample.problem or sample.extra for sample in samples)
 

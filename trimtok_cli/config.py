@@ -16,6 +16,11 @@ import yaml
 from trimtok_cli.errors import UsageError
 
 CAPTION_PROMPT = "Describe the image in one sentence."
+CHOICES = {
+    "budget": ("equal", "tokens", "diversity"),
+    "video_backend": ("auto", "decord", "pyav"),
+    "video_as": ("auto", "video", "frames"),
+}
 PRESETS = tuple(path for path in (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs") if path.is_dir())
 
 
@@ -32,6 +37,14 @@ class RunConfig:
     params: dict[str, Any] = field(default_factory=dict)
     prompt: str = CAPTION_PROMPT
     system: str = ""
+    budget: str = "equal"
+    frames: int = 8
+    fps: float = 0.0  # 0 is: `frames` of them, whatever the video's length
+    start: float = 0.0
+    end: float = 0.0  # 0 is the video's end
+    video_backend: str = "auto"
+    video_as: str = "auto"
+    video_timeout: float = 120.0
     batch_size: int = 1
     max_new_tokens: int = 128
     temperature: float = 0.0
@@ -40,7 +53,14 @@ class RunConfig:
     limit: int = 0  # 0 is no limit
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_new_tokens"):
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise UsageError(f"{_flag(name)} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+        if min(self.fps, self.start, self.end) < 0 or self.video_timeout <= 0:
+            raise UsageError("--fps, --start and --end must not be negative, and --video-timeout must be more than 0.")
+        if self.end and self.end <= self.start:
+            raise UsageError(f"--end must be later than --start, got {self.end:g} and {self.start:g} seconds.")
+        for name in ("batch_size", "max_new_tokens", "frames"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{_flag(name)} must be at least 1, got {getattr(self, name)}.")
         if self.limit < 0 or self.seed < 0:

@@ -29,7 +29,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """What an image file was before it became RGB: pixels upright, the file's own mode, EXIF orientation 1..8."""
+    """What an image or video file was before it became RGB: pixels upright, the file's own mode, EXIF orientation 1..8.
+
+    frames: how many the file holds. Of a video: the decoder, its length, and the times in seconds of the frames taken.
+    """
 
     width: int = 0
     height: int = 0
@@ -37,6 +40,9 @@ class Media:
     exif_orientation: int = 1
     frames: int = 1
     warnings: tuple[str, ...] = ()
+    decoder: str = ""
+    duration: float = 0.0
+    times: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +110,14 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One sample answered in several ways, dense first. boxes[i]: visual token i in image visual_index[i], xyxy in [0, 1]."""
+    """One sample answered in several ways, dense first. boxes[i]: visual token i in image visual_index[i], xyxy in [0, 1].
+
+    frame[i]: of which frame, where that image is a video; kinds: image or video, for each number in visual_index.
+    """
 
     sample: Sample
     results: tuple[Result, ...]
     boxes: tuple[tuple[float, float, float, float], ...] = ()
     visual_index: tuple[int, ...] = ()
+    frame: tuple[int, ...] = ()
+    kinds: tuple[str, ...] = ()

@@ -14,6 +14,7 @@ from trimtok_cli.data import Comparison, Media, Result, Sample, Seconds, TokenCo
 from trimtok_cli.decoding import Sampling, generate
 from trimtok_cli.errors import ModelError, SampleError, TrimtokError
 from trimtok_cli.media.images import load_image
+from trimtok_cli.media.video import FrameRule, load_video
 from trimtok_cli.models.base import Adapter, Inputs
 from trimtok_cli.pruners import PRUNERS, Pruner
 from trimtok_cli.stages import reduce_prompts
@@ -25,12 +26,17 @@ log = logging.getLogger("trimtok")
 
 @dataclass(frozen=True)
 class Ask:
-    """How every sample of a run is asked. `prompt` is for samples that bring no question of their own."""
+    """How every sample of a run is asked. `prompt` is for samples that bring no question of their own.
+
+    frames: which frames of a video are read; video_as: `video` (the family's own path), `frames` (as images) or `auto`.
+    """
 
     prompt: str = ""
     system: str = ""
     max_new_tokens: int = 128
     sampling: Sampling = field(default_factory=Sampling)
+    frames: FrameRule = field(default_factory=FrameRule)
+    video_as: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -62,17 +68,27 @@ def answer(adapter: Adapter, pruner: Pruner | None, samples: Sequence[Sample], a
 
 
 def prepare(adapter: Adapter, sample: Sample, ask: Ask) -> Prepared:
-    """Read the images, then the chat template and the processor."""
+    """Read the images and the video, then the chat template and the processor."""
     if sample.problem:
         raise SampleError(sample.problem)
-    if sample.video is not None:
-        raise SampleError(f"{sample.video.name} is a video, which this version cannot read: give its frames as images.")
+    if sample.video is not None and ask.video_as == "video" and not adapter.has_video:
+        raise ModelError(f"--video-as video: {adapter.name} has no video path of its own; use --video-as frames.")
     clock = Clock(torch.device("cpu"))
     loaded = [load_image(path) for path in sample.images]
+    clip = load_video(sample.video, ask.frames) if sample.video is not None else None
     load, question = clock.mark(), ask.prompt if sample.question is None else sample.question
-    inputs = adapter.prepare([image for image, _ in loaded], question, system=ask.system)
+    pictures, as_frames = [image for image, _ in loaded], ask.video_as == "frames"
+    inputs = adapter.prepare(pictures, question, system=ask.system, clip=clip, as_frames=as_frames)
     seconds = Seconds(load=load, prepare=clock.mark())
-    return Prepared(sample, question, inputs, tuple(media for _, media in loaded), seconds)
+    media = [media for _, media in loaded]
+    if clip is not None:
+        media.append(
+            Media(
+                clip.width, clip.height, "RGB", frames=clip.num_frames, warnings=clip.warnings, decoder=clip.decoder,
+                duration=clip.duration, times=clip.times,
+            )
+        )  # fmt: skip
+    return Prepared(sample, question, inputs, tuple(media), seconds)
 
 
 @torch.inference_mode()
@@ -165,7 +181,10 @@ def compare_all(adapter: Adapter, pruners: Sequence[Pruner | None], samples: Ite
             done = {i: finish(adapter, pruners[i], batch, ask)[0] for i in order}
             tokens = batch.tokens[0]
             boxes = tuple(tuple(round(x, 5) for x in box) for box in tokens.box.tolist())
-            yield Comparison(sample, tuple(done[i] for i in range(len(pruners))), boxes, tuple(tokens.visual_index.tolist()))
+            yield Comparison(
+                sample, tuple(done[i] for i in range(len(pruners))), boxes, tuple(tokens.visual_index.tolist()),
+                tuple(tokens.frame.tolist()) if tokens.frame is not None else (), batch.prepared[0].inputs.kinds,
+            )  # fmt: skip
         except ModelError:
             raise
         except Exception as error:

@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -44,12 +45,20 @@ def compare(
     keep: o.Keeps = None,
     method: o.Methods = None,
     param: o.Param = None,
+    budget: o.Budget = None,
     prompt: o.Prompt = None,
     system: o.System = None,
     max_new_tokens: o.MaxNewTokens = None,
     temperature: o.Temperature = None,
     top_p: o.TopP = None,
     seed: o.Seed = None,
+    frames: o.Frames = None,
+    fps: o.Fps = None,
+    start: o.Start = None,
+    end: o.End = None,
+    video_backend: o.VideoBackend = None,
+    video_as: o.VideoAs = None,
+    video_timeout: o.VideoTimeout = None,
     image_root: o.Root = None,
     recursive: o.Recursive = False,
     limit: o.Limit = None,
@@ -68,6 +77,7 @@ def compare(
     destination = find_destination(out, "compare", name="compare.jsonl", overwrite=overwrite)
     adapter, ask = load(settings, screen)
     from trimtok_cli.engine import compare_all
+    from trimtok_cli.media.video import load_video
 
     comparisons: list[Comparison] = []
     show = verbose or (source.total is not None and source.total <= FEW)
@@ -78,12 +88,12 @@ def compare(
                 file.write(comparison_record(comparison, settings.model))
                 # The page shows the first of them; of the others the summary needs no places, which are most of the memory.
                 shown = len(comparisons) < PAGE_SAMPLES
-                comparisons.append(comparison if shown else replace(comparison, boxes=(), visual_index=()))
+                comparisons.append(comparison if shown else replace(comparison, boxes=(), visual_index=(), frame=()))
                 if show:
                     screen.show(sample_table(comparison))
                 screen.advance(*comparison.results)
     finally:
-        close(comparisons, settings, describe(adapter), destination, screen)
+        close(comparisons, settings, describe(adapter), destination, screen, partial(load_video, rule=ask.frames))
     return EXIT_SOME_FAILED if any(r.error for c in comparisons for r in c.results) else EXIT_OK
 
 
@@ -92,7 +102,7 @@ def build_pruners(config: RunConfig) -> list[Any]:
     from trimtok_cli.pruners import build_pruner
 
     built = [
-        build_pruner(method.strip(), {"keep": keep.strip(), **config.params})
+        build_pruner(method.strip(), {"keep": keep.strip(), "budget": config.budget, **config.params})
         for method in config.method.split(",")
         for keep in config.keep.split(",")
     ]
@@ -121,7 +131,12 @@ def comparison_record(comparison: Comparison, model: str) -> dict[str, Any]:
 
 
 def close(
-    comparisons: Sequence[Comparison], config: RunConfig, model: dict[str, str], destination: Destination, screen: Screen
+    comparisons: Sequence[Comparison],
+    config: RunConfig,
+    model: dict[str, str],
+    destination: Destination,
+    screen: Screen,
+    load_clip,
 ) -> None:
     """The summary on the terminal, and the page."""
     from trimtok_cli.report import write_page
@@ -145,5 +160,8 @@ def close(
         "Date": time.strftime("%Y-%m-%d %H:%M"),
     }
     page = destination.answers.with_suffix(".html")
-    write_page(page, comparisons, title="Dense and pruned, side by side", facts=facts, sentence=explain(rows), limit=PAGE_SAMPLES)
+    write_page(
+        page, comparisons, title="Dense and pruned, side by side", facts=facts, sentence=explain(rows), load_clip=load_clip,
+        limit=PAGE_SAMPLES,
+    )  # fmt: skip
     screen.say(f"records in {destination.answers}, page in {page}", "dim")

@@ -9,7 +9,7 @@ import typer
 
 from trimtok_cli.config import CAPTION_PROMPT, RunConfig, parse_params
 
-MODEL, PRUNING, ANSWERS, OUTPUT = "Model", "Pruning", "Answers", "Output"
+MODEL, PRUNING, ANSWERS, VIDEO, OUTPUT = "Model", "Pruning", "Answers", "Video", "Output"
 
 
 def flags(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,7 +38,7 @@ Keep = Annotated[
         "-k",
         shown=RunConfig.keep,
         panel=PRUNING,
-        help="Visual tokens left of each image: a count (64), a share (11% or 0.11), or all.",
+        help="Visual tokens left of each image and of each whole video: a count (64), a share (11% or 0.11), or all.",
     ),
 ]
 Keeps = Annotated[
@@ -54,6 +54,32 @@ Methods = Annotated[
 ]
 Param = Annotated[
     list[str] | None, _option("--param", panel=PRUNING, help="A parameter of the method, NAME=VALUE; may be repeated (pool=0.9).")
+]
+Budget = Annotated[
+    str | None,
+    _option(
+        "--budget",
+        shown=RunConfig.budget,
+        panel=PRUNING,
+        help="How a prompt of several images shares what --keep allows: equal, tokens (by size) or diversity (by content).",
+    ),
+]
+Frames = Annotated[
+    int | None, _option("--frames", shown=str(RunConfig.frames), panel=VIDEO, help="Frames of a video, evenly spaced in time.")
+]
+Fps = Annotated[float | None, _option("--fps", panel=VIDEO, help="Frames a second instead, --frames at most.")]
+Start = Annotated[float | None, _option("--start", shown="0", panel=VIDEO, help="Read from this second on.")]
+End = Annotated[float | None, _option("--end", shown="the video's end", panel=VIDEO, help="Read up to this second.")]
+VideoBackend = Annotated[
+    str | None, _option("--video-backend", shown="auto", panel=VIDEO, help="decord, pyav, or auto: decord, where it fails pyav.")
+]
+VideoAs = Annotated[
+    str | None,
+    _option("--video-as", shown="auto", panel=VIDEO, help="video (the model's own path), frames (as so many images), or auto."),
+]
+VideoTimeout = Annotated[
+    float | None,
+    _option("--video-timeout", shown=f"{RunConfig.video_timeout:g}", panel=VIDEO, help="Seconds for decoding one video."),
 ]
 Prompt = Annotated[str | None, _option("--prompt", "-p", shown=CAPTION_PROMPT, panel=ANSWERS, help="What to ask of every image.")]
 System = Annotated[

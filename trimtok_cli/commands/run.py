@@ -16,11 +16,15 @@ def load(config: RunConfig, screen: Screen):
     screen.say(f"loading {config.model} ...", "dim")
     from trimtok_cli.decoding import Sampling
     from trimtok_cli.engine import Ask
+    from trimtok_cli.media.video import FrameRule
     from trimtok_cli.models import load_model
 
     adapter = load_model(config.model, device=config.device, dtype=config.dtype, revision=config.revision or None)
-    ask = Ask(config.prompt, config.system, config.max_new_tokens, Sampling(config.temperature, config.top_p, config.seed))
-    return adapter, ask
+    frames = FrameRule(
+        config.frames, config.fps or None, config.start, config.end or None, config.video_backend, config.video_timeout
+    )
+    sampling = Sampling(config.temperature, config.top_p, config.seed)
+    return adapter, Ask(config.prompt, config.system, config.max_new_tokens, sampling, frames, config.video_as)
 
 
 def describe(adapter) -> dict[str, str]:
@@ -38,7 +42,7 @@ def run(
     """Answers every sample; the exit code. Ctrl-C keeps what is written, and run.json says that the run was interrupted."""
     from trimtok_cli.pruners import build_pruner
 
-    pruner = build_pruner(config.method, {"keep": config.keep, **config.params})
+    pruner = build_pruner(config.method, {"keep": config.keep, "budget": config.budget, **config.params})
     destination = find_destination(out, command, overwrite=overwrite)
     adapter, ask = load(config, screen)
     from trimtok_cli.engine import answer_all

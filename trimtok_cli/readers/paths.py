@@ -1,6 +1,6 @@
-"""Files, folders, patterns, @lists and stdin -> samples of one image each, in natural order.
+"""Files, folders, patterns, @lists and stdin -> samples of one image or video each, in natural order.
 
-Knows names only: no image is opened here, and one that is missing from a list fails alone, later, when it is loaded.
+Knows names only: no file is opened here, and one that is missing from a list fails alone, later, when it is loaded.
 """
 
 import glob
@@ -16,9 +16,10 @@ from typing import TextIO
 from trimtok_cli.data import Sample
 from trimtok_cli.errors import UsageError
 from trimtok_cli.media.images import IMAGE_SUFFIXES
+from trimtok_cli.media.video import VIDEO_SUFFIXES
 from trimtok_cli.readers.source import Source
 
-_LOOKED_FOR = "looked for .jpg, .png, .webp and other image suffixes"
+_LOOKED_FOR = "looked for .jpg, .png, .webp, .mp4 and other image and video suffixes"
 
 
 def read_images(
@@ -73,6 +74,8 @@ def _expand(source: str, recursive: bool) -> list[Sample]:
 
 
 def _sample(name: str, path: Path) -> Sample:
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        return Sample(id=name, video=path, names=(name,))
     return Sample(id=name, images=(path,), names=(name,))
 
 
@@ -91,7 +94,7 @@ def _walk(folder: Path, recursive: bool, above: frozenset[Path] = frozenset()) -
     with os.scandir(folder) as scanned:
         entries = sorted((entry for entry in scanned if entry.name[0] != "."), key=lambda entry: natural_key(entry.name))
     for entry in entries:
-        if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and not entry.is_dir():
+        if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES and not entry.is_dir():
             yield folder / entry.name
     for entry in entries if recursive else ():
         if entry.is_dir() and (folder / entry.name).resolve() not in above:

@@ -107,7 +107,7 @@ def _sample(row: Any, number: int, where: str, root: Path) -> Sample:
         return Sample(
             id=sample_id,
             images=tuple(root / name for name in names),
-            names=tuple(names),
+            names=(*names, *([video] if video else [])),
             video=root / video if video else None,
             question=text,
             answers=_answers(row),

@@ -9,13 +9,14 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from trimtok_cli.data import Comparison, Result, Sample, Seconds
+from trimtok_cli.data import Comparison, Result, Seconds
 from trimtok_cli.errors import MediaError
 from trimtok_cli.report import summary
 
@@ -31,15 +32,21 @@ def write_page(
     facts: Mapping[str, str],
     sentence: str,
     load: Callable[[Path], tuple[Any, Any]] | None = None,
+    load_clip: Callable[[Path], Any] | None = None,
     limit: int = 200,
 ) -> None:
     """Write the page to `path`, a card for each of the first `limit` samples; the summary counts all of them.
 
     `facts` are the conditions, in order; `sentence` says where the time goes. `load` gives an upright RGB image and its
-    Media (by default `media.images.load_image`); an image that it refuses becomes a box with the reason.
+    Media (by default `media.images.load_image`), `load_clip` a video's Clip (by default `media.video.load_video`); what
+    they refuse becomes a box with the reason.
     """
     if load is None:
         from trimtok_cli.media.images import load_image as load
+    if load_clip is None:
+        from trimtok_cli.media.video import FrameRule, load_video
+
+        load_clip = partial(load_video, rule=FrameRule())
     folder, tidy = FileSystemLoader(Path(__file__).parent), {"trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, **tidy)
     environment.filters |= {"duration": summary.duration, "percent": summary.percent, "pace": summary.pace, "bars": _bars}
@@ -48,7 +55,7 @@ def write_page(
         facts=facts,
         sentence=sentence,
         rows=summary.summarize(comparisons),
-        cards=[_card(i, comparison, load) for i, comparison in enumerate(comparisons[:limit])],
+        cards=[_card(i, comparison, load, load_clip) for i, comparison in enumerate(comparisons[:limit])],
         samples=len(comparisons),
         stages=BARS,
     )
@@ -59,13 +66,18 @@ def write_page(
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An image as the page shows it; `uri` is empty and `problem` says why where it could not be read."""
+    """An image, or a frame of a video, as the page shows it; `uri` is empty and `problem` says why where it could not be read.
+
+    `number` is its visual index; `frame` its number in a video.
+    """
 
     name: str
     uri: str = ""
     width: int = 4
     height: int = 3
     problem: str = ""
+    number: int = 0
+    frame: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +100,9 @@ def diff(dense: str, pruned: str) -> list[tuple[str, str]]:
     return pieces
 
 
-def _card(number: int, comparison: Comparison, load: Callable) -> dict[str, Any]:
+def _card(number: int, comparison: Comparison, load: Callable, load_clip: Callable) -> dict[str, Any]:
     sample, results = comparison.sample, comparison.results
-    pictures = list(_pictures(sample, load))
+    pictures = list(_pictures(comparison, load, load_clip))
     errors = [result.error for result in results if result.error]
     # A sample that failed the same way everywhere says so once.
     shown = results[:1] if len(errors) == len(results) and len(set(errors)) == 1 else results
@@ -116,22 +128,36 @@ def _pane(comparison: Comparison, number: int, pictures: Sequence[Picture]) -> d
         "same": summary.is_same(dense, result) if both else None,
         "match": summary.is_match(result) if result.sample.answers and not result.error else None,
         "pieces": diff(dense.answer, result.answer) if both else [("equal", result.answer)],
-        "overlays": [_overlay(comparison, result, i, picture) for i, picture in enumerate(pictures)],
+        "overlays": [_overlay(comparison, result, picture) for picture in pictures],
     }
 
 
-def _pictures(sample: Sample, load: Callable) -> Iterator[Picture]:
-    for i, path in enumerate(sample.images):
-        name = sample.names[i] if i < len(sample.names) else path.name
+def _pictures(comparison: Comparison, load: Callable, load_clip: Callable) -> Iterator[Picture]:
+    """Images in the prompt's order, and of a video every frame that has tokens."""
+    sample = comparison.sample
+    names = iter(zip(sample.images, [*sample.names, *(path.name for path in sample.images[len(sample.names) :])], strict=False))
+    kinds = comparison.kinds or ("image",) * len(sample.images) + ("video",) * (sample.video is not None)
+    for number, kind in enumerate(kinds):
+        path, name = next(names) if kind == "image" else (sample.video, sample.video.name)
         try:
-            image = load(path)[0].convert("RGB")
+            if kind == "image":
+                yield _picture(name, load(path)[0], number)
+                continue
+            owners = zip(comparison.frame, comparison.visual_index, strict=False)
+            wanted = sorted({frame for frame, owner in owners if owner == number})
+            clip = load_clip(path) if wanted else None
+            for frame in wanted:
+                yield _picture(f"{name}, {clip.times[frame]:.2f} s", clip.frames[frame], number, frame)
+            if not wanted:
+                yield Picture(name, problem="No frame of this video was read.", number=number)
         except (MediaError, OSError) as error:
-            yield Picture(name, problem=str(error))
-            continue
-        image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-        yield Picture(name, _data_uri(image), *image.size)
-    if sample.video is not None:
-        yield Picture(sample.video.name, problem="A video; its frames are not shown.")
+            yield Picture(name, problem=str(error), number=number)
+
+
+def _picture(name: str, image: Any, number: int, frame: int | None = None) -> Picture:
+    image = image.convert("RGB")
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    return Picture(name, _data_uri(image), *image.size, number=number, frame=frame)
 
 
 def _data_uri(image: Any) -> str:
@@ -146,13 +172,14 @@ def _data_uri(image: Any) -> str:
     return f"data:image/{kind};base64,{b64encode(best.getvalue()).decode()}"
 
 
-def _overlay(comparison: Comparison, result: Result, number: int, picture: Picture) -> Overlay | None:
-    """What to draw over image `number`; None where no token of it has a place or where nothing was dropped.
+def _overlay(comparison: Comparison, result: Result, picture: Picture) -> Overlay | None:
+    """What to draw over a picture; None where no token of it has a place or where nothing was dropped.
 
     Dense gets a veil only where the processor cut the image off, so that no token sees it.
     """
-    places = enumerate(zip(comparison.boxes, comparison.visual_index, strict=False))
-    boxes = {token: box for token, (box, image) in places if image == number}
+    frames = comparison.frame or (0,) * len(comparison.boxes)
+    places = enumerate(zip(comparison.boxes, comparison.visual_index, frames, strict=False))
+    boxes = {token: box for token, (box, owner, frame) in places if owner == picture.number and picture.frame in (None, frame)}
     shown = [box for box in boxes.values() if box[2] > box[0] and box[3] > box[1]]
     if not shown or not picture.uri:
         return None

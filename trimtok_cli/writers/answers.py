@@ -7,6 +7,7 @@ import json
 import math
 import sys
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,7 +20,7 @@ def record(result: Result, *, model: str, run: str) -> dict[str, Any]:
     """The record of one result. Further columns of the input ride along behind ours; one that clashes gets `input_` before it."""
     sample, tokens, seconds = result.sample, result.tokens, result.seconds
     media = result.media[0] if result.media else Media()
-    names = list(sample.names)
+    names, frames = list(sample.names), sum(len(each.times) or 1 for each in result.media)
     ms = {name: round(1000 * value, 3) for name, value in (
         ("load", seconds.load), ("preprocess", seconds.prepare), ("vision", seconds.encode),
         ("prune", seconds.prune), ("prefill", seconds.prefill), ("decode", seconds.decode),
@@ -41,11 +42,12 @@ def record(result: Result, *, model: str, run: str) -> dict[str, Any]:
                 "prompt_tokens_dense": tokens.text + tokens.visual,
                 "completion_tokens": tokens.generated,
             },
-            "visual": {"tokens": tokens.visual, "kept": tokens.kept, "grid": list(result.grid), "frames": max(len(names), 1)},
+            "visual": {"tokens": tokens.visual, "kept": tokens.kept, "grid": list(result.grid), "frames": max(frames, 1)},
             "timing_ms": {**ms, "batch_size": result.batch_size},
             "media": {
                 "width": media.width, "height": media.height, "mode": media.mode, "exif_orientation": media.exif_orientation,
             },
+            "video": _video(result.media),
             "prompt_sent": result.prompt_sent,
             "warnings": list(result.warnings),
             "run": run,
@@ -54,6 +56,13 @@ def record(result: Result, *, model: str, run: str) -> dict[str, Any]:
     for key, value in sample.extra.items():
         row[key if key not in row else f"input_{key}"] = value
     return row
+
+
+def _video(media: Sequence[Media]) -> dict[str, Any]:
+    """Decoder, seconds, frames of the file, and times of those that were read; of the same shape where there is no video."""
+    found = next((each for each in media if each.times), Media(frames=0))
+    times = [round(time, 4) for time in found.times]
+    return {"decoder": found.decoder, "duration": round(found.duration, 4), "frames": found.frames, "frame_times": times}
 
 
 def to_line(row: dict[str, Any]) -> str:
