@@ -186,7 +186,8 @@ def test_usage_errors_are_one_sentence_and_exit_2(args, says, llava_folder, pict
 
 
 @pytest.mark.parametrize(
-    ("model", "says"), [("./gone", "no such folder"), ("word", "llava-1.5-7b"), ("owner/name", "cannot be loaded")]
+    ("model", "says"),
+    [("./gone", "no such folder"), ("llava-1.5-7c", "did you mean llava-1.5-7b"), ("owner/name", "cannot be loaded")],
 )
 def test_a_model_that_is_not_there_is_one_sentence_and_exit_1(model, says, pictures):
     done = run("caption", pictures[0], "-m", model, "-o", "o.jsonl", code=1)
@@ -202,9 +203,11 @@ def test_a_place_that_cannot_be_written_is_one_sentence_and_exit_1(llava_folder,
 
 def test_an_unknown_family_names_the_known_ones(tmp_path, pictures):
     (tmp_path / "m").mkdir()
-    (tmp_path / "m" / "config.json").write_text('{"model_type": "bert"}')
-    done = run("caption", pictures[0], "-m", tmp_path / "m", "-o", "o.jsonl", code=1)
-    assert "bert" in done.stderr and "llava" in done.stderr
+    for family in ("bert", "no-such-family"):  # one that the library knows and one that it does not
+        (tmp_path / "m" / "config.json").write_text(json.dumps({"model_type": family}))
+        done = run("caption", pictures[0], "-m", tmp_path / "m", "-o", "o.jsonl", code=1)
+        assert family in done.stderr and "llava_next, llava_next_video" in done.stderr
+        assert len(done.stderr.strip().splitlines()) <= 3
 
 
 def test_ctrl_c_keeps_what_is_written(llava_folder, pictures, monkeypatch):

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-import yaml
 
-from trimtok_cli.config import PRESETS, RunConfig, parse_params, read_yaml, resolve
+from trimtok_cli.catalog import ALIASES
+from trimtok_cli.config import PRESETS, RunConfig, parse_params, resolve
 from trimtok_cli.errors import UsageError
 from trimtok_cli.pruners import build_pruner, parse_budget
 
@@ -32,11 +32,22 @@ def test_a_value_that_does_not_fit_is_named(text, says):
 
 def test_presets_load_by_name_and_build_their_method():
     names = [path.stem for folder in PRESETS for path in folder.glob("*.yaml")]
-    assert {"llava-1.5-7b", "llava-1.5-13b", "demo"} <= set(names)
+    assert set(names) == {*ALIASES, "demo"}, "every short name has a preset"
     for name in names:
         config = resolve({}, name, {})
         assert build_pruner(config.method, {"keep": config.keep, **config.params}) is not None
-        assert yaml.safe_load(Path(read_yaml(name)[0]).read_text())["keep"] == 64
+        assert config.model == ALIASES.get(name, config.model)
+    assert resolve({}, "llava-1.5-7b", {}).keep == "64"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [("budget", "fair", "equal, tokens, diversity"), ("video_as", "gif", "--video-as"), ("frames", 0, "--frames"), ("fps", -1, "--fps"),
+     ("end", 2, "--end must be later than --start")],
+)  # fmt: skip
+def test_video_and_budget_settings_are_checked(key, value, says):
+    with pytest.raises(UsageError, match=says):
+        resolve({key: value, "start": 3 if key == "end" else None}, None, {})
 
 
 def test_params_are_read_as_yaml():

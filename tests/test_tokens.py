@@ -7,7 +7,8 @@ import torch
 
 from trimtok_cli.decoding import pad_left
 from trimtok_cli.pruners import Budget, Pruner, ScoringPruner, Stage
-from trimtok_cli.pruners.base import padded
+from trimtok_cli.pruners.base import intra_diversity, padded
+from trimtok_cli.pruners.budget import share_out
 from trimtok_cli.stages import reduce_prompts
 from trimtok_cli.tokens import EncoderTap, Prompt, Selection, VisualTokens
 
@@ -83,6 +84,37 @@ def test_a_scoring_pruner_gives_each_image_its_budget():
     ):
         (small,), ((kept,),) = reduce_prompts(LastColumn(keep), [prompt()], [tokens()], num_layers=4, renumber=True)
         assert kept.tokens == want and small.alive.tolist() == list(want)
+
+
+def test_images_share_a_total_by_size_or_by_diversity():
+    assert share_out(8, [3, 1], [100, 100]) == [6, 2] and share_out(8, [1, 1, 1], [9, 9, 9]) == [3, 3, 2]
+    assert share_out(8, [100, 1], [3, 9]) == [3, 5], "what one image has no room for goes to the other"
+    assert share_out(3, [0.0, 0.0, 0.0], [5, 5, 5]) == [1, 1, 1] and share_out(99, [1, 2], [4, 3]) == [4, 3]
+    assert share_out(4, [0.0, 1.0], [5, 5]) == [1, 3], "every image keeps one"
+    for budget, want in (("equal", (1, 4)), ("tokens", (1, 4)), ("diversity", (1, 4))):
+        (_,), ((kept,),) = reduce_prompts(
+            LastColumn(Budget(tokens=1), budget), [prompt()], [tokens()], num_layers=4, renumber=True
+        )
+        assert (len(kept.tokens) == 2) and (budget != "equal" or kept.tokens == (2, 4)), want
+    five = LastColumn(Budget(share=0.6), "tokens").budgets(Stage(0, prompt().embeds, prompt(), tokens()))
+    assert [count for _, count in five] == [2, 1]
+
+
+def test_diverse_images_get_more_under_the_diversity_budget():
+    embeds = torch.zeros(10, 4)
+    embeds[[2, 3, 4]] = torch.eye(4)[:3]  # three unlike tokens
+    embeds[[6, 7]] = torch.tensor([1.0, 1, 1, 1])  # two alike
+    mixed = Prompt(embeds, torch.arange(10), torch.tensor([2, 3, 4, 6, 7]), torch.arange(5), torch.tensor([8, 9]))
+    stage = Stage(0, embeds, mixed, tokens())
+    counts = lambda budget: [n for _, n in LastColumn(Budget(tokens=2), budget).budgets(stage)]  # noqa: E731
+    assert (counts("equal"), counts("diversity")) == ([2, 2], [3, 1])
+
+
+def test_intra_diversity_is_the_mean_over_pairs():
+    for rows in (torch.randn(7, 5), torch.randn(2, 3) * 50, torch.ones(4, 3), torch.zeros(3, 3)):
+        pairs = [1 - torch.cosine_similarity(a, b, dim=0) for i, a in enumerate(rows) for j, b in enumerate(rows) if i != j]
+        assert abs(intra_diversity(rows) - float(sum(pairs) / len(pairs))) < 1e-5 or not rows.any()
+    assert intra_diversity(torch.randn(1, 4)) == 0
 
 
 def test_ties_go_to_the_lowest_index():

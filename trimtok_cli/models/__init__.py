@@ -1,11 +1,13 @@
-"""The model families: `config.model_type` to Adapter, and short names for checkpoints. Loading happens here."""
+"""The model families: `config.model_type` to Adapter. Loading happens here."""
 
+import difflib
 from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PretrainedConfig
 
+from trimtok_cli.catalog import ALIASES
 from trimtok_cli.errors import ModelError, UsageError
 from trimtok_cli.models.base import Adapter, Inputs
 from trimtok_cli.models.gemma3 import Gemma3
@@ -27,11 +29,6 @@ ADAPTERS: dict[str, type[Adapter]] = {
     "idefics3": Idefics3,
     "smolvlm": Idefics3,
     "gemma3": Gemma3,
-}
-
-ALIASES: dict[str, str] = {
-    "llava-1.5-7b": "llava-hf/llava-1.5-7b-hf",
-    "llava-1.5-13b": "llava-hf/llava-1.5-13b-hf",
 }
 
 __all__ = ["ADAPTERS", "ALIASES", "Adapter", "Inputs", "load_model", "pick_device", "pick_dtype"]
@@ -70,15 +67,19 @@ def load_model(model: str, *, device: str = "auto", dtype: str = "auto", revisio
     source = ALIASES.get(model, model)
     local = Path(source).expanduser()
     if not local.is_dir() and (local.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1):
-        raise ModelError(f"--model {model}: no such folder, and neither a hub id (owner/name) nor one of {', '.join(ALIASES)}.")
+        near = difflib.get_close_matches(model, ALIASES, 1)
+        hint = f"did you mean {near[0]}?" if near else "`trimtok models` lists the short names."
+        raise ModelError(f"--model {model}: no such folder, and neither a hub id (owner/name) nor a short name; {hint}")
     source = str(local) if local.is_dir() else source
     # The library's own loading bars would tear ours; it still reports what goes wrong by raising.
     transformers.utils.logging.disable_progress_bar()
-    config = _load(AutoConfig, source, model, revision)
-    if config.model_type not in ADAPTERS:
-        raise ModelError(f"--model {model} is of the family {config.model_type!r}; supported are {', '.join(sorted(ADAPTERS))}.")
-    processor = _load(AutoProcessor, source, model, revision)
-    network = _load(AutoModelForImageTextToText, source, model, revision, dtype=kind)
+    # The bare dictionary first: the library refuses a family that it does not know with a page of advice.
+    family = _load(PretrainedConfig.get_config_dict, source, model, revision)[0].get("model_type")
+    if family not in ADAPTERS:
+        raise ModelError(f"--model {model} is of the family {family!r}; supported are {', '.join(sorted(ADAPTERS))}.")
+    config = _load(AutoConfig.from_pretrained, source, model, revision)
+    processor = _load(AutoProcessor.from_pretrained, source, model, revision)
+    network = _load(AutoModelForImageTextToText.from_pretrained, source, model, revision, dtype=kind)
     try:
         network = network.to(place).eval()
     except torch.OutOfMemoryError:
@@ -89,9 +90,9 @@ def load_model(model: str, *, device: str = "auto", dtype: str = "auto", revisio
     return ADAPTERS[config.model_type](network, processor, name=model, revision=commit)
 
 
-def _load(auto, source: str, model: str, revision: str | None, **more):
+def _load(loader, source: str, model: str, revision: str | None, **more):
     try:
-        return auto.from_pretrained(source, revision=revision or "main", **more)
+        return loader(source, revision=revision or "main", **more)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         hint = (

@@ -66,9 +66,9 @@ class Adapter(ABC):
     def __init__(self, model, processor, *, name: str, revision: str) -> None:
         self.model, self.processor, self.name, self.revision = model, processor, name, revision
         self.device, self.dtype = model.device, model.dtype
-        if getattr(processor, "chat_template", None) is None and getattr(processor.tokenizer, "chat_template", None) is None:
+        if getattr(processor, "chat_template", None) is None:  # a tokenizer's own knows no images
             raise ModelError(
-                f"{name} has no chat template, so questions cannot be put to it: use an instruction-tuned checkpoint."
+                f"{name} has no chat template for images, so questions cannot be put to it: use an instruction-tuned checkpoint."
             )
 
     # ---- what a family decides
@@ -79,7 +79,7 @@ class Adapter(ABC):
 
     def video_places(self, inputs: Inputs, visual: Visual) -> Places:
         """The same of the prompt's video. Only families with a video path of their own are asked."""
-        raise NotImplementedError(f"{type(self).__name__} has no video path")
+        raise ModelError(f"{self.name} has no video path of its own; show its frames as images.")
 
     @property
     def has_video(self) -> bool:

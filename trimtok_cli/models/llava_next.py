@@ -25,7 +25,7 @@ class LlavaNext(Adapter):
         overview = raster(side, side)
         if self.model.config.vision_feature_select_strategy == "full" and self._has_cls:
             overview = torch.cat([nowhere(1), overview])
-        tiled = cells(edges_y, edges_x).reshape(len(edges_y) - 1, -1, 4)
+        tiled = cells(edges_y, edges_x).reshape(len(edges_y) - 1, len(edges_x) - 1, 4)  # a very long image may have no rows
         lines = torch.cat([tiled, nowhere(len(tiled))[:, None]], 1).reshape(-1, 4)
         return Places(torch.cat([overview, lines]))
 

@@ -1,0 +1,58 @@
+"""Checkpoints with short names: alias, hub id, family, dense visual tokens, licence. Facts only; loads nothing.
+
+Licences are what the checkpoints' cards say; read the card before you build on one.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+_LLAVA, _NEXT = "576 an image", "up to 2,880 an image"
+_ONEVISION = "729 a tile, 196 a frame"
+_QWEN2, _QWEN3 = "one per 28 x 28 pixels", "one per 32 x 32 pixels"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """`family` is the config's model_type; `tokens` the dense visual tokens, in words."""
+
+    alias: str
+    hub_id: str
+    family: str
+    tokens: str
+    licence: str
+
+
+CHECKPOINTS = (
+    Checkpoint("llava-1.5-7b", "llava-hf/llava-1.5-7b-hf", "llava", _LLAVA, "llama2"),
+    Checkpoint("llava-1.5-13b", "llava-hf/llava-1.5-13b-hf", "llava", _LLAVA, "llama2"),
+    Checkpoint("llava-next-7b", "llava-hf/llava-v1.6-vicuna-7b-hf", "llava_next", _NEXT, "llama2"),
+    Checkpoint("llava-next-13b", "llava-hf/llava-v1.6-vicuna-13b-hf", "llava_next", _NEXT, "llama2"),
+    Checkpoint("llava-next-mistral-7b", "llava-hf/llava-v1.6-mistral-7b-hf", "llava_next", _NEXT, "apache-2.0"),
+    Checkpoint("llava-next-video-7b", "llava-hf/LLaVA-NeXT-Video-7B-hf", "llava_next_video", "144 a frame", "llama2"),
+    Checkpoint("llava-onevision-0.5b", "llava-hf/llava-onevision-qwen2-0.5b-ov-hf", "llava_onevision", _ONEVISION, "apache-2.0"),
+    Checkpoint("llava-onevision-7b", "llava-hf/llava-onevision-qwen2-7b-ov-hf", "llava_onevision", _ONEVISION, "apache-2.0"),
+    Checkpoint("qwen2-vl-2b", "Qwen/Qwen2-VL-2B-Instruct", "qwen2_vl", _QWEN2, "apache-2.0"),
+    Checkpoint("qwen2-vl-7b", "Qwen/Qwen2-VL-7B-Instruct", "qwen2_vl", _QWEN2, "apache-2.0"),
+    Checkpoint("qwen2.5-vl-3b", "Qwen/Qwen2.5-VL-3B-Instruct", "qwen2_5_vl", _QWEN2, "qwen-research"),
+    Checkpoint("qwen2.5-vl-7b", "Qwen/Qwen2.5-VL-7B-Instruct", "qwen2_5_vl", _QWEN2, "apache-2.0"),
+    Checkpoint("qwen3-vl-2b", "Qwen/Qwen3-VL-2B-Instruct", "qwen3_vl", _QWEN3, "apache-2.0"),
+    Checkpoint("qwen3-vl-4b", "Qwen/Qwen3-VL-4B-Instruct", "qwen3_vl", _QWEN3, "apache-2.0"),
+    Checkpoint("qwen3-vl-8b", "Qwen/Qwen3-VL-8B-Instruct", "qwen3_vl", _QWEN3, "apache-2.0"),
+    Checkpoint("internvl3-1b", "OpenGVLab/InternVL3-1B-hf", "internvl", "256 a tile or frame", "qwen"),
+    Checkpoint("internvl3-8b", "OpenGVLab/InternVL3-8B-hf", "internvl", "256 a tile or frame", "qwen"),
+    Checkpoint("idefics3-8b", "HuggingFaceM4/Idefics3-8B-Llama3", "idefics3", "169 a tile", "apache-2.0"),
+    Checkpoint("smolvlm-2.2b", "HuggingFaceTB/SmolVLM-Instruct", "idefics3", "81 a tile", "apache-2.0"),
+    Checkpoint("smolvlm2-500m", "HuggingFaceTB/SmolVLM2-500M-Video-Instruct", "smolvlm", "64 a tile or frame", "apache-2.0"),
+    Checkpoint("smolvlm2-2.2b", "HuggingFaceTB/SmolVLM2-2.2B-Instruct", "smolvlm", "81 a tile or frame", "apache-2.0"),
+    Checkpoint("gemma-3-4b", "google/gemma-3-4b-it", "gemma3", "256 an image", "gemma"),
+    Checkpoint("gemma-3-12b", "google/gemma-3-12b-it", "gemma3", "256 an image", "gemma"),
+)  # fmt: skip
+ALIASES = {checkpoint.alias: checkpoint.hub_id for checkpoint in CHECKPOINTS}
+
+
+def in_cache(hub_id: str) -> bool:
+    """Whether the hub's local cache holds weights of a checkpoint, complete or not; asks no server."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folder = Path(HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}" / "snapshots"
+    return any(folder.glob("*/*.safetensors"))

@@ -1,0 +1,33 @@
+"""trimtok models: the checkpoints that have short names."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from trimtok_cli.catalog import CHECKPOINTS, in_cache
+from trimtok_cli.commands import options as o
+from trimtok_cli.commands.guard import guarded
+from trimtok_cli.errors import EXIT_OK
+
+EXAMPLES = "Examples:\n\ntrimtok models\n\ntrimtok caption ./images --model qwen2.5-vl-7b"
+Plain = Annotated[bool, typer.Option("--plain", help="One line each, tabs between the columns, for other programs.")]
+
+
+@guarded
+def models(plain: Plain = False, debug: o.Debug = False) -> int:
+    """List the models with short names: hub id, family, dense visual tokens, whether the weights are here, licence.
+
+    Any other checkpoint of one of these families works too, by its hub id or folder.
+    """
+    rows = [(c.alias, c.hub_id, c.family, c.tokens, "yes" if in_cache(c.hub_id) else "no", c.licence) for c in CHECKPOINTS]
+    if plain:
+        for row in rows:
+            typer.echo("\t".join(row))
+        return EXIT_OK
+    table = Table("alias", "hub id", "family", "dense visual tokens", "in the cache", "licence")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+    return EXIT_OK
