@@ -10,14 +10,14 @@ from itertools import islice
 
 import torch
 
-from trimtok_cli.data import Comparison, Media, Result, Sample, Seconds, TokenCounts
-from trimtok_cli.decoding import Sampling, generate
+from trimtok_cli.data import Comparison, Kept, Media, Result, Sample, Seconds, TokenCounts
+from trimtok_cli.decoding import Generated, Sampling, generate
 from trimtok_cli.errors import ModelError, SampleError, TrimtokError
 from trimtok_cli.media.images import load_image
 from trimtok_cli.media.video import FrameRule, load_video
 from trimtok_cli.models.base import Adapter, Inputs
 from trimtok_cli.pruners import PRUNERS, Pruner
-from trimtok_cli.stages import reduce_prompts
+from trimtok_cli.stages import RunningStages, layer_mean, reduce_prompts
 from trimtok_cli.timing import Clock, peak_bytes, reset_peak
 from trimtok_cli.tokens import Prompt, VisualTokens
 
@@ -108,22 +108,37 @@ def finish(adapter: Adapter, pruner: Pruner | None, batch: Encoded, ask: Ask) ->
         pruner, batch.prompts, batch.tokens, num_layers=adapter.num_layers, renumber=adapter.renumbers
     )  # fmt: skip
     prune, size = clock.mark() / len(prompts), len(prompts)
-    answers, times = generate(adapter, prompts, max_new_tokens=ask.max_new_tokens, sampling=ask.sampling)
+    if pruner is not None and any(layer > 0 for layer in pruner.stages(adapter.num_layers)):
+        # Caches of unequal lengths, layer by layer: these samples run one at a time, and their records say so.
+        runs = [_run_inside(adapter, pruner, prompt, visual, ask) for prompt, visual in zip(prompts, batch.tokens, strict=True)]
+        kept, size = [stages for _, stages, _ in runs], 1
+        answered = [(said, replace(spent, prune=spent.prune + prune)) for said, _, spent in runs]
+    else:
+        answers, times = generate(adapter, prompts, max_new_tokens=ask.max_new_tokens, sampling=ask.sampling)
+        spent = Seconds(prune=prune, prefill=times.prefill / size, decode=times.decode / size)
+        answered = [(said, spent) for said in answers]
     results = []
-    for each, visual, prompt, alive, said in zip(batch.prepared, batch.tokens, prompts, kept, answers, strict=True):
-        left = len(prompt.visual)
-        counts = TokenCounts(len(prompt) - left, len(visual), left, float(left), said.steps)
-        seconds = replace(
-            each.seconds, encode=batch.seconds, prune=prune, prefill=times.prefill / size, decode=times.decode / size
-        )
+    for each, visual, prompt, alive, (said, spent) in zip(batch.prepared, batch.tokens, prompts, kept, answered, strict=True):
+        text, left = len(prompt) - len(prompt.visual), len(alive[-1].tokens)
+        counts = TokenCounts(text, len(visual), left, layer_mean(alive, adapter.num_layers), said.steps)
         results.append(
             Result(
-                each.sample, each.question, adapter.decode(said.ids), method_name(pruner), counts, seconds,
+                each.sample, each.question, adapter.decode(said.ids), method_name(pruner), counts,
+                replace(spent, load=each.seconds.load, prepare=each.seconds.prepare, encode=batch.seconds),
                 peak_bytes(adapter.device), alive, visual.grids[0] if visual.grids else (), said.finish, "",
                 each.inputs.text, each.media, size,
             )
         )  # fmt: skip
     return results
+
+
+def _run_inside(
+    adapter: Adapter, pruner: Pruner, prompt: Prompt, tokens: VisualTokens, ask: Ask
+) -> tuple[Generated, tuple[Kept, ...], Seconds]:
+    """One prompt under a pruner that reduces inside the language model."""
+    with RunningStages(adapter.model.get_decoder(), pruner, prompt, tokens, renumber=adapter.renumbers) as stages:
+        (said,), times = generate(adapter, [stages.plain], max_new_tokens=ask.max_new_tokens, sampling=ask.sampling)
+    return said, tuple(stages.kept), Seconds(prune=stages.seconds, prefill=times.prefill - stages.seconds, decode=times.decode)
 
 
 def answer_all(

@@ -1,9 +1,20 @@
-"""Applying a pruner's choices: stage 0, the prompt itself. Knows prompts and selections, no model and no method by name."""
+"""Applying a pruner's choices: to the prompt (stage 0), and to a running decoder in front of any later layer.
 
+The only file that knows how a decoder layer is called. Knows no method and no family by name. Hooks live for one answer
+and are taken away whatever happens; nothing of the model is patched.
+"""
+
+import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 
+import torch
+from torch import Tensor
+
+from trimtok_cli.attention import attention_rows
 from trimtok_cli.data import Kept
 from trimtok_cli.pruners import Pruner, Stage
+from trimtok_cli.timing import Clock
 from trimtok_cli.tokens import Prompt, VisualTokens
 
 
@@ -12,14 +23,144 @@ def reduce_prompts(
 ) -> tuple[list[Prompt], list[tuple[Kept, ...]]]:
     """The prompts that the language model reads, and for each the visual tokens alive, as dense numbers. Dense is None."""
     reduced = list(prompts)
-    if pruner is not None:
-        layers = pruner.stages(num_layers)
-        if any(layer > 0 for layer in layers):
-            raise NotImplementedError(f"{type(pruner).__name__} reduces inside the language model, which is not built yet")
-        if 0 in layers:
-            # A question without images has nothing to reduce, and a method should not have to think of it.
-            some = [i for i, prompt in enumerate(prompts) if len(prompt.visual)]
-            selections = pruner.select_many([Stage(0, prompts[i].embeds, prompts[i], tokens[i]) for i in some])
-            for i, selection in zip(some, selections, strict=True):
-                reduced[i] = prompts[i].reduced(selection, num_dense=len(tokens[i]), renumber=renumber)
+    if pruner is not None and 0 in pruner.stages(num_layers):
+        # A question without images has nothing to reduce, and a method should not have to think of it.
+        some = [i for i, prompt in enumerate(prompts) if len(prompt.visual)]
+        selections = pruner.select_many([Stage(0, prompts[i].embeds, prompts[i], tokens[i]) for i in some])
+        for i, selection in zip(some, selections, strict=True):
+            reduced[i] = prompts[i].reduced(selection, num_dense=len(tokens[i]), renumber=renumber and pruner.renumbers)
     return reduced, [(Kept(0, tuple(prompt.alive.tolist())),) for prompt in reduced]
+
+
+def layer_mean(kept: Sequence[Kept], num_layers: int) -> float:
+    """Visual tokens that a decoder layer processes, averaged over the layers."""
+    ends = [stage.layer for stage in kept[1:]] + [num_layers]
+    return sum(len(stage.tokens) * (end - stage.layer) for stage, end in zip(kept, ends, strict=True)) / num_layers
+
+
+class RunningStages:
+    """One prompt's way through the decoder under a pruner with stages above 0. A context manager around its generation.
+
+    Between the prefill's layers the visual rows that a stage drops leave the hidden states; the layers behind see shorter
+    sequences, so their caches are shorter, and in decoding their masks and positions are their own. One prompt at a time
+    and no padding: a batch's samples would each need caches of their own lengths. `kept` and `seconds` (of selecting)
+    are there afterwards.
+    """
+
+    def __init__(self, decoder, pruner: Pruner, prompt: Prompt, tokens: VisualTokens, *, renumber: bool) -> None:
+        self.decoder, self.pruner, self.tokens = decoder, pruner, tokens
+        self.renumber = renumber and pruner.renumbers
+        first = len(prompt.deepstack) if prompt.deepstack is not None else 1
+        wanted = sorted(layer for layer in set(pruner.stages(len(decoder.layers))) if layer > 0)
+        # Deepstack features are added behind the first layers: until then every visual row must be there.
+        self.layers = sorted({max(layer, first) for layer in wanted})
+        self.prompt, self.start = prompt, prompt
+        self.kept: list[Kept] = [Kept(0, tuple(prompt.alive.tolist()))]
+        self.seconds, self.steps = 0.0, -1
+        self.rows: dict[int, Tensor] = {}  # for each layer behind a stage: rows of the first prompt, where none were added
+        self.lengths: dict[int, tuple[int, bool]] = {}
+        self.before: Tensor | None = None
+
+    @property
+    def plain(self) -> Prompt:
+        """The prompt as the decoder is to be given it: deepstack is added here, row by row, not by the decoder."""
+        return replace(self.start, deepstack=None)
+
+    def __enter__(self) -> "RunningStages":
+        hooked = self.decoder.layers if self.layers else []
+        self.hooks = [
+            layer.register_forward_pre_hook(self._hook(number), with_kwargs=True) for number, layer in enumerate(hooked)
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+    def _hook(self, number: int):
+        def before_layer(layer, args, kwargs):
+            hidden = args[0]
+            if number == 0:
+                self.steps += 1
+            if self.steps:
+                return self._decode(number, layer, hidden, kwargs)
+            return self._prefill(number, layer, hidden, kwargs)
+
+        return before_layer
+
+    def _prefill(self, number: int, layer, hidden: Tensor, kwargs: dict):
+        deep = self.start.deepstack
+        if deep is not None and 0 < number <= len(deep):
+            hidden = hidden.clone()
+            hidden[0, self.prompt.visual] += self.prompt.deepstack[number - 1].to(hidden.dtype)
+        if number in self.layers and len(self.prompt.visual):
+            hidden = self._reduce(number, layer, hidden)
+        if len(hidden[0]) != len(self.start):
+            kwargs = self._shortened(layer, hidden, kwargs)
+            self.lengths[number] = (len(hidden[0]), True)
+        self.before = hidden
+        return (hidden,), kwargs
+
+    def _reduce(self, number: int, layer, hidden: Tensor) -> Tensor:
+        clock, last = Clock(hidden.device), self.before
+        shape, spots = self.prompt, self._embeddings(layer, hidden, self.prompt.positions)
+
+        def attention(rows: Tensor, of: int) -> Tensor:
+            if of == number:
+                return attention_rows(layer, hidden[0], spots, rows)
+            if of == number - 1:
+                ran = self.decoder.layers[of]
+                return attention_rows(ran, last[0], self._embeddings(ran, last, shape.positions), rows)
+            raise LookupError(f"in front of layer {number} there is attention of layers {number - 1} and {number}, not of {of}")
+
+        selection = self.pruner.select(Stage(number, hidden[0], shape, self.tokens, attention))
+        moved = replace(shape, embeds=hidden[0]).reduced(selection, num_dense=len(self.tokens), renumber=self.renumber)
+        words = shape.reduced(replace(selection, embeds=None), num_dense=len(self.tokens), renumber=self.renumber)
+        self.prompt = replace(moved, embeds=words.embeds)
+        self.kept.append(Kept(number, tuple(self.prompt.alive.tolist())))
+        self.seconds += clock.mark()
+        return moved.embeds[None]
+
+    def _shortened(self, layer, hidden: Tensor, kwargs: dict) -> dict:
+        """The layer's arguments for the rows that are left."""
+        positions = self.prompt.positions
+        kwargs = kwargs | {"position_embeddings": self._embeddings(layer, hidden, positions)}
+        if kwargs.get("position_ids") is not None:
+            kwargs["position_ids"] = positions[None] if positions.dim() == 1 else positions[:, None]
+        mask = kwargs.get("attention_mask")
+        if mask is not None:
+            kwargs["attention_mask"] = self._mask(mask, len(hidden[0]))
+        return kwargs
+
+    def _mask(self, mask: Tensor, length: int) -> Tensor:
+        """A prefill mask (1, 1, S, S) for fewer rows: those of the rows that stayed. Rows are causal, whatever was added."""
+        if mask.dim() != 4:
+            return mask[:, :length]
+        stays = torch.ones(len(self.start), dtype=torch.bool, device=mask.device)
+        stays[self.start.visual] = False
+        known = torch.isin(self.start.alive, self.prompt.alive)
+        stays[self.start.visual[known]] = True
+        rows = stays.nonzero().squeeze(1)
+        added = length - len(rows)
+        if added:  # merged tokens stand behind the last kept one and see what it sees
+            at = int(self.prompt.visual[-1]) + 1 - added
+            twin = rows[max(at - 1, 0)].expand(added)
+            rows = torch.cat([rows[:at], twin, rows[at:]])
+        return mask[:, :, rows][:, :, :, rows]
+
+    def _decode(self, number: int, layer, hidden: Tensor, kwargs: dict):
+        if number not in self.lengths:
+            return None
+        # One query that sees all of its layer's cache needs no mask; the one given is as long as layer 0's.
+        kwargs = kwargs | {"attention_mask": None}
+        if self.renumber:
+            position = torch.tensor([self.lengths[number][0] + self.steps - 1], device=hidden.device)
+            kwargs["position_embeddings"] = self._embeddings(layer, hidden, position)
+        return (hidden,), kwargs
+
+    def _embeddings(self, layer, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        rotary = self.decoder.rotary_emb
+        ids = positions[None] if positions.dim() == 1 else positions[:, None]
+        kinds = "layer_type" in inspect.signature(rotary.forward).parameters
+        more = (self.decoder.config.layer_types[layer.self_attn.layer_idx],) if kinds else ()
+        return rotary(hidden, ids, *more)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -61,6 +62,9 @@ class Pruner:
     keep is each image's budget. budget says how the images of one prompt share the sum of theirs: `equal` (not at all),
     `tokens` (by their dense counts) or `diversity` (see `intra_diversity`).
     """
+
+    # Survivors close the gaps in their positions, where the family's are 1-D; else they keep the ids they had.
+    renumbers: ClassVar[bool] = True
 
     keep: Budget = ALL
     budget: str = "equal"
