@@ -1,5 +1,7 @@
 """Every family against the library itself: dense = generate, pruned = masked or built without the rows, boxes = painted pixels."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
@@ -7,6 +9,7 @@ from PIL import Image
 from tests.conftest import picture
 from tests.families import FAMILIES, VIDEO_FAMILIES
 from trimtok_cli.decoding import generate
+from trimtok_cli.errors import ModelError
 from trimtok_cli.media.video import Clip
 from trimtok_cli.models import load_model
 from trimtok_cli.pruners import build_pruner
@@ -138,6 +141,14 @@ def test_batch_equals_singles_dense_and_pruned(family):
             alone, visual = dense_prompt(family, inputs)
             (alone,), _ = reduce_prompts(pruner, [alone], [visual], num_layers=4, renumber=family.renumbers)
             assert (our_logits(family, alone)[0] - got).abs().max() < 1e-4
+
+
+def test_a_wrong_number_of_placeholders_is_caught_with_a_sentence(family):
+    inputs = family.prepare([picture(1, 100, 80)], QUESTION)
+    at = int(torch.isin(inputs.input_ids, torch.tensor(family.placeholder_ids)).nonzero()[-1])
+    fewer = replace(inputs, input_ids=torch.cat([inputs.input_ids[:at], inputs.input_ids[at + 1 :]]))
+    with pytest.raises(ModelError, match=r"wrote \d+ placeholders for \d+ visual tokens"):
+        family.encode_many([fewer])
 
 
 def test_keep_all_is_dense(family):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from trimtok_cli.errors import MediaError
 from trimtok_cli.media import images
-from trimtok_cli.media.images import load_image
+from trimtok_cli.media.images import load_image, shrunk
 
 ROOT = Path(__file__).parent.parent
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -362,3 +362,9 @@ def test_importing_it_is_light():
         "import sys, trimtok_cli.media.images, trimtok_cli.readers; print({'torch', 'numpy', 'transformers'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout == "set()\n"
+
+
+def test_shrinking_keeps_the_shape_and_never_enlarges():
+    image = Image.new("RGB", (400, 100))
+    assert shrunk(image, 0) is image and shrunk(image, 40_000) is image
+    assert shrunk(image, 10_000).size == (200, 50) and shrunk(Image.new("RGB", (1, 900)), 4).size == (1, 60)

@@ -45,6 +45,7 @@ class RunConfig:
     video_backend: str = "auto"
     video_as: str = "auto"
     video_timeout: float = 120.0
+    max_pixels: int = 0  # 0 is no limit of ours
     batch_size: int = 1
     max_new_tokens: int = 128
     temperature: float = 0.0
@@ -63,8 +64,10 @@ class RunConfig:
         for name in ("batch_size", "max_new_tokens", "frames"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{_flag(name)} must be at least 1, got {getattr(self, name)}.")
-        if self.limit < 0 or self.seed < 0:
-            raise UsageError(f"--limit and --seed must not be negative, got {self.limit} and {self.seed}.")
+        if min(self.limit, self.seed, self.max_pixels) < 0:
+            raise UsageError(
+                f"--limit, --seed and --max-pixels must not be negative, got {self.limit}, {self.seed} and {self.max_pixels}."
+            )
         if self.temperature < 0 or not 0 < self.top_p <= 1:
             raise UsageError(f"--temperature must be 0 or more and --top-p in (0, 1], got {self.temperature} and {self.top_p}.")
 

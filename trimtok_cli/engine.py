@@ -13,7 +13,7 @@ import torch
 from trimtok_cli.data import Comparison, Kept, Media, Result, Sample, Seconds, TokenCounts
 from trimtok_cli.decoding import Generated, Sampling, generate
 from trimtok_cli.errors import ModelError, SampleError, TrimtokError
-from trimtok_cli.media.images import load_image
+from trimtok_cli.media.images import load_image, shrunk
 from trimtok_cli.media.video import FrameRule, load_video
 from trimtok_cli.models.base import Adapter, Inputs
 from trimtok_cli.pruners import PRUNERS, Pruner
@@ -29,6 +29,7 @@ class Ask:
     """How every sample of a run is asked. `prompt` is for samples that bring no question of their own.
 
     frames: which frames of a video are read; video_as: `video` (the family's own path), `frames` (as images) or `auto`.
+    max_pixels: larger images and frames are shrunk to so many before the processor sees them; 0 shrinks none.
     """
 
     prompt: str = ""
@@ -37,6 +38,7 @@ class Ask:
     sampling: Sampling = field(default_factory=Sampling)
     frames: FrameRule = field(default_factory=FrameRule)
     video_as: str = "auto"
+    max_pixels: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,9 @@ def prepare(adapter: Adapter, sample: Sample, ask: Ask) -> Prepared:
     loaded = [load_image(path) for path in sample.images]
     clip = load_video(sample.video, ask.frames) if sample.video is not None else None
     load, question = clock.mark(), ask.prompt if sample.question is None else sample.question
-    pictures, as_frames = [image for image, _ in loaded], ask.video_as == "frames"
+    pictures, as_frames = [shrunk(image, ask.max_pixels) for image, _ in loaded], ask.video_as == "frames"
+    if clip is not None:
+        clip = replace(clip, frames=tuple(shrunk(frame, ask.max_pixels) for frame in clip.frames))
     inputs = adapter.prepare(pictures, question, system=ask.system, clip=clip, as_frames=as_frames)
     seconds = Seconds(load=load, prepare=clock.mark())
     media = [media for _, media in loaded]

@@ -30,6 +30,7 @@ def caption(
     revision: o.Revision = None,
     device: o.Device = None,
     dtype: o.DType = None,
+    max_pixels: o.MaxPixels = None,
     keep: o.Keep = None,
     method: o.Method = None,
     param: o.Param = None,

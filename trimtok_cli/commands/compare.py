@@ -42,6 +42,7 @@ def compare(
     revision: o.Revision = None,
     device: o.Device = None,
     dtype: o.DType = None,
+    max_pixels: o.MaxPixels = None,
     keep: o.Keeps = None,
     method: o.Methods = None,
     param: o.Param = None,

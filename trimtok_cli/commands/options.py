@@ -85,6 +85,12 @@ Prompt = Annotated[str | None, _option("--prompt", "-p", shown=CAPTION_PROMPT, p
 System = Annotated[
     str | None, _option("--system", panel=ANSWERS, help="System prompt, where the model's chat template has a place for one.")
 ]
+MaxPixels = Annotated[
+    int | None,
+    _option(
+        "--max-pixels", panel=MODEL, help="Shrink images and frames with more pixels than this before the model's own processor."
+    ),
+]
 BatchSize = Annotated[int | None, _option("--batch-size", "-b", shown="1", panel=ANSWERS, help="Samples that run together.")]
 MaxNewTokens = Annotated[
     int | None, _option("--max-new-tokens", shown=str(RunConfig.max_new_tokens), panel=ANSWERS, help="Longest answer, in tokens.")

@@ -24,7 +24,7 @@ def load(config: RunConfig, screen: Screen):
         config.frames, config.fps or None, config.start, config.end or None, config.video_backend, config.video_timeout
     )
     sampling = Sampling(config.temperature, config.top_p, config.seed)
-    return adapter, Ask(config.prompt, config.system, config.max_new_tokens, sampling, frames, config.video_as)
+    return adapter, Ask(config.prompt, config.system, config.max_new_tokens, sampling, frames, config.video_as, config.max_pixels)
 
 
 def describe(adapter) -> dict[str, str]:

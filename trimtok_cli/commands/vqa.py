@@ -29,6 +29,7 @@ def vqa(
     revision: o.Revision = None,
     device: o.Device = None,
     dtype: o.DType = None,
+    max_pixels: o.MaxPixels = None,
     keep: o.Keep = None,
     method: o.Method = None,
     param: o.Param = None,

@@ -63,6 +63,14 @@ def load_image(path: Path, *, background: Color = (255, 255, 255), max_pixels: i
         raise MediaError(f"{name} is damaged or cut short ({reason}); fetch or save it again") from error
 
 
+def shrunk(image: Image.Image, max_pixels: int) -> Image.Image:
+    """The image with at most `max_pixels` pixels and its own shape; as it is where it has no more, or for 0."""
+    scale = (max_pixels / (image.width * image.height)) ** 0.5 if max_pixels else 1.0
+    if scale >= 1:
+        return image
+    return image.resize((max(int(image.width * scale), 1), max(int(image.height * scale), 1)), Image.Resampling.BICUBIC)
+
+
 def _load(path: Path, name: str, background: Color, max_pixels: int) -> tuple[Image.Image, Media]:
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
