@@ -5,7 +5,6 @@ No batch axis: a sample's visual tokens are (N, D), its prompt (S, D). Knows no 
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,27 +13,24 @@ from torch import Tensor
 class EncoderTap:
     """What a method may ask of the vision tower besides its output; nothing is computed before it is asked for.
 
-    A family hands over the functions that it can offer, in the order of the visual tokens:
-    saliency () -> (N,), keys () -> (N, d), features () -> (N, F), project ((K, F)) -> (K, D).
+    A family hands over the functions that it can offer, in the order of the visual tokens. Read them as attributes:
+    saliency (N,): attention received in the tower layer whose output is read, from its CLS token or else on the mean;
+    keys (N, d): that layer's keys, mean over heads; last_saliency, last_keys: of the tower's last layer;
+    features (N, F): what enters the projector; project((K, F)) -> (K, D). A token that shows no place has zeros.
     """
 
     def __init__(self, **offers: Callable[..., Tensor]) -> None:
-        self._offers = offers
+        self._offers, self._known = offers, {}
 
     def offers(self, name: str) -> bool:
         return name in self._offers
 
-    @cached_property
-    def saliency(self) -> Tensor:
-        return self._offers["saliency"]()
-
-    @cached_property
-    def keys(self) -> Tensor:
-        return self._offers["keys"]()
-
-    @cached_property
-    def features(self) -> Tensor:
-        return self._offers["features"]()
+    def __getattr__(self, name: str) -> Tensor:
+        if name.startswith("_") or name not in self._offers:
+            raise AttributeError(f"the vision tower offers no {name}")
+        if name not in self._known:
+            self._known[name] = self._offers[name]()
+        return self._known[name]
 
     def project(self, features: Tensor) -> Tensor:
         return self._offers["project"](features)

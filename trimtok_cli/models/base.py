@@ -19,7 +19,8 @@ from trimtok_cli.media.video import Clip
 from trimtok_cli.models.capture import capture
 from trimtok_cli.models.chat import has_start, instruction_rows, message_parts
 from trimtok_cli.models.places import Places
-from trimtok_cli.tokens import Prompt, VisualTokens
+from trimtok_cli.models.taps import Tower
+from trimtok_cli.tokens import EncoderTap, Prompt, VisualTokens
 
 _OF_THE_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
@@ -115,6 +116,14 @@ class Adapter(ABC):
         """Further arguments of the language model."""
         return {}
 
+    def tower(self) -> Tower:
+        """What of the vision tower methods may ask about; by default nothing."""
+        return Tower({}, None, has_cls=False)
+
+    def project(self, features: Tensor) -> Tensor:
+        """(K, F) tower features -> (K, D) visual tokens, where a token is one tower token."""
+        return self.model.model.multi_modal_projector(features.to(self.dtype))
+
     # ---- the same for all
 
     @property
@@ -182,10 +191,13 @@ class Adapter(ABC):
                 groups.setdefault(tuple(shapes), []).append(i)
         for members in groups.values():
             counts = [sum(len(p.box) for p in places[i]) for i in members]
-            embeds, layers = self._capture([batch[i] for i in members])
-            deep = [None] * len(members) if layers is None else layers.split(counts, 1)
+            with self.tower() as tower:
+                embeds, layers = self._capture([batch[i] for i in members])
+            deep, start = [None] * len(members) if layers is None else layers.split(counts, 1), 0
             for i, rows, each in zip(members, embeds.split(counts), deep, strict=True):
-                tokens[i] = self._tokens(rows, places[i], batch[i].visuals, each)
+                tap = tower.tap(places[i], start, self.project)
+                tokens[i] = self._tokens(rows, places[i], batch[i].visuals, each, tap)
+                start += sum(place.tower for place in places[i])
         return tokens
 
     def _places(self, inputs: Inputs) -> list[Places]:
@@ -226,7 +238,7 @@ class Adapter(ABC):
             raise
 
     def _tokens(
-        self, embeds: Tensor, places: Sequence[Places], visuals: Sequence[Visual], deepstack: Tensor | None
+        self, embeds: Tensor, places: Sequence[Places], visuals: Sequence[Visual], deepstack: Tensor | None, tap: EncoderTap
     ) -> VisualTokens:
         """The frames of a clip shown as images are one video: they share a number, and with it a budget."""
         index, frames, number = [], [], -1
@@ -236,7 +248,7 @@ class Adapter(ABC):
             frames.append(torch.zeros_like(index[-1]) + (visual.frame or 0) if place.frame is None else place.frame)
         return VisualTokens(
             embeds, torch.cat(index).to(self.device), torch.cat([place.box for place in places]),
-            torch.cat(frames), tuple(place.grid for place in places), deepstack=deepstack,
+            torch.cat(frames), tuple(place.grid for place in places), tap, deepstack,
         )  # fmt: skip
 
     def _no_tokens(self) -> VisualTokens:

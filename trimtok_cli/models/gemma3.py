@@ -12,7 +12,8 @@ from torch import Tensor
 
 from trimtok_cli.errors import ModelError
 from trimtok_cli.models.base import Adapter, Inputs, Visual
-from trimtok_cli.models.places import Places, raster
+from trimtok_cli.models.places import Places, plain
+from trimtok_cli.models.taps import Tower
 from trimtok_cli.tokens import Prompt
 
 
@@ -21,7 +22,11 @@ class Gemma3(Adapter):
         if self.processor.image_processor.do_pan_and_scan:
             raise ModelError(f"{self.name} is set to pan and scan, which is not supported: set do_pan_and_scan to false.")
         side = math.isqrt(self.model.config.mm_tokens_per_image)
-        return Places(raster(side, side), (side, side))
+        vision = self.model.config.vision_config
+        return plain(side, side, vision.image_size // vision.patch_size // side)
+
+    def tower(self) -> Tower:
+        return Tower({"": self.model.model.vision_tower.encoder.layers[-1].self_attn}, None, has_cls=False)
 
     def forward(self, embeds: Tensor, mask: Tensor | None, positions: Tensor, cache, prompts: Sequence[Prompt] = ()) -> Tensor:
         """Through the outer model, which alone builds the masks that let an image's tokens see each other."""

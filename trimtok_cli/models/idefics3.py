@@ -4,10 +4,9 @@
 stretched to whole tiles. SmolVLM's video frames are one tile each. Positions are 1-D.
 """
 
-import torch
-
 from trimtok_cli.models.base import Adapter, Inputs, Visual
-from trimtok_cli.models.places import Places, per_frame, raster, tiles
+from trimtok_cli.models.places import Places, blocks, per_frame, plain, raster, tiled
+from trimtok_cli.models.taps import Tower
 
 
 class Idefics3(Adapter):
@@ -17,13 +16,17 @@ class Idefics3(Adapter):
     def image_places(self, inputs: Inputs, number: int, visual: Visual) -> Places:
         width, height = visual.size
         _, rows, columns = self.processor.image_processor.get_number_of_image_patches(height, width, {})
-        overview = raster(self._side, self._side)
         if rows * columns <= 1:
-            return Places(overview, (self._side, self._side))
-        return Places(torch.cat([tiles(rows, columns, self._side), overview]))
+            return plain(self._side, self._side, self.model.config.scale_factor)
+        return tiled(rows, columns, self._side, self.model.config.scale_factor)
 
     def video_places(self, inputs: Inputs, visual: Visual) -> Places:
-        return per_frame(raster(self._side, self._side), len(visual.times), (self._side, self._side))
+        side = self._side
+        source = blocks(side, side, self.model.config.scale_factor)
+        return per_frame(raster(side, side), len(visual.times), (side, side), source=source)
+
+    def tower(self) -> Tower:
+        return Tower({"": self.model.model.vision_model.encoder.layers[-1].self_attn}, None, has_cls=False)
 
     @property
     def _side(self) -> int:

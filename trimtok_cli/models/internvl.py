@@ -5,23 +5,23 @@
 
 import sys
 
-import torch
 import torch.nn.functional as F
 
 from trimtok_cli.models.base import Adapter, Inputs, Visual
-from trimtok_cli.models.places import Places, per_frame, raster, tiles
+from trimtok_cli.models.places import Places, blocks, per_frame, plain, raster, tiled
+from trimtok_cli.models.taps import Tower
 
 
 class InternVL(Adapter):
     def image_places(self, inputs: Inputs, number: int, visual: Visual) -> Places:
         images, side = self.processor.image_processor, self._side
         if self._tile_counts(inputs)[inputs.visuals.index(visual)] == 1:
-            return Places(raster(side, side), (side, side))
+            return plain(side, side, self._merge)
         # The processor's own choice of rows and columns, a function beside its class.
         choose = sys.modules[type(images).__module__].get_optimal_tiled_canvas
         size = (images.size["height"], images.size["width"])
         columns, rows = choose(visual.size[::-1], size, images.min_patches, images.max_patches)
-        return Places(torch.cat([tiles(rows, columns, side), raster(side, side)]))
+        return tiled(rows, columns, side, self._merge)
 
     def _tile_counts(self, inputs: Inputs) -> list[int]:
         """Tiles of every image in the prompt's order, overview included; whether it was tiled at all only the prompt says."""
@@ -30,7 +30,17 @@ class InternVL(Adapter):
         return [sum(next(runs) for _ in each.times or (0,)) // self._side**2 for each in inputs.visuals]
 
     def video_places(self, inputs: Inputs, visual: Visual) -> Places:
-        return per_frame(raster(self._side, self._side), len(visual.times), (self._side, self._side))
+        side = self._side
+        return per_frame(raster(side, side), len(visual.times), (side, side), source=blocks(side, side, self._merge))
+
+    def tower(self) -> Tower:
+        read = self.model.model.vision_tower.encoder.layer[-1].attention
+        return Tower({"": read}, None, has_cls=True)
+
+    @property
+    def _merge(self) -> int:
+        """Tower tokens along a visual token's side."""
+        return int(1 / self.model.config.downsample_ratio)
 
     @property
     def _side(self) -> int:

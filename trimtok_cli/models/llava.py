@@ -6,7 +6,19 @@ Paper: "Improved Baselines with Visual Instruction Tuning", arXiv 2310.03744. Po
 import torch
 
 from trimtok_cli.models.base import Adapter, Inputs, Visual
-from trimtok_cli.models.places import Places, nowhere, raster
+from trimtok_cli.models.places import Places, nowhere, plain
+from trimtok_cli.models.taps import Tower
+
+
+def clip_tower(model, *, has_cls: bool) -> Tower:
+    """CLIP or SigLIP in front of a projector that takes one tower token for one visual token."""
+    vision, layer = model.model.vision_tower, model.config.vision_feature_layer
+    if not hasattr(vision, "encoder"):  # Pixtral: attention over whatever sizes the images have, all in one row
+        return Tower({}, None, has_cls=False)
+    layer = layer[-1] if isinstance(layer, list) else layer
+    layers = vision.encoder.layers
+    read = layers[layer if layer < 0 else layer - 1].self_attn  # hidden_states[0] is what enters the first layer
+    return Tower({"": read, "last_": layers[-1].self_attn}, model.model.multi_modal_projector, has_cls=has_cls)
 
 
 class Llava(Adapter):
@@ -17,14 +29,17 @@ class Llava(Adapter):
         if "image_sizes" in inputs.tensors:
             pixels = inputs.tensors["image_sizes"][number].tolist()
         rows, columns = pixels[0] // patch, pixels[1] // patch
-        box = raster(rows, columns, self._view(visual.size))
+        place = plain(rows, columns, 1, self._view(visual.size))
         if self.model.config.vision_feature_select_strategy == "full" and self._has_cls:
-            return Places(torch.cat([nowhere(1), box]))
-        return Places(box, (rows, columns))
+            return Places(torch.cat([nowhere(1), place.box]))
+        return place
+
+    def tower(self) -> Tower:
+        return clip_tower(self.model, has_cls=self._has_cls)
 
     @property
     def _has_cls(self) -> bool:
-        return "clip" in self.model.config.vision_config.model_type and "siglip" not in self.model.config.vision_config.model_type
+        return self.model.config.vision_config.model_type == "clip_vision_model"
 
     def _view(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
         """xyxy of the processor's center crop, as shares of the image; beyond 0 and 1 where it pads."""

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from trimtok_cli.models.base import Adapter, Inputs, Visual
-from trimtok_cli.models.places import WHOLE, Places, cells, nowhere, per_frame, raster
+from trimtok_cli.models.llava import clip_tower
+from trimtok_cli.models.places import WHOLE, Places, blocks, cells, nowhere, per_frame, raster
+from trimtok_cli.models.taps import Tower
 
 
 class LlavaNext(Adapter):
@@ -20,18 +22,29 @@ class LlavaNext(Adapter):
     def image_places(self, inputs: Inputs, number: int, visual: Visual) -> Places:
         side = self._side
         height, width = self._best_resolution(visual.size)
-        edges_y, edges_x = self._canvas(height), self._canvas(width)
-        edges_y, edges_x = self._fit(edges_y, edges_x, (height, width), visual.size)
-        overview = raster(side, side)
-        if self.model.config.vision_feature_select_strategy == "full" and self._has_cls:
-            overview = torch.cat([nowhere(1), overview])
+        y, x = self._canvas(height), self._canvas(width)
+        rows, columns = len(y) - 1, len(x) - 1
+        cut_y, cut_x = self._padding(rows, columns, visual.size)
+        edges_y, edges_x = self._edges(y, x, (cut_y, cut_x), (height, width), visual.size)
         tiled = cells(edges_y, edges_x).reshape(len(edges_y) - 1, len(edges_x) - 1, 4)  # a very long image may have no rows
         lines = torch.cat([tiled, nowhere(len(tiled))[:, None]], 1).reshape(-1, 4)
-        return Places(torch.cat([overview, lines]))
+        # The tower's tokens come tile by tile; here they lie as in the whole grid.
+        whole = torch.arange(rows * columns).reshape(rows // side, columns // side, side, side).transpose(1, 2)
+        kept = whole.reshape(rows, columns)[cut_y : rows - cut_y, cut_x : columns - cut_x] + side * side
+        made_of = kept[..., None] if kept.shape == tiled.shape[:2] else _spread(kept, *tiled.shape[:2])
+        behind = torch.nn.functional.pad(made_of, (0, 0, 0, 1), value=-1).flatten(0, 1)
+        overview = torch.arange(side * side)[:, None].expand(-1, behind.shape[1])
+        return Places(
+            torch.cat([raster(side, side), lines]), source=torch.cat([overview, behind]), tower=rows * columns + side * side
+        )
 
     def video_places(self, inputs: Inputs, visual: Visual) -> Places:
-        side = self._side // self.model.config.spatial_pool_stride
-        return per_frame(raster(side, side), len(visual.times), (side, side))
+        stride = self.model.config.spatial_pool_stride
+        side = self._side // stride
+        return per_frame(raster(side, side), len(visual.times), (side, side), source=blocks(side, side, stride))
+
+    def tower(self) -> Tower:
+        return clip_tower(self.model, has_cls=self._has_cls)
 
     @property
     def _has_cls(self) -> bool:
@@ -60,23 +73,26 @@ class LlavaNext(Adapter):
         cell = torch.arange(count + 1)
         return (cell // side * vision.image_size + cell % side * vision.patch_size).float()
 
-    def _fit(self, y: Tensor, x: Tensor, canvas: tuple[int, int], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    @staticmethod
+    def _padding(rows: int, columns: int, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows that the model drops at the top and at the bottom, columns at the left and at the right, as padding."""
+        width, height = size
+        if width / height > columns / rows:
+            return (rows - int(round(height * (columns / width), 7))) // 2, 0
+        return 0, (columns - int(round(width * (rows / height), 7))) // 2
+
+    def _edges(
+        self, y: Tensor, x: Tensor, cut: tuple[int, int], canvas: tuple[int, int], size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
         """The edges that are left when the padding is dropped, as shares of the image."""
         width, height = size
-        rows, columns = len(y) - 1, len(x) - 1
-        # How the processor lays the image into the canvas, in pixels ...
+        # How the processor lays the image into the canvas, in pixels: it rounds in its own way, not in the model's.
         scale_x, scale_y = canvas[1] / width, canvas[0] / height
         if scale_x < scale_y:
             wide, tall = canvas[1], min(math.ceil(height * scale_x), canvas[0])
         else:
             wide, tall = min(math.ceil(width * scale_y), canvas[1]), canvas[0]
-        # ... and how the model drops whole rows or columns of tokens again: the two round in their own ways.
-        if width / height > columns / rows:
-            cut = (rows - int(round(height * (columns / width), 7))) // 2
-            y = y[cut : rows - cut + 1]
-        else:
-            cut = (columns - int(round(width * (rows / height), 7))) // 2
-            x = x[cut : columns - cut + 1]
+        y, x = y[cut[0] : len(y) - cut[0]], x[cut[1] : len(x) - cut[1]]
         return (y - (canvas[0] - tall) // 2) / tall, (x - (canvas[1] - wide) // 2) / wide
 
 
@@ -96,13 +112,26 @@ class LlavaOnevision(LlavaNext):
         frames = per_frame(raster(side, side, WHOLE), len(visual.times), (side, side))
         return Places(torch.cat([frames.box, nowhere(1)]), (), torch.cat([frames.frame, frames.frame[-1:]]))
 
-    def _fit(self, y: Tensor, x: Tensor, canvas: tuple[int, int], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def _edges(
+        self, y: Tensor, x: Tensor, cut: tuple[int, int], canvas: tuple[int, int], size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
         """More than nine tiles' worth is shrunk, in token space."""
-        y, x = super()._fit(y, x, canvas, size)
+        y, x = super()._edges(y, x, cut, canvas, size)
         rows, columns = len(y) - 1, len(x) - 1
         most = int(self.model.config.vision_aspect_ratio.removeprefix("anyres_max_"))
         ratio = math.sqrt(rows * columns / (most * self._side**2))
         return (_shrunk(y, int(rows // ratio)), _shrunk(x, int(columns // ratio))) if ratio > 1.1 else (y, x)
+
+
+def _spread(grid: Tensor, rows: int, columns: int) -> Tensor:
+    """(rows, columns, 4): the cells of a larger grid that lie around the middle of each cell of a smaller one."""
+
+    def around(count: int, of: int) -> tuple[Tensor, Tensor]:
+        low = ((torch.arange(count) + 0.5) * of / count - 0.5).clamp(min=0).long()
+        return low, (low + 1).clamp(max=of - 1)
+
+    y, x = around(rows, len(grid)), around(columns, grid.shape[1])
+    return torch.stack([grid[a][:, b] for a in y for b in x], -1)
 
 
 def _shrunk(edges: Tensor, count: int) -> Tensor:

@@ -12,12 +12,15 @@ WHOLE = (0.0, 0.0, 1.0, 1.0)
 class Places:
     """The tokens of one image or video. box (n, 4): xyxy in [0, 1] of it, all zero where a token shows no place.
 
-    grid: (rows, columns) where they form one plain grid, else (). frame (n,): which frame of a video.
+    grid: (rows, columns) where they form one plain grid, else (). frame (n,): which frame of a video. source (n, g): which of
+    this image's tower tokens, CLS tokens not counted, each is made of, -1 for none; there are `tower` of those.
     """
 
     box: Tensor
     grid: tuple[int, ...] = ()
     frame: Tensor | None = None
+    source: Tensor | None = None
+    tower: int = 0
 
 
 def raster(rows: int, columns: int, view: tuple[float, float, float, float] = WHOLE) -> Tensor:
@@ -45,6 +48,38 @@ def tiles(rows: int, columns: int, side: int) -> Tensor:
                       for r in range(rows) for c in range(columns)])  # fmt: skip
 
 
-def per_frame(box: Tensor, frames: int, grid: tuple[int, ...] = (), step: int = 1) -> Places:
-    """The same boxes for each of `frames`, of which every one stands for `step` frames of the clip."""
-    return Places(box.repeat(frames, 1), grid, torch.arange(frames).repeat_interleave(len(box)) * step)
+def per_frame(box: Tensor, frames: int, grid: tuple[int, ...] = (), step: int = 1, source: Tensor | None = None) -> Places:
+    """The same boxes for each of `frames`, of which every one stands for `step` frames of the clip.
+
+    source (n, g): of one frame; each frame has tower tokens of its own, all of them in it.
+    """
+    number = torch.arange(frames).repeat_interleave(len(box))
+    if source is None:
+        return Places(box.repeat(frames, 1), grid, number * step)
+    whole = source.repeat(frames, 1) + number[:, None] * source.numel()
+    return Places(box.repeat(frames, 1), grid, number * step, whole, whole.numel())
+
+
+def blocks(rows: int, columns: int, side: int = 1, tile: int = 0) -> Tensor:
+    """(rows * columns, side * side): tower tokens in raster order that each token of a rows x columns grid is made of.
+
+    tile: which of equal tiles, one after the other.
+    """
+    width = columns * side
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    first = (row * side * width + column * side).reshape(-1, 1)
+    inner = (torch.arange(side)[:, None] * width + torch.arange(side)).reshape(1, -1)
+    return first + inner + tile * rows * columns * side * side
+
+
+def plain(rows: int, columns: int, side: int = 1, view: tuple[float, float, float, float] = WHOLE) -> Places:
+    """One grid over `view`, each token of side x side tower tokens."""
+    source = blocks(rows, columns, side)
+    return Places(raster(rows, columns, view), (rows, columns), None, source, source.numel())
+
+
+def tiled(rows: int, columns: int, side: int, merge: int) -> Places:
+    """rows x columns tiles of side x side tokens, and behind them one of the whole image."""
+    box = torch.cat([tiles(rows, columns, side), raster(side, side)])
+    source = torch.cat([blocks(side, side, merge, tile) for tile in range(rows * columns + 1)])
+    return Places(box, (), None, source, source.numel())

@@ -5,13 +5,15 @@
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from trimtok_cli.media.video import Clip
 from trimtok_cli.models.base import Adapter, Inputs, Visual
-from trimtok_cli.models.places import Places, per_frame, raster
+from trimtok_cli.models.places import Places, raster
+from trimtok_cli.models.taps import Tower
 from trimtok_cli.tokens import Prompt
 
 _FOR_POSITIONS = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
@@ -24,11 +26,14 @@ class Qwen2VL(Adapter):
 
     def image_places(self, inputs: Inputs, number: int, visual: Visual) -> Places:
         _, rows, columns = self._grid(inputs.tensors["image_grid_thw"][number])
-        return Places(raster(rows, columns), (rows, columns))
+        return replace(self._layers(1, rows, columns), frame=None)
 
     def video_places(self, inputs: Inputs, visual: Visual) -> Places:
         layers, rows, columns = self._grid(inputs.tensors["video_grid_thw"][0])
-        return per_frame(raster(rows, columns), layers, (rows, columns), self.model.config.vision_config.temporal_patch_size)
+        return self._layers(layers, rows, columns)
+
+    def tower(self) -> Tower:
+        return Tower({"": self.model.model.visual.blocks[-1].attn}, None, has_cls=False)
 
     def video_inputs(self, clip: Clip) -> dict:
         """A layer is two frames: a single one is shown twice, as the processors themselves do with a last odd one."""
@@ -45,10 +50,32 @@ class Qwen2VL(Adapter):
         ids = inputs.input_ids[None].to(self.device)
         return self.model.model.get_rope_index(ids, attention_mask=torch.ones_like(ids), **known)[0][:, 0]
 
+    def _layers(self, layers: int, rows: int, columns: int) -> Places:
+        """Layers of rows x columns tokens. The processor lays the patches of a token side by side already."""
+        spots, vision = self._tower_order(layers, rows, columns), self.model.config.vision_config
+        source = spots[:, None] * self._merge**2 + torch.arange(self._merge**2)
+        frame = torch.arange(layers).repeat_interleave(rows * columns) * vision.temporal_patch_size
+        return Places(raster(rows, columns).repeat(layers, 1), (rows, columns), frame, source, source.numel())
+
+    def _tower_order(self, layers: int, rows: int, columns: int) -> Tensor:
+        """Where each token stands in the tower: Qwen2.5's goes window by window, layer by layer; the others in raster order."""
+        vision = self.model.config.vision_config
+        numbers = torch.arange(layers * rows * columns)
+        if not getattr(vision, "window_size", 0):
+            return numbers
+        side = vision.window_size // vision.patch_size // self._merge
+        more = (0, -columns % side, 0, -rows % side)
+        grid = torch.nn.functional.pad(numbers.reshape(layers, rows, columns), more, value=-1)
+        windows = grid.reshape(layers, grid.shape[1] // side, side, -1, side).transpose(2, 3).flatten()
+        return windows[windows >= 0].argsort()
+
     def _grid(self, thw: Tensor) -> tuple[int, int, int]:
-        merge = self.model.config.vision_config.spatial_merge_size
         layers, rows, columns = thw.tolist()
-        return layers, rows // merge, columns // merge
+        return layers, rows // self._merge, columns // self._merge
+
+    @property
+    def _merge(self) -> int:
+        return self.model.config.vision_config.spatial_merge_size
 
 
 class Qwen3VL(Qwen2VL):

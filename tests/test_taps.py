@@ -1,0 +1,73 @@
+"""What methods may ask of a vision tower: against the library's own eager attention, and by painting, in every family."""
+
+import pytest
+import torch
+
+from tests import tiny
+from tests.conftest import picture
+from tests.families import FAMILIES
+from tests.test_families import painted
+from trimtok_cli.models import load_model
+
+OFFERS = ("saliency", "keys", "last_saliency", "last_keys", "features", "project")
+
+
+@pytest.fixture(scope="module", params=["llava", "siglip", *FAMILIES])
+def family(request, tmp_path_factory):
+    build = {"llava": tiny.llava, "siglip": tiny.siglip, **FAMILIES}[request.param]
+    return load_model(str(build(tmp_path_factory.mktemp("taps") / request.param)), device="cpu")
+
+
+@torch.inference_mode()
+def test_signals_have_a_row_for_every_visual_token_and_lie_where_the_pixels_came_from(family):
+    size = (240, 200)
+    plain = picture(5, *size)
+    base = family.encode_many([family.prepare([picture(1, 80, 90), plain], "?"), family.prepare([plain], "?")])[1]
+    count = len(base)
+    assert base.encoder.saliency.shape == (count,) and len(base.encoder.keys) == count
+    nowhere = (base.box == 0).all(-1)
+    assert bool((base.encoder.saliency[~nowhere] > 0).all()) and not base.encoder.saliency[nowhere].any()
+    for x, y in ((0.2, 0.25), (0.7, 0.4), (0.45, 0.8)):
+        changed = family.encode_many([family.prepare([painted(plain, x, y)], "?")])[0]
+        moved = (changed.encoder.keys - base.encoder.keys).norm(dim=-1)
+        x0, y0, x1, y1 = base.box[moved.argmax()].tolist()
+        assert x0 - 0.1 <= x <= x1 + 0.1 and y0 - 0.1 <= y <= y1 + 0.1, (x, y, (x0, y0, x1, y1))
+
+
+@torch.inference_mode()
+def test_features_projected_are_the_visual_tokens(family):
+    tokens = family.encode_many([family.prepare([picture(1, 150, 60)], "?")])[0]
+    if not tokens.encoder.offers("features"):
+        assert family.model.config.model_type not in ("llava", "llava_next", "llava_next_video", "llava_onevision")
+        return
+    shown = ~(tokens.box == 0).all(-1)
+    assert (tokens.encoder.project(tokens.encoder.features)[shown] - tokens.embeds[shown]).abs().max() < 1e-4
+
+
+@torch.inference_mode()
+def test_nothing_is_worked_out_before_it_is_asked_for(family, monkeypatch):
+    from trimtok_cli.models import taps
+
+    calls = []
+    monkeypatch.setattr(taps, "queries_and_keys", lambda *a, **k: calls.append(1) or 1 / 0)
+    tokens = family.encode_many([family.prepare([picture(1)], "?")])[0]
+    assert not calls and tokens.encoder.offers("saliency")
+    with pytest.raises(ZeroDivisionError):
+        _ = tokens.encoder.keys
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("build", "cls"), [(tiny.llava, True), (tiny.siglip, False)])
+def test_saliency_equals_the_librarys_eager_attention(build, cls, tmp_path):
+    adapter = load_model(str(build(tmp_path / "m")), device="cpu")
+    inputs = [adapter.prepare([picture(1), picture(2)], "?"), adapter.prepare([picture(3)], "?")]
+    tokens = adapter.encode_many(inputs)
+    vision = adapter.model.model.vision_tower
+    adapter.model.set_attn_implementation({"vision_config": "eager"})
+    pixels = torch.cat([each.tensors["pixel_values"] for each in inputs])
+    attentions = vision(pixels, output_attentions=True).attentions
+    for name, layer in (("saliency", -2 if cls else -1), ("last_saliency", -1)):
+        found = attentions[layer].mean(1)
+        want = found[:, 0, 1:] if cls else found.mean(1)
+        got = torch.cat([getattr(each.encoder, name) for each in tokens])
+        assert (got - want.flatten()).abs().max() < 1e-6
