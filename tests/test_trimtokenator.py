@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trimtok_cli.pruners.trimtokenator import alignment, greedy_order, trimtokenator
+from trimtok_cli.pruners.trimtokenator import alignment, greedy_order, repmax, trimtokenator
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("trimtokenator_PAPERREF_*.npz"))
 
@@ -160,3 +160,34 @@ def test_no_value_leaves_the_device_in_the_loop():
     """On meta tensors nothing can be read back: a hidden .item() or a data-dependent shape would raise."""
     out = trimtokenator(torch.empty(2, 50, 8, device="meta"), torch.empty(2, 4, 8, device="meta"), 10)
     assert out.shape == (2, 10) and out.device.type == "meta"
+
+
+@pytest.mark.parametrize("order", ["align-first", "diversity-first", "align-only", "diversity-only"])
+def test_the_order_of_the_stages_and_either_alone(order):
+    """Table 6: the same two functions, one after the other in either order, or one of them."""
+    torch.manual_seed(3)
+    for count, keep, pool in ((20, 6, 0.8), (33, 30, 0.5), (7, 1, 0.9)):
+        visual, text = torch.randn(2, count, 5), torch.randn(2, 3, 5)
+        got = trimtokenator(visual, text, keep, pool=pool, order=order)
+        for x, t, found in zip(visual, text, got, strict=True):
+            near = lambda rows, k, x=x, t=t: rows[alignment(x[None], t[None])[0][rows].argsort(descending=True)[:k]]  # noqa: E731
+            unlike = lambda rows, k, x=x: rows[repmax(x[rows][None], k)[0]]  # noqa: E731
+            first, second = (near, unlike) if order.startswith("align") else (unlike, near)
+            rows = torch.arange(count)
+            if order.endswith("only"):
+                want = first(rows, keep)
+            else:
+                want = second(first(rows, max(int(pool * count), keep)).sort().values, keep)
+            assert found.tolist() == want.sort().values.tolist()
+    with pytest.raises(ValueError, match="order must be one of"):
+        trimtokenator(visual, text, 2, order="both")
+
+
+def test_mutual_information_tells_what_goes_together():
+    torch.manual_seed(0)
+    text = torch.randn(1, 2, 400)
+    unlike = torch.randn(1, 3, 400)
+    visual = torch.cat([unlike, text[:, :1] * -3 + 0.1 * torch.randn(1, 1, 400), unlike], 1)
+    score = alignment(visual, text, "mi")
+    assert score.shape == (1, 7) and score.argmax() == 3 and score[0, 3] > 5 * score[0, :3].max().clamp(min=0.01)
+    assert 3 in trimtokenator(visual, text, 2, pool=0.3, align="mi")[0].tolist()

@@ -11,6 +11,7 @@ prompt order; each image has a budget of its own.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,55 +19,68 @@ from torch import Tensor
 from trimtok_cli.pruners.base import Pruner, Stage, padded
 from trimtok_cli.tokens import Selection
 
-ALIGNMENTS, DIVERSITIES = ("l2", "sq_l2", "cosine"), ("cosine", "l2")
+ALIGNMENTS, DIVERSITIES = ("l2", "sq_l2", "cosine", "mi"), ("cosine", "l2")
+ORDERS = ("align-first", "diversity-first", "align-only", "diversity-only")  # the paper's, and Table 6's ablations 1, 2, 3
 ROUNDING = 2e-7  # of a mean of cosines in float32
 
 
 def trimtokenator(
     visual: Tensor, text: Tensor, keep: int, *, pool: float = 0.8, align: str = "l2", diversity: str = "cosine",
-    text_mask: Tensor | None = None,
+    text_mask: Tensor | None = None, order: str = "align-first",
 ) -> Tensor:  # fmt: skip
     """(B, N, D) visual and (B, M, D) text embeddings -> (B, keep) int64 indices, ascending.
 
     text_mask (B, M) is True at real tokens where texts are padded to one length. `keep` >= N keeps all. Unbatched (N, D)
     and (M, D) give (keep,). Raises ValueError for arguments that make no sense.
     """
-    _check(visual, text, keep, pool, align, diversity, text_mask)
+    _check(visual, text, keep, pool, align, diversity, text_mask, order)
     if keep >= visual.shape[-2]:
         return torch.arange(visual.shape[-2], device=visual.device).expand(visual.shape[:-1])
-    return greedy_order(visual, text, keep, pool=pool, align=align, diversity=diversity, text_mask=text_mask).sort(-1).values
+    options = {"pool": pool, "align": align, "diversity": diversity, "text_mask": text_mask, "order": order}
+    return greedy_order(visual, text, keep, **options).sort(-1).values
 
 
 def greedy_order(
     visual: Tensor, text: Tensor, keep: int, *, pool: float = 0.8, align: str = "l2", diversity: str = "cosine",
-    text_mask: Tensor | None = None,
+    text_mask: Tensor | None = None, order: str = "align-first",
 ) -> Tensor:  # fmt: skip
-    """The same tokens as `trimtokenator`, in the order in which the greedy search of stage 2 takes them."""
-    _check(visual, text, keep, pool, align, diversity, text_mask)
+    """The same tokens as `trimtokenator`, in the order in which its last stage takes them."""
+    _check(visual, text, keep, pool, align, diversity, text_mask, order)
     if visual.dim() == 2:
         mask = None if text_mask is None else text_mask[None]
-        return greedy_order(visual[None], text[None], keep, pool=pool, align=align, diversity=diversity, text_mask=mask)[0]
+        options = {"pool": pool, "align": align, "diversity": diversity, "text_mask": mask, "order": order}
+        return greedy_order(visual[None], text[None], keep, **options)[0]
     visual, text = visual.float(), text.float()
     num_visual = visual.shape[1]
     keep = min(keep, num_visual)
     # 1e-9: floor(0.29 * 100) must be 29 although the float product is 28.999...
     num_pool = max(int(pool * num_visual + 1e-9), keep)
-    if num_pool < num_visual:
-        score = alignment(visual, text, align, text_mask)
-        near = score.sort(dim=1, descending=True, stable=True).indices[:, :num_pool].sort(dim=1).values
-        visual = visual.gather(1, near[..., None].expand(-1, -1, visual.shape[2]))
-    else:
-        near = torch.arange(num_visual, device=visual.device).expand(len(visual), -1)
-    return near.gather(1, repmax(visual, keep, diversity))
+
+    def nearest(candidates: Tensor, count: int) -> Tensor:
+        score = alignment(visual, text, align, text_mask).gather(1, candidates)
+        return candidates.gather(1, score.sort(dim=1, descending=True, stable=True).indices[:, :count])
+
+    def most_diverse(candidates: Tensor, count: int) -> Tensor:
+        rows = visual.gather(1, candidates[..., None].expand(-1, -1, visual.shape[2]))
+        return candidates.gather(1, repmax(rows, count, diversity))
+
+    every = torch.arange(num_visual, device=visual.device).expand(len(visual), -1)
+    first, last = (nearest, most_diverse) if order.startswith("align") else (most_diverse, nearest)
+    if order.endswith("only"):
+        return first(every, keep)
+    left = first(every, num_pool).sort(dim=1).values if num_pool < num_visual else every
+    return last(left, keep)
 
 
 def alignment(visual: Tensor, text: Tensor, align: str = "l2", text_mask: Tensor | None = None) -> Tensor:
     """Eq. 3, alpha (B, N) of visual (B, N, D) and text (B, M, D): minus the mean distance to the text tokens.
 
-    `sq_l2` squares the distance (Appendix B), `cosine` takes the mean cosine similarity instead (Table 9). A row of
-    text_mask that is all False scores 0 everywhere.
+    `sq_l2` squares the distance (Appendix B); `cosine` takes the mean cosine similarity instead, `mi` the mean mutual
+    information (Table 9). A row of text_mask that is all False scores 0 everywhere.
     """
-    if align == "cosine":
+    if align == "mi":
+        each = mutual_information(visual, text)
+    elif align == "cosine":
         each = F.normalize(visual, dim=-1) @ F.normalize(text, dim=-1).mT
     else:
         # The largest temporary is (B, N, M). "donot_use": the product form |x|^2 + |t|^2 - 2xt loses digits by cancellation.
@@ -77,6 +91,22 @@ def alignment(visual: Tensor, text: Tensor, align: str = "l2", text_mask: Tensor
         return each.mean(-1)
     weight = text_mask.to(each.dtype)
     return (each * weight[:, None]).sum(-1) / weight.sum(-1).clamp(min=1)[:, None]
+
+
+def mutual_information(visual: Tensor, text: Tensor, neighbors: int = 3) -> Tensor:
+    """I(x_i; t_j) in nats, (B, N, M) of (B, N, D) and (B, M, D): the D coordinates are samples of two variables.
+
+    Estimated from nearest neighbours by scikit-learn (the extra `mi`), as in Appendix D; on the CPU, and slow: N x M fits.
+    """
+    try:
+        from sklearn.feature_selection import mutual_info_regression
+    except ImportError:
+        raise ValueError("align=mi needs scikit-learn: run pip install 'trimtok[mi]'") from None
+    found = [
+        [mutual_info_regression(x.T, word, n_neighbors=neighbors, random_state=0) for word in words]
+        for x, words in zip(visual.cpu().numpy(), text.cpu().numpy(), strict=True)
+    ]
+    return torch.from_numpy(np.array(found)).to(visual).mT
 
 
 def repmax(visual: Tensor, keep: int, diversity: str = "cosine") -> Tensor:
@@ -108,7 +138,7 @@ def repmax(visual: Tensor, keep: int, diversity: str = "cosine") -> Tensor:
     return order
 
 
-def _check(visual, text, keep, pool, align, diversity, text_mask) -> None:
+def _check(visual, text, keep, pool, align, diversity, text_mask, order) -> None:
     if visual.dim() not in (2, 3) or text.dim() != visual.dim():
         raise ValueError(
             f"visual and text must both be (B, N, D) or both (N, D), got {tuple(visual.shape)} and {tuple(text.shape)}"
@@ -125,24 +155,33 @@ def _check(visual, text, keep, pool, align, diversity, text_mask) -> None:
         raise ValueError(f"align must be one of {', '.join(ALIGNMENTS)}, got {align!r}")
     if diversity not in DIVERSITIES:
         raise ValueError(f"diversity must be one of {', '.join(DIVERSITIES)}, got {diversity!r}")
+    if order not in ORDERS:
+        raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
 
 
 @dataclass(frozen=True)
 class TrimTokenator(Pruner):
     """The paper's pruner. pool: share that stage 1 leaves; align, diversity: the measures of the two stages.
 
-    text: `instruction` compares with the user's own words, `prompt` with every text token of the prompt.
+    text: `instruction` compares with the user's own words, `prompt` with every text token of the prompt. order: which stage
+    comes first, or either alone.
     """
 
     pool: float = 0.8
     align: str = "l2"
     diversity: str = "cosine"
     text: str = "instruction"
+    order: str = "align-first"
 
     def __post_init__(self) -> None:
         if not 0 < self.pool <= 1:
             raise ValueError(f"pool is a share of the visual tokens, 0 < pool <= 1, got {self.pool}")
-        for name, known in (("align", ALIGNMENTS), ("diversity", DIVERSITIES), ("text", ("instruction", "prompt"))):
+        for name, known in (
+            ("align", ALIGNMENTS),
+            ("diversity", DIVERSITIES),
+            ("text", ("instruction", "prompt")),
+            ("order", ORDERS),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
 
@@ -158,7 +197,8 @@ class TrimTokenator(Pruner):
                 visual = torch.stack([stages[number].visual_embeds[rows] for number, rows in group])
                 texts, mask = padded([stages[number].text(self.text) for number, _ in group])
                 places = trimtokenator(
-                    visual, texts, budget, pool=self.pool, align=self.align, diversity=self.diversity, text_mask=mask
+                    visual, texts, budget, pool=self.pool, align=self.align, diversity=self.diversity, text_mask=mask,
+                    order=self.order,
                 )  # fmt: skip
                 chosen = [rows[place] for (_, rows), place in zip(group, places, strict=True)]
             for (number, _), rows in zip(group, chosen, strict=True):
