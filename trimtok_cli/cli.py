@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from trimtok_cli import __version__
-from trimtok_cli.commands import caption, compare, models, vqa
+from trimtok_cli.commands import caption, compare, methods, models, vqa
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,6 +19,7 @@ app.command("caption", epilog=caption.EXAMPLES, no_args_is_help=True)(caption.ca
 app.command("vqa", epilog=vqa.EXAMPLES, no_args_is_help=True)(vqa.vqa)
 app.command("compare", epilog=compare.EXAMPLES, no_args_is_help=True)(compare.compare)
 app.command("models", epilog=models.EXAMPLES)(models.models)
+app.command("methods", epilog=methods.EXAMPLES)(methods.methods)
 
 
 def _show_version(wanted: bool) -> None:

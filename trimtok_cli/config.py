@@ -18,6 +18,7 @@ from trimtok_cli.errors import UsageError
 CAPTION_PROMPT = "Describe the image in one sentence."
 CHOICES = {
     "budget": ("equal", "tokens", "diversity"),
+    "budget_counts": ("final", "layer-mean"),
     "video_backend": ("auto", "decord", "pyav"),
     "video_as": ("auto", "video", "frames"),
 }
@@ -38,6 +39,7 @@ class RunConfig:
     prompt: str = CAPTION_PROMPT
     system: str = ""
     budget: str = "equal"
+    budget_counts: str = "final"
     frames: int = 8
     fps: float = 0.0  # 0 is: `frames` of them, whatever the video's length
     start: float = 0.0

@@ -194,10 +194,10 @@ def compare_all(adapter: Adapter, pruners: Sequence[Pruner | None], samples: Ite
             if not warm:
                 batch = encode(adapter, batch.prepared)
                 for pruner in pruners:
-                    finish(adapter, pruner, batch, replace(ask, max_new_tokens=2))
+                    _attempt(adapter, pruner, batch, replace(ask, max_new_tokens=2))
                 batch, warm = encode(adapter, batch.prepared), True
             order = [(i + number) % len(pruners) for i in range(len(pruners))]
-            done = {i: finish(adapter, pruners[i], batch, ask)[0] for i in order}
+            done = {i: _attempt(adapter, pruners[i], batch, ask) for i in order}
             tokens = batch.tokens[0]
             boxes = tuple(tuple(round(x, 5) for x in box) for box in tokens.box.tolist())
             yield Comparison(
@@ -208,6 +208,16 @@ def compare_all(adapter: Adapter, pruners: Sequence[Pruner | None], samples: Ite
             raise
         except Exception as error:
             yield Comparison(sample, tuple(failure(sample, pruner, ask, error) for pruner in pruners))
+
+
+def _attempt(adapter: Adapter, pruner: Pruner | None, batch: Encoded, ask: Ask) -> Result:
+    """One sample, one way. A method that cannot run on this model fails alone; the others are still compared."""
+    try:
+        return finish(adapter, pruner, batch, ask)[0]
+    except ModelError:
+        raise
+    except Exception as error:
+        return failure(batch.prepared[0].sample, pruner, ask, error)
 
 
 def failure(sample: Sample, pruner: Pruner | None, ask: Ask, error: Exception) -> Result:

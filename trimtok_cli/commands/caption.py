@@ -35,6 +35,7 @@ def caption(
     method: o.Method = None,
     param: o.Param = None,
     budget: o.Budget = None,
+    budget_counts: o.BudgetCounts = None,
     prompt: o.Prompt = None,
     system: o.System = None,
     batch_size: o.BatchSize = None,

@@ -12,7 +12,7 @@ import typer
 from trimtok_cli.commands import options as o
 from trimtok_cli.commands.destination import Destination, find_destination, open_answers
 from trimtok_cli.commands.guard import guarded
-from trimtok_cli.commands.run import describe, load
+from trimtok_cli.commands.run import describe, load, pruning
 from trimtok_cli.commands.screen import FEW, Screen
 from trimtok_cli.commands.tables import sample_table, summary_table
 from trimtok_cli.config import RunConfig, resolve
@@ -47,6 +47,7 @@ def compare(
     method: o.Methods = None,
     param: o.Param = None,
     budget: o.Budget = None,
+    budget_counts: o.BudgetCounts = None,
     prompt: o.Prompt = None,
     system: o.System = None,
     max_new_tokens: o.MaxNewTokens = None,
@@ -100,11 +101,13 @@ def compare(
 
 def build_pruners(config: RunConfig) -> list[Any]:
     """None for dense, then a pruner for each method and each budget, both given with commas between."""
-    from trimtok_cli.pruners import build_pruner
+    from trimtok_cli.pruners import PRUNERS, build_pruner
 
+    names = [name.strip() for name in config.method.split(",")]
+    names = [name for name in PRUNERS if name != "dense"] if names == ["all"] else names
     built = [
-        build_pruner(method.strip(), {"keep": keep.strip(), "budget": config.budget, **config.params})
-        for method in config.method.split(",")
+        build_pruner(method, {**pruning(config), "keep": keep.strip(), **config.params})
+        for method in names
         for keep in config.keep.split(",")
     ]
     pruners = [pruner for pruner in dict.fromkeys(built) if pruner is not None]

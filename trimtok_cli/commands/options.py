@@ -50,7 +50,9 @@ Keeps = Annotated[
 Method = Annotated[str | None, _option("--method", shown=RunConfig.method, panel=PRUNING, help="Pruning method; dense for none.")]
 Methods = Annotated[
     str | None,
-    _option("--methods", "--method", shown=RunConfig.method, panel=PRUNING, help="One or more methods, with commas between."),
+    _option(
+        "--methods", "--method", shown=RunConfig.method, panel=PRUNING, help="One or more methods with commas between, or all."
+    ),
 ]
 Param = Annotated[
     list[str] | None, _option("--param", panel=PRUNING, help="A parameter of the method, NAME=VALUE; may be repeated (pool=0.9).")
@@ -62,6 +64,15 @@ Budget = Annotated[
         shown=RunConfig.budget,
         panel=PRUNING,
         help="How a prompt of several images shares what --keep allows: equal, tokens (by size) or diversity (by content).",
+    ),
+]
+BudgetCounts = Annotated[
+    str | None,
+    _option(
+        "--budget-counts",
+        shown=RunConfig.budget_counts,
+        panel=PRUNING,
+        help="What --keep counts in methods that prune inside the model: the tokens left (final), or the mean over layers (layer-mean).",
     ),
 ]
 Frames = Annotated[

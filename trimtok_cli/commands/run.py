@@ -27,6 +27,11 @@ def load(config: RunConfig, screen: Screen):
     return adapter, Ask(config.prompt, config.system, config.max_new_tokens, sampling, frames, config.video_as, config.max_pixels)
 
 
+def pruning(config: RunConfig) -> dict[str, str | int]:
+    """The settings that every method is given; one that has no use for seed or counts is not troubled with it."""
+    return {"keep": config.keep, "budget": config.budget, "counts": config.budget_counts, "seed": config.seed}
+
+
 def describe(adapter) -> dict[str, str]:
     """What run.json and the report say of the model."""
     import torch
@@ -42,7 +47,7 @@ def run(
     """Answers every sample; the exit code. Ctrl-C keeps what is written, and run.json says that the run was interrupted."""
     from trimtok_cli.pruners import build_pruner
 
-    pruner = build_pruner(config.method, {"keep": config.keep, "budget": config.budget, **config.params})
+    pruner = build_pruner(config.method, {**pruning(config), **config.params})
     destination = find_destination(out, command, overwrite=overwrite)
     adapter, ask = load(config, screen)
     from trimtok_cli.engine import answer_all

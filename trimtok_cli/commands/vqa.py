@@ -34,6 +34,7 @@ def vqa(
     method: o.Method = None,
     param: o.Param = None,
     budget: o.Budget = None,
+    budget_counts: o.BudgetCounts = None,
     system: o.System = None,
     batch_size: o.BatchSize = None,
     max_new_tokens: o.MaxNewTokens = None,

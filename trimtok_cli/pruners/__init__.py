@@ -33,7 +33,8 @@ def build_pruner(name: str, params: Mapping[str, Any]) -> Pruner | None:
     if kind is None or keep == Budget():
         return None
     known = [f.name for f in dataclasses.fields(kind) if f.name not in ("keep", "budget")]
-    given = {key: value for key, value in params.items() if key != "keep"}
+    unused = {"keep", *({"seed", "counts"} - set(known))}  # settings of a whole run, which not every method has a use for
+    given = {key: value for key, value in params.items() if key not in unused}
     for key in given.keys() - {"budget"}:
         if key not in known:
             raise UsageError(f"{name} has no parameter {key!r}: it takes {', '.join(known) or 'none'}{_suggest(key, known)}.")

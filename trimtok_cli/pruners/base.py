@@ -63,6 +63,11 @@ class Pruner:
     `tokens` (by their dense counts) or `diversity` (see `intra_diversity`).
     """
 
+    # What `trimtok methods` says of a method. needs: text, attention (of the language model), or an encoder's signals.
+    where: ClassVar[str] = "prompt"
+    needs: ClassVar[tuple[str, ...]] = ()
+    paper: ClassVar[str] = ""
+    licence: ClassVar[str] = "no published code"
     # Survivors close the gaps in their positions, where the family's are 1-D; else they keep the ids they had.
     renumbers: ClassVar[bool] = True
 

@@ -10,6 +10,7 @@ prompt order; each image has a budget of its own.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -166,6 +167,9 @@ class TrimTokenator(Pruner):
     text: `instruction` compares with the user's own words, `prompt` with every text token of the prompt. order: which stage
     comes first, or either alone.
     """
+
+    needs: ClassVar[tuple[str, ...]] = ("text",)
+    paper: ClassVar[str] = "2509.00320"
 
     pool: float = 0.8
     align: str = "l2"
