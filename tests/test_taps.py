@@ -71,3 +71,16 @@ def test_saliency_equals_the_librarys_eager_attention(build, cls, tmp_path):
         want = found[:, 0, 1:] if cls else found.mean(1)
         got = torch.cat([getattr(each.encoder, name) for each in tokens])
         assert (got - want.flatten()).abs().max() < 1e-6
+
+
+@torch.inference_mode()
+def test_a_towers_layers_run_by_halves_give_its_features(tmp_path):
+    adapter = load_model(str(tiny.llava(tmp_path / "m")), device="cpu")
+    tokens = adapter.encode_many([adapter.prepare([picture(9)], "?"), adapter.prepare([picture(1), picture(2)], "?")])[1]
+    blocks = tokens.encoder.blocks
+    hidden = blocks.hidden
+    for number in range(len(blocks.layers)):
+        hidden, keys = blocks.attend(number, hidden)
+        hidden = blocks.feed(number, hidden)
+    assert (hidden[:, 1:].flatten(0, 1) - tokens.encoder.features).abs().max() < 1e-5
+    assert (keys[:, 1:].flatten(0, 1) - tokens.encoder.keys).abs().max() < 1e-5

@@ -72,7 +72,7 @@ BudgetCounts = Annotated[
         "--budget-counts",
         shown=RunConfig.budget_counts,
         panel=PRUNING,
-        help="What --keep counts in methods that prune inside the model: the tokens left (final), or the mean over layers (layer-mean).",
+        help="What --keep counts in methods that prune inside the model: what is left (final) or the layers' mean (layer-mean).",
     ),
 ]
 Frames = Annotated[

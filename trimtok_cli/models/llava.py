@@ -17,8 +17,9 @@ def clip_tower(model, *, has_cls: bool) -> Tower:
         return Tower({}, None, has_cls=False)
     layer = layer[-1] if isinstance(layer, list) else layer
     layers = vision.encoder.layers
-    read = layers[layer if layer < 0 else layer - 1].self_attn  # hidden_states[0] is what enters the first layer
-    return Tower({"": read, "last_": layers[-1].self_attn}, model.model.multi_modal_projector, has_cls=has_cls)
+    number = range(len(layers))[layer if layer < 0 else layer - 1]  # hidden_states[0] is what enters the first layer
+    attention = {"": layers[number].self_attn, "last_": layers[-1].self_attn}
+    return Tower(attention, model.model.multi_modal_projector, has_cls=has_cls, layers=layers[: number + 1])
 
 
 class Llava(Adapter):

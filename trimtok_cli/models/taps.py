@@ -5,6 +5,7 @@ to tower tokens that the family's Places hold.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -15,14 +16,42 @@ from trimtok_cli.models.places import Places
 from trimtok_cli.tokens import EncoderTap
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """The tower's layers for a method that changes the tokens between their halves. hidden (images, T, C) enters the first.
+
+    With has_cls the first place of each image is its CLS token. `attend` and `feed` are the two halves of a CLIP layer.
+    """
+
+    hidden: Tensor
+    layers: Sequence
+    has_cls: bool
+
+    def attend(self, number: int, hidden: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, T, C), and bias (B, T) added to every query's scores -> (B, T, C) and the keys (B, T, d), mean over heads."""
+        layer = self.layers[number]
+        normed = layer.layer_norm1(hidden)
+        keys = layer.self_attn.k_proj(normed).unflatten(-1, (-1, layer.self_attn.head_dim)).mean(-2)
+        mask = None if bias is None else bias[:, None, None].to(hidden.dtype)
+        return hidden + layer.self_attn(normed, attention_mask=mask)[0], keys
+
+    def feed(self, number: int, hidden: Tensor) -> Tensor:
+        layer = self.layers[number]
+        return hidden + layer.mlp(layer.layer_norm2(hidden))
+
+
 class Tower:
     """Attention modules by name (`""` is the layer whose output is read, `last_` the tower's last) and the projector.
 
-    has_cls: the first place of every tile is a CLS token, which is no visual token.
+    has_cls: the first place of every tile is a CLS token, which is no visual token. layers: from the first to the one whose
+    output is read, where a method may run them itself.
     """
 
-    def __init__(self, attention: Mapping[str, torch.nn.Module], projector: torch.nn.Module | None, *, has_cls: bool) -> None:
-        self.attention, self.projector, self.has_cls = attention, projector, has_cls
+    def __init__(
+        self, attention: Mapping[str, torch.nn.Module], projector: torch.nn.Module | None, *, has_cls: bool, layers: Sequence = ()
+    ) -> None:
+        self.attention, self.projector, self.has_cls, self.layers = attention, projector, has_cls, layers
+        self.entered: list[Tensor] = []
         self.inputs: dict[str, list] = {name: [] for name in attention}
         self.features: list[Tensor] = []
 
@@ -31,6 +60,9 @@ class Tower:
         for name, module in self.attention.items():
             note = lambda _, args, kwargs, name=name: self.inputs[name].append((args, kwargs))  # noqa: E731
             self.hooks.append(module.register_forward_pre_hook(note, with_kwargs=True))
+        if self.layers:
+            first = self.layers[0]
+            self.hooks.append(first.register_forward_pre_hook(lambda _, args: self.entered.append(args[0])))
         if self.projector is not None:
             self.hooks.append(self.projector.register_forward_pre_hook(lambda _, args: self.features.append(args[0])))
         return self
@@ -59,7 +91,7 @@ class Tower:
         """The signals of one sample, whose tower tokens begin at `start`. A visual token made of several has their mean."""
         if any(place.source is None for place in places):
             return EncoderTap()
-        sources = []
+        sources, first = [], start
         for place in places:
             sources.append(torch.where(place.source < 0, -1, place.source + start))
             start += place.tower
@@ -78,6 +110,11 @@ class Tower:
             offers[f"{name}keys"] = mine(cache(lambda name=name: self.keys(name)))
         if self.projector is not None and all(source.shape[1] == 1 for source in sources):
             offers |= {"features": mine(self.all_features), "project": project}
+        if self.layers and len(places) == sum(bool(place.grid) for place in places):
+            tile = places[0].tower
+            offers["blocks"] = lambda: Blocks(
+                torch.cat(self.entered)[first // tile : first // tile + len(places)], self.layers, self.has_cls
+            )
         return EncoderTap(**offers)
 
     @staticmethod
