@@ -113,7 +113,7 @@ class RunningStages:
                 return attention_rows(ran, last[0], self._embeddings(ran, last, shape.positions), rows)
             raise LookupError(f"in front of layer {number} there is attention of layers {number - 1} and {number}, not of {of}")
 
-        selection = self.pruner.select(Stage(number, hidden[0], shape, self.tokens, attention))
+        selection = self.pruner.select(Stage(number, hidden[0], shape, self.tokens, attention, len(self.decoder.layers)))
         moved = replace(shape, embeds=hidden[0]).reduced(selection, num_dense=len(self.tokens), renumber=self.renumber)
         words = shape.reduced(replace(selection, embeds=None), num_dense=len(self.tokens), renumber=self.renumber)
         self.prompt = replace(moved, embeds=words.embeds)

@@ -18,7 +18,7 @@ from trimtok_cli.commands.tables import sample_table, summary_table
 from trimtok_cli.config import RunConfig, resolve
 from trimtok_cli.data import Comparison
 from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED, UsageError
-from trimtok_cli.readers import read_any
+from trimtok_cli.readers import Source, read_any
 from trimtok_cli.writers.answers import record
 
 EXAMPLES = (
@@ -74,10 +74,14 @@ def compare(
     """Answer every sample dense and pruned, the vision tower run once for both, and say what changed and what it saved."""
     settings = resolve(o.flags(locals()), config)
     source = read_any(sources, recursive=recursive, image_root=image_root, limit=settings.limit or None)
-    screen = Screen(quiet=quiet, noun="samples")
-    pruners = build_pruners(settings)
+    return run_comparison(settings, source, Screen(quiet=quiet, noun="samples"), out=out, overwrite=overwrite, verbose=verbose)
+
+
+def run_comparison(config: RunConfig, source: Source, screen: Screen, *, out: str | None, overwrite: bool, verbose: bool) -> int:
+    """Every sample of a source dense and pruned, to the file, the terminal and the page; the exit code."""
+    pruners = build_pruners(config)
     destination = find_destination(out, "compare", name="compare.jsonl", overwrite=overwrite)
-    adapter, ask = load(settings, screen)
+    adapter, ask = load(config, screen)
     from trimtok_cli.engine import compare_all
     from trimtok_cli.media.video import load_video
 
@@ -87,7 +91,7 @@ def compare(
     try:
         with file, screen.track(source.total):
             for comparison in compare_all(adapter, pruners, source.samples, ask):
-                file.write(comparison_record(comparison, settings.model))
+                file.write(comparison_record(comparison, config.model))
                 # The page shows the first of them; of the others the summary needs no places, which are most of the memory.
                 shown = len(comparisons) < PAGE_SAMPLES
                 comparisons.append(comparison if shown else replace(comparison, boxes=(), visual_index=(), frame=()))
@@ -95,7 +99,7 @@ def compare(
                     screen.show(sample_table(comparison))
                 screen.advance(*comparison.results)
     finally:
-        close(comparisons, settings, describe(adapter), destination, screen, partial(load_video, rule=ask.frames))
+        close(comparisons, config, describe(adapter), destination, screen, partial(load_video, rule=ask.frames))
     return EXIT_SOME_FAILED if any(r.error for c in comparisons for r in c.results) else EXIT_OK
 
 
@@ -104,7 +108,7 @@ def build_pruners(config: RunConfig) -> list[Any]:
     from trimtok_cli.pruners import PRUNERS, build_pruner
 
     names = [name.strip() for name in config.method.split(",")]
-    names = [name for name in PRUNERS if name != "dense"] if names == ["all"] else names
+    names = [name for name, kind in PRUNERS.items() if kind] if names == ["all"] else names
     built = [
         build_pruner(method, {**pruning(config), "keep": keep.strip(), **config.params})
         for method in names

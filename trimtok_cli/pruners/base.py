@@ -23,7 +23,8 @@ class Stage:
 
     hidden (S, D) enters the layer; `prompt` says which of its rows are visual, which dense numbers those have, and which
     rows hold the instruction; `tokens` are the dense visual tokens, with their images, places and the encoder's signals.
-    attention(rows, layer) -> (H, R, S) are rows of attention of a layer that has run.
+    attention(rows, layer) -> (H, R, S) are rows of attention of the layer that has just run, or of the one that is to come.
+    num_layers: of the whole decoder.
     """
 
     layer: int
@@ -31,6 +32,7 @@ class Stage:
     prompt: Prompt
     tokens: VisualTokens
     attention: Callable[[Tensor, int], Tensor] = field(default=_no_attention, repr=False)
+    num_layers: int = 0
 
     @property
     def visual_embeds(self) -> Tensor:
