@@ -8,11 +8,19 @@ from typing import Any
 from trimtok_cli.errors import UsageError
 from trimtok_cli.pruners.base import Pruner, ScoringPruner, Stage
 from trimtok_cli.pruners.budget import Budget, parse_budget
+from trimtok_cli.pruners.cdpruner import CDPruner
+from trimtok_cli.pruners.divprune import DivPrune, DivPruneStar
+from trimtok_cli.pruners.floors import Random, Uniform
 from trimtok_cli.pruners.trimtokenator import TrimTokenator
 
 PRUNERS: dict[str, type[Pruner] | None] = {
     "dense": None,
     "trimtokenator": TrimTokenator,
+    "divprune": DivPrune,
+    "divprune-star": DivPruneStar,
+    "cdpruner": CDPruner,
+    "random": Random,
+    "uniform": Uniform,
 }
 
 __all__ = ["PRUNERS", "Budget", "Pruner", "ScoringPruner", "Stage", "build_pruner", "parse_budget"]

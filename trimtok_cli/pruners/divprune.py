@@ -1,0 +1,186 @@
+"""DivPrune: keep the visual tokens of which the two nearest are as far apart as they can be. No text, no attention.
+
+Paper: "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models", arXiv 2503.02175; published code:
+vbdi/divprune at 799e2d9. Max-min diversity by the greedy farthest-point search, in cosine distance, on projected tokens.
+`DivPruneStar` is DivPrune* of TrimTokenator (arXiv 2509.00320, Section 5.4, Table 5): that paper's alignment stage first.
+
+Other than the published code: a chosen token is out of the race. There it is not: it loses only because its distance to
+itself is about 0, so that among equal tokens, and once every different vector is taken, the code can pick one twice and feed
+it twice. Distances less than 1e-6 apart, which float32 cannot tell from equal ones, tie to the lowest index. A token of
+length zero (NaN there) stands at distance 1 from every other and 0 from its likes. Arithmetic in float32, not in the model's
+type. The budget is a count, or a share rounded half up where the code rounds half to even (0.098 of 576 is 56 in both). The
+code prunes the first image alone; here each image has a budget of its own. Kept tokens stand in prompt order, as in the code;
+the paper's own numbers were made in the order of selection (issue 8 of the repository).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trimtok_cli.pruners.base import Pruner, Stage, padded
+from trimtok_cli.pruners.trimtokenator import ALIGNMENTS, alignment
+from trimtok_cli.tokens import Selection
+
+TIE = 1e-6  # a token's cosine distance to its double comes out as up to 4e-7 in float32
+
+
+def divprune(visual: Tensor, keep: int) -> Tensor:
+    """(B, N, D) visual tokens -> (B, keep) int64 indices, ascending.
+
+    `keep` >= N keeps all. Unbatched (N, D) gives (keep,). Raises ValueError for arguments that make no sense. Source:
+    arXiv 2503.02175, its greedy algorithm for the max-min diversity problem; deviations: see the top of the file.
+    """
+    _check(visual, keep)
+    if keep >= visual.shape[-2]:
+        return torch.arange(visual.shape[-2], device=visual.device).expand(visual.shape[:-1])
+    return max_min_order(visual, keep).sort(-1).values
+
+
+def max_min_order(visual: Tensor, keep: int) -> Tensor:
+    """The same tokens as `divprune`, in the order in which the greedy search takes them.
+
+    First the token whose nearest neighbour is farthest, then always the one whose nearest chosen token is farthest. Where the
+    published code would take a token a second time, this takes the lowest one left. Nothing leaves the device inside the loop.
+    """
+    _check(visual, keep)
+    if visual.dim() == 2:
+        return max_min_order(visual[None], keep)[0]
+    keep = min(keep, visual.shape[1])
+    unit = directions(visual)
+    distance = 1 - unit @ unit.mT  # (B, N, N)
+    order = torch.empty(len(visual), keep, dtype=torch.long, device=visual.device)
+    rows = torch.arange(len(visual), device=visual.device)
+    # Nobody is its own nearest neighbour; later, nobody chosen may be chosen again.
+    distance.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    nearest = distance.amin(dim=2)
+    distance.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+    for t in range(keep):
+        chosen = first_of_best(nearest, TIE)
+        order[:, t] = chosen
+        nearest = torch.minimum(nearest, distance[rows, chosen]) if t else distance[rows, chosen]
+    return order
+
+
+def divprune_star(
+    visual: Tensor, text: Tensor, keep: int, *, pool: float = 0.8, align: str = "l2", text_mask: Tensor | None = None
+) -> Tensor:
+    """(B, N, D) visual and (B, M, D) text embeddings -> (B, keep) int64 indices, ascending: DivPrune*.
+
+    The floor(pool N) tokens nearest to the text (never fewer than keep; Eq. 3 of arXiv 2509.00320, `alignment`), then DivPrune
+    among them. text_mask (B, M) is True at real tokens. `keep` >= N keeps all. Unbatched (N, D) and (M, D) give (keep,).
+    Raises ValueError for arguments that make no sense. No code of it is published.
+    """
+    _check(visual, keep)
+    _check_pool(pool, align)
+    if text.dim() != visual.dim() or text.shape[-1] != visual.shape[-1] or text.shape[:-2] != visual.shape[:-2]:
+        raise ValueError(f"visual {tuple(visual.shape)} and text {tuple(text.shape)} must agree in batch and width")
+    if text.shape[-2] < 1 or (text_mask is not None and text_mask.shape != text.shape[:-1]):
+        raise ValueError(f"text must have a token, and text_mask must be {tuple(text.shape[:-1])}")
+    if visual.dim() == 2:
+        mask = None if text_mask is None else text_mask[None]
+        return divprune_star(visual[None], text[None], keep, pool=pool, align=align, text_mask=mask)[0]
+    num_visual = visual.shape[1]
+    # 1e-9: floor(0.29 * 100) must be 29 although the float product is 28.999...
+    num_pool = max(int(pool * num_visual + 1e-9), keep)
+    if num_pool >= num_visual:
+        return divprune(visual, keep)
+    score = alignment(visual.float(), text.float(), align, text_mask)
+    near = score.sort(dim=1, descending=True, stable=True).indices[:, :num_pool].sort(dim=1).values
+    return near.gather(1, divprune(visual.gather(1, near[..., None].expand(-1, -1, visual.shape[2])), keep))
+
+
+def directions(visual: Tensor) -> Tensor:
+    """(B, N, D) -> (B, N, D + 1) float32 unit vectors; the last column is 1 for a token of length zero, so that all of those
+    are one vector, at a right angle to every other."""
+    unit = F.normalize(visual.float(), dim=-1, eps=1e-30)
+    return torch.cat([unit, (unit == 0).all(dim=-1, keepdim=True).to(unit.dtype)], dim=-1)
+
+
+def first_of_best(score: Tensor, slack: Tensor | float) -> Tensor:
+    """(B, N) -> (B,): the lowest index whose score is within `slack` (one number, or (B, 1)) of the row's best."""
+    return (score >= score.amax(dim=1, keepdim=True) - slack).int().argmax(dim=1)
+
+
+def select_alike(
+    pruner: Pruner, stages: Sequence[Stage], choose: Callable[[list[tuple[Stage, Tensor]], int], Tensor]
+) -> list[Selection]:
+    """A batch's choices where `choose` answers all images of one size and budget at once: one greedy loop for all of them.
+
+    choose([(stage, places of the image's tokens (n,)), ...], keep) -> (images, keep) indices into those places. It is not
+    asked about images that keep all.
+    """
+    images = [(number, rows, count) for number, stage in enumerate(stages) for rows, count in pruner.budgets(stage)]
+    kept: list[list[Tensor]] = [[stage.no_tokens] for stage in stages]
+    for size, budget in sorted({(len(rows), count) for _, rows, count in images}):
+        group = [(number, rows) for number, rows, count in images if (len(rows), count) == (size, budget)]
+        chosen = [rows for _, rows in group]
+        if budget < size:
+            places = choose([(stages[number], rows) for number, rows in group], budget)
+            chosen = [rows[place] for rows, place in zip(chosen, places, strict=True)]
+        for (number, _), rows in zip(group, chosen, strict=True):
+            kept[number].append(rows)
+    return [Selection(torch.cat(rows).sort().values) for rows in kept]
+
+
+def _check(visual: Tensor, keep: int) -> None:
+    if visual.dim() not in (2, 3):
+        raise ValueError(f"visual must be (B, N, D) or (N, D), got {tuple(visual.shape)}")
+    if keep < 1 or visual.shape[-2] < 1:
+        raise ValueError(f"keep and N must be at least 1, got {keep} and {visual.shape[-2]}")
+
+
+def _check_pool(pool: float, align: str) -> None:
+    if not 0 < pool <= 1:
+        raise ValueError(f"pool is a share of the visual tokens, 0 < pool <= 1, got {pool}")
+    if align not in ALIGNMENTS:
+        raise ValueError(f"align must be one of {', '.join(ALIGNMENTS)}, got {align!r}")
+
+
+@dataclass(frozen=True)
+class DivPrune(Pruner):
+    """The paper's pruner; it has no parameter but the budget."""
+
+    paper: ClassVar[str] = "2503.02175"
+    licence: ClassVar[str] = "CC BY-NC 4.0"
+
+    def select_many(self, stages: Sequence[Stage]) -> list[Selection]:
+        """Every image of every sample at once, grouped by token count and budget."""
+
+        def choose(images: list[tuple[Stage, Tensor]], keep: int) -> Tensor:
+            return divprune(torch.stack([stage.visual_embeds[rows] for stage, rows in images]), keep)
+
+        return select_alike(self, stages, choose)
+
+
+@dataclass(frozen=True)
+class DivPruneStar(Pruner):
+    """DivPrune* of the TrimTokenator paper. pool, align and text are those of `TrimTokenator`'s first stage.
+
+    text: `instruction` compares with the user's own words, `prompt` with every text token of the prompt.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("text",)
+    paper: ClassVar[str] = "2509.00320"
+
+    pool: float = 0.8
+    align: str = "l2"
+    text: str = "instruction"
+
+    def __post_init__(self) -> None:
+        _check_pool(self.pool, self.align)
+        if self.text not in ("instruction", "prompt"):
+            raise ValueError(f"text must be one of instruction, prompt, got {self.text!r}")
+
+    def select_many(self, stages: Sequence[Stage]) -> list[Selection]:
+        """Every image of every sample at once, grouped by token count and budget."""
+
+        def choose(images: list[tuple[Stage, Tensor]], keep: int) -> Tensor:
+            visual = torch.stack([stage.visual_embeds[rows] for stage, rows in images])
+            text, mask = padded([stage.text(self.text) for stage, _ in images])
+            return divprune_star(visual, text, keep, pool=self.pool, align=self.align, text_mask=mask)
+
+        return select_alike(self, stages, choose)
