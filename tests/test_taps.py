@@ -66,11 +66,17 @@ def test_saliency_equals_the_librarys_eager_attention(build, cls, tmp_path):
     adapter.model.set_attn_implementation({"vision_config": "eager"})
     pixels = torch.cat([each.tensors["pixel_values"] for each in inputs])
     attentions = vision(pixels, output_attentions=True).attentions
-    for name, layer in (("saliency", -2 if cls else -1), ("last_saliency", -1)):
-        found = attentions[layer].mean(1)
-        want = found[:, 0, 1:] if cls else found.mean(1)
-        got = torch.cat([getattr(each.encoder, name) for each in tokens])
-        assert (got - want.flatten()).abs().max() < 1e-6
+    found = attentions[-2 if cls else -1].mean(1)
+    want = found[:, 0, 1:] if cls else found.mean(1)
+    assert (torch.cat([each.encoder.saliency for each in tokens]) - want.flatten()).abs().max() < 1e-6
+    # The last layer's heads as one: PruMerge's definition, written out.
+    layer = vision.encoder.layers[-1]
+    normed = layer.layer_norm1(vision(pixels, output_hidden_states=True).hidden_states[-2])
+    query, key = layer.self_attn.q_proj(normed), layer.self_attn.k_proj(normed)
+    found = (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1)
+    want = found[:, 0, 1:] if cls else found.mean(1)
+    assert (torch.cat([each.encoder.last_saliency for each in tokens]) - want.flatten()).abs().max() < 1e-6
+    assert (torch.cat([each.encoder.last_keys for each in tokens]) - key[:, cls:].flatten(0, 1)).abs().max() < 1e-5
 
 
 @torch.inference_mode()

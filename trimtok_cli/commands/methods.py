@@ -15,7 +15,7 @@ LLAVA_ONLY = {
     "project",
     "last_saliency",
     "last_keys",
-    "cls",
+    "blocks",
 }  # signals of a tower whose tokens are projected one by one
 SIGNALS = LLAVA_ONLY | {"saliency", "keys", "relevance"}
 

@@ -43,6 +43,7 @@ class Blocks:
 class Tower:
     """Attention modules by name (`""` is the layer whose output is read, `last_` the tower's last) and the projector.
 
+    Of the last layer queries and keys are taken at full width, as one head: so PruMerge defines what it asks for.
     has_cls: the first place of every tile is a CLS token, which is no visual token. layers: from the first to the one whose
     output is read, where a method may run them itself.
     """
@@ -72,7 +73,11 @@ class Tower:
             hook.remove()
 
     def _chunks(self, name: str) -> list[tuple[Tensor, Tensor, float]]:
-        return [chunk for args, kwargs in self.inputs[name] for chunk in queries_and_keys(self.attention[name], *args, **kwargs)]
+        found = [chunk for args, kwargs in self.inputs[name] for chunk in queries_and_keys(self.attention[name], *args, **kwargs)]
+        if name != "last_":
+            return found
+        wide = [(q.transpose(1, 2).flatten(2)[:, None], k.transpose(1, 2).flatten(2)[:, None]) for q, k, _ in found]
+        return [(q, k, q.shape[-1] ** -0.5) for q, k in wide]
 
     def saliency(self, name: str) -> Tensor:
         """(tower tokens,): attention from CLS, or received on the mean where there is none."""

@@ -11,7 +11,11 @@ from trimtok_cli.pruners.budget import Budget, parse_budget
 from trimtok_cli.pruners.cdpruner import CDPruner
 from trimtok_cli.pruners.divprune import DivPrune, DivPruneStar
 from trimtok_cli.pruners.floors import Random, Uniform
+from trimtok_cli.pruners.prumerge import PruMerge
+from trimtok_cli.pruners.tome import ToMe, ToMeProjected
 from trimtok_cli.pruners.trimtokenator import TrimTokenator
+from trimtok_cli.pruners.visionzip import VisionZip
+from trimtok_cli.pruners.vispruner import VisPruner
 
 PRUNERS: dict[str, type[Pruner] | None] = {
     "dense": None,
@@ -19,6 +23,11 @@ PRUNERS: dict[str, type[Pruner] | None] = {
     "divprune": DivPrune,
     "divprune-star": DivPruneStar,
     "cdpruner": CDPruner,
+    "visionzip": VisionZip,
+    "vispruner": VisPruner,
+    "prumerge": PruMerge,
+    "tome": ToMe,
+    "tome-projected": ToMeProjected,
     "random": Random,
     "uniform": Uniform,
 }
