@@ -79,7 +79,7 @@ def test_known_on_the_command_line(method, llava_folder, pictures):
         "--method",
         method,
         "--keep",
-        5,
+        12,
         "--max-new-tokens",
         2,
         "-o",

@@ -207,7 +207,7 @@ def test_in_the_tower_it_equals_a_loop_written_out(tmp_path, proportional):
             rows.append(
                 (
                     sum(hidden[m] * w for m, w in zip(members, weight, strict=True)) / sum(weight),
-                    sum((groups[m] for m in members), []),
+                    [source for m in members for source in groups[m]],
                 )
             )
         groups = [sources for _, sources in rows]

@@ -128,7 +128,7 @@ class Prompt:
                 [self.positions[..., :at], position.expand(*position.shape[:-1], count), self.positions[..., at:]], -1
             ),
             visual=torch.cat([shift(self.visual), at + new]),
-            alive=torch.cat([self.alive, num_dense + new]),
+            alive=torch.cat([self.alive, max(num_dense, int(self.alive.max()) + 1 if len(self.alive) else 0) + new]),
             instruction=shift(self.instruction),
             deepstack=None if self.deepstack is None else torch.nn.functional.pad(self.deepstack, (0, 0, 0, count)),
         )

@@ -10,12 +10,16 @@ from trimtok_cli.pruners.base import Pruner, ScoringPruner, Stage
 from trimtok_cli.pruners.budget import Budget, parse_budget
 from trimtok_cli.pruners.cdpruner import CDPruner
 from trimtok_cli.pruners.divprune import DivPrune, DivPruneStar
+from trimtok_cli.pruners.fastv import FastV
 from trimtok_cli.pruners.floors import Random, Uniform
 from trimtok_cli.pruners.prumerge import PruMerge
+from trimtok_cli.pruners.pyramiddrop import PyramidDrop
+from trimtok_cli.pruners.sparsevlm import SparseVLM
 from trimtok_cli.pruners.tome import ToMe, ToMeProjected
 from trimtok_cli.pruners.trimtokenator import TrimTokenator
 from trimtok_cli.pruners.visionzip import VisionZip
 from trimtok_cli.pruners.vispruner import VisPruner
+from trimtok_cli.pruners.vtw import VTW
 
 PRUNERS: dict[str, type[Pruner] | None] = {
     "dense": None,
@@ -28,6 +32,10 @@ PRUNERS: dict[str, type[Pruner] | None] = {
     "prumerge": PruMerge,
     "tome": ToMe,
     "tome-projected": ToMeProjected,
+    "fastv": FastV,
+    "sparsevlm": SparseVLM,
+    "pyramiddrop": PyramidDrop,
+    "vtw": VTW,
     "random": Random,
     "uniform": Uniform,
 }

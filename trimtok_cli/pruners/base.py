@@ -44,9 +44,13 @@ class Stage:
         return self.prompt.visual.new_empty(0)
 
     def images(self) -> list[Tensor]:
-        """For each image or video that has tokens left, their places (n,) among this stage's visual tokens, ascending."""
-        owner = self.tokens.visual_index.to(self.prompt.alive.device)[self.prompt.alive]
-        return [(owner == number).nonzero().squeeze(1) for number in owner.unique().tolist()]
+        """For each image or video that has tokens left, their places (n,) among this stage's visual tokens, ascending.
+
+        Tokens that an earlier stage added are of no image.
+        """
+        index, alive = self.tokens.visual_index.to(self.prompt.alive.device), self.prompt.alive
+        owner = torch.where(alive < len(index), index[alive.clamp(max=len(index) - 1)], -1)
+        return [(owner == number).nonzero().squeeze(1) for number in owner.unique().tolist() if number >= 0]
 
     def text(self, which: str = "instruction") -> Tensor:
         """(M, D): the rows of the user's words, or with `prompt` (and where there are no such words) all text rows."""
