@@ -121,6 +121,27 @@ class ScoringPruner(Pruner):
         return Selection(torch.cat(kept).sort().values)
 
 
+def select_alike(
+    pruner: Pruner, stages: Sequence[Stage], choose: Callable[[list[tuple[Stage, Tensor]], int], Tensor]
+) -> list[Selection]:
+    """A batch's choices where `choose` answers all images of one size and budget at once: one greedy loop for all of them.
+
+    choose([(stage, places of the image's tokens (n,)), ...], keep) -> (images, keep) indices into those places. It is not
+    asked about images that keep all.
+    """
+    images = [(number, rows, count) for number, stage in enumerate(stages) for rows, count in pruner.budgets(stage)]
+    kept: list[list[Tensor]] = [[stage.no_tokens] for stage in stages]
+    for size, budget in sorted({(len(rows), count) for _, rows, count in images}):
+        group = [(number, rows) for number, rows, count in images if (len(rows), count) == (size, budget)]
+        chosen = [rows for _, rows in group]
+        if budget < size:
+            places = choose([(stages[number], rows) for number, rows in group], budget)
+            chosen = [rows[place] for rows, place in zip(chosen, places, strict=True)]
+        for (number, _), rows in zip(group, chosen, strict=True):
+            kept[number].append(rows)
+    return [Selection(torch.cat(rows).sort().values) for rows in kept]
+
+
 def intra_diversity(visual: Tensor) -> float:
     """Mean pairwise cosine distance of an image's tokens (m, D), in [0, 2]; 0 for one token.
 

@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trimtok_cli.errors import UsageError
-from trimtok_cli.pruners.base import Pruner, Stage, padded
-from trimtok_cli.pruners.divprune import first_of_best, select_alike
+from trimtok_cli.pruners.base import Pruner, Stage, padded, select_alike
+from trimtok_cli.pruners.divprune import first_of_best
 from trimtok_cli.pruners.trimtokenator import alignment
 from trimtok_cli.tokens import Selection
 

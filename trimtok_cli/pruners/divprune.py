@@ -13,7 +13,7 @@ code prunes the first image alone; here each image has a budget of its own. Kept
 the paper's own numbers were made in the order of selection (issue 8 of the repository).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trimtok_cli.pruners.base import Pruner, Stage, padded
+from trimtok_cli.pruners.base import Pruner, Stage, padded, select_alike
 from trimtok_cli.pruners.trimtokenator import ALIGNMENTS, alignment
 from trimtok_cli.tokens import Selection
 
@@ -103,27 +103,6 @@ def directions(visual: Tensor) -> Tensor:
 def first_of_best(score: Tensor, slack: Tensor | float) -> Tensor:
     """(B, N) -> (B,): the lowest index whose score is within `slack` (one number, or (B, 1)) of the row's best."""
     return (score >= score.amax(dim=1, keepdim=True) - slack).int().argmax(dim=1)
-
-
-def select_alike(
-    pruner: Pruner, stages: Sequence[Stage], choose: Callable[[list[tuple[Stage, Tensor]], int], Tensor]
-) -> list[Selection]:
-    """A batch's choices where `choose` answers all images of one size and budget at once: one greedy loop for all of them.
-
-    choose([(stage, places of the image's tokens (n,)), ...], keep) -> (images, keep) indices into those places. It is not
-    asked about images that keep all.
-    """
-    images = [(number, rows, count) for number, stage in enumerate(stages) for rows, count in pruner.budgets(stage)]
-    kept: list[list[Tensor]] = [[stage.no_tokens] for stage in stages]
-    for size, budget in sorted({(len(rows), count) for _, rows, count in images}):
-        group = [(number, rows) for number, rows, count in images if (len(rows), count) == (size, budget)]
-        chosen = [rows for _, rows in group]
-        if budget < size:
-            places = choose([(stages[number], rows) for number, rows in group], budget)
-            chosen = [rows[place] for rows, place in zip(chosen, places, strict=True)]
-        for (number, _), rows in zip(group, chosen, strict=True):
-            kept[number].append(rows)
-    return [Selection(torch.cat(rows).sort().values) for rows in kept]
 
 
 def _check(visual: Tensor, keep: int) -> None:

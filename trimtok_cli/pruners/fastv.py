@@ -7,22 +7,24 @@ uses the last token alone, and so does this. Pruned once, at the prefill; positi
 Decided here: K is 2 as in the paper's runs of 32 and 40 layers, and 1 below 24 layers; ties go to the lowest index; each
 image has a budget of its own, although all images share one softmax. Where a family holds its visual tokens together in
 the first layers (deepstack), K is the layer behind those.
-
-The helpers of this file serve every method that prunes inside the language model.
 """
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from trimtok_cli.errors import UsageError
 from trimtok_cli.pruners.base import Pruner, Stage
-from trimtok_cli.tokens import Prompt, Selection
-
-COUNTS = ("final", "layer-mean")
+from trimtok_cli.pruners.inside import (
+    best,
+    check_counts,
+    check_layer,
+    check_reachable,
+    image_targets,
+    last_row_score,
+    one_layer,
+    scaled_layers,
+)
+from trimtok_cli.tokens import Selection
 
 
 def fastv_kept(num_dense: int, target: int, layer: int, num_layers: int, counts: str = "final") -> int:
@@ -36,91 +38,6 @@ def fastv_kept(num_dense: int, target: int, layer: int, num_layers: int, counts:
     check_reachable(num_dense, target, layer, num_layers)
     rest = num_layers - layer
     return max((2 * (num_layers * target - layer * num_dense) + rest) // (2 * rest), 1)
-
-
-def check_reachable(num_dense: int, target: int, layer: int, num_layers: int) -> None:
-    """Raises ValueError where `layer` full layers of N tokens exceed a mean of `target` over all layers."""
-    if num_layers * target < layer * num_dense:
-        raise ValueError(
-            f"a mean of {target} tokens over {num_layers} layers is out of reach, {layer} of them see all {num_dense}: "
-            f"keep {-(-layer * num_dense // num_layers)} or more, or count with counts=final"
-        )
-
-
-def scaled_layers(published: Sequence[int], num_layers: int, of: int = 32) -> tuple[int, ...]:
-    """Layer positions of a model of `of` layers at another depth: rounded half up, distinct, ascending, in 1..L-1.
-
-    A model with too few layers for all of them loses the first ones.
-    """
-    layers: list[int] = []
-    for layer in published:
-        layers.append(max((2 * layer * num_layers + of) // (2 * of), layers[-1] + 1 if layers else 1))
-    last = num_layers
-    for place in reversed(range(len(layers))):
-        last = layers[place] = min(layers[place], last - 1)
-    return tuple(layer for layer in layers if layer >= 1)
-
-
-def check_counts(counts: str) -> None:
-    if counts not in COUNTS:
-        raise ValueError(f"counts must be one of {', '.join(COUNTS)}, got {counts!r}")
-
-
-def check_layer(layer: int | None) -> None:
-    if layer is not None and (not isinstance(layer, int) or isinstance(layer, bool) or layer < 1):
-        raise ValueError(f"layer counts the decoder layers that see all visual tokens, 1 or more, got {layer!r}")
-
-
-def one_layer(layer: int | None, default: Sequence[int], num_layers: int, name: str) -> tuple[int, ...]:
-    """The chosen layer, or the default one; UsageError where the model is not deep enough for the chosen one."""
-    if layer is None:
-        return tuple(default)
-    if layer >= num_layers:
-        raise UsageError(f"{name}: layer={layer} is behind the model's last layer, it has {num_layers}: choose less.")
-    return (layer,)
-
-
-def image_targets(pruner: Pruner, stage: Stage) -> list[tuple[Tensor, int, int]]:
-    """For each image with tokens left: their places among the stage's visual tokens, its dense count, and its budget.
-
-    The budget is that of the dense prompt, whatever an earlier stage has taken away.
-    """
-    alive, found = stage.prompt.alive, []
-    owner = stage.tokens.visual_index.to(alive.device)
-    for rows, target in dense_budgets(pruner, stage):
-        left = (owner[alive] == owner[rows[0].to(alive.device)]).nonzero().squeeze(1)
-        if len(left):
-            found.append((left, len(rows), target))
-    return found
-
-
-def dense_budgets(pruner: Pruner, stage: Stage) -> list[tuple[Tensor, int]]:
-    """`pruner.budgets` of the dense prompt: for each image its places among the dense tokens, and how many stay."""
-    embeds = stage.tokens.embeds
-    places = torch.arange(len(embeds), device=embeds.device)
-    return pruner.budgets(Stage(0, embeds, Prompt(embeds, places, places, places, places[:0]), stage.tokens))
-
-
-def moved_layers(stage: Stage, layers: Sequence[int]) -> tuple[list[int], int]:
-    """In front of which layers a method's stages really come, and which of them this one is.
-
-    Deepstack delays stages, and several may fall together: then the last of them is the one that counts.
-    """
-    first = 1 if stage.prompt.deepstack is None else len(stage.prompt.deepstack)
-    moved = [max(layer, first) for layer in layers]
-    return moved, max((place for place, layer in enumerate(moved) if layer <= stage.layer), default=0)
-
-
-def last_row_score(stage: Stage, layer: int) -> Tensor:
-    """(N,) float32: attention of the prompt's last row to each visual row in `layer`, mean over heads."""
-    last = torch.tensor([len(stage.hidden) - 1], device=stage.hidden.device)
-    return stage.attention(last, layer).float().mean(0)[0, stage.prompt.visual]
-
-
-def best(score: Tensor, counts: Iterable[tuple[Tensor, int]]) -> Tensor:
-    """Of each group of places in score (N,), its `count` highest, ties to the lowest place; all together, ascending."""
-    kept = [rows[score[rows].sort(descending=True, stable=True).indices[:count]] for rows, count in counts]
-    return torch.cat([score.new_empty(0, dtype=torch.long), *kept]).sort().values
 
 
 @dataclass(frozen=True)

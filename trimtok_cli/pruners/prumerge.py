@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trimtok_cli.pruners.base import Pruner, Stage
-from trimtok_cli.pruners.visionzip import answer, candidates, require, signal, take
+from trimtok_cli.pruners.signals import answer, candidates, require, signal, take
 from trimtok_cli.tokens import Selection
 
 NEIGHBOURS = 32

@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from trimtok_cli.errors import UsageError
 from trimtok_cli.pruners.base import Pruner, Stage
-from trimtok_cli.pruners.fastv import (
+from trimtok_cli.pruners.inside import (
     best,
     check_counts,
     check_reachable,

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trimtok_cli.pruners.base import Pruner, Stage
-from trimtok_cli.pruners.fastv import best, check_counts, dense_budgets, moved_layers, scaled_layers
+from trimtok_cli.pruners.inside import best, check_counts, dense_budgets, moved_layers, scaled_layers
 from trimtok_cli.tokens import Selection
 
 LAYERS = (3, 7, 16)  # of 32: in front of these, behind the published 2, 6, 15

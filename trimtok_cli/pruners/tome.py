@@ -20,7 +20,7 @@ from torch import Tensor
 
 from trimtok_cli.errors import UsageError
 from trimtok_cli.pruners.base import Pruner, Stage
-from trimtok_cli.pruners.visionzip import answer, candidates, require, take
+from trimtok_cli.pruners.signals import answer, candidates, require, take
 from trimtok_cli.tokens import Selection
 
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trimtok_cli.pruners.base import Pruner, Stage, padded
+from trimtok_cli.pruners.base import Pruner, Stage, padded, select_alike
 from trimtok_cli.tokens import Selection
 
 ALIGNMENTS, DIVERSITIES = ("l2", "sq_l2", "cosine", "mi"), ("cosine", "l2")
@@ -191,23 +191,12 @@ class TrimTokenator(Pruner):
 
     def select_many(self, stages: Sequence[Stage]) -> list[Selection]:
         """Every image of every sample at once, grouped by token count and budget: one greedy loop serves a whole batch."""
-        images = [(number, rows, count) for number, stage in enumerate(stages) for rows, count in self.budgets(stage)]
-        kept: list[list[Tensor]] = [[] for _ in stages]
-        for size, budget in sorted({(len(rows), budget) for _, rows, budget in images}):
-            group = [(number, rows) for number, rows, count in images if (len(rows), count) == (size, budget)]
-            if budget >= size:
-                chosen = [rows for _, rows in group]
-            else:
-                visual = torch.stack([stages[number].visual_embeds[rows] for number, rows in group])
-                texts, mask = padded([stages[number].text(self.text) for number, _ in group])
-                places = trimtokenator(
-                    visual, texts, budget, pool=self.pool, align=self.align, diversity=self.diversity, text_mask=mask,
-                    order=self.order,
-                )  # fmt: skip
-                chosen = [rows[place] for (_, rows), place in zip(group, places, strict=True)]
-            for (number, _), rows in zip(group, chosen, strict=True):
-                kept[number].append(rows)
-        return [
-            Selection(torch.cat(rows).sort().values if rows else stage.no_tokens)
-            for rows, stage in zip(kept, stages, strict=True)
-        ]
+
+        def choose(images: list[tuple[Stage, Tensor]], keep: int) -> Tensor:
+            visual = torch.stack([stage.visual_embeds[rows] for stage, rows in images])
+            texts, mask = padded([stage.text(self.text) for stage, _ in images])
+            return trimtokenator(
+                visual, texts, keep, pool=self.pool, align=self.align, diversity=self.diversity, text_mask=mask, order=self.order
+            )
+
+        return select_alike(self, stages, choose)

@@ -12,7 +12,6 @@ dropped, unless the others are too few for it.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trimtok_cli.errors import UsageError
 from trimtok_cli.pruners.base import Pruner, Stage
+from trimtok_cli.pruners.signals import answer, candidates, require, signal, take
 from trimtok_cli.tokens import Selection
 
 
@@ -66,11 +65,6 @@ def merge_groups(features: Tensor, targets: Tensor, group: Tensor) -> Tensor:
     return features[..., targets, :] + member.mT @ features / member.sum(-2).clamp(min=1)[..., None]
 
 
-def take(rows: Tensor, places: Tensor) -> Tensor:
-    """rows (B, N, F) at places (B, K) -> (B, K, F)."""
-    return rows.gather(-2, places[..., None].expand(*places.shape, rows.shape[-1]))
-
-
 def _check(saliency, metric, features, dominant, contextual) -> None:
     shape = saliency.shape
     if saliency.dim() not in (1, 2) or any(x.dim() != len(shape) + 1 or x.shape[:-1] != shape for x in (metric, features)):
@@ -80,53 +74,6 @@ def _check(saliency, metric, features, dominant, contextual) -> None:
         )
     if min(dominant, contextual) < 0 or not 1 <= dominant + contextual <= shape[-1]:
         raise ValueError(f"dominant and contextual must be 1 to N = {shape[-1]} tokens together, got {dominant} and {contextual}")
-
-
-def candidates(stage: Stage, rows: Tensor, count: int) -> tuple[Tensor, bool]:
-    """The places of an image that a method chooses `count` from, ascending, and whether they all stay.
-
-    Tokens that show no place (an all-zero box) are no candidates, unless no token of the image shows one. Where the others
-    do not exceed the budget they all stay, and the first of those without a place fill it up.
-    """
-    if count >= len(rows):
-        return rows, True
-    box = stage.tokens.box.to(rows.device)[stage.prompt.alive[rows]]
-    placed = (box != 0).any(-1)
-    shown, blank = rows[placed], rows[~placed]
-    if not len(shown):
-        return rows, False
-    if len(shown) > count:
-        return shown, False
-    return torch.cat([shown, blank[: count - len(shown)]]).sort().values, True
-
-
-def signal(stage: Stage, method: str, name: str) -> Tensor:
-    """What the vision tower offers under `name`, (N, ...) for this stage's visual tokens; UsageError if it does not."""
-    require(stage, method, name)
-    values = getattr(stage.tokens.encoder, name)
-    return values[stage.prompt.alive.to(values.device)].to(stage.prompt.alive.device)
-
-
-def require(stage: Stage, method: str, *names: str) -> None:
-    """UsageError unless the vision tower offers all these."""
-    missing = [name for name in names if not stage.tokens.encoder.offers(name)]
-    if missing:
-        raise UsageError(f"{method} needs {' and '.join(missing)} of the vision tower, which this model family does not offer.")
-
-
-def answer(
-    stage: Stage, kept: Sequence[Tensor], merged: Sequence[tuple[Tensor, Tensor]] = (), extra: Sequence[Tensor] = ()
-) -> Selection:
-    """The images' parts as one choice: places kept, (places, values (., D)) that merging changed, added rows (., D)."""
-    places = torch.cat([stage.no_tokens, *kept]).sort().values
-    embeds = None
-    if merged:
-        embeds = stage.visual_embeds.clone()
-        for rows, values in merged:
-            embeds[rows] = values.to(embeds)
-        embeds = embeds[places]
-    added = torch.cat([rows.to(stage.hidden) for rows in extra]) if extra else None
-    return Selection(places, embeds, added)
 
 
 @dataclass(frozen=True)

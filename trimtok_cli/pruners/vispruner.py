@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trimtok_cli.pruners.base import Pruner, Stage
-from trimtok_cli.pruners.visionzip import answer, candidates, signal, take
+from trimtok_cli.pruners.signals import answer, candidates, signal, take
 from trimtok_cli.tokens import Selection
 
 ROUND = 8  # tokens removed at a time

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from trimtok_cli.pruners.base import Pruner, Stage
-from trimtok_cli.pruners.fastv import check_counts, check_layer, image_targets, one_layer, scaled_layers
+from trimtok_cli.pruners.inside import check_counts, check_layer, image_targets, one_layer, scaled_layers
 from trimtok_cli.tokens import Selection
 
 
