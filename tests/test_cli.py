@@ -37,7 +37,7 @@ def test_caption_writes_a_record_an_image_in_order_and_a_manifest(llava_folder, 
         assert list(row) == KEYS
         meta = row["metadata"]
         assert (meta["status"], meta["error"], meta["method"]) == ("ok", "", "trimtokenator")
-        assert meta["visual"] == {"tokens": 36, "kept": 5, "grid": [6, 6], "frames": 1}
+        assert meta["visual"] == {"tokens": 36, "kept": 5, "grid": [6, 6], "frames": 1, "layer_mean": 5.0, "stages": [[0, 5]]}
         assert meta["usage"]["prompt_tokens_dense"] - meta["usage"]["prompt_tokens"] == 31
         assert 1 <= meta["usage"]["completion_tokens"] <= 3
         assert set(meta["timing_ms"]) == {"load", "preprocess", "vision", "prune", "prefill", "decode", "batch_size"}

@@ -114,10 +114,58 @@ def test_commands_of_the_readme_run(command, monkeypatch):
 
 
 def test_the_python_of_the_readme_runs(monkeypatch, capsys):
+    from trimtok_cli.pruners import PRUNERS
+
     monkeypatch.chdir(ROOT)
+    monkeypatch.setitem(PRUNERS, "longest", None)  # the example registers a method; it is gone again afterwards
     for block in re.findall(r"```python\n(.*?)```", readme(), re.S):
         exec(compile(block, "README.md", "exec"), {})
-    assert "576 -> 64" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "576 -> 64" in said and said.rstrip().endswith(" 64")
+
+
+def test_the_readme_has_a_row_for_every_method_and_family():
+    from trimtok_cli.models import ADAPTERS
+    from trimtok_cli.pruners import PRUNERS
+
+    table = readme()[readme().index("## The methods") :]
+    assert not [name for name, kind in PRUNERS.items() if kind and f"`{name}`" not in table]
+    words = readme().lower().replace("-", "").replace(".", "").replace(" ", "")
+    assert not [kind for kind in ADAPTERS if kind.replace("_", "") not in words]
+
+
+def test_the_film_is_captioned_through_its_frames():
+    rng = Random(1)
+    for _ in range(8):
+        asked = scenes.questions(scenes.layout(rng), rng)
+        rng.sample(range(len(asked)), len(asked))
+    there = [(rng.choice(scenes.SHAPES), rng.choice(scenes.COLOR_NAMES)) for _ in range(3)]
+    trimtok(
+        "caption",
+        SAMPLES / "video.mp4",
+        "--model",
+        MODEL,
+        "--frames",
+        2,
+        "--video-as",
+        "frames",
+        "--keep",
+        128,
+        "-o",
+        "film.jsonl",
+    )
+    (row,) = [json.loads(line) for line in Path("film.jsonl").read_text().splitlines()]
+    assert row["metadata"]["video"]["frame_times"] == [0.75, 2.25] and row["metadata"]["visual"]["kept"] == 128
+    assert sum(f"{color} {shape}" in row["text"] for shape, color in there) >= 2, (row["text"], there)
+
+
+def test_every_method_runs_on_the_samples_in_one_process():
+    done = trimtok("compare", SAMPLES / "questions.jsonl", "--model", MODEL, "--methods", "all", "--keep", 64, "--limit", 2, "--param", "cdpruner.text=llm", "-o", "all")  # fmt: skip
+    from trimtok_cli.pruners import PRUNERS
+
+    rows = [json.loads(line) for line in Path("all/compare.jsonl").read_text().splitlines()]
+    assert [run["method"] for run in rows[0]["runs"]] == list(PRUNERS)
+    assert not [run for row in rows for run in row["runs"] if run["metadata"]["error"]] and "vispruner" in done.stderr
 
 
 def test_the_record_in_the_readme_has_the_keys_of_a_real_one():

@@ -93,3 +93,31 @@ def test_first_below():
 def test_nonsense_is_refused_in_a_sentence(change):
     with pytest.raises(ValueError, match=r"layer counts|counts must|give one of the two"):
         VTW(**change)
+
+
+def test_the_search_measures_what_withdrawal_at_each_layer_costs(llava_folder, pictures):
+    """Each KL against logits of a dense run and of one whose visual keys are masked from layer K on; then the command."""
+    from tests.test_cli import run
+    from tests.test_stages import by_hand
+    from trimtok_cli.data import Sample
+    from trimtok_cli.engine import Ask, encode, prepare
+    from trimtok_cli.models import load_model
+    from trimtok_cli.search import withdrawal_kls
+
+    adapter, ask = load_model(str(llava_folder), device="cpu"), Ask("What is it?")
+    samples = [Sample(i, (path,)) for i, path in enumerate(pictures[:2])]
+    found = withdrawal_kls(adapter, samples, ask)
+    want: dict[int, list[float]] = {1: [], 2: [], 3: []}
+    with torch.inference_mode():
+        for sample in samples:
+            prompt = encode(adapter, [prepare(adapter, sample, ask)]).prompts[0]
+            text = torch.ones(len(prompt), dtype=torch.bool)
+            text[prompt.visual] = False
+            rows, ids = text.nonzero()[:, 0], torch.zeros(4, dtype=torch.long)
+            dense = by_hand(adapter, prompt, {}, ids, renumber=False)[0]
+            for layer, kls in want.items():
+                dropped = by_hand(adapter, prompt, {layer: rows}, ids, renumber=False)[0]
+                kls.append(float(torch.nn.functional.kl_div(dense.log_softmax(-1), dropped.softmax(-1), reduction="sum")))
+    assert {k: round(v, 4) for k, v in found.items()} == {k: round(sum(v) / 2, 4) for k, v in want.items()}
+    done = run("methods", "--find-vtw-layer", pictures[0].parent, "-m", llava_folder, "--limit", 2, "--eta", 99)
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == ["1", "2", "3"] and "K = 1" in done.stderr

@@ -110,7 +110,7 @@ def build_pruners(config: RunConfig) -> list[Any]:
     names = [name.strip() for name in config.method.split(",")]
     names = [name for name, kind in PRUNERS.items() if kind] if names == ["all"] else names
     built = [
-        build_pruner(method, {**pruning(config), "keep": keep.strip(), **config.params})
+        build_pruner(method, {**pruning(config, method), "keep": keep.strip()})
         for method in names
         for keep in config.keep.split(",")
     ]

@@ -1,5 +1,7 @@
 """trimtok methods: what there is to prune with, and what each method needs."""
 
+from typing import Annotated
+
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -7,9 +9,21 @@ from rich.table import Table
 from trimtok_cli.commands import options as o
 from trimtok_cli.commands.guard import guarded
 from trimtok_cli.commands.models import Plain
+from trimtok_cli.commands.run import load
+from trimtok_cli.commands.screen import Screen
+from trimtok_cli.config import RunConfig, resolve
 from trimtok_cli.errors import EXIT_OK
+from trimtok_cli.readers import read_any
 
-EXAMPLES = "Examples:\n\ntrimtok methods\n\ntrimtok compare ./images --methods trimtokenator,divprune,random --keep 64"
+EXAMPLES = (
+    "Examples:\n\ntrimtok methods\n\ntrimtok compare ./images --methods trimtokenator,divprune,random --keep 64\n\n"
+    "trimtok methods --find-vtw-layer questions.jsonl --limit 20 --eta 0.003"
+)
+Search = Annotated[
+    str | None,
+    typer.Option("--find-vtw-layer", metavar="SOURCE", help="Find VTW's layer K for a model: KL on these images or questions."),
+]
+Eta = Annotated[float, typer.Option("--eta", help="The KL (nats) that K may cost; the paper's are 0.003 for 7B, 0.0005 for 13B.")]
 LLAVA_ONLY = {
     "features",
     "project",
@@ -21,8 +35,21 @@ SIGNALS = LLAVA_ONLY | {"saliency", "keys", "relevance"}
 
 
 @guarded
-def methods(plain: Plain = False, debug: o.Debug = False) -> int:
+def methods(
+    plain: Plain = False,
+    find_vtw_layer: Search = None,
+    eta: Eta = 0.003,
+    model: o.Model = None,
+    device: o.Device = None,
+    dtype: o.DType = None,
+    limit: o.Limit = None,
+    param: o.Param = None,
+    config: o.Config = None,
+    debug: o.Debug = False,
+) -> int:
     """List the pruning methods: where they prune, what they need, on which families, paper, licence of the published code."""
+    if find_vtw_layer is not None:
+        return find_layer(find_vtw_layer, eta, resolve(o.flags(locals()), config))
     from trimtok_cli.pruners import PRUNERS
 
     head = ("method", "prunes", "needs text", "needs attention", "families", "paper", "licence of the published code")
@@ -35,6 +62,23 @@ def methods(plain: Plain = False, debug: o.Debug = False) -> int:
     for row in rows:
         table.add_row(*row)
     Console().print(table)
+    return EXIT_OK
+
+
+def find_layer(source: str, eta: float, config: RunConfig) -> int:
+    """VTW's K by KL on the samples of a source, printed layer by layer."""
+    samples = read_any([source], limit=config.limit or 20)
+    adapter, ask = load(config, Screen(noun="samples"))
+    from trimtok_cli.pruners.vtw import first_below
+    from trimtok_cli.search import withdrawal_kls
+
+    kls = withdrawal_kls(adapter, samples.samples, ask)
+    for layer, kl in kls.items():
+        typer.echo(f"{layer}\t{kl:.6f}")
+    found = first_below(kls, eta)
+    typer.echo(
+        f"no layer costs {eta:g} or less" if found is None else f"K = {found}: --method vtw --param layer={found}", err=True
+    )
     return EXIT_OK
 
 

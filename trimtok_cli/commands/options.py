@@ -55,7 +55,7 @@ Methods = Annotated[
     ),
 ]
 Param = Annotated[
-    list[str] | None, _option("--param", panel=PRUNING, help="A parameter of the method, NAME=VALUE; may be repeated (pool=0.9).")
+    list[str] | None, _option("--param", panel=PRUNING, help="NAME=VALUE of the method, or METHOD.NAME=VALUE; may be repeated.")
 ]
 Budget = Annotated[
     str | None,

@@ -1,6 +1,7 @@
 """The run that `caption` and `vqa` share: model, pruner, stream of samples, answers to disk, manifest at the end."""
 
 import uuid
+from typing import Any
 
 from trimtok_cli.commands.destination import find_destination, open_answers
 from trimtok_cli.commands.screen import FEW, Screen
@@ -27,9 +28,14 @@ def load(config: RunConfig, screen: Screen):
     return adapter, Ask(config.prompt, config.system, config.max_new_tokens, sampling, frames, config.video_as, config.max_pixels)
 
 
-def pruning(config: RunConfig) -> dict[str, str | int]:
-    """The settings that every method is given; one that has no use for seed or counts is not troubled with it."""
-    return {"keep": config.keep, "budget": config.budget, "counts": config.budget_counts, "seed": config.seed}
+def pruning(config: RunConfig, method: str) -> dict[str, Any]:
+    """What a method is built with: the settings that all share, --param NAME=VALUE, and --param METHOD.NAME=VALUE for it alone.
+
+    One that has no use for seed or counts is not troubled with them.
+    """
+    shared = {"keep": config.keep, "budget": config.budget, "counts": config.budget_counts, "seed": config.seed}
+    own = {key.removeprefix(f"{method}."): value for key, value in config.params.items() if key.startswith(f"{method}.")}
+    return shared | {key: value for key, value in config.params.items() if "." not in key} | own
 
 
 def describe(adapter) -> dict[str, str]:
@@ -47,7 +53,7 @@ def run(
     """Answers every sample; the exit code. Ctrl-C keeps what is written, and run.json says that the run was interrupted."""
     from trimtok_cli.pruners import build_pruner
 
-    pruner = build_pruner(config.method, {**pruning(config), **config.params})
+    pruner = build_pruner(config.method, pruning(config, config.method))
     destination = find_destination(out, command, overwrite=overwrite)
     adapter, ask = load(config, screen)
     from trimtok_cli.engine import answer_all

@@ -42,7 +42,10 @@ def record(result: Result, *, model: str, run: str) -> dict[str, Any]:
                 "prompt_tokens_dense": tokens.text + tokens.visual,
                 "completion_tokens": tokens.generated,
             },
-            "visual": {"tokens": tokens.visual, "kept": tokens.kept, "grid": list(result.grid), "frames": max(frames, 1)},
+            "visual": {
+                "tokens": tokens.visual, "kept": tokens.kept, "grid": list(result.grid), "frames": max(frames, 1),
+                "layer_mean": round(tokens.layer_mean, 3), "stages": [[each.layer, len(each.tokens)] for each in result.kept],
+            },
             "timing_ms": {**ms, "batch_size": result.batch_size},
             "media": {
                 "width": media.width, "height": media.height, "mode": media.mode, "exif_orientation": media.exif_orientation,
