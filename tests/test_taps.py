@@ -90,3 +90,31 @@ def test_a_towers_layers_run_by_halves_give_its_features(tmp_path):
         hidden = blocks.feed(number, hidden)
     assert (hidden[:, 1:].flatten(0, 1) - tokens.encoder.features).abs().max() < 1e-5
     assert (keys[:, 1:].flatten(0, 1) - tokens.encoder.keys).abs().max() < 1e-5
+
+
+@torch.inference_mode()
+def test_visionzip_and_vispruner_give_every_tile_its_share(tmp_path):
+    """LLaVA-NeXT: tiles told apart by boxes, the pure function on each tile's own signals, budgets by size."""
+    from trimtok_cli.pruners import Stage, build_pruner
+    from trimtok_cli.pruners.budget import share_out
+    from trimtok_cli.pruners.visionzip import visionzip
+    from trimtok_cli.pruners.vispruner import vispruner
+
+    adapter = load_model(str(FAMILIES["llava_next"](tmp_path / "m")), device="cpu")
+    inputs = adapter.prepare([picture(4, 300, 300)], "?")
+    tokens = adapter.encode_many([inputs])[0]
+    prompt, encoder = adapter.embed(inputs, tokens), tokens.encoder
+    shown = (tokens.box != 0).any(-1).nonzero()[:, 0]
+    middle = (tokens.box[:, :2] + tokens.box[:, 2:])[shown] / 2
+    quarter = torch.where(shown < 16, -1, (middle[:, 1] > 0.5).int() * 2 + (middle[:, 0] > 0.5).int())
+    groups = [shown[quarter == number] for number in range(-1, 4)]
+    assert [len(group) for group in groups] == [16] * 5
+    shares = share_out(30, [16] * 5, [16] * 5)
+    for method, pick in (
+        ("vispruner", lambda rows, n: rows[vispruner(encoder.saliency[rows], encoder.features[rows], n)].tolist()),
+        ("visionzip", lambda rows, n: [rows[i].tolist() for i in visionzip(encoder.saliency[rows], encoder.keys[rows], encoder.features[rows], n - 1, 1)[:2]]),
+    ):  # fmt: skip
+        found = build_pruner(method, {"keep": 30}).select(Stage(0, prompt.embeds, prompt, tokens))
+        want = [pick(rows, n) for rows, n in zip(groups, shares, strict=True)]
+        flat = [place for each in want for part in each for place in (part if isinstance(part, list) else [part])]
+        assert found.kept.tolist() == sorted(flat), method

@@ -16,7 +16,8 @@ class EncoderTap:
     A family hands over the functions that it can offer, in the order of the visual tokens. Read them as attributes:
     saliency (N,): attention received in the tower layer whose output is read, from its CLS token or else on the mean;
     keys (N, d): that layer's keys, mean over heads; last_saliency, last_keys: of the tower's last layer, all heads as one;
-    features (N, F): what enters the projector; project((K, F)) -> (K, D); blocks: the tower's layers, to be run otherwise.
+    features (N, F): what enters the projector; project((K, F)) -> (K, D); blocks: the tower's layers, to be run otherwise;
+    tile (N,): which of its image's tiles a token is of, -1 for none, where images are cut in tiles.
     A token that shows no place has zeros.
     """
 

@@ -35,7 +35,10 @@ class LlavaNext(Adapter):
         behind = torch.nn.functional.pad(made_of, (0, 0, 0, 1), value=-1).flatten(0, 1)
         overview = torch.arange(side * side)[:, None].expand(-1, behind.shape[1])
         return Places(
-            torch.cat([raster(side, side), lines]), source=torch.cat([overview, behind]), tower=rows * columns + side * side
+            torch.cat([raster(side, side), lines]),
+            source=torch.cat([overview, behind]),
+            tower=rows * columns + side * side,
+            tiles=rows * columns // side**2 + 1,
         )
 
     def video_places(self, inputs: Inputs, visual: Visual) -> Places:

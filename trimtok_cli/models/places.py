@@ -13,7 +13,8 @@ class Places:
     """The tokens of one image or video. box (n, 4): xyxy in [0, 1] of it, all zero where a token shows no place.
 
     grid: (rows, columns) where they form one plain grid, else (). frame (n,): which frame of a video. source (n, g): which of
-    this image's tower tokens, CLS tokens not counted, each is made of, -1 for none; there are `tower` of those.
+    this image's tower tokens, CLS tokens not counted, each is made of, -1 for none; there are `tower` of those, in `tiles`
+    equal tiles.
     """
 
     box: Tensor
@@ -21,6 +22,7 @@ class Places:
     frame: Tensor | None = None
     source: Tensor | None = None
     tower: int = 0
+    tiles: int = 1
 
 
 def raster(rows: int, columns: int, view: tuple[float, float, float, float] = WHOLE) -> Tensor:
@@ -82,4 +84,4 @@ def tiled(rows: int, columns: int, side: int, merge: int) -> Places:
     """rows x columns tiles of side x side tokens, and behind them one of the whole image."""
     box = torch.cat([tiles(rows, columns, side), raster(side, side)])
     source = torch.cat([blocks(side, side, merge, tile) for tile in range(rows * columns + 1)])
-    return Places(box, (), None, source, source.numel())
+    return Places(box, (), None, source, source.numel(), rows * columns + 1)

@@ -115,6 +115,9 @@ class Tower:
             offers[f"{name}keys"] = mine(cache(lambda name=name: self.keys(name)))
         if self.projector is not None and all(source.shape[1] == 1 for source in sources):
             offers |= {"features": mine(self.all_features), "project": project}
+        if any(place.tiles > 1 for place in places):
+            owner = [torch.where(p.source[:, 0] < 0, -1, p.source[:, 0] // (p.tower // p.tiles)) for p in places]
+            offers["tile"] = lambda: torch.cat(owner)
         if self.layers and len(places) == sum(bool(place.grid) for place in places):
             tile = places[0].tower
             offers["blocks"] = lambda: Blocks(

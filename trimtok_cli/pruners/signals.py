@@ -1,12 +1,13 @@
 """What methods that read the vision tower share: its signals for a stage's tokens, who is a candidate, parts into one choice."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from trimtok_cli.errors import UsageError
 from trimtok_cli.pruners.base import Stage
+from trimtok_cli.pruners.budget import share_out
 from trimtok_cli.tokens import Selection
 
 
@@ -31,6 +32,25 @@ def candidates(stage: Stage, rows: Tensor, count: int) -> tuple[Tensor, bool]:
     if len(shown) > count:
         return shown, False
     return torch.cat([shown, blank[: count - len(shown)]]).sort().values, True
+
+
+def parts(stage: Stage, images: Iterable[tuple[Tensor, int]]) -> Iterator[tuple[Tensor, int, bool]]:
+    """(candidates, how many stay, whether that is all of them) for every image, or for every tile of those cut in tiles.
+
+    As published for LLaVA-NeXT, each tile has a budget of its own: its share, by size, of the image's.
+    """
+    for rows, count in images:
+        rows, all_stay = candidates(stage, rows, count)
+        groups = [rows]
+        if not all_stay and stage.tokens.encoder.offers("tile"):
+            tile = stage.tokens.encoder.tile.to(rows.device)[stage.prompt.alive[rows]]
+            groups = [rows[tile == number] for number in tile.unique().tolist()]
+        sizes = [len(group) for group in groups]
+        if all_stay or count < len(groups):  # fewer tokens than tiles: then the image is one after all
+            yield rows, count, all_stay
+            continue
+        for group, share in zip(groups, share_out(count, sizes, sizes), strict=True):
+            yield group, share, share >= len(group)
 
 
 def signal(stage: Stage, method: str, name: str) -> Tensor:

@@ -6,8 +6,8 @@ follow the published code (commit 3151f6d). It does not see the text. N visual t
 Where this differs from the published code. The CLS token, there one of the dominant tokens, is no visual token of these
 checkpoints: D patches stay instead, or with `cls` it is added behind the image's tokens and counted. A contextual token
 stands where its target stood, or with `append` behind the kept tokens; the published order is CLS, dominant, contextual.
-Added tokens of all images of a prompt follow its last kept token. An image cut in tiles is one image with one budget
-(published: each tile its own). Tokens that show no place (the newlines of LLaVA-NeXT) count in the budget's N but are
+Added tokens of all images of a prompt follow its last kept token. Every tile of an image
+has its share of the budget, as published, by size. Tokens that show no place (the newlines of LLaVA-NeXT) count in the budget's N but are
 dropped, unless the others are too few for it.
 """
 
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trimtok_cli.pruners.base import Pruner, Stage
-from trimtok_cli.pruners.signals import answer, candidates, require, signal, take
+from trimtok_cli.pruners.signals import answer, parts, require, signal, take
 from trimtok_cli.tokens import Selection
 
 
@@ -113,8 +113,7 @@ class VisionZip(Pruner):
         features = signal(stage, name, "features") if before else stage.visual_embeds
         project = (lambda values: encoder.project(values.to(features.dtype))) if before else (lambda values: values)
         kept, merged, extra = [], [], []
-        for rows, count in self.budgets(stage):
-            rows, all_stay = candidates(stage, rows, count)
+        for rows, count, all_stay in parts(stage, self.budgets(stage)):
             if all_stay:
                 kept.append(rows)
                 continue

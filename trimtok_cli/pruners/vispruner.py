@@ -5,7 +5,8 @@ Paper: "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token
 
 Where this differs from the published code. An odd number of tokens is split with the middle one on the even side (the
 published code fails there). Ties go to the token listed first; the published sorts leave them open, and since the order
-decides the next round's split, one tie can change many of the tokens kept. An image cut in tiles has one budget.
+decides the next round's split, one tie can change many of the tokens kept. Every tile of an image
+has its share of the budget, as published, by size.
 Tokens that show no place (newlines) count in the budget's N but are dropped, unless the others are too few for it.
 """
 
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trimtok_cli.pruners.base import Pruner, Stage
-from trimtok_cli.pruners.signals import answer, candidates, signal, take
+from trimtok_cli.pruners.signals import answer, parts, signal, take
 from trimtok_cli.tokens import Selection
 
 ROUND = 8  # tokens removed at a time
@@ -93,8 +94,7 @@ class VisPruner(Pruner):
         saliency = signal(stage, "vispruner", "saliency")
         features = signal(stage, "vispruner", "features") if self.similarity == "features" else stage.visual_embeds
         kept = []
-        for rows, count in self.budgets(stage):
-            rows, all_stay = candidates(stage, rows, count)
+        for rows, count, all_stay in parts(stage, self.budgets(stage)):
             if not all_stay:
                 rows = rows[vispruner(saliency[rows], features[rows], count, important=self.important)]
             kept.append(rows)
