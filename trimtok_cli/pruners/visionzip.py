@@ -6,9 +6,9 @@ follow the published code (commit 3151f6d). It does not see the text. N visual t
 Where this differs from the published code. The CLS token, there one of the dominant tokens, is no visual token of these
 checkpoints: D patches stay instead, or with `cls` it is added behind the image's tokens and counted. A contextual token
 stands where its target stood, or with `append` behind the kept tokens; the published order is CLS, dominant, contextual.
-Added tokens of all images of a prompt follow its last kept token. Every tile of an image
-has its share of the budget, as published, by size. Tokens that show no place (the newlines of LLaVA-NeXT) count in the budget's N but are
-dropped, unless the others are too few for it.
+Added tokens of all images of a prompt follow its last kept token. Every tile of an image has its share of the budget, as
+published, by size. Tokens that show no place (the newlines of LLaVA-NeXT) count in the budget's N but are dropped, unless
+the others are too few for it.
 """
 
 import math

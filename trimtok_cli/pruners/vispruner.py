@@ -5,9 +5,9 @@ Paper: "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token
 
 Where this differs from the published code. An odd number of tokens is split with the middle one on the even side (the
 published code fails there). Ties go to the token listed first; the published sorts leave them open, and since the order
-decides the next round's split, one tie can change many of the tokens kept. Every tile of an image
-has its share of the budget, as published, by size.
-Tokens that show no place (newlines) count in the budget's N but are dropped, unless the others are too few for it.
+decides the next round's split, one tie can change many of the tokens kept. Every tile of an image has its share of the
+budget, as published, by size. Tokens that show no place (newlines) count in the budget's N but are dropped, unless the
+others are too few for it.
 """
 
 from dataclasses import dataclass
