@@ -90,6 +90,22 @@ def test_a_towers_layers_run_by_halves_give_its_features(tmp_path):
         hidden = blocks.feed(number, hidden)
     assert (hidden[:, 1:].flatten(0, 1) - tokens.encoder.features).abs().max() < 1e-5
     assert (keys[:, 1:].flatten(0, 1) - tokens.encoder.keys).abs().max() < 1e-5
+    assert (hidden[:, 0] - tokens.encoder.cls).abs().max() < 1e-5
+
+
+@torch.inference_mode()
+def test_visionzip_with_cls_adds_it_within_the_budget(tmp_path):
+    """54 + 10 as published: CLS is one of the 54, projected like the others."""
+    from trimtok_cli.pruners import Stage, build_pruner
+
+    for build in (tiny.llava, FAMILIES["llava_next"]):
+        adapter = load_model(str(build(tmp_path / build.__name__)), device="cpu")
+        tokens = adapter.encode_many([adapter.prepare([picture(9)], "?"), adapter.prepare([picture(1), picture(2)], "?")])[1]
+        prompt = adapter.embed(adapter.prepare([picture(1), picture(2)], "?"), tokens)
+        found = build_pruner("visionzip", {"keep": 10, "cls": True}).select(Stage(0, prompt.embeds, prompt, tokens))
+        assert len(found.kept) + len(found.extra) == 20
+        if build is tiny.llava:
+            assert (found.extra - adapter.project(tokens.encoder.cls)).abs().max() < 1e-4
 
 
 @torch.inference_mode()

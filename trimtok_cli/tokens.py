@@ -18,6 +18,7 @@ class EncoderTap:
     keys (N, d): that layer's keys, mean over heads; last_saliency, last_keys: of the tower's last layer, all heads as one;
     features (N, F): what enters the projector; project((K, F)) -> (K, D); blocks: the tower's layers, to be run otherwise;
     tile (N,): which of its image's tiles a token is of, -1 for none, where images are cut in tiles.
+    cls (images, F): what left that layer at each image's (or its overview's, or a clip's first frame's) CLS token.
     A token that shows no place has zeros.
     """
 

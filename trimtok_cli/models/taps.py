@@ -53,6 +53,7 @@ class Tower:
     ) -> None:
         self.attention, self.projector, self.has_cls, self.layers = attention, projector, has_cls, layers
         self.entered: list[Tensor] = []
+        self.left: list[Tensor] = []
         self.inputs: dict[str, list] = {name: [] for name in attention}
         self.features: list[Tensor] = []
 
@@ -64,6 +65,7 @@ class Tower:
         if self.layers:
             first = self.layers[0]
             self.hooks.append(first.register_forward_pre_hook(lambda _, args: self.entered.append(args[0])))
+            self.hooks.append(self.layers[-1].register_forward_hook(self._note_output))
         if self.projector is not None:
             self.hooks.append(self.projector.register_forward_pre_hook(lambda _, args: self.features.append(args[0])))
         return self
@@ -71,6 +73,9 @@ class Tower:
     def __exit__(self, *_: object) -> None:
         for hook in self.hooks:
             hook.remove()
+
+    def _note_output(self, _, args, output) -> None:
+        self.left.append(output[0] if isinstance(output, tuple) else output)
 
     def _chunks(self, name: str) -> list[tuple[Tensor, Tensor, float]]:
         found = [chunk for args, kwargs in self.inputs[name] for chunk in queries_and_keys(self.attention[name], *args, **kwargs)]
@@ -115,6 +120,12 @@ class Tower:
             offers[f"{name}keys"] = mine(cache(lambda name=name: self.keys(name)))
         if self.projector is not None and all(source.shape[1] == 1 for source in sources):
             offers |= {"features": mine(self.all_features), "project": project}
+        if self.layers and self.has_cls:
+            first_tiles, at = [], first
+            for place in places:
+                first_tiles.append(at * place.tiles // place.tower)
+                at += place.tower
+            offers["cls"] = lambda: torch.cat(self.left)[first_tiles, 0]
         if any(place.tiles > 1 for place in places):
             owner = [torch.where(p.source[:, 0] < 0, -1, p.source[:, 0] // (p.tower // p.tiles)) for p in places]
             offers["tile"] = lambda: torch.cat(owner)
