@@ -29,6 +29,7 @@ from scenes import CHARACTERS, COLOR_NAMES, GRID, KINDS, MAX_VALUE, PATCH, SHAPE
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import nn
 from transformers import (
+    AttentionInterface,
     CLIPImageProcessor,
     CLIPVisionConfig,
     LlamaConfig,
@@ -221,6 +222,20 @@ def windows(rng: Random, count: int, side: int) -> tuple[torch.Tensor, dict[str,
     return pixels_of([images[i] for i in order]), stack([truths[i] for i in order])
 
 
+def labels(
+    rng: Random, count: int, side: int = 12
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], list[list[tuple[str, str, str]]]]:
+    """Small scenes with a label, often a chart, at random places of the grid, with their questions of reading.
+
+    A window may cut a label in two, and then which character is the first cannot be seen: here it always can.
+    """
+    found = [scenes.layout(rng, side * PATCH, 1, 1.0, 0.5) for _ in range(count)]
+    places = [(rng.randint(0, GRID - side), rng.randint(0, GRID - side)) for _ in found]
+    truth = stack([truth_of(s, side * PATCH, at) for s, at in zip(found, places, strict=True)])
+    asked = [[one for one in scenes.questions(s, rng, dense=True) if one[0] in ("read", "bar")] or [NOTHING] for s in found]
+    return pixels_of([np.asarray(scenes.render(s, side * PATCH)) for s in found]), truth, asked
+
+
 class Turns:
     """All questions of a scene as one row: ids, labels, a block mask over (prefix, visual, turns), positions, weights."""
 
@@ -251,7 +266,7 @@ class Turns:
         block = F.pad(out["block"], (shared, 0))
         causal = torch.ones(shared + longest, shared + longest, dtype=torch.bool).tril()
         sees = (block[:, None, :] == 0) | (block[:, None, :] == block[:, :, None])
-        out["mask"] = (causal & sees)[:, None]
+        out["mask"] = (causal & sees)[:, None, shared:]
         first = torch.arange(shared).expand(len(rows), -1)
         out["position_ids"] = torch.cat([first, out["positions"]], 1)
         return out
@@ -272,6 +287,19 @@ def tower_features(model, pixels: torch.Tensor, places: torch.Tensor) -> torch.T
     return tokens
 
 
+def attend_turns(module, query, key, value, attention_mask, scaling=None, **_) -> tuple[torch.Tensor, None]:
+    """Attention in two parts, at half the cost of one with a full mask: what all turns share, causal; then the turns, masked."""
+    shared = key.shape[2] - attention_mask.shape[2]
+    first = F.scaled_dot_product_attention(
+        query[:, :, :shared], key[:, :, :shared], value[:, :, :shared], is_causal=True, scale=scaling
+    )
+    rest = F.scaled_dot_product_attention(query[:, :, shared:], key, value, attn_mask=attention_mask, scale=scaling)
+    return torch.cat([first, rest], 2).transpose(1, 2), None
+
+
+AttentionInterface.register("turns", attend_turns)
+
+
 def read_turns(
     model, visual: torch.Tensor, turns: dict[str, torch.Tensor], prefix: list[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -283,6 +311,7 @@ def read_turns(
     mask = torch.zeros(turns["mask"].shape).masked_fill_(~turns["mask"], -1e9)
     if torch.is_autocast_enabled("cpu"):
         mask = mask.bfloat16()
+    language.config._attn_implementation = "turns"
     out = language(inputs_embeds=hidden, attention_mask=mask, position_ids=turns["position_ids"], use_cache=False)
     out = out.last_hidden_state[:, first.shape[1] + visual.shape[1] :]
     return out, turns["labels"] >= 0
@@ -347,8 +376,9 @@ class Run:
         self, stage: str, work: Path, minutes: float, groups: list[dict], parts: dict[str, nn.Module], start: Path | None = None
     ) -> None:  # fmt: skip
         self.path, self.limit, self.parts, self.stage = work / f"{stage}.pt", minutes * 60, parts, stage
-        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01)
-        self.peaks = [g["lr"] for g in self.optimizer.param_groups]
+        self.groups: list[dict] = []
+        self.optimizers = [self._muon(groups), self._adam(groups)]
+        self.peaks = [g["lr"] for g in self.groups]
         self.spent, self.steps, self.seen, self.shown, self.saved = 0.0, 0, 0, 0.0, 0.0
         self.means: dict[str, float] = {}
         found = self.path if self.path.exists() else start
@@ -357,9 +387,25 @@ class Run:
             for name, part in parts.items():
                 part.load_state_dict(state[name])
         if found == self.path:
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            self.groups = [g for o in self.optimizers for g in o.param_groups]
             self.spent, self.steps, self.seen = state["clock"]
         self.last = time.perf_counter()
+
+    def _muon(self, groups: list[dict]) -> torch.optim.Optimizer:
+        """Muon for the matrices of the layers: here it learns in half the steps that AdamW takes."""
+        chosen = [{"params": [p for n, p in g["named"] if ".layers." in f".{n}" and p.ndim == 2], "lr": g["lr"]} for g in groups]
+        muon = torch.optim.Muon([g for g in chosen if g["params"]], weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+        self.groups += muon.param_groups
+        return muon
+
+    def _adam(self, groups: list[dict]) -> torch.optim.Optimizer:
+        taken = {id(p) for g in self.groups for p in g["params"]}
+        rest = [{"params": [p for _, p in g["named"] if id(p) not in taken], "lr": g["lr"]} for g in groups]
+        adam = torch.optim.AdamW([g for g in rest if g["params"]], betas=(0.9, 0.98), weight_decay=0.01)
+        self.groups += adam.param_groups
+        return adam
 
     @property
     def share(self) -> float:
@@ -367,19 +413,20 @@ class Run:
 
     def save(self) -> None:
         state = {name: part.state_dict() for name, part in self.parts.items()}
-        state |= {"optimizer": self.optimizer.state_dict(), "clock": (self.spent, self.steps, self.seen)}
+        state |= {"optimizers": [o.state_dict() for o in self.optimizers], "clock": (self.spent, self.steps, self.seen)}
         torch.save(state, self.path.with_suffix(".tmp"))
         self.path.with_suffix(".tmp").replace(self.path)
 
     def step(self, loss: torch.Tensor, count: int, **shown: torch.Tensor) -> None:
         warm = min(1.0, (self.steps + 1) / 100)
         factor = warm * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * min(1.0, self.share))))
-        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+        for group, peak in zip(self.groups, self.peaks, strict=True):
             group["lr"] = peak * factor
-        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], 1.0)
-        self.optimizer.step()
+        nn.utils.clip_grad_norm_([p for g in self.groups for p in g["params"]], 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         now = time.perf_counter()
         self.spent, self.last = self.spent + now - self.last, now
         self.steps, self.seen = self.steps + 1, self.seen + count
@@ -394,16 +441,23 @@ class Run:
             self.save()
 
 
+def named(*parts: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [pair for part in parts for pair in part.named_parameters()]
+
+
 def train_tower(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Windows of 6 x 6 patches, then 12 x 12, last whole pictures: local sight, cheaply."""
+    """Windows of 6 x 6 patches: local sight, cheaply; from half the time on 12 x 12, small scenes with labels, whole pictures."""
     model, heads, rng = build_model(tokenizer), new_heads(), Random(options.seed)
     tower = model.model.vision_tower
-    run = Run("tower", options.work, options.minutes, [{"params": [*tower.parameters(), *heads.parameters()], "lr": 2e-3}],
+    run = Run("tower", options.work, options.minutes, [{"named": named(tower, heads), "lr": 2e-3}],
               {"tower": tower, "heads": heads}, options.start)  # fmt: skip
     rng.seed(options.seed + run.steps)
     while run.share < 1:
-        side, count = (6, 48) if run.share < 0.5 else (12, 12) if run.share < 0.8 else (GRID, 4)
-        pixels, truth = windows(rng, count, side)
+        kind = 3 if run.share < 0.5 and not options.start else run.steps % 3
+        if kind == 0:
+            pixels, truth, _ = labels(rng, 16)
+        else:
+            pixels, truth = windows(rng, *((12, 12), (4, GRID), (48, 6))[kind - 1])
         with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
             features = tower_features(model, pixels, truth["row"] * GRID + truth["column"])
         features = features.float()
@@ -413,14 +467,15 @@ def train_tower(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast)
 
 
 def train_language(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> None:
-    """The language model reads spelled truths: small scenes, some with one kind of question only; whole ones for the last 40 %."""
+    """The language model reads spelled truths: small scenes, some with one kind of question only; later mostly whole ones."""
     model, spelling, turns, rng = build_model(tokenizer), Spelling(tokenizer), Turns(tokenizer), Random(options.seed)
     language = model.model.language_model
-    run = Run("language", options.work, options.minutes, [{"params": [*language.parameters(), *spelling.parameters()], "lr": 2e-3}],
+    run = Run("language", options.work, options.minutes, [{"named": named(language, spelling), "lr": 2e-3}],
               {"language": language, "spelling": spelling}, options.start)  # fmt: skip
     rng.seed(options.seed + run.steps)
     while run.share < 1:
-        lesson = LESSONS[run.steps % len(LESSONS)] if run.share < 0.6 else WHOLE
+        late = run.share > 0.4 or options.start
+        lesson = WHOLE if late and run.steps % 3 else LESSONS[run.steps // (3 if late else 1) % len(LESSONS)]
         side = lesson.side
         found = [scenes.layout(rng, side * PATCH, lesson.max_shapes, lesson.label, lesson.chart) for _ in range(lesson.scenes)]
         places = [(rng.randint(0, GRID - side), rng.randint(0, GRID - side)) for _ in found]
@@ -454,15 +509,18 @@ def train_joint(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast)
             state = torch.load(options.work / f"{stage}.pt", weights_only=False)
             for name in names:
                 parts[name].load_state_dict(state[name])
-    groups = [{"params": [*tower.parameters(), *heads.parameters()], "lr": 8e-4}, {"params": projector.parameters(), "lr": 1.5e-3},
-              {"params": [*language.parameters(), *spelling.parameters()], "lr": 1e-3}]  # fmt: skip
+    groups = [{"named": named(tower, heads), "lr": 8e-4}, {"named": named(projector), "lr": 1.5e-3},
+              {"named": named(language, spelling), "lr": 1e-3}]  # fmt: skip
     run = Run("joint", options.work, options.minutes, groups, parts)
     rng.seed(options.seed + 7 + run.steps)
     while run.share < 1:
         whole = run.share > 0.08 or options.start is not None
-        if whole:
+        if whole and run.steps % 4 == 3:
+            pixels, truth, asked = labels(rng, 24)
+        elif whole:
             found = [scenes.layout(rng) for _ in range(12)]
             pixels, truth = pixels_of([np.asarray(scenes.render(s)) for s in found]), stack([truth_of(s) for s in found])
+            asked = [scenes.questions(s, rng) for s in found]
         else:
             pixels, truth = windows(rng, 12, 12)
         with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
@@ -475,7 +533,7 @@ def train_joint(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast)
         loss = spelled + 0.3 * seen
         shown = {"spelled": spelled, "seen": seen}
         if whole:
-            batch = turns.batch([scenes.questions(s, rng) for s in found], GRID * GRID)
+            batch = turns.batch(asked, visual.shape[1])
             with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
                 answered = answer_loss(model, visual, batch, turns.prefix)
             loss = loss * 0.5 + answered
