@@ -191,3 +191,54 @@ def test_without_clip_s_text_tower_it_says_what_to_do():
     lazy = make_stage([tokens("random", 9, 8, 0)], EncoderTap(relevance=lambda: calls.append(1) or torch.rand(9)))
     CDPruner(Budget(tokens=3), text="llm").select(lazy)
     assert not calls, "CLIP's relevance costs nothing where it is not asked for"
+
+
+@torch.inference_mode()
+def test_relevance_by_a_clip_text_tower_and_the_flag_that_names_it(llava_folder, pictures, tmp_path):
+    """A tiny CLIP of the tower's width: cosine of post-normalized, projected patches with the question, written out; then the CLI."""
+    from transformers import CLIPConfig, CLIPModel
+
+    from tests import tiny
+    from tests.conftest import picture
+    from tests.test_cli import run
+    from trimtok_cli.errors import ModelError
+    from trimtok_cli.models import load_model
+
+    words = tiny.tokenizer()
+    text = {"vocab_size": len(words), "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "max_position_embeddings": 77, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}  # fmt: skip
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "image_size": 84,
+        "patch_size": 14,
+    }
+    torch.manual_seed(0)
+    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).eval()
+    for folder, model in (
+        ("clip", clip),
+        ("wide", CLIPModel(CLIPConfig(text_config=text, vision_config=vision | {"hidden_size": 64}))),
+    ):
+        model.save_pretrained(tmp_path / folder)
+        words.save_pretrained(tmp_path / folder)
+    adapter = load_model(str(llava_folder), device="cpu", clip_text=str(tmp_path / "clip"))
+    for question in ("Why?", "Why? " * 40):
+        tokens = adapter.encode_many([adapter.prepare([picture(1)], question)])[0]
+        patches = clip.visual_projection(clip.vision_model.post_layernorm(tokens.encoder.features))
+        ids = words(question.strip()).input_ids
+        said = []
+        for at in range(0, len(ids), 77):
+            part = ids[at : at + 77] + [0] * (77 - len(ids[at : at + 77]))
+            found = clip.get_text_features(torch.tensor([part]))
+            said.append(getattr(found, "pooler_output", found)[0])
+        want = torch.stack([torch.cosine_similarity(patches, each[None], dim=-1) for each in said]).mean(0)
+        assert (tokens.encoder.relevance - want).abs().max() < 1e-5
+    run("caption", pictures[0], "-m", llava_folder, "--method", "cdpruner", "--clip-text", tmp_path / "clip", "--keep", 5, "--max-new-tokens", 2, "-o", "o.jsonl")  # fmt: skip
+    other = load_model(str(llava_folder), device="cpu", clip_text=str(tmp_path / "wide"))
+    tokens = other.encode_many([other.prepare([picture(1)], "Why?")])[0]
+    with pytest.raises(ModelError, match="both must be the same CLIP"):
+        _ = tokens.encoder.relevance
+    with pytest.raises(ModelError, match="--clip-text"):
+        load_model(str(llava_folder), device="cpu", clip_text="nowhere")

@@ -47,6 +47,7 @@ class RunConfig:
     video_backend: str = "auto"
     video_as: str = "auto"
     video_timeout: float = 120.0
+    clip_text: str = ""
     max_pixels: int = 0  # 0 is no limit of ours
     batch_size: int = 1
     max_new_tokens: int = 128

@@ -18,6 +18,7 @@ class EncoderTap:
     keys (N, d): that layer's keys, mean over heads; last_saliency, last_keys: of the tower's last layer, all heads as one;
     features (N, F): what enters the projector; project((K, F)) -> (K, D); blocks: the tower's layers, to be run otherwise;
     tile (N,): which of its image's tiles a token is of, -1 for none, where images are cut in tiles.
+    relevance (N,): cosine to the question by CLIP's own text tower, where one was loaded;
     cls (images, F): what left that layer at each image's (or its overview's, or a clip's first frame's) CLS token.
     A token that shows no place has zeros.
     """
@@ -27,6 +28,10 @@ class EncoderTap:
 
     def offers(self, name: str) -> bool:
         return name in self._offers
+
+    def offering(self, **more: Callable[..., Tensor]) -> "EncoderTap":
+        """The same with further offers."""
+        return EncoderTap(**self._offers, **more)
 
     def __getattr__(self, name: str) -> Tensor:
         if name.startswith("_") or name not in self._offers:

@@ -34,6 +34,7 @@ def caption(
     keep: o.Keep = None,
     method: o.Method = None,
     param: o.Param = None,
+    clip_text: o.ClipText = None,
     budget: o.Budget = None,
     budget_counts: o.BudgetCounts = None,
     prompt: o.Prompt = None,

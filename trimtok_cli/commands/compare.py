@@ -46,6 +46,7 @@ def compare(
     keep: o.Keeps = None,
     method: o.Methods = None,
     param: o.Param = None,
+    clip_text: o.ClipText = None,
     budget: o.Budget = None,
     budget_counts: o.BudgetCounts = None,
     prompt: o.Prompt = None,

@@ -87,6 +87,6 @@ def _row(name: str, kind) -> tuple[str, ...]:
     attention = [
         word for word, there in (("language model", "attention" in needs), ("vision tower", bool(needs & SIGNALS))) if there
     ]
-    families = "with a CLIP text tower, or --param text=llm" if "relevance" in needs else "LLaVA" if needs & LLAVA_ONLY else "all"
+    families = "LLaVA with --clip-text, all with text=llm" if "relevance" in needs else "LLaVA" if needs & LLAVA_ONLY else "all"
     paper = f"arXiv {kind.paper}" if kind.paper else ""
     return (name, kind.where, "yes" if "text" in needs else "no", ", ".join(attention) or "no", families, paper, kind.licence)

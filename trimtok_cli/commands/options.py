@@ -96,6 +96,10 @@ Prompt = Annotated[str | None, _option("--prompt", "-p", shown=CAPTION_PROMPT, p
 System = Annotated[
     str | None, _option("--system", panel=ANSWERS, help="System prompt, where the model's chat template has a place for one.")
 ]
+ClipText = Annotated[
+    str | None,
+    _option("--clip-text", panel=PRUNING, help="A CLIP checkpoint with the model's own tower: its text half, for cdpruner."),
+]
 MaxPixels = Annotated[
     int | None,
     _option(

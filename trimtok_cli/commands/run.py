@@ -20,7 +20,13 @@ def load(config: RunConfig, screen: Screen):
     from trimtok_cli.media.video import FrameRule
     from trimtok_cli.models import load_model
 
-    adapter = load_model(config.model, device=config.device, dtype=config.dtype, revision=config.revision or None)
+    adapter = load_model(
+        config.model,
+        device=config.device,
+        dtype=config.dtype,
+        revision=config.revision or None,
+        clip_text=config.clip_text or None,
+    )
     frames = FrameRule(
         config.frames, config.fps or None, config.start, config.end or None, config.video_backend, config.video_timeout
     )

@@ -33,6 +33,7 @@ def vqa(
     keep: o.Keep = None,
     method: o.Method = None,
     param: o.Param = None,
+    clip_text: o.ClipText = None,
     budget: o.Budget = None,
     budget_counts: o.BudgetCounts = None,
     system: o.System = None,

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from trimtok_cli.catalog import ALIASES
 from trimtok_cli.errors import ModelError, UsageError
 from trimtok_cli.models.base import Adapter, Inputs
+from trimtok_cli.models.clip_text import ClipText
 from trimtok_cli.models.gemma3 import Gemma3
 from trimtok_cli.models.idefics3 import Idefics3
 from trimtok_cli.models.internvl import InternVL
@@ -60,8 +61,13 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.float16 if device.type == "mps" else torch.float32
 
 
-def load_model(model: str, *, device: str = "auto", dtype: str = "auto", revision: str | None = None) -> Adapter:
-    """An alias, a hub id or a local folder, on its device and ready to answer. ModelError with one sentence if it cannot be."""
+def load_model(
+    model: str, *, device: str = "auto", dtype: str = "auto", revision: str | None = None, clip_text: str | None = None
+) -> Adapter:
+    """An alias, a hub id or a local folder, on its device and ready to answer. ModelError with one sentence if it cannot be.
+
+    clip_text: a CLIP checkpoint whose text tower says how relevant each patch is to the question (CDPruner asks for it).
+    """
     place, kind = pick_device(device), None
     kind = pick_dtype(dtype, place)
     source = ALIASES.get(model, model)
@@ -87,7 +93,9 @@ def load_model(model: str, *, device: str = "auto", dtype: str = "auto", revisio
             f"--model {model} does not fit into the memory of {place}: use a smaller model or --device cpu."
         ) from None
     commit = getattr(config, "_commit_hash", None) or revision or ("local" if local.is_dir() else "")
-    return ADAPTERS[config.model_type](network, processor, name=model, revision=commit)
+    adapter = ADAPTERS[config.model_type](network, processor, name=model, revision=commit)
+    adapter.clip_text = ClipText(clip_text, place) if clip_text else None
+    return adapter
 
 
 def _load(loader, source: str, model: str, revision: str | None, **more):

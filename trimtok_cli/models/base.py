@@ -9,6 +9,7 @@ newline tokens and pooling are the library's, in every version of it.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from PIL import Image
@@ -18,6 +19,7 @@ from trimtok_cli.errors import ModelError
 from trimtok_cli.media.video import Clip
 from trimtok_cli.models.capture import capture
 from trimtok_cli.models.chat import has_start, instruction_rows, message_parts
+from trimtok_cli.models.clip_text import ClipText
 from trimtok_cli.models.places import Places
 from trimtok_cli.models.taps import Tower
 from trimtok_cli.tokens import EncoderTap, Prompt, VisualTokens
@@ -42,7 +44,8 @@ class Visual:
 class Inputs:
     """One prepared question. tensors: what the family's processor made, batch axis 1, on the CPU; input_ids (S,).
 
-    instruction (T,): rows of the user's words. visuals: images and videos in the prompt's order; text: the prompt as sent.
+    instruction (T,): rows of the user's words. visuals: images and videos in the prompt's order; text: the prompt as sent;
+    words: the user's own.
     """
 
     tensors: dict[str, Tensor]
@@ -50,6 +53,7 @@ class Inputs:
     instruction: Tensor
     visuals: tuple[Visual, ...]
     text: str
+    words: str = ""
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -67,6 +71,7 @@ class Adapter(ABC):
     def __init__(self, model, processor, *, name: str, revision: str) -> None:
         self.model, self.processor, self.name, self.revision = model, processor, name, revision
         self.device, self.dtype = model.device, model.dtype
+        self.clip_text: ClipText | None = None
         if getattr(processor, "chat_template", None) is None:  # a tokenizer's own knows no images
             raise ModelError(
                 f"{name} has no chat template for images, so questions cannot be put to it: use an instruction-tuned checkpoint."
@@ -177,7 +182,7 @@ class Adapter(ABC):
         ids = tensors["input_ids"][0]
         words = [part["text"] for part in content if part["type"] == "text"]
         rows = instruction_rows(self.processor.tokenizer, text, words, ids)
-        return Inputs(tensors, ids, rows, tuple(visuals), text)
+        return Inputs(tensors, ids, rows, tuple(visuals), text, " ".join(words))
 
     def encode_many(self, batch: Sequence[Inputs]) -> list[VisualTokens]:
         """Vision tower and projector over a batch: samples whose tensors fit together go through in one pass."""
@@ -196,9 +201,15 @@ class Adapter(ABC):
             deep, start = [None] * len(members) if layers is None else layers.split(counts, 1), 0
             for i, rows, each in zip(members, embeds.split(counts), deep, strict=True):
                 tap = tower.tap(places[i], start, self.project)
+                if self.clip_text is not None and tap.offers("features"):
+                    tap = tap.offering(relevance=partial(self._relevance, self.clip_text, tap, batch[i].words))
                 tokens[i] = self._tokens(rows, places[i], batch[i].visuals, each, tap)
                 start += sum(place.tower for place in places[i])
         return tokens
+
+    @staticmethod
+    def _relevance(clip_text: ClipText, tap: EncoderTap, words: str) -> Tensor:
+        return clip_text.relevance(tap.features, words)
 
     def _places(self, inputs: Inputs) -> list[Places]:
         """Where every image's and video's tokens lie, in the prompt's order. ModelError if the processor counted otherwise."""

@@ -147,8 +147,8 @@ class CDPruner(Pruner):
         """
         if self.text == "clip" and not all(stage.tokens.encoder.offers("relevance") for stage in stages):
             raise UsageError(
-                "cdpruner weighs tokens with CLIP's text tower, and this checkpoint has none: "
-                "--param text=llm uses the language model's own text embeddings instead."
+                "cdpruner weighs tokens with CLIP's text tower, and this checkpoint has none: name one with --clip-text (for "
+                "LLaVA-1.5 openai/clip-vit-large-patch14-336), or --param text=llm uses the language model's text embeddings."
             )
         return select_alike(self, stages, self._choose)
 

@@ -1,0 +1,44 @@
+"""CLIP's text tower beside a LLaVA whose vision tower is CLIP's: how relevant each patch is to the question.
+
+What CDPruner (arXiv 2506.10967) weighs tokens with; LLaVA checkpoints carry only the vision half. Knows no method.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPModel
+
+from trimtok_cli.errors import ModelError
+
+SEGMENT = 77  # CLIP's longest text, in tokens
+
+
+class ClipText:
+    """The text half of a CLIP checkpoint, and of its vision half the last normalization and projection."""
+
+    def __init__(self, source: str, device: torch.device) -> None:
+        try:
+            clip = CLIPModel.from_pretrained(source).to(device).eval()
+            self.tokenizer = AutoTokenizer.from_pretrained(source)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ModelError(f"--clip-text {source} cannot be loaded: {reason.rstrip('.')}; name a CLIP checkpoint.") from error
+        self.clip, self.width = clip, clip.config.vision_config.hidden_size
+
+    def relevance(self, features: Tensor, words: str) -> Tensor:
+        """(N, F) patch features that enter the projector, and the question -> (N,) float32 mean cosine over text segments.
+
+        Neither negated nor scaled. A long question is cut into segments of 77 tokens, the last one filled with zeros. Raises
+        ModelError where the tower is not this CLIP's.
+        """
+        if features.shape[-1] != self.width:
+            raise ModelError(
+                f"--clip-text is {self.width} wide in its vision tower, the model's features are {features.shape[-1]}: "
+                "both must be the same CLIP."
+            )
+        ids = torch.tensor(self.tokenizer(words).input_ids, device=features.device)
+        segments = F.pad(ids, (0, -len(ids) % SEGMENT)).reshape(-1, SEGMENT)
+        found = self.clip.get_text_features(segments)
+        text = F.normalize(getattr(found, "pooler_output", found).float(), dim=-1)
+        patches = self.clip.visual_projection(self.clip.vision_model.post_layernorm(features.float()))
+        return (F.normalize(patches, dim=-1) @ text.mT).mean(-1)
