@@ -47,7 +47,7 @@ def test_captions_of_the_samples_name_most_of_what_is_there_with_64_of_576_token
     assert named / len(there) >= 0.65, (named, len(there), said)
     any_shape = rf"\ban? \w+ (?:{'|'.join(scenes.SHAPES)})\b"
     mentioned = sum(len(re.findall(any_shape, text.lower())) for text in said.values())
-    assert mentioned - named <= 6, said
+    assert mentioned - named <= 5, said
 
 
 def test_compare_on_the_samples_mostly_agrees_with_dense():
@@ -57,7 +57,7 @@ def test_compare_on_the_samples_mostly_agrees_with_dense():
     dense = sum(row["runs"][0]["text"] in row["reference"] for row in rows)
     pruned = sum(row["runs"][1]["text"] in row["reference"] for row in rows)
     same = sum(row["runs"][1]["identical_to_dense"] for row in rows)
-    assert dense >= 25 and pruned >= 23 and same >= 26, (dense, pruned, same)
+    assert dense >= 35 and pruned >= 32 and same >= 31, (dense, pruned, same)
     assert Path("cmp/compare.html").stat().st_size > 100_000
 
 
