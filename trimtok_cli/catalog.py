@@ -1,6 +1,6 @@
 """Checkpoints with short names: alias, hub id, family, dense visual tokens, licence. Facts only; loads nothing.
 
-Licences are what the checkpoints' cards say; read the card before you build on one.
+Licences are as known when this was written; the checkpoint's card has the last word.
 """
 
 from dataclasses import dataclass
