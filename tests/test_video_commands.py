@@ -95,3 +95,20 @@ def test_models_lists_every_alias_and_says_what_is_in_the_cache(monkeypatch, tmp
     assert {line[0] for line in lines} == set(ALIASES) and [line[0] for line in lines if line[4] == "yes"] == ["qwen2-vl-2b"]
     assert {checkpoint.family for checkpoint in CHECKPOINTS} <= set(ADAPTERS)
     assert "alias" in run("models").stdout
+
+
+def test_budgets_and_pixels_by_flag(llava_folder, qwen, mixed):
+    picture(2, 40, 40).save(mixed / "small.png")
+    (mixed / "q.jsonl").write_text(json.dumps({"question_id": 1, "image": ["b.png", "small.png"], "text": "Which?"}) + "\n")
+
+    def ask(name, model, *more):
+        run("vqa", mixed / "q.jsonl", "-m", model, "--max-new-tokens", 1, "-o", name, *more)
+        return rows(Path(name))[0]["metadata"]["visual"]
+
+    whole, less = ask("1.jsonl", qwen, "--keep", "all"), ask("2.jsonl", qwen, "--keep", "all", "--max-pixels", 2000)
+    assert less["tokens"] < whole["tokens"]
+    equal, shared = (ask(f"{b}.jsonl", qwen, "--keep", 4, "--budget", b) for b in ("equal", "tokens"))
+    assert equal["kept"] == shared["kept"] == 8
+    final = ask("3.jsonl", llava_folder, "--keep", 20, "--method", "fastv")
+    mean = ask("4.jsonl", llava_folder, "--keep", 20, "--method", "fastv", "--budget-counts", "layer-mean")
+    assert final["kept"] == 40 and final["layer_mean"] > 40 and abs(mean["layer_mean"] - 40) <= 1

@@ -9,6 +9,7 @@ import math
 
 import torch
 from torch import Tensor
+from transformers.image_processing_utils import select_best_resolution
 
 from trimtok_cli.models.base import Adapter, Inputs, Visual
 from trimtok_cli.models.llava import clip_tower
@@ -59,15 +60,8 @@ class LlavaNext(Adapter):
         return vision.image_size // vision.patch_size
 
     def _best_resolution(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) of the listed resolutions that shows most of the image, and of those the one that wastes least."""
-        width, height = size
-
-        def fit(pinpoint: list[int]) -> tuple[float, float]:
-            scale = min(pinpoint[1] / width, pinpoint[0] / height)
-            shown = min(int(width * scale) * int(height * scale), width * height)
-            return shown, -(pinpoint[0] * pinpoint[1] - shown)
-
-        return tuple(max(self.model.config.image_grid_pinpoints, key=fit))
+        """(height, width) of the listed resolutions that the processor fits the image into."""
+        return tuple(select_best_resolution(size[::-1], self.model.config.image_grid_pinpoints))
 
     def _canvas(self, pixels: int) -> Tensor:
         """Edges of the token cells along one side of the padded canvas, in pixels. A tile's remainder falls to its last cell."""
