@@ -6,7 +6,7 @@ to tower tokens that the family's Places hold.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -56,6 +56,7 @@ class Tower:
         self.left: list[Tensor] = []
         self.inputs: dict[str, list] = {name: [] for name in attention}
         self.features: list[Tensor] = []
+        self.worked_out: dict[tuple[str, str], Tensor] = {}
 
     def __enter__(self) -> "Tower":
         self.hooks = []
@@ -83,6 +84,13 @@ class Tower:
             return found
         wide = [(q.transpose(1, 2).flatten(2)[:, None], k.transpose(1, 2).flatten(2)[:, None]) for q, k, _ in found]
         return [(q, k, q.shape[-1] ** -0.5) for q, k in wide]
+
+    def _once(self, signal: Callable[[str], Tensor], name: str) -> Tensor:
+        """A batch's samples share one pass over the tower's chunks."""
+        key = (signal.__name__, name)
+        if key not in self.worked_out:
+            self.worked_out[key] = signal(name)
+        return self.worked_out[key]
 
     def saliency(self, name: str) -> Tensor:
         """(tower tokens,): attention from CLS, or received on the mean where there is none."""
@@ -116,8 +124,8 @@ class Tower:
 
         offers: dict[str, Callable] = {}
         for name in self.attention:
-            offers[f"{name}saliency"] = mine(cache(lambda name=name: self.saliency(name)))
-            offers[f"{name}keys"] = mine(cache(lambda name=name: self.keys(name)))
+            offers[f"{name}saliency"] = mine(partial(self._once, self.saliency, name))
+            offers[f"{name}keys"] = mine(partial(self._once, self.keys, name))
         if self.projector is not None and all(source.shape[1] == 1 for source in sources):
             offers |= {"features": mine(self.all_features), "project": project}
         if self.layers and self.has_cls:
