@@ -57,9 +57,10 @@ class RunningStages:
         self.prompt, self.start = prompt, prompt
         self.kept: list[Kept] = [Kept(0, tuple(prompt.alive.tolist()))]
         self.seconds, self.steps = 0.0, -1
-        self.rows: dict[int, Tensor] = {}  # for each layer behind a stage: rows of the first prompt, where none were added
-        self.lengths: dict[int, tuple[int, bool]] = {}
+        self.lengths: dict[int, int] = {}  # rows in the prefill of each layer behind a stage
         self.before: Tensor | None = None
+        self.kinded = "layer_type" in inspect.signature(decoder.rotary_emb.forward).parameters
+        self.known: dict[tuple, tuple[Tensor, Tensor]] = {}
 
     @property
     def plain(self) -> Prompt:
@@ -97,7 +98,7 @@ class RunningStages:
             hidden = self._reduce(number, layer, hidden)
         if len(hidden[0]) != len(self.start):
             kwargs = self._shortened(layer, hidden, kwargs)
-            self.lengths[number] = (len(hidden[0]), True)
+            self.lengths[number] = len(hidden[0])
         self.before = hidden
         return (hidden,), kwargs
 
@@ -124,7 +125,7 @@ class RunningStages:
     def _shortened(self, layer, hidden: Tensor, kwargs: dict) -> dict:
         """The layer's arguments for the rows that are left."""
         positions = self.prompt.positions
-        kwargs = kwargs | {"position_embeddings": self._embeddings(layer, hidden, positions)}
+        kwargs = kwargs | {"position_embeddings": self._embeddings(layer, hidden, positions, len(self.kept))}
         if kwargs.get("position_ids") is not None:
             kwargs["position_ids"] = positions[None] if positions.dim() == 1 else positions[:, None]
         mask = kwargs.get("attention_mask")
@@ -154,13 +155,21 @@ class RunningStages:
         # One query that sees all of its layer's cache needs no mask; the one given is as long as layer 0's.
         kwargs = kwargs | {"attention_mask": None}
         if self.renumber:
-            position = torch.tensor([self.lengths[number][0] + self.steps - 1], device=hidden.device)
-            kwargs["position_embeddings"] = self._embeddings(layer, hidden, position)
+            position = self.lengths[number] + self.steps - 1
+            ids = torch.tensor([position], device=hidden.device)
+            kwargs["position_embeddings"] = self._embeddings(layer, hidden, ids, position)
         return (hidden,), kwargs
 
-    def _embeddings(self, layer, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        rotary = self.decoder.rotary_emb
-        ids = positions[None] if positions.dim() == 1 else positions[:, None]
-        kinds = "layer_type" in inspect.signature(rotary.forward).parameters
-        more = (self.decoder.config.layer_types[layer.self_attn.layer_idx],) if kinds else ()
-        return rotary(hidden, ids, *more)
+    def _embeddings(self, layer, hidden: Tensor, positions: Tensor, name: int | None = None) -> tuple[Tensor, Tensor]:
+        """Of these positions; layers of one step that name the same ones share them."""
+        more = (self.decoder.config.layer_types[layer.self_attn.layer_idx],) if self.kinded else ()
+        key = (self.steps, name, *more)
+        if name is None or key not in self.known:
+            if self.known and next(iter(self.known))[0] != self.steps:
+                self.known.clear()
+            ids = positions[None] if positions.dim() == 1 else positions[:, None]
+            found = self.decoder.rotary_emb(hidden, ids, *more)
+            if name is None:
+                return found
+            self.known[key] = found
+        return self.known[key]
