@@ -65,8 +65,9 @@ def test_the_folder_is_plain_and_small_and_dense_is_what_generate_says():
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from trimtok_cli.data import Sample
-    from trimtok_cli.engine import Ask, answer
+    from trimtok_cli.engine import answer
     from trimtok_cli.models import load_model
+    from trimtok_cli.prepare import Ask
 
     assert sum(f.stat().st_size for f in MODEL.iterdir()) < 12 * 2**20
     assert not [f.name for f in MODEL.iterdir() if f.suffix in (".bin", ".pt", ".pkl", ".py")]

@@ -11,9 +11,10 @@ from tests.families import FAMILIES
 from tests.test_cli import rows, run
 from trimtok_cli.data import Sample
 from trimtok_cli.decoding import generate
-from trimtok_cli.engine import Ask, encode, finish, prepare
+from trimtok_cli.engine import encode, finish
 from trimtok_cli.errors import UsageError
 from trimtok_cli.models import load_model
+from trimtok_cli.prepare import Ask, prepare
 from trimtok_cli.pruners import PRUNERS, build_pruner
 
 METHODS = [name for name, kind in PRUNERS.items() if kind]

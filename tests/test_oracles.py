@@ -9,9 +9,10 @@ from tests import tiny
 from tests.conftest import picture
 from trimtok_cli.data import Sample
 from trimtok_cli.decoding import Sampling, generate
-from trimtok_cli.engine import Ask, answer, answer_all, compare_all, encode, finish, prepare
+from trimtok_cli.engine import answer, answer_all, compare_all, encode, finish
 from trimtok_cli.errors import ModelError
 from trimtok_cli.models import load_model
+from trimtok_cli.prepare import Ask, prepare
 from trimtok_cli.pruners import build_pruner
 from trimtok_cli.stages import reduce_prompts
 

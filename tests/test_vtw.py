@@ -100,8 +100,9 @@ def test_the_search_measures_what_withdrawal_at_each_layer_costs(llava_folder, p
     from tests.test_cli import run
     from tests.test_stages import by_hand
     from trimtok_cli.data import Sample
-    from trimtok_cli.engine import Ask, encode, prepare
+    from trimtok_cli.engine import encode
     from trimtok_cli.models import load_model
+    from trimtok_cli.prepare import Ask, prepare
     from trimtok_cli.search import withdrawal_kls
 
     adapter, ask = load_model(str(llava_folder), device="cpu"), Ask("What is it?")

@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Sample": "trimtok_cli.data", "Result": "trimtok_cli.data", "TrimtokError": "trimtok_cli.errors",
     "load_model": "trimtok_cli.models", "build_pruner": "trimtok_cli.pruners", "answer_all": "trimtok_cli.engine",
-    "Ask": "trimtok_cli.engine", "answer": "trimtok_cli.engine", "trimtokenator": "trimtok_cli.pruners.trimtokenator",
+    "Ask": "trimtok_cli.prepare", "answer": "trimtok_cli.engine", "trimtokenator": "trimtok_cli.pruners.trimtokenator",
 }  # fmt: skip
 __all__ = ["__version__", *sorted(_PUBLIC)]
 

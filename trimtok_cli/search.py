@@ -10,8 +10,9 @@ import torch
 
 from trimtok_cli.data import Sample
 from trimtok_cli.decoding import generate
-from trimtok_cli.engine import Ask, encode, prepare
+from trimtok_cli.engine import encode
 from trimtok_cli.models import Adapter
+from trimtok_cli.prepare import Ask, prepare
 from trimtok_cli.pruners import Budget
 from trimtok_cli.pruners.vtw import VTW, kl_of
 from trimtok_cli.stages import RunningStages

@@ -16,9 +16,9 @@ def load(config: RunConfig, screen: Screen):
     """The adapter and what to ask of it. Heavy imports happen here, after arguments and inputs have been looked at."""
     screen.say(f"loading {config.model} ...", "dim")
     from trimtok_cli.decoding import Sampling
-    from trimtok_cli.engine import Ask
     from trimtok_cli.media.video import FrameRule
     from trimtok_cli.models import load_model
+    from trimtok_cli.prepare import Ask
 
     adapter = load_model(
         config.model,

@@ -1,0 +1,67 @@
+"""From a sample on disk to what the model's processor makes of it. Knows no pruner and touches no device."""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from trimtok_cli.data import Media, Sample, Seconds
+from trimtok_cli.decoding import Sampling
+from trimtok_cli.errors import ModelError, SampleError
+from trimtok_cli.media.images import load_image, shrunk
+from trimtok_cli.media.video import FrameRule, load_video
+from trimtok_cli.models.base import Adapter, Inputs
+from trimtok_cli.timing import Clock
+
+
+@dataclass(frozen=True)
+class Ask:
+    """How every sample of a run is asked. `prompt` is for samples that bring no question of their own.
+
+    frames: which frames of a video are read; video_as: `video` (the family's own path), `frames` (as images) or `auto`.
+    max_pixels: larger images and frames are shrunk to so many before the processor sees them; 0 shrinks none.
+    """
+
+    prompt: str = ""
+    system: str = ""
+    max_new_tokens: int = 128
+    sampling: Sampling = field(default_factory=Sampling)
+    frames: FrameRule = field(default_factory=FrameRule)
+    video_as: str = "auto"
+    max_pixels: int = 0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sample read from disk and put into the model's words; its times so far."""
+
+    sample: Sample
+    question: str
+    inputs: Inputs
+    media: tuple[Media, ...]
+    seconds: Seconds
+
+
+def prepare(adapter: Adapter, sample: Sample, ask: Ask) -> Prepared:
+    """Read the images and the video, then the chat template and the processor."""
+    if sample.problem:
+        raise SampleError(sample.problem)
+    if sample.video is not None and ask.video_as == "video" and not adapter.has_video:
+        raise ModelError(f"--video-as video: {adapter.name} has no video path of its own; use --video-as frames.")
+    clock = Clock(torch.device("cpu"))
+    loaded = [load_image(path) for path in sample.images]
+    clip = load_video(sample.video, ask.frames) if sample.video is not None else None
+    load, question = clock.mark(), ask.prompt if sample.question is None else sample.question
+    pictures, as_frames = [shrunk(image, ask.max_pixels) for image, _ in loaded], ask.video_as == "frames"
+    if clip is not None:
+        clip = replace(clip, frames=tuple(shrunk(frame, ask.max_pixels) for frame in clip.frames))
+    inputs = adapter.prepare(pictures, question, system=ask.system, clip=clip, as_frames=as_frames)
+    seconds = Seconds(load=load, prepare=clock.mark())
+    media = [media for _, media in loaded]
+    if clip is not None:
+        media.append(
+            Media(
+                clip.width, clip.height, "RGB", frames=clip.num_frames, warnings=clip.warnings, decoder=clip.decoder,
+                duration=clip.duration, times=clip.times,
+            )
+        )  # fmt: skip
+    return Prepared(sample, question, inputs, tuple(media), seconds)
