@@ -3,13 +3,15 @@
 Prompts are left-padded with an explicit mask and explicit positions, so that a batch gives what its singles give.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from trimtok_cli.memory import in_halves
 from trimtok_cli.models.base import Adapter
 from trimtok_cli.timing import Clock
 from trimtok_cli.tokens import Prompt
@@ -43,6 +45,17 @@ class Times:
     decode: float
 
 
+@dataclass(frozen=True)
+class Done:
+    """One answer, or the error that a prompt ends in even alone. beside: the most answers that ran with it, itself counted."""
+
+    key: Any
+    said: Generated | None
+    times: Times
+    beside: int
+    error: Exception | None = None
+
+
 @torch.inference_mode()
 def generate(
     adapter: Adapter, prompts: Sequence[Prompt], *, max_new_tokens: int, sampling: Sampling | None = None,
@@ -56,7 +69,7 @@ def generate(
     sampling = sampling or Sampling()
     dice = [torch.Generator(adapter.device).manual_seed(sampling.seed) for _ in prompts] if sampling.temperature else []
     logits = adapter.forward(embeds, mask, positions, cache, prompts)
-    chosen, kept_logits = [_choose(logits, sampling, dice)], [logits] if keep_logits else []
+    chosen, kept_logits = [choose(logits, sampling, dice)], [logits] if keep_logits else []
     finished = torch.isin(chosen[-1], ends)
     prefill = clock.mark()
     for _ in range(max_new_tokens - 1):
@@ -66,7 +79,7 @@ def generate(
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         logits = adapter.forward(adapter.embed_ids(chosen[-1][:, None]), mask, positions, cache)
-        chosen.append(_choose(logits, sampling, dice))
+        chosen.append(choose(logits, sampling, dice))
         finished |= torch.isin(chosen[-1], ends)
         if keep_logits:
             kept_logits.append(logits)
@@ -74,6 +87,28 @@ def generate(
     rows = torch.stack(chosen, 1).tolist()
     answers = [_cut(row, set(ends.tolist()), None if all_logits is None else all_logits[i]) for i, row in enumerate(rows)]
     return answers, Times(prefill, clock.mark())
+
+
+class Batches:
+    """The plain loop over a stream: batches of `rows` (None: 1), each to its last answer before the next one begins."""
+
+    def __init__(self, adapter: Adapter, *, rows: int | None, max_new_tokens: int, sampling: Sampling | None = None) -> None:
+        self.adapter, self.rows, self.options = adapter, rows or 1, {"max_new_tokens": max_new_tokens, "sampling": sampling}
+
+    def run(self, take: Callable[[int], Sequence[tuple[Any, Prompt]]]) -> Iterator[Done]:
+        """As `Continuous.run`. A batch that breaks is run again in halves."""
+        while group := take(self.rows):
+            for (key, _), made in in_halves(self._answer, list(group), self.adapter.device):
+                if isinstance(made, Exception):
+                    yield Done(key, None, Times(0.0, 0.0), 1, made)
+                else:
+                    yield made
+
+    def _answer(self, group: list[tuple[Any, Prompt]]) -> list[Done]:
+        size = len(group)
+        answers, times = generate(self.adapter, [prompt for _, prompt in group], **self.options)
+        share = Times(times.prefill / size, times.decode / size)
+        return [Done(key, said, share, size) for (key, _), said in zip(group, answers, strict=True)]
 
 
 def pad_left(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -92,9 +127,9 @@ def pad_left(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor | None, Tensor]:
     return embeds, None if all(len(prompt) == longest for prompt in prompts) else mask, positions
 
 
-def _choose(logits: Tensor, sampling: Sampling, dice: Sequence[torch.Generator]) -> Tensor:
+def choose(logits: Tensor, sampling: Sampling, dice: Sequence[torch.Generator | None]) -> Tensor:
     """(B, V) -> (B,) token ids."""
-    if not dice:
+    if not sampling.temperature:
         return logits.argmax(-1)
     shares, ids = (logits.float() / sampling.temperature).softmax(-1).sort(-1, descending=True)
     shares[shares.cumsum(-1) - shares > sampling.top_p] = 0

@@ -4,15 +4,17 @@ Knows no method and no family: a pruner is a value (None is dense), a model is a
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
 
+from trimtok_cli.continuous import Continuous
 from trimtok_cli.data import Comparison, Kept, Result, Sample, Seconds, TokenCounts
-from trimtok_cli.decoding import Generated, generate
+from trimtok_cli.decoding import Batches, Done, Times, generate
 from trimtok_cli.errors import ModelError, TrimtokError
+from trimtok_cli.memory import in_halves
 from trimtok_cli.models.base import Adapter
 from trimtok_cli.prepare import Ask, Prepared, prepare
 from trimtok_cli.pruners import PRUNERS, Pruner
@@ -33,6 +35,20 @@ class Encoded:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """A sample behind the pruner, ready for the language model. tokens: only where the pruner goes on inside of it."""
+
+    prepared: Prepared
+    prompt: Prompt
+    kept: tuple[Kept, ...]
+    num_visual: int
+    grid: tuple[int, ...]
+    seconds: Seconds
+    tokens: VisualTokens | None = None
+    number: int = 0
+
+
 def answer(adapter: Adapter, pruner: Pruner | None, samples: Sequence[Sample], ask: Ask) -> list[Result]:
     """One batch, top to bottom. Raises SampleError (or what the libraries raise) if any of the samples cannot be answered."""
     reset_peak(adapter.device)
@@ -50,55 +66,123 @@ def encode(adapter: Adapter, prepared: Sequence[Prepared]) -> Encoded:
 
 
 @torch.inference_mode()
-def finish(adapter: Adapter, pruner: Pruner | None, batch: Encoded, ask: Ask) -> list[Result]:
-    """Prune, prefill, decode."""
+def prune(adapter: Adapter, pruner: Pruner | None, batch: Encoded) -> list[Waiting]:
+    """What the language model is to read of each sample. The dense visual tokens are let go where nobody will ask for them."""
     clock = Clock(adapter.device)
     prompts, kept = reduce_prompts(
         pruner, batch.prompts, batch.tokens, num_layers=adapter.num_layers, renumber=adapter.renumbers
     )  # fmt: skip
-    prune, size = clock.mark() / len(prompts), len(prompts)
-    if pruner is not None and any(layer > 0 for layer in pruner.stages(adapter.num_layers)):
-        # Caches of unequal lengths, layer by layer: these samples run one at a time, and their records say so.
-        runs = [_run_inside(adapter, pruner, prompt, visual, ask) for prompt, visual in zip(prompts, batch.tokens, strict=True)]
-        kept, size = [stages for _, stages, _ in runs], 1
-        answered = [(said, replace(spent, prune=spent.prune + prune)) for said, _, spent in runs]
-    else:
-        answers, times = generate(adapter, prompts, max_new_tokens=ask.max_new_tokens, sampling=ask.sampling)
-        spent = Seconds(prune=prune, prefill=times.prefill / size, decode=times.decode / size)
-        answered = [(said, spent) for said in answers]
-    results = []
-    for each, visual, prompt, alive, (said, spent) in zip(batch.prepared, batch.tokens, prompts, kept, answered, strict=True):
-        text, left = len(prompt) - len(prompt.visual), len(alive[-1].tokens)
-        counts = TokenCounts(text, len(visual), left, layer_mean(alive, adapter.num_layers), said.steps)
-        results.append(
-            Result(
-                each.sample, each.question, adapter.decode(said.ids), method_name(pruner), counts,
-                replace(spent, load=each.seconds.load, prepare=each.seconds.prepare, encode=batch.seconds),
-                peak_bytes(adapter.device), alive, visual.grids[0] if visual.grids else (), said.finish, "",
-                each.inputs.text, each.media, size,
+    spent, goes_on = Seconds(encode=batch.seconds, prune=clock.mark() / len(prompts)), goes_inside(adapter, pruner)
+    return [
+        Waiting(
+            each, prompt, alive, len(visual), visual.grids[0] if visual.grids else (),
+            replace(spent, load=each.seconds.load, prepare=each.seconds.prepare), visual if goes_on else None,
+        )
+        for each, visual, prompt, alive in zip(batch.prepared, batch.tokens, prompts, kept, strict=True)
+    ]  # fmt: skip
+
+
+def finish(adapter: Adapter, pruner: Pruner | None, batch: Encoded, ask: Ask, loop=None) -> list[Result]:
+    """Prune, prefill, decode: one batch, in its order. Raises what the first sample that fails ends in."""
+    loop = loop or language_model(adapter, pruner, ask, rows=len(batch.prompts))
+    waiting = [replace(each, number=i) for i, each in enumerate(prune(adapter, pruner, batch))]
+    left = iter(waiting)
+    done = sorted(loop.run(lambda count: [(each, each.prompt) for each in islice(left, count)]), key=lambda each: each.key.number)
+    for each in done:
+        if each.error:
+            raise each.error
+    return [result_of(adapter, pruner, each) for each in done]
+
+
+def goes_inside(adapter: Adapter, pruner: Pruner | None) -> bool:
+    return pruner is not None and any(layer > 0 for layer in pruner.stages(adapter.num_layers))
+
+
+def language_model(adapter: Adapter, pruner: Pruner | None, ask: Ask, *, rows: int | None):
+    """The token loop of a run: its `run(take)` turns waiting prompts into answers as they end.
+
+    A pruner that goes on inside the model leaves caches of unequal lengths, layer by layer: its samples run one at a time.
+    """
+    if goes_inside(adapter, pruner):
+        return _Inside(adapter, pruner, ask)
+    kind = {"continuous": Continuous, "simple": Batches}[ask.decode]
+    return kind(adapter, rows=rows, max_new_tokens=ask.max_new_tokens, sampling=ask.sampling)
+
+
+class _Inside:
+    """Prompts one by one, under a pruner that reduces inside the language model."""
+
+    def __init__(self, adapter: Adapter, pruner: Pruner, ask: Ask) -> None:
+        self.adapter, self.pruner, self.ask = adapter, pruner, ask
+
+    def run(self, take: Callable[[int], Sequence[tuple[Waiting, Prompt]]]) -> Iterator[Done]:
+        while group := take(1):
+            for each, prompt in group:
+                try:
+                    yield self._one(each, prompt)
+                except Exception as error:
+                    yield Done(each, None, Times(0.0, 0.0), 1, error)
+
+    def _one(self, each: Waiting, prompt: Prompt) -> Done:
+        decoder, renumber = self.adapter.model.get_decoder(), self.adapter.renumbers
+        with RunningStages(decoder, self.pruner, prompt, each.tokens, renumber=renumber) as stages:
+            (said,), times = generate(
+                self.adapter, [stages.plain], max_new_tokens=self.ask.max_new_tokens, sampling=self.ask.sampling
             )
-        )  # fmt: skip
-    return results
+        spent = replace(each.seconds, prune=each.seconds.prune + stages.seconds)
+        done = replace(each, kept=tuple(stages.kept), seconds=spent)
+        return Done(done, said, Times(times.prefill - stages.seconds, times.decode), 1)
 
 
-def _run_inside(
-    adapter: Adapter, pruner: Pruner, prompt: Prompt, tokens: VisualTokens, ask: Ask
-) -> tuple[Generated, tuple[Kept, ...], Seconds]:
-    """One prompt under a pruner that reduces inside the language model."""
-    with RunningStages(adapter.model.get_decoder(), pruner, prompt, tokens, renumber=adapter.renumbers) as stages:
-        (said,), times = generate(adapter, [stages.plain], max_new_tokens=ask.max_new_tokens, sampling=ask.sampling)
-    return said, tuple(stages.kept), Seconds(prune=stages.seconds, prefill=times.prefill - stages.seconds, decode=times.decode)
+def result_of(adapter: Adapter, pruner: Pruner | None, done: Done) -> Result:
+    each, said = done.key, done.said
+    text, left = len(each.prompt) - len(each.prompt.visual), len(each.kept[-1].tokens)
+    counts = TokenCounts(text, each.num_visual, left, layer_mean(each.kept, adapter.num_layers), said.steps)
+    return Result(
+        each.prepared.sample, each.prepared.question, adapter.decode(said.ids), method_name(pruner), counts,
+        replace(each.seconds, prefill=done.times.prefill, decode=done.times.decode), peak_bytes(adapter.device), each.kept,
+        each.grid, said.finish, "", each.prepared.inputs.text, each.prepared.media, done.beside,
+    )  # fmt: skip
 
 
 def answer_all(
-    adapter: Adapter, pruner: Pruner | None, samples: Iterable[Sample], ask: Ask, *, batch_size: int = 1
+    adapter: Adapter, pruner: Pruner | None, samples: Iterable[Sample], ask: Ask, *, batch_size: int | None = 1
 ) -> Iterator[Result]:
-    """Results in the order of the samples. A sample that fails becomes a Result with an error; only a ModelError ends the run."""
-    stream = iter(samples)
-    while batch := list(islice(stream, batch_size)):
-        ready = [_prepare_safely(adapter, pruner, sample, ask) for sample in batch]
-        done = iter(_finish_safely(adapter, pruner, [each for each in ready if isinstance(each, Prepared)], ask))
-        yield from (next(done) if isinstance(each, Prepared) else each for each in ready)
+    """Results in the order of the samples; at most `batch_size` are under way at once, None is as many as memory allows.
+
+    A sample that fails becomes a Result with an error; only a ModelError ends the run.
+    """
+    stream = enumerate(_prepare_safely(adapter, pruner, sample, ask) for sample in samples)
+    ready: dict[int, Result] = {}
+    upcoming = 0
+
+    def reduced(group: list[tuple[int, Prepared]]) -> list[Waiting]:
+        waiting = prune(adapter, pruner, encode(adapter, [each for _, each in group]))
+        return [replace(each, number=number) for (number, _), each in zip(group, waiting, strict=True)]
+
+    def take(count: int) -> list[tuple[Waiting, Prompt]]:
+        """As many samples as there are free places, through the vision tower and the pruner together."""
+        while group := list(islice(stream, count)):
+            ready.update((number, each) for number, each in group if isinstance(each, Result))
+            reset_peak(adapter.device)
+            found = []
+            good = [(number, each) for number, each in group if isinstance(each, Prepared)]
+            for item, made in in_halves(reduced, good, adapter.device):
+                if isinstance(made, Exception):
+                    ready[item[0]] = failure(item[1].sample, pruner, ask, made)
+                else:
+                    found.append((made, made.prompt))
+            if found:
+                return found
+        return []
+
+    for done in language_model(adapter, pruner, ask, rows=batch_size).run(take):
+        error = done.error and failure(done.key.prepared.sample, pruner, ask, done.error)
+        ready[done.key.number] = error or result_of(adapter, pruner, done)
+        while upcoming in ready:
+            yield ready.pop(upcoming)
+            upcoming += 1
+    yield from (ready[number] for number in sorted(ready))
 
 
 def _prepare_safely(adapter: Adapter, pruner: Pruner | None, sample: Sample, ask: Ask) -> Prepared | Result:
@@ -110,27 +194,13 @@ def _prepare_safely(adapter: Adapter, pruner: Pruner | None, sample: Sample, ask
         return failure(sample, pruner, ask, error)
 
 
-def _finish_safely(adapter: Adapter, pruner: Pruner | None, prepared: list[Prepared], ask: Ask) -> list[Result]:
-    """A batch that fails is tried again one by one, so that one sample cannot take its neighbours along."""
-    if not prepared:
-        return []
-    try:
-        reset_peak(adapter.device)
-        return finish(adapter, pruner, encode(adapter, prepared), ask)
-    except ModelError:
-        raise
-    except Exception as error:
-        if len(prepared) == 1:
-            return [failure(prepared[0].sample, pruner, ask, error)]
-    return [result for each in prepared for result in _finish_safely(adapter, pruner, [each], ask)]
-
-
 def compare_all(adapter: Adapter, pruners: Sequence[Pruner | None], samples: Iterable[Sample], ask: Ask) -> Iterator[Comparison]:
     """Every sample answered by every pruner, its images read and encoded once. Samples run alone, for honest times.
 
     The order of the pruners turns with each sample, so that none is always the first to run. The first sample is run
     once beforehand and thrown away: a first pass pays for kernels and caches.
     """
+    loops = [language_model(adapter, pruner, ask, rows=1) for pruner in pruners]
     warm = False
     for number, sample in enumerate(samples):
         try:
@@ -138,11 +208,11 @@ def compare_all(adapter: Adapter, pruners: Sequence[Pruner | None], samples: Ite
             batch = encode(adapter, [prepare(adapter, sample, ask)])
             if not warm:
                 batch = encode(adapter, batch.prepared)
-                for pruner in pruners:
-                    _attempt(adapter, pruner, batch, replace(ask, max_new_tokens=2))
+                for pruner, loop in zip(pruners, loops, strict=True):
+                    _attempt(adapter, pruner, batch, ask, loop)
                 batch, warm = encode(adapter, batch.prepared), True
             order = [(i + number) % len(pruners) for i in range(len(pruners))]
-            done = {i: _attempt(adapter, pruners[i], batch, ask) for i in order}
+            done = {i: _attempt(adapter, pruners[i], batch, ask, loops[i]) for i in order}
             tokens = batch.tokens[0]
             boxes = tuple(tuple(round(x, 5) for x in box) for box in tokens.box.tolist())
             yield Comparison(
@@ -155,10 +225,10 @@ def compare_all(adapter: Adapter, pruners: Sequence[Pruner | None], samples: Ite
             yield Comparison(sample, tuple(failure(sample, pruner, ask, error) for pruner in pruners))
 
 
-def _attempt(adapter: Adapter, pruner: Pruner | None, batch: Encoded, ask: Ask) -> Result:
+def _attempt(adapter: Adapter, pruner: Pruner | None, batch: Encoded, ask: Ask, loop) -> Result:
     """One sample, one way. A method that cannot run on this model fails alone; the others are still compared."""
     try:
-        return finish(adapter, pruner, batch, ask)[0]
+        return finish(adapter, pruner, batch, ask, loop)[0]
     except ModelError:
         raise
     except Exception as error:

@@ -19,6 +19,8 @@ class Ask:
 
     frames: which frames of a video are read; video_as: `video` (the family's own path), `frames` (as images) or `auto`.
     max_pixels: larger images and frames are shrunk to so many before the processor sees them; 0 shrinks none.
+    decode: `continuous` (a static cache, and a waiting prompt takes the place of an answer that ends) or `simple` (batch by
+    batch, a cache that grows).
     """
 
     prompt: str = ""
@@ -28,6 +30,7 @@ class Ask:
     frames: FrameRule = field(default_factory=FrameRule)
     video_as: str = "auto"
     max_pixels: int = 0
+    decode: str = "continuous"
 
 
 @dataclass(frozen=True)

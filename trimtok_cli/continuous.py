@@ -1,0 +1,259 @@
+"""The token loop for many prompts: as an answer ends, a waiting prompt takes its slot (continuous batching).
+
+Prompts are prefilled together, up to a number of tokens, left-padded as in `decoding.generate`; from then on each answer is a
+slot of a static cache, wherever it stands in its text. Slots in use are always the first ones. Greedy or sampled, the tokens are
+those of `generate`, which is its oracle. Knows no pruner and no image.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trimtok_cli.decoding import Done, Generated, Sampling, Times, choose, pad_left
+from trimtok_cli.graphs import Graphs
+from trimtok_cli.memory import out_of_memory, release, rows_that_fit
+from trimtok_cli.models.base import Adapter
+from trimtok_cli.slots import Slots
+from trimtok_cli.timing import Clock
+from trimtok_cli.tokens import Prompt
+
+PREFILL_TOKENS = 16_384  # of one prefill, padding counted: enough to fill a GPU, and its activations stay small
+REFILL = 4  # a quarter of the slots must be free before the answers under way wait for a prefill
+BLOCK = 4  # CUDA: so many steps are launched before the host looks at their tokens; elsewhere looking costs nothing
+
+
+@dataclass
+class _Row:
+    """One answer under way. Its slot is its place in the list of those."""
+
+    key: Any
+    prompt: Prompt
+    dice: torch.Generator | None
+    ids: list[int] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
+    prefill: float = 0.0
+    decode: float = 0.0
+    beside: int = 1
+    finish: str = ""
+
+    @property
+    def length(self) -> int:
+        """Places of its slot that are filled: the last token's keys are written by the step that reads it."""
+        return len(self.prompt) + len(self.ids) - 1
+
+
+class Continuous:
+    """At most `rows` answers at a time; None takes as many as memory allows, once the first prompt shows what one takes.
+
+    Kept over a whole run: the cache and a device's recorded steps live here. `rows` shrinks for good when memory runs out.
+    """
+
+    def __init__(
+        self, adapter: Adapter, *, rows: int | None, max_new_tokens: int, sampling: Sampling | None = None, stop: bool = True,
+        keep_logits: bool = False, prefill_tokens: int = PREFILL_TOKENS,
+    ) -> None:  # fmt: skip
+        self.adapter, self.rows, self.max_new_tokens = adapter, rows, max_new_tokens
+        self.sampling, self.keep_logits, self.prefill_tokens = sampling or Sampling(), keep_logits, prefill_tokens
+        self.ends = frozenset(adapter.end_ids if stop else ())
+        self.block = BLOCK if adapter.device.type == "cuda" else 1
+        self.config = adapter.model.get_decoder().config
+        self.slots = Slots(self.config.num_hidden_layers, adapter.device)
+        self.graphs = Graphs(self._masked_step, adapter.device)
+        self.active: list[_Row] = []
+        self.careful = 0  # so many prompts still to be run alone, since one of them broke a batch
+        self.ids = torch.zeros(0, dtype=torch.long, device=adapter.device)
+        self.positions = self.ids
+
+    def run(self, take: Callable[[int], Sequence[tuple[Any, Prompt]]]) -> Iterator[Done]:
+        """Answers as they end. take(count) hands over up to `count` prompts, each with a key to know it by; none ends the run."""
+        again: deque[_Row] = deque()
+        dry = False
+        while True:
+            free = self._room() - len(self.active)
+            if free > 0 and (not self.active or free * REFILL >= self._room()):
+                fresh = [again.popleft() for _ in range(min(free, len(again)))]
+                if not fresh and not dry and not self.careful:
+                    fresh = [self._row(key, prompt) for key, prompt in take(free)]
+                    dry = not fresh
+                for group in self._groups(fresh):
+                    yield from self._attempt(self._admit, group, again)
+            if self.active:
+                yield from self._attempt(self._advance, self.active, again)
+            elif dry and not again:
+                return
+
+    def _room(self) -> int:
+        if self.careful:
+            return 1
+        return 1 if self.rows is None else self.rows  # the first prompt alone says what one takes
+
+    def _row(self, key: Any, prompt: Prompt) -> _Row:
+        if self.rows is None:
+            self.rows = rows_that_fit(
+                self.config, self.adapter.dtype, self.adapter.device, length=len(prompt) + self.max_new_tokens,
+                prefill_tokens=self.prefill_tokens,
+            )  # fmt: skip
+        dice = torch.Generator(self.adapter.device).manual_seed(self.sampling.seed) if self.sampling.temperature else None
+        return _Row(key, prompt, dice)
+
+    def _groups(self, rows: list[_Row]) -> Iterator[list[_Row]]:
+        """Prompts of like length together, so many that their padded tokens stay within bounds."""
+        rows = sorted(rows, key=lambda row: len(row.prompt))
+        while rows:
+            count = next((n for n in range(1, len(rows)) if (n + 1) * len(rows[n].prompt) > self.prefill_tokens), len(rows))
+            yield rows[:count]
+            rows = rows[count:]
+
+    def _attempt(self, step: Callable[[list[_Row]], list[_Row]], rows: list[_Row], again: deque[_Row]) -> Iterator[Done]:
+        """A step, and the answers that it ends. Where it breaks, everything under way is run again: fewer at a time where
+        memory ran out, one by one where anything else happened, so that no prompt takes others along."""
+        try:
+            ended = step(rows)
+        except Exception as error:
+            broken = rows if rows is self.active else [*self.active, *rows]
+            self.active = []
+            self.slots.clear()
+            self.graphs.clear()
+            if len(broken) == 1:
+                self.careful = max(self.careful - 1, 0)
+                yield Done(broken[0].key, None, Times(broken[0].prefill, broken[0].decode), 1, error)
+            else:
+                again.extendleft(self._row(row.key, row.prompt) for row in reversed(broken))
+                if out_of_memory(error):
+                    self.rows = max(1, len(broken) // 2)
+                else:
+                    self.careful = len(broken)
+        else:
+            for row in ended:
+                self.careful = max(self.careful - 1, 0)
+                logits = torch.stack(row.logits) if self.keep_logits else None
+                ids = tuple(row.ids[:-1] if row.finish == "stop" else row.ids)
+                said = Generated(ids, len(row.ids), row.finish, logits)
+                yield Done(row.key, said, Times(row.prefill, row.decode), row.beside)
+            return
+        release(self.adapter.device)  # here, where the failed step's tensors are no longer in anyone's hands
+
+    @torch.inference_mode()
+    def _admit(self, rows: list[_Row]) -> list[_Row]:
+        """Prefill, into the slots behind those in use; the answers that end with their first token."""
+        clock, prompts, first = Clock(self.adapter.device), [row.prompt for row in rows], len(self.active)
+        embeds, mask, positions = pad_left(prompts)
+        self._reserve(first + len(rows), embeds.shape[1] + self.max_new_tokens + self.block, positions)
+        with self.slots.filling(first, [len(prompt) for prompt in prompts]):
+            logits = self.adapter.forward(embeds, mask, positions, self.slots, prompts)
+        chosen = choose(logits, self.sampling, [row.dice for row in rows])
+        self.ids[first : first + len(rows)] = chosen
+        self.positions[..., first : first + len(rows), :] = positions[..., -1:] + 1
+        self.active += rows
+        self._note([chosen], [logits], rows)
+        for row in self.active:
+            row.beside = max(row.beside, len(self.active))
+        seconds = clock.mark()
+        for row in rows:
+            row.prefill = seconds / len(rows)
+        return self._leave()
+
+    @torch.inference_mode()
+    def _advance(self, rows: list[_Row]) -> list[_Row]:
+        """A block of steps for all answers under way; those that end in it."""
+        clock, count = Clock(self.adapter.device), len(rows)
+        dice = [row.dice for row in rows]
+        longest = max(row.length for row in rows)
+        even = longest == min(row.length for row in rows)
+        chosen, logits = [], []
+        for step in range(min(self.block, max(self.max_new_tokens - len(row.ids) for row in rows))):
+            span = longest + step + 1
+            if self.graphs.used:
+                found = self.graphs(count, span, self.slots.rows, self.slots.length)
+            else:
+                found = self._step(count, span, None if even else self._masks(count, span))
+            logits.append(found.clone() if self.keep_logits else found)
+            chosen.append(choose(logits[-1], self.sampling, dice))
+            self.ids[:count] = chosen[-1]
+            self.positions[..., :count, :] += 1
+            self.slots.lengths[:count] += 1
+        self._note(chosen, logits, rows)
+        seconds = clock.mark()
+        for row in rows:
+            row.decode += seconds / count
+        return self._leave()
+
+    def _masked_step(self, count: int, span: int) -> Tensor:
+        """As a step of slots of unequal length; every number it depends on lies on the device."""
+        return self._step(count, span, self._masks(count, span))
+
+    def _step(self, count: int, span: int, mask: Tensor | dict | None) -> Tensor:
+        """(count, V): one more token for each of the first slots, of which attention sees `span` places."""
+        self.slots.stepping(count, span, even=mask is None)
+        embeds = self.adapter.embed_ids(self.ids[:count, None])
+        return self.adapter.forward(embeds, mask, self.positions[..., :count, :], self.slots)
+
+    def _masks(self, count: int, span: int) -> Tensor | dict[str, Tensor]:
+        """What each slot has written so far, as scores to add, (count, 1, 1, span); by kind of layer where there are several."""
+        ends, places = self.slots.lengths[:count, None], torch.arange(span, device=self.slots.lengths.device)
+        window = getattr(self.config, "sliding_window", None)
+        kinds = set(getattr(self.config, "layer_types", None) or ["sliding_attention" if window else "full_attention"])
+        low = torch.finfo(self.adapter.dtype).min
+        masks = {}
+        for kind in kinds:
+            seen = places <= ends
+            if kind == "sliding_attention":
+                seen &= places > ends - window
+            scores = torch.zeros(count, span, dtype=self.adapter.dtype, device=seen.device)
+            masks[kind] = scores.masked_fill_(~seen, low)[:, None, None]
+        return masks if len(masks) > 1 else next(iter(masks.values()))
+
+    def _note(self, chosen: list[Tensor], logits: list[Tensor], rows: list[_Row]) -> None:
+        """The tokens of some steps, up to each answer's end; what a row went on to say behind it does not count."""
+        for number, (row, tokens) in enumerate(zip(rows, torch.stack(chosen, 1).tolist(), strict=True)):
+            for step, token in enumerate(tokens):
+                row.ids.append(token)
+                if self.keep_logits:
+                    row.logits.append(logits[step][number])
+                row.finish = "stop" if token in self.ends else "length" if len(row.ids) == self.max_new_tokens else ""
+                if row.finish:
+                    break
+
+    def _leave(self) -> list[_Row]:
+        """Takes the ended answers out; the last ones move to where they were, so that the slots in use stay the first."""
+        ended = [row for row in self.active if row.finish]
+        for slot in reversed([i for i, row in enumerate(self.active) if row.finish]):
+            last = self.active.pop()
+            if slot < len(self.active):
+                self.active[slot] = last
+                self.slots.move(len(self.active), slot, last.length)
+                self.ids[slot] = self.ids[len(self.active)]
+                self.positions[..., slot, :] = self.positions[..., len(self.active), :]
+        return ended
+
+    def _reserve(self, rows: int, length: int, positions: Tensor) -> None:
+        if self.slots.reserve(rows, length):
+            self.graphs.clear()
+        if len(self.ids) < self.slots.rows:
+            more = self.slots.rows - len(self.ids)
+            self.ids = torch.cat([self.ids, self.ids.new_zeros(more)])
+            empty = positions.new_zeros(*positions.shape[:-2], self.slots.rows, 1)
+            if self.positions.dim() > 1:
+                empty[..., : self.positions.shape[-2], :] = self.positions
+            self.positions = empty
+
+
+def generate_continuous(
+    adapter: Adapter, prompts: Sequence[Prompt], *, max_new_tokens: int, sampling: Sampling | None = None,
+    stop: bool = True, keep_logits: bool = False,
+) -> tuple[list[Generated], Times]:  # fmt: skip
+    """One batch, by the signature of `decoding.generate`: answers in order, and the times of the whole batch."""
+    loop = Continuous(
+        adapter, rows=len(prompts), max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, keep_logits=keep_logits
+    )
+    waiting = list(enumerate(prompts))
+    done = {each.key: each for each in loop.run(lambda count: [waiting.pop(0) for _ in waiting[:count]])}
+    for each in done.values():
+        if each.error:
+            raise each.error
+    times = Times(sum(each.times.prefill for each in done.values()), sum(each.times.decode for each in done.values()))
+    return [done[i].said for i in range(len(prompts))], times
