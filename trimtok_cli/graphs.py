@@ -43,15 +43,14 @@ class Graphs:
 
     def _record(self, shape: tuple[int, int]) -> None:
         """The step has run eagerly in this shape, so its kernels are loaded. It writes where the next real step will write."""
-        graph = torch.cuda.CUDAGraph()
         try:
+            graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self.pool):
                 logits = self.step(*shape)
         except Exception as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             log.warning("decode steps of this model cannot be recorded (%s); they run one kernel at a time", error)
-            torch.cuda.synchronize()
             self.used = False
             self.asked.clear()
             return
