@@ -36,7 +36,7 @@ class Encoded:
 def answer(adapter: Adapter, pruner: Pruner | None, samples: Sequence[Sample], ask: Ask) -> list[Result]:
     """One batch, top to bottom. Raises SampleError (or what the libraries raise) if any of the samples cannot be answered."""
     reset_peak(adapter.device)
-    prepared = [prepare(adapter, sample, ask) for sample in samples]
+    prepared = [prepare(adapter.preprocessor, sample, ask) for sample in samples]
     return finish(adapter, pruner, encode(adapter, prepared), ask)
 
 
@@ -103,7 +103,7 @@ def answer_all(
 
 def _prepare_safely(adapter: Adapter, pruner: Pruner | None, sample: Sample, ask: Ask) -> Prepared | Result:
     try:
-        return prepare(adapter, sample, ask)
+        return prepare(adapter.preprocessor, sample, ask)
     except ModelError:
         raise
     except Exception as error:
@@ -135,7 +135,7 @@ def compare_all(adapter: Adapter, pruners: Sequence[Pruner | None], samples: Ite
     for number, sample in enumerate(samples):
         try:
             reset_peak(adapter.device)
-            batch = encode(adapter, [prepare(adapter, sample, ask)])
+            batch = encode(adapter, [prepare(adapter.preprocessor, sample, ask)])
             if not warm:
                 batch = encode(adapter, batch.prepared)
                 for pruner in pruners:

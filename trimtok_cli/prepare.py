@@ -9,7 +9,7 @@ from trimtok_cli.decoding import Sampling
 from trimtok_cli.errors import ModelError, SampleError
 from trimtok_cli.media.images import load_image, shrunk
 from trimtok_cli.media.video import FrameRule, load_video
-from trimtok_cli.models.base import Adapter, Inputs
+from trimtok_cli.models.preprocessor import Inputs, Preprocessor
 from trimtok_cli.timing import Clock
 
 
@@ -41,12 +41,12 @@ class Prepared:
     seconds: Seconds
 
 
-def prepare(adapter: Adapter, sample: Sample, ask: Ask) -> Prepared:
+def prepare(preprocessor: Preprocessor, sample: Sample, ask: Ask) -> Prepared:
     """Read the images and the video, then the chat template and the processor."""
     if sample.problem:
         raise SampleError(sample.problem)
-    if sample.video is not None and ask.video_as == "video" and not adapter.has_video:
-        raise ModelError(f"--video-as video: {adapter.name} has no video path of its own; use --video-as frames.")
+    if sample.video is not None and ask.video_as == "video" and not preprocessor.has_video:
+        raise ModelError(f"--video-as video: {preprocessor.name} has no video path of its own; use --video-as frames.")
     clock = Clock(torch.device("cpu"))
     loaded = [load_image(path) for path in sample.images]
     clip = load_video(sample.video, ask.frames) if sample.video is not None else None
@@ -54,7 +54,7 @@ def prepare(adapter: Adapter, sample: Sample, ask: Ask) -> Prepared:
     pictures, as_frames = [shrunk(image, ask.max_pixels) for image, _ in loaded], ask.video_as == "frames"
     if clip is not None:
         clip = replace(clip, frames=tuple(shrunk(frame, ask.max_pixels) for frame in clip.frames))
-    inputs = adapter.prepare(pictures, question, system=ask.system, clip=clip, as_frames=as_frames)
+    inputs = preprocessor.prepare(pictures, question, system=ask.system, clip=clip, as_frames=as_frames)
     seconds = Seconds(load=load, prepare=clock.mark())
     media = [media for _, media in loaded]
     if clip is not None:

@@ -6,12 +6,17 @@ stretched to whole tiles. SmolVLM's video frames are one tile each. Positions ar
 
 from trimtok_cli.models.base import Adapter, Inputs, Visual
 from trimtok_cli.models.places import Places, blocks, per_frame, plain, raster, tiled
+from trimtok_cli.models.preprocessor import Preprocessor
 from trimtok_cli.models.taps import Tower
+
+
+class IdeficsPreprocessor(Preprocessor):
+    mixes = False  # SmolVLM's processor writes images and video frames to the same place
 
 
 class Idefics3(Adapter):
     media_axis = 1  # (1, tiles, 3, H, W)
-    mixes = False  # SmolVLM's processor writes images and video frames to the same place
+    preprocessing = IdeficsPreprocessor
 
     def image_places(self, inputs: Inputs, number: int, visual: Visual) -> Places:
         width, height = visual.size
