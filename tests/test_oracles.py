@@ -23,7 +23,7 @@ QUESTION = "What is to the left of it?"
 def dense_logits(adapter, inputs) -> torch.Tensor:
     """(steps, V) of the library itself."""
     out = adapter.model.generate(
-        **inputs.tensors,
+        **inputs.tensors | (adapter.tower_inputs([inputs]) if inputs.visuals else {}),
         max_new_tokens=STEPS,
         do_sample=False,
         output_logits=True,

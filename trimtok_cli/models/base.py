@@ -152,16 +152,28 @@ class Adapter(ABC):
     def _capture(self, members: Sequence[Inputs]) -> tuple[Tensor, Tensor | None]:
         """The visual rows (N, D) of all members, one after the other, and their deepstack layers (L, N, D) or None."""
         ids = torch.cat([inputs.input_ids[self._is_visual(inputs.input_ids)] for inputs in members]).to(self.device)
-        media = {name: torch.cat([inputs.tensors[name] for inputs in members], self.media_axis).to(self.device)
-                 for name in self._media(members[0])}  # fmt: skip
-        media = {name: tensor.to(self.dtype) if tensor.is_floating_point() else tensor for name, tensor in media.items()}
         try:
-            return capture(self.model, ids, media)
+            return capture(self.model, ids, self.tower_inputs(members))
         except ValueError as error:
             if "do not match" in str(error):
                 said = " ".join(str(error).split())
                 raise ModelError(f"the processor of {self.name} does not fit the model: {said}.") from error
             raise
+
+    def tower_inputs(self, members: Sequence[Inputs]) -> dict[str, Tensor]:
+        """What the vision tower is given for `members` together, on the model's device and in its dtype."""
+        media = {
+            name: self._moved(torch.cat([inputs.tensors[name] for inputs in members], self.media_axis))
+            for name in self._media(members[0])
+        }
+        media = self.preprocessor.normalized(media)
+        return {name: tensor.to(self.dtype) if tensor.is_floating_point() else tensor for name, tensor in media.items()}
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        """On the model's device. To CUDA from page-locked memory, which alone is copied while the host goes on."""
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _tokens(
         self, embeds: Tensor, places: Sequence[Places], visuals: Sequence[Visual], deepstack: Tensor | None, tap: EncoderTap

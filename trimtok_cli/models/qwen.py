@@ -21,6 +21,10 @@ _FOR_POSITIONS = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw", "seco
 
 
 class QwenPreprocessor(Preprocessor):
+    def _floats(self, name: str, pixels: Tensor) -> Tensor:
+        """(patches, 3 * frames * side * side): in a patch, its channels are the outermost axis."""
+        return super()._floats(name, pixels.reshape(len(pixels), 3, 1, -1)).reshape(pixels.shape)
+
     def video_inputs(self, clip: Clip) -> dict:
         """A layer is two frames: a single one is shown twice, as the processors themselves do with a last odd one."""
         given = super().video_inputs(clip)
