@@ -211,17 +211,17 @@ def test_an_unknown_family_names_the_known_ones(tmp_path, pictures):
 
 
 def test_ctrl_c_keeps_what_is_written(llava_folder, pictures, monkeypatch):
-    from trimtok_cli import engine
+    from trimtok_cli import ahead
 
-    real, calls = engine.prepare, []
+    real, calls = ahead.attempt, []
 
-    def third_is_interrupted(adapter, sample, ask):
+    def third_is_interrupted(preprocessor, sample, ask):
         calls.append(sample)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return real(adapter, sample, ask)
+        return real(preprocessor, sample, ask)
 
-    monkeypatch.setattr(engine, "prepare", third_is_interrupted)
+    monkeypatch.setattr(ahead, "attempt", third_is_interrupted)
     run("caption", *pictures, "-m", llava_folder, "--max-new-tokens", 2, "-o", "o.jsonl", code=130)
     assert len(rows(Path("o.jsonl"))) == 2
     assert json.loads(Path("o.run.json").read_text())["interrupted"] is True

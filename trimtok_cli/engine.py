@@ -5,14 +5,16 @@ Knows no method and no family: a pruner is a value (None is dense), a model is a
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
 
+from trimtok_cli.ahead import AHEAD, prepare_ahead
 from trimtok_cli.data import Comparison, Kept, Result, Sample, Seconds, TokenCounts
 from trimtok_cli.decoding import Generated, generate
-from trimtok_cli.errors import ModelError, TrimtokError
+from trimtok_cli.errors import ModelError, sentence
 from trimtok_cli.models.base import Adapter
 from trimtok_cli.prepare import Ask, Prepared, prepare
 from trimtok_cli.pruners import PRUNERS, Pruner
@@ -91,23 +93,19 @@ def _run_inside(
 
 
 def answer_all(
-    adapter: Adapter, pruner: Pruner | None, samples: Iterable[Sample], ask: Ask, *, batch_size: int = 1
+    adapter: Adapter, pruner: Pruner | None, samples: Iterable[Sample], ask: Ask, *, batch_size: int = 1, workers: int = 0
 ) -> Iterator[Result]:
-    """Results in the order of the samples. A sample that fails becomes a Result with an error; only a ModelError ends the run."""
-    stream = iter(samples)
-    while batch := list(islice(stream, batch_size)):
-        ready = [_prepare_safely(adapter, pruner, sample, ask) for sample in batch]
-        done = iter(_finish_safely(adapter, pruner, [each for each in ready if isinstance(each, Prepared)], ask))
-        yield from (next(done) if isinstance(each, Prepared) else each for each in ready)
+    """Results in the order of the samples. A sample that fails becomes a Result with an error; only a ModelError ends the run.
 
-
-def _prepare_safely(adapter: Adapter, pruner: Pruner | None, sample: Sample, ask: Ask) -> Prepared | Result:
-    try:
-        return prepare(adapter.preprocessor, sample, ask)
-    except ModelError:
-        raise
-    except Exception as error:
-        return failure(sample, pruner, ask, error)
+    workers: processes that prepare samples ahead; 0 prepares each where it is due.
+    """
+    ahead = max(AHEAD * workers, 2 * batch_size)  # the next batch is prepared while this one runs
+    with closing(prepare_ahead(adapter.preprocessor, samples, ask, workers=workers, ahead=ahead)) as stream:
+        while batch := list(islice(stream, batch_size)):
+            done = iter(_finish_safely(adapter, pruner, [each for each in batch if isinstance(each, Prepared)], ask))
+            yield from (
+                next(done) if isinstance(each, Prepared) else failure(each.sample, pruner, ask, each.error) for each in batch
+            )
 
 
 def _finish_safely(adapter: Adapter, pruner: Pruner | None, prepared: list[Prepared], ask: Ask) -> list[Result]:
@@ -166,12 +164,10 @@ def _attempt(adapter: Adapter, pruner: Pruner | None, batch: Encoded, ask: Ask) 
 
 
 def failure(sample: Sample, pruner: Pruner | None, ask: Ask, error: Exception) -> Result:
-    """The row of a sample that could not be answered. An error that is not ours keeps its class's name."""
+    """The row of a sample that could not be answered."""
     log.debug("sample %s failed", sample.id, exc_info=error)
-    text = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-    said = text if isinstance(error, TrimtokError) else f"{type(error).__name__}: {text}"
     question = ask.prompt if sample.question is None else sample.question
-    return Result(sample, question, method=method_name(pruner), error=said)
+    return Result(sample, question, method=method_name(pruner), error=sentence(error))
 
 
 def method_name(pruner: Pruner | None) -> str:

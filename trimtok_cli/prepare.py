@@ -1,16 +1,19 @@
 """From a sample on disk to what the model's processor makes of it. Knows no pruner and touches no device."""
 
+import logging
 from dataclasses import dataclass, field, replace
 
 import torch
 
 from trimtok_cli.data import Media, Sample, Seconds
 from trimtok_cli.decoding import Sampling
-from trimtok_cli.errors import ModelError, SampleError
+from trimtok_cli.errors import ModelError, SampleError, sentence
 from trimtok_cli.media.images import load_image, shrunk
 from trimtok_cli.media.video import FrameRule, load_video
 from trimtok_cli.models.preprocessor import Inputs, Preprocessor
 from trimtok_cli.timing import Clock
+
+log = logging.getLogger("trimtok")
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,25 @@ class Prepared:
     inputs: Inputs
     media: tuple[Media, ...]
     seconds: Seconds
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A sample that could not be prepared, and the sentence that its row is given."""
+
+    sample: Sample
+    error: SampleError
+
+
+def attempt(preprocessor: Preprocessor, sample: Sample, ask: Ask) -> Prepared | Failed:
+    """As `prepare`, but raises ModelError alone, which every other sample would meet as well."""
+    try:
+        return prepare(preprocessor, sample, ask)
+    except ModelError:
+        raise
+    except Exception as error:
+        log.debug("sample %s cannot be prepared", sample.id, exc_info=error)
+        return Failed(sample, SampleError(sentence(error)))
 
 
 def prepare(preprocessor: Preprocessor, sample: Sample, ask: Ask) -> Prepared:
