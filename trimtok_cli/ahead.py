@@ -108,7 +108,7 @@ class _Workers:
             self.processes.add(process)
         self.own.process = process
         try:
-            process.stdin.write(self.task)
+            process.stdin.write(len(self.task).to_bytes(8, "big") + self.task)
             process.stdin.flush()
             said = pickle.load(process.stdout)
         except (EOFError, OSError, pickle.UnpicklingError) as error:

@@ -9,6 +9,7 @@ import logging
 import os
 import pickle
 import signal
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 import torch
@@ -25,38 +26,37 @@ def send(file: BinaryIO, value: Any) -> None:
 
 
 def main() -> None:
-    """Answers every sample with a Prepared, a Failed or a ModelError, until standard input closes, as it does with the parent."""
+    """Answers samples until standard input closes, as it does when the parent is gone, however that ended."""
     source, out = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints shall not get between the answers
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this process
     torch.set_num_threads(1)
+    with suppress(EOFError, OSError):
+        _serve(source, out)
+    os._exit(0)  # decoders have been known to crash while they tidy up
+
+
+def _serve(source: BinaryIO, out: BinaryIO) -> None:
+    """Says None when it is ready; then a Prepared, a Failed or a ModelError for every sample."""
+    task = source.read(int.from_bytes(source.read(8), "big"))
     try:
-        level, limit, preprocessor, ask = pickle.load(source)
+        level, limit, preprocessor, ask = pickle.loads(task)
     except Exception as error:  # a class that only the parent's own script knows
-        send(
-            out,
-            ModelError(f"the workers cannot load the preprocessor ({error}): define its class in a module, or use 0 workers."),
-        )
-        os._exit(1)
+        said = f"the workers cannot load the preprocessor ({error}): define its class in a module, or use 0 workers."
+        return send(out, ModelError(said))
     if level <= logging.DEBUG:
         logging.basicConfig(level=logging.WARNING)
         logging.getLogger("trimtok").setLevel(level)
     send(out, None)
     while True:
-        try:
-            sample = pickle.load(source)
-        except EOFError:
-            os._exit(0)  # decoders have been known to crash while they tidy up
+        sample = pickle.load(source)
         _alarm(limit)
         try:
             found = attempt(preprocessor, sample, ask)
         except ModelError as error:
             found = error
         _alarm(0)
-        try:
-            send(out, found)
-        except OSError:  # the parent is gone
-            os._exit(1)
+        send(out, found)
 
 
 def _alarm(seconds: float) -> None:
