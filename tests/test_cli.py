@@ -227,6 +227,14 @@ def test_ctrl_c_keeps_what_is_written(llava_folder, pictures, monkeypatch):
     assert json.loads(Path("o.run.json").read_text())["interrupted"] is True
 
 
+def test_workers_are_for_gpus_and_many_inputs_unless_they_are_asked_for(monkeypatch):
+    from trimtok_cli.commands.run import count_workers
+
+    assert [count_workers(setting, "cpu", None) for setting in ("auto", "0", "3")] == [0, 0, 3]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda of: range(5), raising=False)
+    assert [count_workers("auto", "cuda", total) for total in (32, 33, None)] == [0, 4, 4]
+
+
 def test_paths_on_stdin_lists_and_globs(llava_folder, pictures):
     options = ["-m", llava_folder, "--max-new-tokens", 1, "-q", "--overwrite", "-o", "o.jsonl"]
     run("caption", "-", *options, stdin=f"{pictures[2]}\n{pictures[0]}\n")

@@ -1,5 +1,7 @@
 """Pixels stay bytes until they lie on the model's device: what enters the vision tower is what the processor itself would give."""
 
+import pickle
+
 import pytest
 import torch
 from PIL import Image
@@ -60,6 +62,13 @@ def check(adapter, images, clip=None, bytes_cross: bool = True) -> None:
 @pytest.mark.parametrize("images", IMAGES)
 def test_images_enter_the_tower_bit_for_bit_as_the_processor_gives_them(adapter, images):
     check(adapter, IMAGES[images])
+
+
+def test_a_preprocessor_is_the_same_behind_a_border(adapter):
+    copy = pickle.loads(pickle.dumps(adapter.preprocessor))
+    here, there = (each.prepare(IMAGES["two"], QUESTION) for each in (adapter.preprocessor, copy))
+    assert list(here.tensors) == list(there.tensors) and (here.text, here.visuals) == (there.text, there.visuals)
+    assert all(torch.equal(tensor, there.tensors[name]) for name, tensor in here.tensors.items())
 
 
 def test_videos_do_too_alone_and_beside_an_image(adapter):

@@ -25,6 +25,7 @@ from trimtok_cli.worker import send
 
 AHEAD = 4  # samples in flight for each worker: enough that none waits while the model takes its time
 STUCK = 300  # seconds for one sample, beyond what its video is given: generous, only a decoder that hangs takes so long
+_STUCK_CODE = -signal.SIGALRM if hasattr(signal, "SIGALRM") else None
 
 
 def prepare_ahead(
@@ -81,20 +82,20 @@ class _Workers:
 
     def _run(self, sample: Sample) -> Prepared | Failed:
         """A process may have died for reasons of its own, so a sample is tried again, once, before it is blamed."""
-        for chances in (1, 0):
+        chances = 2
+        while True:
             process = getattr(self.own, "process", None) or self._start()
             try:
                 send(process.stdin, replace(sample, extra={}))  # of no use there, and anything may be in it
                 found = pickle.load(process.stdout)
             except (EOFError, OSError, pickle.UnpicklingError):
-                code = self._bury(process)
-                if not chances or code == -getattr(signal, "SIGALRM", 0):
-                    return Failed(sample, SampleError(f"the worker process that read it {self._end(code)}"))
-                continue
+                code, chances = self._bury(process), chances - 1
+                if chances and code != _STUCK_CODE:
+                    continue
+                return Failed(sample, SampleError(f"the worker process that read it {self._end(code)}"))
             if isinstance(found, ModelError):
                 raise found
             return replace(found, sample=sample)
-        raise AssertionError
 
     def _start(self) -> subprocess.Popen:
         with self.changing:
@@ -112,7 +113,7 @@ class _Workers:
             process.stdin.flush()
             said = pickle.load(process.stdout)
         except (EOFError, OSError, pickle.UnpicklingError) as error:
-            raise ModelError(f"a worker process {self._end(self._bury(process))} while it started: use 0 workers.") from error
+            raise ModelError(f"a worker process ended while it started ({_how(self._bury(process))}): use 0 workers.") from error
         if said is not None:
             raise said
         return process
@@ -130,7 +131,10 @@ class _Workers:
         return code
 
     def _end(self, code: int) -> str:
-        if code == -getattr(signal, "SIGALRM", 0):
+        if code == _STUCK_CODE:
             return f"was still at it after {self.limit:g} seconds: look at the file, or save it again"
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return f"died ({how}): the file may be damaged, or memory has run out"
+        return f"died ({_how(code)}): the file may be damaged, or memory has run out"
+
+
+def _how(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
