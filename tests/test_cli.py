@@ -211,20 +211,28 @@ def test_an_unknown_family_names_the_known_ones(tmp_path, pictures):
 
 
 def test_ctrl_c_keeps_what_is_written(llava_folder, pictures, monkeypatch):
-    from trimtok_cli import engine
+    from trimtok_cli import ahead
 
-    real, calls = engine.prepare, []
+    real, calls = ahead.attempt, []
 
-    def third_is_interrupted(adapter, sample, ask):
+    def third_is_interrupted(preprocessor, sample, ask):
         calls.append(sample)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return real(adapter, sample, ask)
+        return real(preprocessor, sample, ask)
 
-    monkeypatch.setattr(engine, "prepare", third_is_interrupted)
+    monkeypatch.setattr(ahead, "attempt", third_is_interrupted)
     run("caption", *pictures, "-m", llava_folder, "--max-new-tokens", 2, "-o", "o.jsonl", code=130)
     assert len(rows(Path("o.jsonl"))) == 2
     assert json.loads(Path("o.run.json").read_text())["interrupted"] is True
+
+
+def test_workers_are_for_gpus_and_many_inputs_unless_they_are_asked_for(monkeypatch):
+    from trimtok_cli.commands.run import count_workers
+
+    assert [count_workers(setting, "cpu", None) for setting in ("auto", "0", "3")] == [0, 0, 3]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda of: range(5), raising=False)
+    assert [count_workers("auto", "cuda", total) for total in (32, 33, None)] == [0, 4, 4]
 
 
 def test_paths_on_stdin_lists_and_globs(llava_folder, pictures):

@@ -43,7 +43,7 @@ def test_presets_load_by_name_and_build_their_method():
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [("budget", "fair", "equal, tokens, diversity"), ("video_as", "gif", "--video-as"), ("frames", 0, "--frames"), ("fps", -1, "--fps"),
-     ("end", 2, "--end must be later than --start")],
+     ("end", 2, "--end must be later than --start"), ("workers", "many", "--workers must be auto"), ("workers", -1, "--workers must be auto")],
 )  # fmt: skip
 def test_video_and_budget_settings_are_checked(key, value, says):
     with pytest.raises(UsageError, match=says):

@@ -187,7 +187,7 @@ def test_prefills_are_bounded_by_tokens_and_sorted_by_length(llava):
     adapter, prompts = llava
     loop = Continuous(adapter, rows=9, max_new_tokens=1, prefill_tokens=2 * max(map(len, prompts)))
     groups = [[len(row.prompt) for row in group] for group in loop._groups([loop._row(i, p) for i, p in enumerate(prompts)])]
-    assert sum(groups, []) == sorted(len(prompt) for prompt in prompts)
+    assert [length for group in groups for length in group] == sorted(len(prompt) for prompt in prompts)
     assert all(len(group) * group[-1] <= loop.prefill_tokens for group in groups) and len(groups) > 2
     done, _, _ = run(adapter, prompts, rows=9, prefill_tokens=1)
     same(done, prompts, adapter)

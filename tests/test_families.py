@@ -50,7 +50,7 @@ def library_inputs(adapter, images, clip=None, question: str = QUESTION) -> dict
     content = [{"type": "image"}] * len(images) + [{"type": "video"}] * (clip is not None) + [{"type": "text", "text": question}]
     text = adapter.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     bos = adapter.processor.tokenizer.bos_token
-    more = {} if clip is None else adapter.video_inputs(clip)
+    more = {} if clip is None else adapter.preprocessor.video_inputs(clip)
     start = not (bos and text.startswith(bos))
     nested = [list(images)] if images else None
     return adapter.processor(text=[text], images=nested, return_tensors="pt", add_special_tokens=start, **more)
@@ -93,7 +93,7 @@ def test_dense_equals_generate(family, images):
 
 def test_video_equals_generate(family):
     if kind_of(family) not in VIDEO_FAMILIES:
-        assert not family.has_video
+        assert not family.preprocessor.has_video
         return
     for count in (1, 5):
         clip = clip_of(count)
@@ -103,7 +103,7 @@ def test_video_equals_generate(family):
         assert (our_logits(family, prompt) - want).abs().max() < 1e-4
         assert set(tokens.visual_index.tolist()) == {0} and int(tokens.frame.max()) < count
     mixed = family.prepare([picture(3)], QUESTION, clip=clip)
-    if family.mixes:
+    if family.preprocessor.mixes:
         want = library_logits(family, **library_inputs(family, [picture(3)], clip))
     else:
         want = library_logits(family, **library_inputs(family, [picture(3), *clip.frames]))
@@ -125,7 +125,7 @@ def ragged(adapter):
     asked = [([picture(1, 100, 80)], "Why?"), ([], QUESTION), ([picture(2, 40, 170), picture(3, 90, 90)], QUESTION * 2),
              ([picture(4, 100, 80)], "What is this, and what is it for?")]  # fmt: skip
     found = [adapter.prepare(images, question) for images, question in asked]
-    if adapter.has_video:
+    if adapter.preprocessor.has_video:
         found.append(adapter.prepare([], "What happens?", clip=clip_of(4)))
     return found
 

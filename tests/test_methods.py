@@ -38,7 +38,7 @@ def samples(tmp_path):
 
 
 def answers(adapter, pruner, given, ask):
-    batch = encode(adapter, [prepare(adapter, sample, ask) for sample in given])
+    batch = encode(adapter, [prepare(adapter.preprocessor, sample, ask) for sample in given])
     return finish(adapter, pruner, batch, ask)
 
 

@@ -23,7 +23,7 @@ QUESTION = "What is to the left of it?"
 def dense_logits(adapter, inputs) -> torch.Tensor:
     """(steps, V) of the library itself."""
     out = adapter.model.generate(
-        **inputs.tensors,
+        **inputs.tensors | (adapter.tower_inputs([inputs]) if inputs.visuals else {}),
         max_new_tokens=STEPS,
         do_sample=False,
         output_logits=True,
@@ -123,7 +123,7 @@ def test_batch_equals_singles(adapter, pictures):
     ]
     ask, pruner = Ask(max_new_tokens=STEPS), build_pruner("trimtokenator", {"keep": "20%"})
     for prune in (None, pruner):
-        prepared = [prepare(adapter, sample, ask) for sample in samples]
+        prepared = [prepare(adapter.preprocessor, sample, ask) for sample in samples]
         batch = encode(adapter, prepared)
         prompts, _ = reduce_prompts(prune, batch.prompts, batch.tokens, num_layers=4, renumber=True)
         together, _ = generate(adapter, prompts, max_new_tokens=STEPS, stop=False, keep_logits=True)
@@ -140,8 +140,8 @@ def test_stops_at_the_end_token_alone_and_in_a_batch(tmp_path, pictures):
     adapter = load_model(str(tiny.llava(tmp_path / "m", end=None)), device="cpu")
     samples = [Sample(i, (path,), question="?" * (i + 1)) for i, path in enumerate(pictures)]
     ask = Ask(max_new_tokens=12)
-    free = finish(adapter, None, encode(adapter, [prepare(adapter, s, ask) for s in samples]), ask)
-    inputs = [prepare(adapter, s, ask).inputs for s in samples]
+    free = finish(adapter, None, encode(adapter, [prepare(adapter.preprocessor, s, ask) for s in samples]), ask)
+    inputs = [prepare(adapter.preprocessor, s, ask).inputs for s in samples]
     ids = [
         generate(adapter, [adapter.embed(i, adapter.encode_many([i])[0])], max_new_tokens=12, stop=False)[0][0].ids
         for i in inputs

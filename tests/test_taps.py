@@ -64,7 +64,7 @@ def test_saliency_equals_the_librarys_eager_attention(build, cls, tmp_path):
     tokens = adapter.encode_many(inputs)
     vision = adapter.model.model.vision_tower
     adapter.model.set_attn_implementation({"vision_config": "eager"})
-    pixels = torch.cat([each.tensors["pixel_values"] for each in inputs])
+    pixels = adapter.tower_inputs(inputs)["pixel_values"]
     attentions = vision(pixels, output_attentions=True).attentions
     found = attentions[-2 if cls else -1].mean(1)
     want = found[:, 0, 1:] if cls else found.mean(1)

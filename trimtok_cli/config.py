@@ -50,6 +50,7 @@ class RunConfig:
     clip_text: str = ""
     max_pixels: int = 0  # 0 is no limit of ours
     batch_size: int = 1
+    workers: str = "auto"
     max_new_tokens: int = 128
     temperature: float = 0.0
     top_p: float = 1.0
@@ -67,6 +68,8 @@ class RunConfig:
         for name in ("batch_size", "max_new_tokens", "frames"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{_flag(name)} must be at least 1, got {getattr(self, name)}.")
+        if self.workers != "auto" and not self.workers.isdecimal():
+            raise UsageError(f"--workers must be auto or a whole number, 0 or more, got {self.workers}.")
         if min(self.limit, self.seed, self.max_pixels) < 0:
             raise UsageError(
                 f"--limit, --seed and --max-pixels must not be negative, got {self.limit}, {self.seed} and {self.max_pixels}."

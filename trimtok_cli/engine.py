@@ -5,18 +5,20 @@ Knows no method and no family: a pruner is a value (None is dense), a model is a
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
 
+from trimtok_cli.ahead import AHEAD, prepare_ahead
 from trimtok_cli.continuous import Continuous
 from trimtok_cli.data import Comparison, Kept, Result, Sample, Seconds, TokenCounts
 from trimtok_cli.decoding import Batches, Done, Times, generate
-from trimtok_cli.errors import ModelError, TrimtokError
+from trimtok_cli.errors import ModelError, sentence
 from trimtok_cli.memory import in_halves
 from trimtok_cli.models.base import Adapter
-from trimtok_cli.prepare import Ask, Prepared, prepare
+from trimtok_cli.prepare import Ask, Failed, Prepared, prepare
 from trimtok_cli.pruners import PRUNERS, Pruner
 from trimtok_cli.stages import RunningStages, layer_mean, reduce_prompts
 from trimtok_cli.timing import Clock, peak_bytes, reset_peak
@@ -52,7 +54,7 @@ class Waiting:
 def answer(adapter: Adapter, pruner: Pruner | None, samples: Sequence[Sample], ask: Ask) -> list[Result]:
     """One batch, top to bottom. Raises SampleError (or what the libraries raise) if any of the samples cannot be answered."""
     reset_peak(adapter.device)
-    prepared = [prepare(adapter, sample, ask) for sample in samples]
+    prepared = [prepare(adapter.preprocessor, sample, ask) for sample in samples]
     return finish(adapter, pruner, encode(adapter, prepared), ask)
 
 
@@ -146,13 +148,22 @@ def result_of(adapter: Adapter, pruner: Pruner | None, done: Done) -> Result:
 
 
 def answer_all(
-    adapter: Adapter, pruner: Pruner | None, samples: Iterable[Sample], ask: Ask, *, batch_size: int | None = 1
+    adapter: Adapter, pruner: Pruner | None, samples: Iterable[Sample], ask: Ask, *, batch_size: int | None = 1, workers: int = 0
 ) -> Iterator[Result]:
     """Results in the order of the samples; at most `batch_size` are under way at once, None is as many as memory allows.
 
-    A sample that fails becomes a Result with an error; only a ModelError ends the run.
+    A sample that fails becomes a Result with an error; only a ModelError ends the run. workers: processes that prepare samples
+    ahead; 0 prepares each where it is due.
     """
-    stream = enumerate(_prepare_safely(adapter, pruner, sample, ask) for sample in samples)
+    ahead = max(AHEAD * workers, 2 * (batch_size or 1))  # the next batch is prepared while this one runs
+    with closing(prepare_ahead(adapter.preprocessor, samples, ask, workers=workers, ahead=ahead)) as prepared:
+        yield from _in_order(adapter, pruner, enumerate(prepared), ask, batch_size)
+
+
+def _in_order(
+    adapter: Adapter, pruner: Pruner | None, stream: Iterator[tuple[int, Prepared | Failed]], ask: Ask, rows: int | None
+) -> Iterator[Result]:
+    """Answers end in any order; each waits here for those before it."""
     ready: dict[int, Result] = {}
     upcoming = 0
 
@@ -163,35 +174,27 @@ def answer_all(
     def take(count: int) -> list[tuple[Waiting, Prompt]]:
         """As many samples as there are free places, through the vision tower and the pruner together."""
         while group := list(islice(stream, count)):
-            ready.update((number, each) for number, each in group if isinstance(each, Result))
             reset_peak(adapter.device)
             found = []
-            good = [(number, each) for number, each in group if isinstance(each, Prepared)]
-            for item, made in in_halves(reduced, good, adapter.device):
+            for number, each in group:
+                if isinstance(each, Failed):
+                    ready[number] = failure(each.sample, pruner, ask, each.error)
+            for (number, each), made in in_halves(reduced, [one for one in group if one[0] not in ready], adapter.device):
                 if isinstance(made, Exception):
-                    ready[item[0]] = failure(item[1].sample, pruner, ask, made)
+                    ready[number] = failure(each.sample, pruner, ask, made)
                 else:
                     found.append((made, made.prompt))
             if found:
                 return found
         return []
 
-    for done in language_model(adapter, pruner, ask, rows=batch_size).run(take):
+    for done in language_model(adapter, pruner, ask, rows=rows).run(take):
         error = done.error and failure(done.key.prepared.sample, pruner, ask, done.error)
         ready[done.key.number] = error or result_of(adapter, pruner, done)
         while upcoming in ready:
             yield ready.pop(upcoming)
             upcoming += 1
     yield from (ready[number] for number in sorted(ready))
-
-
-def _prepare_safely(adapter: Adapter, pruner: Pruner | None, sample: Sample, ask: Ask) -> Prepared | Result:
-    try:
-        return prepare(adapter, sample, ask)
-    except ModelError:
-        raise
-    except Exception as error:
-        return failure(sample, pruner, ask, error)
 
 
 def compare_all(adapter: Adapter, pruners: Sequence[Pruner | None], samples: Iterable[Sample], ask: Ask) -> Iterator[Comparison]:
@@ -205,7 +208,7 @@ def compare_all(adapter: Adapter, pruners: Sequence[Pruner | None], samples: Ite
     for number, sample in enumerate(samples):
         try:
             reset_peak(adapter.device)
-            batch = encode(adapter, [prepare(adapter, sample, ask)])
+            batch = encode(adapter, [prepare(adapter.preprocessor, sample, ask)])
             if not warm:
                 batch = encode(adapter, batch.prepared)
                 for pruner, loop in zip(pruners, loops, strict=True):
@@ -236,12 +239,10 @@ def _attempt(adapter: Adapter, pruner: Pruner | None, batch: Encoded, ask: Ask, 
 
 
 def failure(sample: Sample, pruner: Pruner | None, ask: Ask, error: Exception) -> Result:
-    """The row of a sample that could not be answered. An error that is not ours keeps its class's name."""
+    """The row of a sample that could not be answered."""
     log.debug("sample %s failed", sample.id, exc_info=error)
-    text = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-    said = text if isinstance(error, TrimtokError) else f"{type(error).__name__}: {text}"
     question = ask.prompt if sample.question is None else sample.question
-    return Result(sample, question, method=method_name(pruner), error=said)
+    return Result(sample, question, method=method_name(pruner), error=sentence(error))
 
 
 def method_name(pruner: Pruner | None) -> str:

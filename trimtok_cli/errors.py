@@ -30,3 +30,9 @@ class SampleError(TrimtokError):
 
 class MediaError(SampleError):
     pass
+
+
+def sentence(error: Exception) -> str:
+    """What a row says of an error. One that is not ours keeps its class's name."""
+    text = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+    return text if isinstance(error, TrimtokError) else f"{type(error).__name__}: {text}"

@@ -1,16 +1,19 @@
 """From a sample on disk to what the model's processor makes of it. Knows no pruner and touches no device."""
 
+import logging
 from dataclasses import dataclass, field, replace
 
 import torch
 
 from trimtok_cli.data import Media, Sample, Seconds
 from trimtok_cli.decoding import Sampling
-from trimtok_cli.errors import ModelError, SampleError
+from trimtok_cli.errors import ModelError, SampleError, sentence
 from trimtok_cli.media.images import load_image, shrunk
 from trimtok_cli.media.video import FrameRule, load_video
-from trimtok_cli.models.base import Adapter, Inputs
+from trimtok_cli.models.preprocessor import Inputs, Preprocessor
 from trimtok_cli.timing import Clock
+
+log = logging.getLogger("trimtok")
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,31 @@ class Prepared:
     seconds: Seconds
 
 
-def prepare(adapter: Adapter, sample: Sample, ask: Ask) -> Prepared:
+@dataclass(frozen=True)
+class Failed:
+    """A sample that could not be prepared, and the sentence that its row is given."""
+
+    sample: Sample
+    error: SampleError
+
+
+def attempt(preprocessor: Preprocessor, sample: Sample, ask: Ask) -> Prepared | Failed:
+    """As `prepare`, but raises ModelError alone, which every other sample would meet as well."""
+    try:
+        return prepare(preprocessor, sample, ask)
+    except ModelError:
+        raise
+    except Exception as error:
+        log.debug("sample %s cannot be prepared", sample.id, exc_info=error)
+        return Failed(sample, SampleError(sentence(error)))
+
+
+def prepare(preprocessor: Preprocessor, sample: Sample, ask: Ask) -> Prepared:
     """Read the images and the video, then the chat template and the processor."""
     if sample.problem:
         raise SampleError(sample.problem)
-    if sample.video is not None and ask.video_as == "video" and not adapter.has_video:
-        raise ModelError(f"--video-as video: {adapter.name} has no video path of its own; use --video-as frames.")
+    if sample.video is not None and ask.video_as == "video" and not preprocessor.has_video:
+        raise ModelError(f"--video-as video: {preprocessor.name} has no video path of its own; use --video-as frames.")
     clock = Clock(torch.device("cpu"))
     loaded = [load_image(path) for path in sample.images]
     clip = load_video(sample.video, ask.frames) if sample.video is not None else None
@@ -57,7 +79,7 @@ def prepare(adapter: Adapter, sample: Sample, ask: Ask) -> Prepared:
     pictures, as_frames = [shrunk(image, ask.max_pixels) for image, _ in loaded], ask.video_as == "frames"
     if clip is not None:
         clip = replace(clip, frames=tuple(shrunk(frame, ask.max_pixels) for frame in clip.frames))
-    inputs = adapter.prepare(pictures, question, system=ask.system, clip=clip, as_frames=as_frames)
+    inputs = preprocessor.prepare(pictures, question, system=ask.system, clip=clip, as_frames=as_frames)
     seconds = Seconds(load=load, prepare=clock.mark())
     media = [media for _, media in loaded]
     if clip is not None:

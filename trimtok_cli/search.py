@@ -23,7 +23,7 @@ def withdrawal_kls(adapter: Adapter, samples: Iterable[Sample], ask: Ask) -> dic
     """{K: mean KL over the samples, in nats} for every layer K from 1 on. Raises what a sample raises that cannot be read."""
     found: dict[int, list[float]] = {layer: [] for layer in range(1, adapter.num_layers)}
     for sample in samples:
-        batch = encode(adapter, [prepare(adapter, sample, ask)])
+        batch = encode(adapter, [prepare(adapter.preprocessor, sample, ask)])
         prompt, tokens = batch.prompts[0], batch.tokens[0]
         (dense,), _ = generate(adapter, [prompt], max_new_tokens=1, stop=False, keep_logits=True)
         for layer, kls in found.items():

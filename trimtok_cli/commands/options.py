@@ -107,6 +107,15 @@ MaxPixels = Annotated[
     ),
 ]
 BatchSize = Annotated[int | None, _option("--batch-size", "-b", shown="1", panel=ANSWERS, help="Samples that run together.")]
+Workers = Annotated[
+    str | None,
+    _option(
+        "--workers",
+        shown="auto",
+        panel=ANSWERS,
+        help="Processes that read and prepare inputs ahead of the model; 0 for none; auto: none on a CPU or for few inputs.",
+    ),
+]
 MaxNewTokens = Annotated[
     int | None, _option("--max-new-tokens", shown=str(RunConfig.max_new_tokens), panel=ANSWERS, help="Longest answer, in tokens.")
 ]

@@ -1,6 +1,8 @@
 """The run that `caption` and `vqa` share: model, pruner, stream of samples, answers to disk, manifest at the end."""
 
+import os
 import uuid
+from contextlib import closing
 from typing import Any
 
 from trimtok_cli.commands.destination import find_destination, open_answers
@@ -10,6 +12,8 @@ from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED
 from trimtok_cli.readers import Source
 from trimtok_cli.writers.answers import record
 from trimtok_cli.writers.run_json import RunSummary, write_run
+
+FEW_INPUTS = 32  # a worker takes seconds to start
 
 
 def load(config: RunConfig, screen: Screen):
@@ -53,6 +57,16 @@ def describe(adapter) -> dict[str, str]:
     return facts | {"device": device, "dtype": str(adapter.dtype).removeprefix("torch."), "threads": str(torch.get_num_threads())}
 
 
+def count_workers(setting: str, device: str, total: int | None) -> int:
+    """How many processes prepare inputs; `total` is None where their number is not known. A CPU has none to spare."""
+    if setting != "auto":
+        return int(setting)
+    if device == "cpu" or (total is not None and total <= FEW_INPUTS):
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores - 1)
+
+
 def run(
     command: str, config: RunConfig, source: Source, *, out: str | None, overwrite: bool, screen: Screen, verbose: bool
 ) -> int:
@@ -67,9 +81,11 @@ def run(
     name, summary, interrupted = uuid.uuid4().hex[:12], RunSummary(), True
     show = verbose or (source.total is not None and source.total <= FEW)
     file = open_answers(destination, overwrite=overwrite)
+    workers = count_workers(config.workers, adapter.device.type, source.total)
+    results = answer_all(adapter, pruner, source.samples, ask, batch_size=config.batch_size, workers=workers)
     try:
-        with file, screen.track(source.total):
-            for result in answer_all(adapter, pruner, source.samples, ask, batch_size=config.batch_size):
+        with file, closing(results), screen.track(source.total):
+            for result in results:
                 file.write(record(result, model=config.model, run=name))
                 summary.add(result)
                 if show or result.error:

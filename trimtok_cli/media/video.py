@@ -10,7 +10,6 @@ import math
 import os
 import stat
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -23,6 +22,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
+from trimtok_cli.child import command
 from trimtok_cli.errors import MediaError, UsageError
 
 # What a search of a folder takes for a video. A file that is named explicitly may have any suffix.
@@ -32,8 +32,7 @@ VIDEO_SUFFIXES = frozenset(
 
 _PACKAGES = {"decord": "decord", "pyav": "av"}
 _SLACK = 1e-3  # seconds: decord tells times in 32-bit floats, Matroska rounds them to milliseconds
-# The child gets its parent's sys.path and no __main__, so that a plain script may call load_video too.
-_CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from trimtok_cli.media.decoders import main; main()"
+_CHILD = "from trimtok_cli.media.decoders import main; main()"
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,15 +209,15 @@ def _decode(path: Path, name: str, rule: FrameRule, decoders: list[str]) -> Clip
 
 def _ask_child(request: dict[str, Any], seconds: float) -> Clip | dict[str, str]:
     """The Clip, or why there is none: `final` is a sentence for the user, `reason` leaves it to the next decoder."""
-    paths = json.dumps([entry for entry in sys.path if isinstance(entry, str)])
-    command = [sys.executable, "-P", "-c", _CHILD, paths, json.dumps(request | {"seconds": seconds})]
     lifeline, held = os.pipe()  # closes with this process, however that ends, and the child with it
     process = None
     try:
         with tempfile.TemporaryFile() as out:
             # A session of its own: Ctrl-C is for this process, which then ends the child.
             pipes = {"stdin": lifeline, "stdout": out, "stderr": subprocess.PIPE}
-            process = subprocess.Popen(command, **pipes, start_new_session=True)
+            process = subprocess.Popen(
+                command(_CHILD, json.dumps(request | {"seconds": seconds})), **pipes, start_new_session=True
+            )  # fmt: skip
             try:
                 process.communicate(timeout=max(seconds, 0.001))
             except subprocess.TimeoutExpired:

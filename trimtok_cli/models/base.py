@@ -1,14 +1,13 @@
 """What a model family looks like from outside: an Adapter. Knows no pruning method.
 
 A family says where the visual tokens of an image or a video lie (`image_places`, `video_places`), and overrides what
-else is its own: chat, positions, what the language model is given besides embeddings. Visual tokens are *captured*: the
+else is its own: preprocessing, positions, what the language model is given besides embeddings. Visual tokens are *captured*: the
 model's own code turns pixels into them, and is stopped in front of the language model. So towers, projectors, tiling,
 newline tokens and pooling are the library's, in every version of it.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -16,49 +15,14 @@ from PIL import Image
 from torch import Tensor
 
 from trimtok_cli.errors import ModelError
-from trimtok_cli.media.video import Clip
 from trimtok_cli.models.capture import capture
-from trimtok_cli.models.chat import has_start, instruction_rows, message_parts
 from trimtok_cli.models.clip_text import ClipText
 from trimtok_cli.models.places import Places
+from trimtok_cli.models.preprocessor import Inputs, Preprocessor, Visual
 from trimtok_cli.models.taps import Tower
 from trimtok_cli.tokens import EncoderTap, Prompt, VisualTokens
 
 _OF_THE_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-
-
-@dataclass(frozen=True)
-class Visual:
-    """An image or a video of a prompt: kind, (width, height), and the times in seconds of a video's frames.
-
-    frame: its number where it is one frame of a clip that is shown as images; None where it is an image of its own.
-    """
-
-    kind: str
-    size: tuple[int, int]
-    times: tuple[float, ...] = ()
-    frame: int | None = None
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """One prepared question. tensors: what the family's processor made, batch axis 1, on the CPU; input_ids (S,).
-
-    instruction (T,): rows of the user's words. visuals: images and videos in the prompt's order; text: the prompt as sent;
-    words: the user's own.
-    """
-
-    tensors: dict[str, Tensor]
-    input_ids: Tensor
-    instruction: Tensor
-    visuals: tuple[Visual, ...]
-    text: str
-    words: str = ""
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """image or video, for every number that a visual token's `visual_index` can be."""
-        return tuple("image" if v.kind == "image" and v.frame is None else "video" for v in self.visuals if not v.frame)
 
 
 class Adapter(ABC):
@@ -66,16 +30,13 @@ class Adapter(ABC):
 
     renumbers = True  # survivors close the gaps: positions are 1-D. M-RoPE families keep the original ids instead.
     media_axis = 0  # the axis along which the processor lays out images and tiles
-    mixes = True  # images and a video may stand in one prompt; elsewhere the video is then shown as frames
+    preprocessing: type[Preprocessor] = Preprocessor
 
     def __init__(self, model, processor, *, name: str, revision: str) -> None:
         self.model, self.processor, self.name, self.revision = model, processor, name, revision
         self.device, self.dtype = model.device, model.dtype
         self.clip_text: ClipText | None = None
-        if getattr(processor, "chat_template", None) is None:  # a tokenizer's own knows no images
-            raise ModelError(
-                f"{name} has no chat template for images, so questions cannot be put to it: use an instruction-tuned checkpoint."
-            )
+        self.preprocessor = self.preprocessing(processor, name)
 
     # ---- what a family decides
 
@@ -86,21 +47,6 @@ class Adapter(ABC):
     def video_places(self, inputs: Inputs, visual: Visual) -> Places:
         """The same of the prompt's video. Only families with a video path of their own are asked."""
         raise ModelError(f"{self.name} has no video path of its own; show its frames as images.")
-
-    @property
-    def has_video(self) -> bool:
-        """Whether videos have a path of their own in this family; elsewhere their frames are shown as images."""
-        return getattr(self.processor, "video_processor", None) is not None
-
-    def video_inputs(self, clip: Clip) -> dict:
-        """What the processor is given for a video whose frames were chosen already: it may neither sample nor date them again.
-
-        The rate is that of the frames given, and a frame's index is its time in that rate, whole or not.
-        """
-        count, times = len(clip.frames), clip.times
-        gap = (times[-1] - times[0]) / (count - 1) if count > 1 else max(clip.duration, 0.001)
-        facts = {"total_num_frames": count, "fps": 1 / gap, "duration": clip.duration, "frames_indices": [t / gap for t in times]}
-        return {"videos": [[list(clip.frames)]], "video_metadata": [facts], "do_sample_frames": False}
 
     def positions(self, inputs: Inputs) -> Tensor:
         """(S,) of the dense prompt; M-RoPE families give (3, S)."""
@@ -149,40 +95,9 @@ class Adapter(ABC):
             ends = self.processor.tokenizer.eos_token_id
         return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
 
-    def prepare(
-        self, images: Sequence[Image.Image], question: str, *, system: str = "", clip: Clip | None = None, as_frames: bool = False
-    ) -> Inputs:
-        """Chat template, processor, and where the user's words are. SampleError where the question does not fit.
-
-        as_frames shows a clip as so many images, as it always is where the family has no video path.
-        """
-        as_frames = clip is not None and (as_frames or not self.has_video or (bool(images) and not self.mixes))
-        content = message_parts(question, len(images), clip is not None)
-        chat = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
-        pictures, visuals, shown, rest = [], [], [], iter(images)
-        for part in content:
-            if part["type"] == "video" and as_frames:
-                pictures += clip.frames
-                visuals += [Visual("image", frame.size, (), i) for i, frame in enumerate(clip.frames)]
-                shown += [{"type": "image"}] * len(clip.frames)
-                continue
-            if part["type"] == "video":
-                visuals.append(Visual("video", (clip.width, clip.height), clip.times))
-            elif part["type"] == "image":
-                pictures.append(next(rest))
-                visuals.append(Visual("image", pictures[-1].size))
-            shown.append(part)
-        text = self.processor.apply_chat_template([*chat, {"role": "user", "content": shown}], add_generation_prompt=True)
-        more = self.video_inputs(clip) if clip is not None and not as_frames else {}
-        batch = self.processor(
-            text=[text], images=[pictures] if pictures else None, return_tensors="pt",
-            add_special_tokens=not has_start(self.processor.tokenizer, text), **more,
-        )  # fmt: skip
-        tensors = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
-        ids = tensors["input_ids"][0]
-        words = [part["text"] for part in content if part["type"] == "text"]
-        rows = instruction_rows(self.processor.tokenizer, text, words, ids)
-        return Inputs(tensors, ids, rows, tuple(visuals), text, " ".join(words))
+    def prepare(self, images: Sequence[Image.Image], question: str, **options) -> Inputs:
+        """As `Preprocessor.prepare`, which needs no network."""
+        return self.preprocessor.prepare(images, question, **options)
 
     def encode_many(self, batch: Sequence[Inputs]) -> list[VisualTokens]:
         """Vision tower and projector over a batch: samples whose tensors fit together go through in one pass."""
@@ -237,16 +152,28 @@ class Adapter(ABC):
     def _capture(self, members: Sequence[Inputs]) -> tuple[Tensor, Tensor | None]:
         """The visual rows (N, D) of all members, one after the other, and their deepstack layers (L, N, D) or None."""
         ids = torch.cat([inputs.input_ids[self._is_visual(inputs.input_ids)] for inputs in members]).to(self.device)
-        media = {name: torch.cat([inputs.tensors[name] for inputs in members], self.media_axis).to(self.device)
-                 for name in self._media(members[0])}  # fmt: skip
-        media = {name: tensor.to(self.dtype) if tensor.is_floating_point() else tensor for name, tensor in media.items()}
         try:
-            return capture(self.model, ids, media)
+            return capture(self.model, ids, self.tower_inputs(members))
         except ValueError as error:
             if "do not match" in str(error):
                 said = " ".join(str(error).split())
                 raise ModelError(f"the processor of {self.name} does not fit the model: {said}.") from error
             raise
+
+    def tower_inputs(self, members: Sequence[Inputs]) -> dict[str, Tensor]:
+        """What the vision tower is given for `members` together, on the model's device and in its dtype."""
+        media = {
+            name: self._moved(torch.cat([inputs.tensors[name] for inputs in members], self.media_axis))
+            for name in self._media(members[0])
+        }
+        media = self.preprocessor.normalized(media)
+        return {name: tensor.to(self.dtype) if tensor.is_floating_point() else tensor for name, tensor in media.items()}
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        """On the model's device. To CUDA from page-locked memory, which alone is copied while the host goes on."""
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _tokens(
         self, embeds: Tensor, places: Sequence[Places], visuals: Sequence[Visual], deepstack: Tensor | None, tap: EncoderTap

@@ -4,14 +4,31 @@
 stretched to whole tiles. SmolVLM's video frames are one tile each. Positions are 1-D.
 """
 
+import torch
+from torch import Tensor
+
 from trimtok_cli.models.base import Adapter, Inputs, Visual
 from trimtok_cli.models.places import Places, blocks, per_frame, plain, raster, tiled
+from trimtok_cli.models.preprocessor import Preprocessor
 from trimtok_cli.models.taps import Tower
+
+
+class IdeficsPreprocessor(Preprocessor):
+    shares, mixes = True, False  # SmolVLM's processor writes images and video frames to the same place, one of the two
+
+    def as_bytes(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The processor lays the bytes of all tiles into one tensor of floats. It pads none: in one prompt they are of one size.
+
+        So the model's mark for a missing tile, all zeros, is seen in floats that the processor would have made as well.
+        """
+        if "pixel_values" not in tensors or self._arithmetic("image_processor") is None:
+            return tensors
+        return tensors | {"pixel_values": tensors["pixel_values"].to(torch.uint8)}
 
 
 class Idefics3(Adapter):
     media_axis = 1  # (1, tiles, 3, H, W)
-    mixes = False  # SmolVLM's processor writes images and video frames to the same place
+    preprocessing = IdeficsPreprocessor
 
     def image_places(self, inputs: Inputs, number: int, visual: Visual) -> Places:
         width, height = visual.size

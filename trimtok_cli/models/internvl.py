@@ -9,10 +9,17 @@ import torch.nn.functional as F
 
 from trimtok_cli.models.base import Adapter, Inputs, Visual
 from trimtok_cli.models.places import Places, blocks, per_frame, plain, raster, tiled
+from trimtok_cli.models.preprocessor import Preprocessor
 from trimtok_cli.models.taps import Tower
 
 
+class InternVLPreprocessor(Preprocessor):
+    shares = True
+
+
 class InternVL(Adapter):
+    preprocessing = InternVLPreprocessor
+
     def image_places(self, inputs: Inputs, number: int, visual: Visual) -> Places:
         images, side = self.processor.image_processor, self._side
         if self._tile_counts(inputs)[inputs.visuals.index(visual)] == 1:

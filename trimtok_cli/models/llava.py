@@ -4,9 +4,11 @@ Paper: "Improved Baselines with Visual Instruction Tuning", arXiv 2310.03744. Po
 """
 
 import torch
+from torch import Tensor
 
 from trimtok_cli.models.base import Adapter, Inputs, Visual
 from trimtok_cli.models.places import Places, nowhere, plain
+from trimtok_cli.models.preprocessor import Preprocessor
 from trimtok_cli.models.taps import Tower
 
 
@@ -22,8 +24,22 @@ def clip_tower(model, *, has_cls: bool) -> Tower:
     return Tower(attention, model.model.multi_modal_projector, has_cls=has_cls, layers=layers[: number + 1])
 
 
+class LlavaPreprocessor(Preprocessor):
+    def normalized(self, media: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Pixtral's processor fills smaller images up with zeros behind its normalization, so they are zeros again here."""
+        found = super().normalized(media)
+        if "image_sizes" in media and media["pixel_values"].dtype == torch.uint8:
+            pixels, (height, width) = found["pixel_values"], media["image_sizes"].T
+            below = torch.arange(pixels.shape[2], device=pixels.device) >= height[:, None]
+            beside = torch.arange(pixels.shape[3], device=pixels.device) >= width[:, None]
+            pixels.masked_fill_((below[:, :, None] | beside[:, None, :])[:, None], 0)
+        return found
+
+
 class Llava(Adapter):
     """Also Pixtral, which is `llava` with a tower that takes images of any size: its processor adds `image_sizes`."""
+
+    preprocessing = LlavaPreprocessor
 
     def image_places(self, inputs: Inputs, number: int, visual: Visual) -> Places:
         patch, pixels = self.model.config.vision_config.patch_size, inputs.tensors["pixel_values"].shape[-2:]

@@ -13,16 +13,33 @@ from torch import Tensor
 from trimtok_cli.media.video import Clip
 from trimtok_cli.models.base import Adapter, Inputs, Visual
 from trimtok_cli.models.places import Places, raster
+from trimtok_cli.models.preprocessor import Preprocessor
 from trimtok_cli.models.taps import Tower
 from trimtok_cli.tokens import Prompt
 
 _FOR_POSITIONS = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
 
 
+class QwenPreprocessor(Preprocessor):
+    def _floats(self, name: str, pixels: Tensor) -> Tensor:
+        """(patches, 3 * frames * side * side): in a patch, its channels are the outermost axis."""
+        return super()._floats(name, pixels.reshape(len(pixels), 3, 1, -1)).reshape(pixels.shape)
+
+    def video_inputs(self, clip: Clip) -> dict:
+        """A layer is two frames: a single one is shown twice, as the processors themselves do with a last odd one."""
+        given = super().video_inputs(clip)
+        if len(clip.frames) == 1:
+            facts = given["video_metadata"][0]
+            given["videos"] = [[list(clip.frames * 2)]]
+            given["video_metadata"] = [facts | {"total_num_frames": 2, "frames_indices": facts["frames_indices"] * 2}]
+        return given
+
+
 class Qwen2VL(Adapter):
     """`qwen2_vl` and `qwen2_5_vl`. Two frames of a video make one layer of tokens."""
 
     renumbers = False
+    preprocessing = QwenPreprocessor
 
     def image_places(self, inputs: Inputs, number: int, visual: Visual) -> Places:
         _, rows, columns = self._grid(inputs.tensors["image_grid_thw"][number])
@@ -34,15 +51,6 @@ class Qwen2VL(Adapter):
 
     def tower(self) -> Tower:
         return Tower({"": self.model.model.visual.blocks[-1].attn}, None, has_cls=False)
-
-    def video_inputs(self, clip: Clip) -> dict:
-        """A layer is two frames: a single one is shown twice, as the processors themselves do with a last odd one."""
-        given = super().video_inputs(clip)
-        if len(clip.frames) == 1:
-            facts = given["video_metadata"][0]
-            given["videos"] = [[list(clip.frames * 2)]]
-            given["video_metadata"] = [facts | {"total_num_frames": 2, "frames_indices": facts["frames_indices"] * 2}]
-        return given
 
     def positions(self, inputs: Inputs) -> Tensor:
         """(3, S): time, row and column of every token, as the model itself works them out for the dense prompt."""

@@ -1,0 +1,150 @@
+"""The part of a model family that needs no network: chat template, image and video processor, and how bytes become floats.
+
+A Preprocessor is small and can be pickled, so that samples may be prepared in other processes. Pixels stay bytes until they lie
+on the model's device, where they are rescaled and normalized in the image processor's own arithmetic. Knows no pruning method.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from trimtok_cli.errors import ModelError
+from trimtok_cli.media.video import Clip
+from trimtok_cli.models.chat import has_start, instruction_rows, message_parts
+
+_ARITHMETIC = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+
+
+@dataclass(frozen=True)
+class Visual:
+    """An image or a video of a prompt: kind, (width, height), and the times in seconds of a video's frames.
+
+    frame: its number where it is one frame of a clip that is shown as images; None where it is an image of its own.
+    """
+
+    kind: str
+    size: tuple[int, int]
+    times: tuple[float, ...] = ()
+    frame: int | None = None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One prepared question. tensors: what the family's processor made, batch axis 1, on the CPU; input_ids (S,). Pixels are
+    uint8 where `Preprocessor.normalized` is to make floats of them, float32 where the processor did.
+
+    instruction (T,): rows of the user's words. visuals: images and videos in the prompt's order; text: the prompt as sent;
+    words: the user's own.
+    """
+
+    tensors: dict[str, Tensor]
+    input_ids: Tensor
+    instruction: Tensor
+    visuals: tuple[Visual, ...]
+    text: str
+    words: str = ""
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """image or video, for every number that a visual token's `visual_index` can be."""
+        return tuple("image" if v.kind == "image" and v.frame is None else "video" for v in self.visuals if not v.frame)
+
+
+class Preprocessor:
+    """A family's processor. Raises ModelError where its checkpoint cannot be asked questions."""
+
+    mixes = True  # images and a video may stand in one prompt; elsewhere the video is then shown as frames
+
+    shares = False  # video frames lie in one tensor with images
+
+    def __init__(self, processor, name: str) -> None:
+        self.processor, self.name = processor, name
+        if getattr(processor, "chat_template", None) is None:  # a tokenizer's own knows no images
+            raise ModelError(
+                f"{name} has no chat template for images, so questions cannot be put to it: use an instruction-tuned checkpoint."
+            )
+
+    @property
+    def has_video(self) -> bool:
+        """Whether videos have a path of their own in this family; elsewhere their frames are shown as images."""
+        return getattr(self.processor, "video_processor", None) is not None
+
+    def video_inputs(self, clip: Clip) -> dict:
+        """What the processor is given for a video whose frames were chosen already: it may neither sample nor date them again.
+
+        The rate is that of the frames given, and a frame's index is its time in that rate, whole or not.
+        """
+        count, times = len(clip.frames), clip.times
+        gap = (times[-1] - times[0]) / (count - 1) if count > 1 else max(clip.duration, 0.001)
+        facts = {"total_num_frames": count, "fps": 1 / gap, "duration": clip.duration, "frames_indices": [t / gap for t in times]}
+        return {"videos": [[list(clip.frames)]], "video_metadata": [facts], "do_sample_frames": False}
+
+    def as_bytes(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The processor's tensors, with pixels that were neither rescaled nor normalized as uint8, which most of them are."""
+        return tensors
+
+    def normalized(self, media: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tower's inputs on any device: what is uint8 becomes what the processor itself would have made of it, in float32."""
+        return {name: self._floats(name, tensor) if tensor.dtype == torch.uint8 else tensor for name, tensor in media.items()}
+
+    def _floats(self, name: str, pixels: Tensor) -> Tensor:
+        """(..., 3, H, W) uint8 -> float32, by the library's own function: the same operations on every number, in any layout."""
+        kind = "video_processor" if name == "pixel_values_videos" else "image_processor"
+        return getattr(self.processor, kind).rescale_and_normalize(pixels, **self._arithmetic(kind))
+
+    def _arithmetic(self, kind: str) -> dict[str, Any] | None:
+        """What a processor rescales and normalizes with; None where that is left to it.
+
+        That is where Pillow's backend is set, which calculates otherwise, and where one tensor would need two kinds.
+        """
+        found = [_settings(getattr(self.processor, each, None)) for each in (kind, "image_processor", "video_processor")]
+        return found[0] if not self.shares or not self.has_video or found[1] == found[2] else None
+
+    def prepare(
+        self, images: Sequence[Image.Image], question: str, *, system: str = "", clip: Clip | None = None, as_frames: bool = False
+    ) -> Inputs:
+        """Chat template, processor, and where the user's words are. SampleError where the question does not fit.
+
+        as_frames shows a clip as so many images, as it always is where the family has no video path.
+        """
+        as_frames = clip is not None and (as_frames or not self.has_video or (bool(images) and not self.mixes))
+        content = message_parts(question, len(images), clip is not None)
+        chat = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
+        pictures, visuals, shown, rest = [], [], [], iter(images)
+        for part in content:
+            if part["type"] == "video" and as_frames:
+                pictures += clip.frames
+                visuals += [Visual("image", frame.size, (), i) for i, frame in enumerate(clip.frames)]
+                shown += [{"type": "image"}] * len(clip.frames)
+                continue
+            if part["type"] == "video":
+                visuals.append(Visual("video", (clip.width, clip.height), clip.times))
+            elif part["type"] == "image":
+                pictures.append(next(rest))
+                visuals.append(Visual("image", pictures[-1].size))
+            shown.append(part)
+        text = self.processor.apply_chat_template([*chat, {"role": "user", "content": shown}], add_generation_prompt=True)
+        more = self.video_inputs(clip) if clip is not None and not as_frames else {}
+        for kind, options in (("image_processor", "images_kwargs"), ("video_processor", "videos_kwargs")):
+            if self._arithmetic(kind) is not None:
+                more[options] = {"do_rescale": False, "do_normalize": False}
+        batch = self.processor(
+            text=[text], images=[pictures] if pictures else None, return_tensors="pt",
+            add_special_tokens=not has_start(self.processor.tokenizer, text), **more,
+        )  # fmt: skip
+        tensors = self.as_bytes({key: value for key, value in batch.items() if isinstance(value, Tensor)})
+        ids = tensors["input_ids"][0]
+        words = [part["text"] for part in content if part["type"] == "text"]
+        rows = instruction_rows(self.processor.tokenizer, text, words, ids)
+        return Inputs(tensors, ids, rows, tuple(visuals), text, " ".join(words))
+
+
+def _settings(processor) -> dict[str, Any] | None:
+    if not hasattr(processor, "rescale_and_normalize") or not (processor.do_rescale or processor.do_normalize):
+        return None
+    found = {name: getattr(processor, name) for name in _ARITHMETIC}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
