@@ -8,6 +8,7 @@ newline tokens and pooling are the library's, in every version of it.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,6 +21,7 @@ from trimtok_cli.media.video import Clip
 from trimtok_cli.models.capture import capture
 from trimtok_cli.models.chat import has_start, instruction_rows, message_parts
 from trimtok_cli.models.clip_text import ClipText
+from trimtok_cli.models.passes import passes
 from trimtok_cli.models.places import Places
 from trimtok_cli.models.taps import Tower
 from trimtok_cli.tokens import EncoderTap, Prompt, VisualTokens
@@ -66,6 +68,7 @@ class Adapter(ABC):
 
     renumbers = True  # survivors close the gaps: positions are 1-D. M-RoPE families keep the original ids instead.
     media_axis = 0  # the axis along which the processor lays out images and tiles
+    crops = 64  # the most that one pass of the vision tower takes, in crops of 336 x 336 pixels; a sample is never cut
     mixes = True  # images and a video may stand in one prompt; elsewhere the video is then shown as frames
 
     def __init__(self, model, processor, *, name: str, revision: str) -> None:
@@ -124,6 +127,10 @@ class Adapter(ABC):
     def tower(self) -> Tower:
         """What of the vision tower methods may ask about; by default nothing."""
         return Tower({}, None, has_cls=False)
+
+    def reading(self) -> AbstractContextManager:
+        """While it lasts, the vision tower runs no more than what is read of it; by default that is all."""
+        return nullcontext()
 
     def project(self, features: Tensor) -> Tensor:
         """(K, F) tower features -> (K, D) visual tokens, where a token is one tower token."""
@@ -184,19 +191,17 @@ class Adapter(ABC):
         rows = instruction_rows(self.processor.tokenizer, text, words, ids)
         return Inputs(tensors, ids, rows, tuple(visuals), text, " ".join(words))
 
-    def encode_many(self, batch: Sequence[Inputs]) -> list[VisualTokens]:
-        """Vision tower and projector over a batch: samples whose tensors fit together go through in one pass."""
+    def encode_many(self, batch: Sequence[Inputs], *, taps: bool = True) -> list[VisualTokens]:
+        """Vision tower and projector over a batch: samples whose tensors fit together go through in one pass.
+
+        taps: whether a method may ask something of the tower; else nothing of it is kept but its output.
+        """
         places = [self._places(inputs) for inputs in batch]
         tokens: list[VisualTokens] = [self._no_tokens()] * len(batch)
-        groups: dict[tuple, list[int]] = {}
-        for i, inputs in enumerate(batch):
-            if inputs.visuals:
-                media = self._media(inputs)
-                shapes = ((n, *t.shape[: self.media_axis], *t.shape[self.media_axis + 1 :]) for n, t in sorted(media.items()))
-                groups.setdefault(tuple(shapes), []).append(i)
-        for members in groups.values():
+        media = [self._media(inputs) if inputs.visuals else {} for inputs in batch]
+        for members in passes(media, self.media_axis, self.crops):
             counts = [sum(len(p.box) for p in places[i]) for i in members]
-            with self.tower() as tower:
+            with self.tower() if taps else Tower({}, None, has_cls=False) as tower:
                 embeds, layers = self._capture([batch[i] for i in members])
             deep, start = [None] * len(members) if layers is None else layers.split(counts, 1), 0
             for i, rows, each in zip(members, embeds.split(counts), deep, strict=True):
@@ -241,7 +246,8 @@ class Adapter(ABC):
                  for name in self._media(members[0])}  # fmt: skip
         media = {name: tensor.to(self.dtype) if tensor.is_floating_point() else tensor for name, tensor in media.items()}
         try:
-            return capture(self.model, ids, media)
+            with self.reading():
+                return capture(self.model, ids, media)
         except ValueError as error:
             if "do not match" in str(error):
                 said = " ".join(str(error).split())
