@@ -13,7 +13,7 @@ from tests.test_families import clip_of, library_inputs, library_logits
 from trimtok_cli.models import load_model
 from trimtok_cli.models.base import Adapter
 from trimtok_cli.models.capture import capture
-from trimtok_cli.models.passes import CROP, passes
+from trimtok_cli.models.passes import CROP, passes, starts
 
 # vision_feature_layer of a tower of three layers, and the layers that have to run for it
 READ = {"-2": (-2, 2), "1": (1, 1), "3": (3, 3), "-1": (-1, 3), "[1, -2]": ([1, -2], 2), "[-2, 0, 1]": ([-2, 0, 1], 2), "[0, -1]": ([0, -1], 3)}  # fmt: skip
@@ -74,7 +74,7 @@ def test_layers_behind_run_only_for_a_signal_of_the_last_one_which_is_the_whole_
     adapter.model.model(input_ids=inputs.input_ids[None], **media)
     ((args, kwargs),) = entered
     tower.inputs["last_"], tower.behind = [(args, kwargs)], ()
-    whole = tower.tap(adapter._places(inputs), 0, adapter.project)
+    whole = tower.tap(adapter._places(inputs), starts([adapter._places(inputs)], [[False] * 2])[0], adapter.project)
     assert torch.equal(found[0], whole.last_saliency) and torch.equal(found[1], whole.last_keys)
 
 
@@ -150,6 +150,23 @@ def test_a_pass_takes_no_more_crops_than_it_may(family, monkeypatch):
         for name in ("saliency", "last_keys", "features", "cls"):
             if one.encoder.offers(name):
                 assert (getattr(one.encoder, name) - getattr(other.encoder, name)).abs().max() < 1e-4
+
+
+@torch.inference_mode()
+def test_signals_of_a_prompt_with_an_image_and_a_video_are_each_ones_own(family):
+    """Whichever stands first, and whatever shares the pass: those of the image and of the video asked about alone."""
+    if not family.has_video or not family.mixes:
+        return
+    clips = [clip_of(2), clip_of(2, 50, 50)]
+    for words in ("?", "<video> and then <image>"):
+        batch = [family.prepare([picture(i, 100, 80)], words, clip=clip) for i, clip in enumerate(clips)]
+        for i, tokens in enumerate(family.encode_many(batch)):
+            alone = [family.prepare([picture(i, 100, 80)], "?"), family.prepare([], "?", clip=clips[i])]
+            image, video = family.encode_many([alone[0]])[0], family.encode_many([alone[1]])[0]
+            order = (image, video) if words == "?" else (video, image)
+            for name in (name for name in SIGNALS if tokens.encoder.offers(name)):
+                want = torch.cat([getattr(each.encoder, name) for each in order if len(each)])
+                assert (getattr(tokens.encoder, name) - want).abs().max() < 1e-4, name
 
 
 def test_passes():

@@ -21,7 +21,7 @@ from trimtok_cli.media.video import Clip
 from trimtok_cli.models.capture import capture
 from trimtok_cli.models.chat import has_start, instruction_rows, message_parts
 from trimtok_cli.models.clip_text import ClipText
-from trimtok_cli.models.passes import passes
+from trimtok_cli.models.passes import passes, starts
 from trimtok_cli.models.places import Places
 from trimtok_cli.models.taps import Tower
 from trimtok_cli.tokens import EncoderTap, Prompt, VisualTokens
@@ -203,13 +203,16 @@ class Adapter(ABC):
             counts = [sum(len(p.box) for p in places[i]) for i in members]
             with self.tower() if taps else Tower({}, None, has_cls=False) as tower:
                 embeds, layers = self._capture([batch[i] for i in members])
-            deep, start = [None] * len(members) if layers is None else layers.split(counts, 1), 0
-            for i, rows, each in zip(members, embeds.split(counts), deep, strict=True):
-                tap = tower.tap(places[i], start, self.project)
+            deep = [None] * len(members) if layers is None else layers.split(counts, 1)
+            # Where videos have tensors of their own, the library takes all of them behind all images.
+            apart = "pixel_values_videos" in media[members[0]]
+            later = [[apart and visual.kind == "video" for visual in batch[i].visuals] for i in members]
+            begin = starts([places[i] for i in members], later)
+            for i, rows, each, at in zip(members, embeds.split(counts), deep, begin, strict=True):
+                tap = tower.tap(places[i], at, self.project)
                 if self.clip_text is not None and tap.offers("features"):
                     tap = tap.offering(relevance=partial(self._relevance, self.clip_text, tap, batch[i].words))
                 tokens[i] = self._tokens(rows, places[i], batch[i].visuals, each, tap)
-                start += sum(place.tower for place in places[i])
         return tokens
 
     @staticmethod

@@ -1,8 +1,11 @@
-"""Which samples go through the vision tower together. Knows no model."""
+"""Which samples go through the vision tower together, and where each finds its tokens there. Knows no model."""
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 from torch import Tensor
+
+from trimtok_cli.models.places import Places
 
 CROP = 3 * 336 * 336  # values of one crop of CLIP's size: the unit in which a pass is measured, whatever the family's own
 
@@ -27,3 +30,11 @@ def passes(media: Sequence[Mapping[str, Tensor]], axis: int, crops: float) -> li
         members.append(number)
         last[alike] = members, filled + size
     return found
+
+
+def starts(places: Sequence[Sequence[Places]], later: Sequence[Sequence[bool]]) -> list[list[int]]:
+    """For each sample of a pass, where the tower tokens of its images and videos begin: what is `later` behind all others."""
+    order = sorted((late, i, j) for i, sample in enumerate(later) for j, late in enumerate(sample))
+    begin = accumulate((places[i][j].tower for _, i, j in order), initial=0)
+    found = {(i, j): start for (_, i, j), start in zip(order, begin, strict=False)}
+    return [[found[i, j] for j in range(len(sample))] for i, sample in enumerate(places)]

@@ -7,7 +7,6 @@ to tower tokens that the family's Places hold.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -123,14 +122,14 @@ class Tower:
         """(tower tokens, F): what enters the projector."""
         return torch.cat([each.flatten(0, -2) for each in self.features])
 
-    def tap(self, places: Sequence[Places], start: int, project: Callable[[Tensor], Tensor]) -> EncoderTap:
-        """The signals of one sample, whose tower tokens begin at `start`. A visual token made of several has their mean."""
+    def tap(self, places: Sequence[Places], starts: Sequence[int], project: Callable[[Tensor], Tensor]) -> EncoderTap:
+        """The signals of one sample, each of whose images and videos has its tower tokens from one of `starts` on.
+
+        A visual token made of several has their mean.
+        """
         if any(place.source is None for place in places):
             return EncoderTap()
-        sources, first = [], start
-        for place in places:
-            sources.append(torch.where(place.source < 0, -1, place.source + start))
-            start += place.tower
+        sources = [torch.where(p.source < 0, -1, p.source + start) for p, start in zip(places, starts, strict=True)]
 
         def mine(signal: Callable[[], Tensor]) -> Callable[[], Tensor]:
             def read() -> Tensor:
@@ -147,7 +146,6 @@ class Tower:
         if self.projector is not None and all(source.shape[1] == 1 for source in sources):
             offers |= {"features": mine(self.all_features), "project": project}
         if self.layers and self.has_cls:
-            starts = list(accumulate((place.tower for place in places[:-1]), initial=first))
             offers["cls"] = partial(self._class_tokens, starts)
         if any(place.tiles > 1 for place in places):
             owner = [torch.where(p.source[:, 0] < 0, -1, p.source[:, 0] // (p.tower // p.tiles)) for p in places]
@@ -155,7 +153,7 @@ class Tower:
         if self.layers and len(places) == sum(bool(place.grid) for place in places):
             tile = places[0].tower
             offers["blocks"] = lambda: Blocks(
-                torch.cat(self.entered)[first // tile : first // tile + len(places)], self.layers, self.has_cls
+                torch.cat(self.entered)[[start // tile for start in starts]], self.layers, self.has_cls
             )
         return EncoderTap(**offers)
 
