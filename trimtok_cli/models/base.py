@@ -68,6 +68,7 @@ class Adapter(ABC):
 
     renumbers = True  # survivors close the gaps: positions are 1-D. M-RoPE families keep the original ids instead.
     media_axis = 0  # the axis along which the processor lays out images and tiles
+    on_host: tuple[str, ...] = ()  # of the processor's tensors those that the model only reads numbers from, one by one
     crops = 64  # the most that one pass of the vision tower takes, in crops of 336 x 336 pixels; a sample is never cut
     mixes = True  # images and a video may stand in one prompt; elsewhere the video is then shown as frames
 
@@ -211,13 +212,12 @@ class Adapter(ABC):
             for i, rows, each, at in zip(members, embeds.split(counts), deep, begin, strict=True):
                 tap = tower.tap(places[i], at, self.project)
                 if self.clip_text is not None and tap.offers("features"):
-                    tap = tap.offering(relevance=partial(self._relevance, self.clip_text, tap, batch[i].words))
+                    tap = tap.offering(relevance=partial(self._relevance, tap, batch[i].words))
                 tokens[i] = self._tokens(rows, places[i], batch[i].visuals, each, tap)
         return tokens
 
-    @staticmethod
-    def _relevance(clip_text: ClipText, tap: EncoderTap, words: str) -> Tensor:
-        return clip_text.relevance(tap.features, words)
+    def _relevance(self, tap: EncoderTap, words: str) -> Tensor:
+        return self.clip_text.relevance(tap.features, words)
 
     def _places(self, inputs: Inputs) -> list[Places]:
         """Where every image's and video's tokens lie, in the prompt's order. ModelError if the processor counted otherwise."""
@@ -244,9 +244,9 @@ class Adapter(ABC):
 
     def _capture(self, members: Sequence[Inputs]) -> tuple[Tensor, Tensor | None]:
         """The visual rows (N, D) of all members, one after the other, and their deepstack layers (L, N, D) or None."""
-        ids = torch.cat([inputs.input_ids[self._is_visual(inputs.input_ids)] for inputs in members]).to(self.device)
-        media = {name: torch.cat([inputs.tensors[name] for inputs in members], self.media_axis).to(self.device)
-                 for name in self._media(members[0])}  # fmt: skip
+        ids = self._moved(torch.cat([inputs.input_ids[self._is_visual(inputs.input_ids)] for inputs in members]))
+        joined = {n: torch.cat([inputs.tensors[n] for inputs in members], self.media_axis) for n in self._media(members[0])}
+        media = {name: tensor if name in self.on_host else self._moved(tensor) for name, tensor in joined.items()}
         media = {name: tensor.to(self.dtype) if tensor.is_floating_point() else tensor for name, tensor in media.items()}
         try:
             with self.reading():
@@ -256,6 +256,12 @@ class Adapter(ABC):
                 said = " ".join(str(error).split())
                 raise ModelError(f"the processor of {self.name} does not fit the model: {said}.") from error
             raise
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        """On the model's device. To CUDA from page-locked memory, which alone is copied while the host goes on."""
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _tokens(
         self, embeds: Tensor, places: Sequence[Places], visuals: Sequence[Visual], deepstack: Tensor | None, tap: EncoderTap
@@ -272,18 +278,18 @@ class Adapter(ABC):
         )  # fmt: skip
 
     def _no_tokens(self) -> VisualTokens:
-        width = self.model.get_input_embeddings().weight.shape[1]
-        empty = torch.empty(0, dtype=torch.long, device=self.device)
-        return VisualTokens(torch.empty(0, width, device=self.device, dtype=self.dtype), empty, torch.empty(0, 4))
+        rows = self.embed_ids(torch.empty(0, dtype=torch.long, device=self.device))
+        return VisualTokens(rows, torch.empty(0, dtype=torch.long), torch.empty(0, 4))
 
     def embed(self, inputs: Inputs, tokens: VisualTokens) -> Prompt:
         """The dense prompt: text embeddings with the visual tokens at their placeholders."""
-        ids = inputs.input_ids.to(self.device)
-        visual = self._is_visual(ids).nonzero().squeeze(1)
+        ids, words = inputs.input_ids, inputs.instruction
+        places = self._is_visual(ids).nonzero().squeeze(1)
+        # Worked out on the CPU, where they are known: on a device, their number would have to be waited for.
+        ids, visual, rows = self._moved(torch.cat([ids, places, words])).split([len(ids), len(places), len(words)])
         embeds = self.embed_ids(ids)
         embeds[visual] = tokens.embeds.to(embeds.dtype)
         alive = torch.arange(len(visual), device=self.device)
-        rows = inputs.instruction.to(self.device)
         return Prompt(embeds, self.positions(inputs), visual, alive, rows, tokens.deepstack)
 
     def embed_ids(self, ids: Tensor) -> Tensor:

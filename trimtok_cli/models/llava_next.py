@@ -19,6 +19,8 @@ from trimtok_cli.models.places import WHOLE, Places, blocks, cells, nowhere, per
 class LlavaNext(ClipAdapter):
     """`llava_next`: base tile of 576, then up to 2,304 tokens of tiles and a newline a row."""
 
+    on_host = ("image_sizes", "batch_num_images")
+
     def image_places(self, inputs: Inputs, number: int, visual: Visual) -> Places:
         side = self._side
         height, width = self._best_resolution(visual.size)
