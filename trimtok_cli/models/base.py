@@ -273,7 +273,7 @@ class Adapter(ABC):
             index.append(torch.full((len(place.box),), number))
             frames.append(torch.zeros_like(index[-1]) + (visual.frame or 0) if place.frame is None else place.frame)
         return VisualTokens(
-            embeds, torch.cat(index).to(self.device), torch.cat([place.box for place in places]),
+            embeds, torch.cat(index), torch.cat([place.box for place in places]),
             torch.cat(frames), tuple(place.grid for place in places), tap, deepstack,
         )  # fmt: skip
 
