@@ -11,7 +11,7 @@ from tests.families import FAMILIES
 from tests.test_cli import rows, run
 from trimtok_cli.data import Sample
 from trimtok_cli.decoding import generate
-from trimtok_cli.engine import encode, finish
+from trimtok_cli.engine import Encoded, encode, finish
 from trimtok_cli.errors import UsageError
 from trimtok_cli.models import load_model
 from trimtok_cli.prepare import Ask, prepare
@@ -66,6 +66,23 @@ def test_invariants(family, method, tmp_path):
         assert one.tokens.visual >= one.tokens.layer_mean >= one.tokens.kept
     again = generate(family, [prompt], max_new_tokens=3, stop=False, keep_logits=True)[0][0].logits
     assert torch.equal(dense, again)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_that_reads_nothing_of_the_tower_needs_nothing_noted(family, method, tmp_path):
+    """Without taps the same tokens stay, unless the method says that it reads the tower: then it asks in vain."""
+    ask, pruner = Ask(max_new_tokens=2), build_pruner(method, {"keep": 4, "seed": 1})
+    prepared = [prepare(family, sample, ask) for sample in samples(tmp_path)]
+    with torch.inference_mode():
+        tokens = family.encode_many([each.inputs for each in prepared], taps=False)
+        prompts = [family.embed(each.inputs, visual) for each, visual in zip(prepared, tokens, strict=True)]
+    bare, whole = Encoded(prepared, tokens, prompts, 0.0), encode(family, prepared)
+    if pruner.reads_tower:
+        with pytest.raises(UsageError):
+            finish(family, pruner, bare, ask)
+        return
+    for one, other in zip(finish(family, pruner, bare, ask), finish(family, pruner, whole, ask), strict=True):
+        assert (one.kept, one.answer) == (other.kept, other.answer)
 
 
 @pytest.mark.parametrize("method", METHODS)

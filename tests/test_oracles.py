@@ -213,7 +213,7 @@ def test_compare_runs_the_tower_once_and_leaves_dense_as_it_was(adapter, picture
     monkeypatch.setattr(
         type(adapter),
         "encode_many",
-        lambda self, batch, real=type(adapter).encode_many: calls.append(len(batch)) or real(self, batch),
+        lambda self, batch, real=type(adapter).encode_many, **how: calls.append(len(batch)) or real(self, batch, **how),
     )
     comparisons = list(compare_all(adapter, pruners, samples, ask))
     assert len(calls) == len(samples) + 2  # two more for the warm-up on the first sample

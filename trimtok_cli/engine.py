@@ -59,10 +59,10 @@ def answer(adapter: Adapter, pruner: Pruner | None, samples: Sequence[Sample], a
 
 
 @torch.inference_mode()
-def encode(adapter: Adapter, prepared: Sequence[Prepared]) -> Encoded:
-    """The vision tower and the projector, and the dense prompts."""
+def encode(adapter: Adapter, prepared: Sequence[Prepared], *, taps: bool = True) -> Encoded:
+    """The vision tower and the projector, and the dense prompts. taps: whether a pruner may ask something of the tower."""
     clock = Clock(adapter.device)
-    tokens = adapter.encode_many([each.inputs for each in prepared])
+    tokens = adapter.encode_many([each.inputs for each in prepared], taps=taps)
     prompts = [adapter.embed(each.inputs, visual) for each, visual in zip(prepared, tokens, strict=True)]
     return Encoded(prepared, tokens, prompts, clock.mark() / len(prepared))
 
@@ -165,10 +165,10 @@ def _in_order(
 ) -> Iterator[Result]:
     """Answers end in any order; each waits here for those before it."""
     ready: dict[int, Result] = {}
-    upcoming = 0
+    upcoming, taps = 0, pruner is not None and pruner.reads_tower
 
     def reduced(group: list[tuple[int, Prepared]]) -> list[Waiting]:
-        waiting = prune(adapter, pruner, encode(adapter, [each for _, each in group]))
+        waiting = prune(adapter, pruner, encode(adapter, [each for _, each in group], taps=taps))
         return [replace(each, number=number) for (number, _), each in zip(group, waiting, strict=True)]
 
     def take(count: int) -> list[tuple[Waiting, Prompt]]:
@@ -203,17 +203,18 @@ def compare_all(adapter: Adapter, pruners: Sequence[Pruner | None], samples: Ite
     The order of the pruners turns with each sample, so that none is always the first to run. The first sample is run
     once beforehand and thrown away: a first pass pays for kernels and caches.
     """
-    loops = [language_model(adapter, pruner, ask, rows=1) for pruner in pruners]
-    warm = False
+    shared = language_model(adapter, None, ask, rows=1)  # one cache for all of them, as each would have in a run of its own
+    loops = [language_model(adapter, pruner, ask, rows=1) if goes_inside(adapter, pruner) else shared for pruner in pruners]
+    taps, warm = any(pruner is not None and pruner.reads_tower for pruner in pruners), False
     for number, sample in enumerate(samples):
         try:
             reset_peak(adapter.device)
-            batch = encode(adapter, [prepare(adapter.preprocessor, sample, ask)])
+            batch = encode(adapter, [prepare(adapter.preprocessor, sample, ask)], taps=taps)
             if not warm:
-                batch = encode(adapter, batch.prepared)
-                for pruner, loop in zip(pruners, loops, strict=True):
-                    _attempt(adapter, pruner, batch, ask, loop)
-                batch, warm = encode(adapter, batch.prepared), True
+                batch = encode(adapter, batch.prepared, taps=taps)
+                for pruner in pruners:
+                    _attempt(adapter, pruner, batch, replace(ask, max_new_tokens=2))
+                batch, warm = encode(adapter, batch.prepared, taps=taps), True
             order = [(i + number) % len(pruners) for i in range(len(pruners))]
             done = {i: _attempt(adapter, pruners[i], batch, ask, loops[i]) for i in order}
             tokens = batch.tokens[0]
@@ -228,7 +229,7 @@ def compare_all(adapter: Adapter, pruners: Sequence[Pruner | None], samples: Ite
             yield Comparison(sample, tuple(failure(sample, pruner, ask, error) for pruner in pruners))
 
 
-def _attempt(adapter: Adapter, pruner: Pruner | None, batch: Encoded, ask: Ask, loop) -> Result:
+def _attempt(adapter: Adapter, pruner: Pruner | None, batch: Encoded, ask: Ask, loop=None) -> Result:
     """One sample, one way. A method that cannot run on this model fails alone; the others are still compared."""
     try:
         return finish(adapter, pruner, batch, ask, loop)[0]

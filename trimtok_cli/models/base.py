@@ -8,6 +8,7 @@ newline tokens and pooling are the library's, in every version of it.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from trimtok_cli.errors import ModelError
 from trimtok_cli.models.capture import capture
 from trimtok_cli.models.clip_text import ClipText
+from trimtok_cli.models.passes import passes, starts
 from trimtok_cli.models.places import Places
 from trimtok_cli.models.preprocessor import Inputs, Preprocessor, Visual
 from trimtok_cli.models.taps import Tower
@@ -31,6 +33,8 @@ class Adapter(ABC):
     renumbers = True  # survivors close the gaps: positions are 1-D. M-RoPE families keep the original ids instead.
     media_axis = 0  # the axis along which the processor lays out images and tiles
     preprocessing: type[Preprocessor] = Preprocessor
+    on_host: tuple[str, ...] = ()  # of the processor's tensors those that the model only reads numbers from, one by one
+    crops = 64  # the most that one pass of the vision tower takes, in crops of 336 x 336 pixels; a sample is never cut
 
     def __init__(self, model, processor, *, name: str, revision: str) -> None:
         self.model, self.processor, self.name, self.revision = model, processor, name, revision
@@ -71,6 +75,10 @@ class Adapter(ABC):
         """What of the vision tower methods may ask about; by default nothing."""
         return Tower({}, None, has_cls=False)
 
+    def reading(self) -> AbstractContextManager:
+        """While it lasts, the vision tower runs no more than what is read of it; by default that is all."""
+        return nullcontext()
+
     def project(self, features: Tensor) -> Tensor:
         """(K, F) tower features -> (K, D) visual tokens, where a token is one tower token."""
         return self.model.model.multi_modal_projector(features.to(self.dtype))
@@ -99,32 +107,32 @@ class Adapter(ABC):
         """As `Preprocessor.prepare`, which needs no network."""
         return self.preprocessor.prepare(images, question, **options)
 
-    def encode_many(self, batch: Sequence[Inputs]) -> list[VisualTokens]:
-        """Vision tower and projector over a batch: samples whose tensors fit together go through in one pass."""
+    def encode_many(self, batch: Sequence[Inputs], *, taps: bool = True) -> list[VisualTokens]:
+        """Vision tower and projector over a batch: samples whose tensors fit together go through in one pass.
+
+        taps: whether a method may ask something of the tower; else nothing of it is kept but its output.
+        """
         places = [self._places(inputs) for inputs in batch]
         tokens: list[VisualTokens] = [self._no_tokens()] * len(batch)
-        groups: dict[tuple, list[int]] = {}
-        for i, inputs in enumerate(batch):
-            if inputs.visuals:
-                media = self._media(inputs)
-                shapes = ((n, *t.shape[: self.media_axis], *t.shape[self.media_axis + 1 :]) for n, t in sorted(media.items()))
-                groups.setdefault(tuple(shapes), []).append(i)
-        for members in groups.values():
+        media = [self._media(inputs) if inputs.visuals else {} for inputs in batch]
+        for members in passes(media, self.media_axis, self.crops):
             counts = [sum(len(p.box) for p in places[i]) for i in members]
-            with self.tower() as tower:
+            with self.tower() if taps else Tower({}, None, has_cls=False) as tower:
                 embeds, layers = self._capture([batch[i] for i in members])
-            deep, start = [None] * len(members) if layers is None else layers.split(counts, 1), 0
-            for i, rows, each in zip(members, embeds.split(counts), deep, strict=True):
-                tap = tower.tap(places[i], start, self.project)
+            deep = [None] * len(members) if layers is None else layers.split(counts, 1)
+            # Where videos have tensors of their own, the library takes all of them behind all images.
+            apart = "pixel_values_videos" in media[members[0]]
+            later = [[apart and visual.kind == "video" for visual in batch[i].visuals] for i in members]
+            begin = starts([places[i] for i in members], later)
+            for i, rows, each, at in zip(members, embeds.split(counts), deep, begin, strict=True):
+                tap = tower.tap(places[i], at, self.project)
                 if self.clip_text is not None and tap.offers("features"):
-                    tap = tap.offering(relevance=partial(self._relevance, self.clip_text, tap, batch[i].words))
+                    tap = tap.offering(relevance=partial(self._relevance, tap, batch[i].words))
                 tokens[i] = self._tokens(rows, places[i], batch[i].visuals, each, tap)
-                start += sum(place.tower for place in places[i])
         return tokens
 
-    @staticmethod
-    def _relevance(clip_text: ClipText, tap: EncoderTap, words: str) -> Tensor:
-        return clip_text.relevance(tap.features, words)
+    def _relevance(self, tap: EncoderTap, words: str) -> Tensor:
+        return self.clip_text.relevance(tap.features, words)
 
     def _places(self, inputs: Inputs) -> list[Places]:
         """Where every image's and video's tokens lie, in the prompt's order. ModelError if the processor counted otherwise."""
@@ -151,9 +159,10 @@ class Adapter(ABC):
 
     def _capture(self, members: Sequence[Inputs]) -> tuple[Tensor, Tensor | None]:
         """The visual rows (N, D) of all members, one after the other, and their deepstack layers (L, N, D) or None."""
-        ids = torch.cat([inputs.input_ids[self._is_visual(inputs.input_ids)] for inputs in members]).to(self.device)
+        ids = self._moved(torch.cat([inputs.input_ids[self._is_visual(inputs.input_ids)] for inputs in members]))
         try:
-            return capture(self.model, ids, self.tower_inputs(members))
+            with self.reading():
+                return capture(self.model, ids, self.tower_inputs(members))
         except ValueError as error:
             if "do not match" in str(error):
                 said = " ".join(str(error).split())
@@ -162,10 +171,8 @@ class Adapter(ABC):
 
     def tower_inputs(self, members: Sequence[Inputs]) -> dict[str, Tensor]:
         """What the vision tower is given for `members` together, on the model's device and in its dtype."""
-        media = {
-            name: self._moved(torch.cat([inputs.tensors[name] for inputs in members], self.media_axis))
-            for name in self._media(members[0])
-        }
+        joined = {n: torch.cat([inputs.tensors[n] for inputs in members], self.media_axis) for n in self._media(members[0])}
+        media = {name: tensor if name in self.on_host else self._moved(tensor) for name, tensor in joined.items()}
         media = self.preprocessor.normalized(media)
         return {name: tensor.to(self.dtype) if tensor.is_floating_point() else tensor for name, tensor in media.items()}
 
@@ -185,23 +192,23 @@ class Adapter(ABC):
             index.append(torch.full((len(place.box),), number))
             frames.append(torch.zeros_like(index[-1]) + (visual.frame or 0) if place.frame is None else place.frame)
         return VisualTokens(
-            embeds, torch.cat(index).to(self.device), torch.cat([place.box for place in places]),
+            embeds, torch.cat(index), torch.cat([place.box for place in places]),
             torch.cat(frames), tuple(place.grid for place in places), tap, deepstack,
         )  # fmt: skip
 
     def _no_tokens(self) -> VisualTokens:
-        width = self.model.get_input_embeddings().weight.shape[1]
-        empty = torch.empty(0, dtype=torch.long, device=self.device)
-        return VisualTokens(torch.empty(0, width, device=self.device, dtype=self.dtype), empty, torch.empty(0, 4))
+        rows = self.embed_ids(torch.empty(0, dtype=torch.long, device=self.device))
+        return VisualTokens(rows, torch.empty(0, dtype=torch.long), torch.empty(0, 4))
 
     def embed(self, inputs: Inputs, tokens: VisualTokens) -> Prompt:
         """The dense prompt: text embeddings with the visual tokens at their placeholders."""
-        ids = inputs.input_ids.to(self.device)
-        visual = self._is_visual(ids).nonzero().squeeze(1)
+        ids, words = inputs.input_ids, inputs.instruction
+        places = self._is_visual(ids).nonzero().squeeze(1)
+        # Worked out on the CPU, where they are known: on a device, their number would have to be waited for.
+        ids, visual, rows = self._moved(torch.cat([ids, places, words])).split([len(ids), len(places), len(words)])
         embeds = self.embed_ids(ids)
         embeds[visual] = tokens.embeds.to(embeds.dtype)
         alive = torch.arange(len(visual), device=self.device)
-        rows = inputs.instruction.to(self.device)
         return Prompt(embeds, self.positions(inputs), visual, alive, rows, tokens.deepstack)
 
     def embed_ids(self, ids: Tensor) -> Tensor:

@@ -3,25 +3,56 @@
 Paper: "Improved Baselines with Visual Instruction Tuning", arXiv 2310.03744. Positions are 1-D: survivors are renumbered.
 """
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
 from trimtok_cli.models.base import Adapter, Inputs, Visual
+from trimtok_cli.models.capture import ending_at
 from trimtok_cli.models.places import Places, nowhere, plain
 from trimtok_cli.models.preprocessor import Preprocessor
 from trimtok_cli.models.taps import Tower
 
 
-def clip_tower(model, *, has_cls: bool) -> Tower:
-    """CLIP or SigLIP in front of a projector that takes one tower token for one visual token."""
-    vision, layer = model.model.vision_tower, model.config.vision_feature_layer
-    if not hasattr(vision, "encoder"):  # Pixtral: attention over whatever sizes the images have, all in one row
-        return Tower({}, None, has_cls=False)
-    layer = layer[-1] if isinstance(layer, list) else layer
-    layers = vision.encoder.layers
-    number = range(len(layers))[layer if layer < 0 else layer - 1]  # hidden_states[0] is what enters the first layer
-    attention = {"": layers[number].self_attn, "last_": layers[-1].self_attn}
-    return Tower(attention, model.model.multi_modal_projector, has_cls=has_cls, layers=layers[: number + 1])
+class ClipAdapter(Adapter):
+    """CLIP or SigLIP, of which some layers' hidden states are read, before a projector that makes each token one visual token.
+
+    `llava` may also have Pixtral's tower, where attention goes over whatever sizes the images have, all in one row: it has
+    no taps.
+    """
+
+    def tower(self) -> Tower:
+        if not hasattr(self._vision, "encoder"):
+            return Tower({}, None, has_cls=False)
+        layers, last = self._layers, max(self._states_read)
+        attention = {"": layers[last - 1].self_attn, "last_": layers[-1].self_attn}
+        projector = self.model.model.multi_modal_projector
+        return Tower(attention, projector, has_cls=self._has_cls, layers=layers[:last], behind=layers[last:])
+
+    def reading(self) -> AbstractContextManager:
+        if getattr(self._vision.config, "tie_last_hidden_states", None):
+            return nullcontext()  # then the last hidden state is not what leaves the last layer
+        return ending_at(self._vision, self._layers, self._states_read)
+
+    @property
+    def _has_cls(self) -> bool:
+        return self.model.config.vision_config.model_type == "clip_vision_model"
+
+    @property
+    def _vision(self) -> torch.nn.Module:
+        return self.model.model.vision_tower
+
+    @property
+    def _layers(self) -> Sequence[torch.nn.Module]:
+        return (self._vision.encoder if hasattr(self._vision, "encoder") else self._vision.transformer).layers
+
+    @property
+    def _states_read(self) -> set[int]:
+        """Numbers of hidden states, 0 for what enters the first layer."""
+        read = self.model.config.vision_feature_layer
+        return {range(len(self._layers) + 1)[number] for number in (read if isinstance(read, list) else [read])}
 
 
 class LlavaPreprocessor(Preprocessor):
@@ -29,14 +60,14 @@ class LlavaPreprocessor(Preprocessor):
         """Pixtral's processor fills smaller images up with zeros behind its normalization, so they are zeros again here."""
         found = super().normalized(media)
         if "image_sizes" in media and media["pixel_values"].dtype == torch.uint8:
-            pixels, (height, width) = found["pixel_values"], media["image_sizes"].T
+            pixels, (height, width) = found["pixel_values"], media["image_sizes"].to(found["pixel_values"].device).T
             below = torch.arange(pixels.shape[2], device=pixels.device) >= height[:, None]
             beside = torch.arange(pixels.shape[3], device=pixels.device) >= width[:, None]
             pixels.masked_fill_((below[:, :, None] | beside[:, None, :])[:, None], 0)
         return found
 
 
-class Llava(Adapter):
+class Llava(ClipAdapter):
     """Also Pixtral, which is `llava` with a tower that takes images of any size: its processor adds `image_sizes`."""
 
     preprocessing = LlavaPreprocessor
@@ -50,13 +81,6 @@ class Llava(Adapter):
         if self.model.config.vision_feature_select_strategy == "full" and self._has_cls:
             return Places(torch.cat([nowhere(1), place.box]))
         return place
-
-    def tower(self) -> Tower:
-        return clip_tower(self.model, has_cls=self._has_cls)
-
-    @property
-    def _has_cls(self) -> bool:
-        return self.model.config.vision_config.model_type == "clip_vision_model"
 
     def _view(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
         """xyxy of the processor's center crop, as shares of the image; beyond 0 and 1 where it pads."""

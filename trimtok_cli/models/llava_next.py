@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
-from trimtok_cli.models.base import Adapter, Inputs, Visual
-from trimtok_cli.models.llava import clip_tower
+from trimtok_cli.models.base import Inputs, Visual
+from trimtok_cli.models.llava import ClipAdapter
 from trimtok_cli.models.places import WHOLE, Places, blocks, cells, nowhere, per_frame, raster
-from trimtok_cli.models.taps import Tower
 
 
-class LlavaNext(Adapter):
+class LlavaNext(ClipAdapter):
     """`llava_next`: base tile of 576, then up to 2,304 tokens of tiles and a newline a row."""
+
+    on_host = ("image_sizes", "batch_num_images")
 
     def image_places(self, inputs: Inputs, number: int, visual: Visual) -> Places:
         side = self._side
@@ -46,13 +47,6 @@ class LlavaNext(Adapter):
         stride = self.model.config.spatial_pool_stride
         side = self._side // stride
         return per_frame(raster(side, side), len(visual.times), (side, side), source=blocks(side, side, stride))
-
-    def tower(self) -> Tower:
-        return clip_tower(self.model, has_cls=self._has_cls)
-
-    @property
-    def _has_cls(self) -> bool:
-        return self.model.config.vision_config.model_type == "clip_vision_model"
 
     @property
     def _side(self) -> int:

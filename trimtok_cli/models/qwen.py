@@ -53,10 +53,13 @@ class Qwen2VL(Adapter):
         return Tower({"": self.model.model.visual.blocks[-1].attn}, None, has_cls=False)
 
     def positions(self, inputs: Inputs) -> Tensor:
-        """(3, S): time, row and column of every token, as the model itself works them out for the dense prompt."""
-        known = {name: inputs.tensors[name].to(self.device) for name in _FOR_POSITIONS if name in inputs.tensors}
-        ids = inputs.input_ids[None].to(self.device)
-        return self.model.model.get_rope_index(ids, attention_mask=torch.ones_like(ids), **known)[0][:, 0]
+        """(3, S): time, row and column of every token, as the model itself works them out for the dense prompt.
+
+        On the CPU, as it reads numbers one by one.
+        """
+        known = {name: inputs.tensors[name] for name in _FOR_POSITIONS if name in inputs.tensors}
+        ids = inputs.input_ids[None]
+        return self._moved(self.model.model.get_rope_index(ids, attention_mask=torch.ones_like(ids), **known)[0][:, 0])
 
     def _layers(self, layers: int, rows: int, columns: int) -> Places:
         """Layers of rows x columns tokens. The processor lays the patches of a token side by side already."""

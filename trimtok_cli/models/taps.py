@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trimtok_cli.attention import attention_received, queries_and_keys
+from trimtok_cli.models.capture import entering
 from trimtok_cli.models.places import Places
 from trimtok_cli.tokens import EncoderTap
 
@@ -45,15 +46,17 @@ class Tower:
 
     Of the last layer queries and keys are taken at full width, as one head: so PruMerge defines what it asks for.
     has_cls: the first place of every tile is a CLS token, which is no visual token. layers: from the first to the one whose
-    output is read, where a method may run them itself.
+    output is read, where a method may run them itself; behind: the others, which are run only when something of the last one
+    is asked for.
     """
 
     def __init__(
-        self, attention: Mapping[str, torch.nn.Module], projector: torch.nn.Module | None, *, has_cls: bool, layers: Sequence = ()
-    ) -> None:
-        self.attention, self.projector, self.has_cls, self.layers = attention, projector, has_cls, layers
+        self, attention: Mapping[str, torch.nn.Module], projector: torch.nn.Module | None, *, has_cls: bool,
+        layers: Sequence = (), behind: Sequence = (),
+    ) -> None:  # fmt: skip
+        self.attention, self.projector, self.has_cls, self.layers, self.behind = attention, projector, has_cls, layers, behind
         self.entered: list[Tensor] = []
-        self.left: list[Tensor] = []
+        self.left: list[tuple] = []
         self.inputs: dict[str, list] = {name: [] for name in attention}
         self.features: list[Tensor] = []
         self.worked_out: dict[tuple[str, str], Tensor] = {}
@@ -66,7 +69,7 @@ class Tower:
         if self.layers:
             first = self.layers[0]
             self.hooks.append(first.register_forward_pre_hook(lambda _, args: self.entered.append(args[0])))
-            self.hooks.append(self.layers[-1].register_forward_hook(self._note_output))
+            self.hooks.append(self.layers[-1].register_forward_hook(self._note_output, with_kwargs=True))
         if self.projector is not None:
             self.hooks.append(self.projector.register_forward_pre_hook(lambda _, args: self.features.append(args[0])))
         return self
@@ -75,15 +78,24 @@ class Tower:
         for hook in self.hooks:
             hook.remove()
 
-    def _note_output(self, _, args, output) -> None:
-        self.left.append(output[0] if isinstance(output, tuple) else output)
+    def _note_output(self, _, args, kwargs, output) -> None:
+        """With what else the layer was given: the layers behind it are given the same."""
+        self.left.append(((output, *args[1:]), kwargs))
 
     def _chunks(self, name: str) -> list[tuple[Tensor, Tensor, float]]:
+        if name == "last_" and self.behind and not self.inputs[name]:
+            self.inputs[name] = [self._run_behind(*each) for each in self.left]
         found = [chunk for args, kwargs in self.inputs[name] for chunk in queries_and_keys(self.attention[name], *args, **kwargs)]
         if name != "last_":
             return found
         wide = [(q.transpose(1, 2).flatten(2)[:, None], k.transpose(1, 2).flatten(2)[:, None]) for q, k, _ in found]
         return [(q, k, q.shape[-1] ** -0.5) for q, k in wide]
+
+    def _run_behind(self, args: tuple, kwargs: Mapping) -> tuple[tuple, Mapping]:
+        """What would have entered the last layer's attention."""
+        for layer in self.behind[:-1]:
+            args = (layer(*args, **kwargs), *args[1:])
+        return entering(self.attention["last_"], partial(self.behind[-1], *args, **kwargs))
 
     def _once(self, signal: Callable[[str], Tensor], name: str) -> Tensor:
         """A batch's samples share one pass over the tower's chunks."""
@@ -101,18 +113,23 @@ class Tower:
         """(tower tokens, d): mean over heads."""
         return torch.cat([key.float().mean(1)[:, self.has_cls :].flatten(0, 1) for _, key, _ in self._chunks(name)])
 
+    def _class_tokens(self, starts: Sequence[int]) -> Tensor:
+        """(len(starts), C): what left the layer that is read at the CLS token of the tile that each tower token is in."""
+        left = torch.cat([args[0] for args, _ in self.left])
+        return left[[start // (left.shape[1] - 1) for start in starts], 0]
+
     def all_features(self) -> Tensor:
         """(tower tokens, F): what enters the projector."""
         return torch.cat([each.flatten(0, -2) for each in self.features])
 
-    def tap(self, places: Sequence[Places], start: int, project: Callable[[Tensor], Tensor]) -> EncoderTap:
-        """The signals of one sample, whose tower tokens begin at `start`. A visual token made of several has their mean."""
+    def tap(self, places: Sequence[Places], starts: Sequence[int], project: Callable[[Tensor], Tensor]) -> EncoderTap:
+        """The signals of one sample, each of whose images and videos has its tower tokens from one of `starts` on.
+
+        A visual token made of several has their mean.
+        """
         if any(place.source is None for place in places):
             return EncoderTap()
-        sources, first = [], start
-        for place in places:
-            sources.append(torch.where(place.source < 0, -1, place.source + start))
-            start += place.tower
+        sources = [torch.where(p.source < 0, -1, p.source + start) for p, start in zip(places, starts, strict=True)]
 
         def mine(signal: Callable[[], Tensor]) -> Callable[[], Tensor]:
             def read() -> Tensor:
@@ -129,18 +146,14 @@ class Tower:
         if self.projector is not None and all(source.shape[1] == 1 for source in sources):
             offers |= {"features": mine(self.all_features), "project": project}
         if self.layers and self.has_cls:
-            first_tiles, at = [], first
-            for place in places:
-                first_tiles.append(at * place.tiles // place.tower)
-                at += place.tower
-            offers["cls"] = lambda: torch.cat(self.left)[first_tiles, 0]
+            offers["cls"] = partial(self._class_tokens, starts)
         if any(place.tiles > 1 for place in places):
             owner = [torch.where(p.source[:, 0] < 0, -1, p.source[:, 0] // (p.tower // p.tiles)) for p in places]
             offers["tile"] = lambda: torch.cat(owner)
         if self.layers and len(places) == sum(bool(place.grid) for place in places):
             tile = places[0].tower
             offers["blocks"] = lambda: Blocks(
-                torch.cat(self.entered)[first // tile : first // tile + len(places)], self.layers, self.has_cls
+                torch.cat(self.entered)[[start // tile for start in starts]], self.layers, self.has_cls
             )
         return EncoderTap(**offers)
 

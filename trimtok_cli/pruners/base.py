@@ -80,6 +80,11 @@ class Pruner:
     keep: Budget = ALL
     budget: str = "equal"
 
+    @property
+    def reads_tower(self) -> bool:
+        """Whether anything of the vision tower is asked for besides the tokens: its `needs` say so."""
+        return not {"text", "attention"}.issuperset(self.needs)
+
     def budgets(self, stage: Stage) -> list[tuple[Tensor, int]]:
         """For each image or video with tokens left: their places among the stage's visual tokens, and how many stay."""
         images = stage.images()
