@@ -26,7 +26,7 @@ GPU_FACTS = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "powe
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     """The best of several large matrix products, and of several copies far larger than any cache."""
     large = device.type == "cuda"
-    side, numbers = (8192, 2**29) if large else (1536, 2**25)
+    side, numbers = (8192, 2**29) if large else (1024, 2**24)
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     product = torch.empty_like(left)
     multiply = _best(lambda: torch.mm(left, right, out=product), device, 30 if large else 8)
