@@ -12,7 +12,8 @@ presets=("$@")
 failed=0
 "$python" -c 'import sys, torch; sys.exit("no CUDA device here" if not torch.cuda.is_available() else 0)' || exit 2
 "$python" -m pytest -m gpu || failed=1
-"$python" -c 'from trimtok_cli.pruners import check_kernels; print(check_kernels("cuda"))' || failed=1
+"$python" -c 'from trimtok_cli.pruners.greedy_triton import check_kernels; check_kernels("cuda"); print("kernels: the indices of their reference")' ||
+  failed=1
 for preset in "${presets[@]}"; do
   # A preset that takes too long is stopped; what it measured until then is in its file.
   timeout --signal=INT "${SECONDS_EACH:-540}" "$python" -m trimtok_cli bench "$preset" --random-weights --device cuda \
