@@ -8,7 +8,7 @@ python=${PYTHON:-python3}
 folder=${1:-samples/results}
 shift || true
 presets=("$@")
-[ ${#presets[@]} -gt 0 ] || presets=(table4 ladder)
+[ ${#presets[@]} -gt 0 ] || presets=(table4 ladder methods)
 failed=0
 "$python" -c 'import sys, torch; sys.exit("no CUDA device here" if not torch.cuda.is_available() else 0)' || exit 2
 "$python" -m pytest -m gpu || failed=1

@@ -166,7 +166,7 @@ def test_a_yaml_that_does_not_fit_is_refused_before_anything_is_measured(asked, 
 
 
 def test_an_unknown_preset_names_those_there_are():
-    assert "presets are cpu, ladder, smoke, table4" in " ".join(run("bench", "nothing", code=2).stderr.split())
+    assert "presets are cpu, ladder, methods, smoke, table4" in " ".join(run("bench", "nothing", code=2).stderr.split())
 
 
 def test_models_may_be_described_in_the_yaml_and_printed_to_standard_output():
@@ -202,6 +202,17 @@ def measured(adapter, monkeypatch, run_instead, **options) -> list[dict]:
     monkeypatch.setattr(grid, "run_batch", run_instead)
     task = Grid(model=("x",), keep=("4",), image="90x84", new_tokens=(2,), **options)
     return list(grid.grid_rows(adapter, task, Bench(rounds=2, warmups=1), MANY, Path.cwd()))
+
+
+def test_an_interrupted_run_leaves_what_it_measured(monkeypatch):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trimtok_cli.bench.run.decode_rows", interrupted)
+    done = run("bench", "smoke", "-o", "out", "--rounds", 1, code=130)
+    document = json.loads(Path("out/bench.json").read_text())
+    assert len(document["grid"]) == 6 and document["grid"][1]["derived"]["speedup"] and not document["decode"]
+    assert "trimtokenator@4" in done.stderr and "interrupted" in done.stderr
 
 
 def test_dense_and_pruned_take_turns_and_warm_up_apart(adapter, monkeypatch):

@@ -5,7 +5,6 @@ Knows no model.
 
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -107,7 +106,11 @@ def _processor() -> str:
 
 
 def most_resident() -> int:
-    """The most bytes that this process ever had in memory, since it began."""
+    """The most bytes that this process ever had in memory, since it began; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

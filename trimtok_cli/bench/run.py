@@ -46,6 +46,7 @@ def run_bench(bench: Bench, say: Say, save: Callable[[Row], None]) -> Row:
         say("measuring what the device can do")
         ceilings = measure_ceilings(device, dtype)
         document["ceilings"] = {"flops_per_second": ceilings.flops, "bytes_per_second": ceilings.bytes}
+        save(document)
         for part in bench.pruner:
             title = f"{part.candidates} candidates of {part.width}, {part.keep} kept"
             say(f"pruner: {title}")

@@ -26,7 +26,7 @@ EXAMPLES = (
     "A YAML says what is measured: a grid of model, method, keep, batch and new tokens, and the pruner, the decode loop, a whole "
     "run's overhead and its memory. It writes bench.json with all raw numbers, and plots where matplotlib is installed."
 )
-Preset = Annotated[str, typer.Argument(help="A YAML file, or a preset of configs/bench: cpu, table4, ladder, smoke.")]
+Preset = Annotated[str, typer.Argument(help="A YAML file, or a preset of configs/bench: cpu, table4, ladder, methods, smoke.")]
 Out = Annotated[
     str | None,
     typer.Option(
@@ -67,17 +67,33 @@ def bench(
     from trimtok_cli.bench.run import run_bench
 
     text = read_yaml(preset, inside="bench", flag="PRESET")[1]
-    about = {"preset": preset, "bench": yaml.safe_dump(text, sort_keys=False, allow_unicode=True)}
-    document = run_bench(asked, lambda line: screen.say(line, "dim"), lambda so_far: write(destination, about | so_far))
-    document = derive(about | document)
+    measured: dict[str, Any] = {"preset": preset, "bench": yaml.safe_dump(text, sort_keys=False, allow_unicode=True)}
+
+    def save(so_far: dict[str, Any]) -> None:
+        measured.update(so_far)
+        write(destination, measured)
+
+    try:
+        run_bench(asked, lambda line: screen.say(line, "dim"), save)
+    finally:  # of an interrupted run, what it measured
+        if "ceilings" in measured:
+            _finish(derive(measured), earlier, destination, screen)
+    return EXIT_OK
+
+
+def _finish(document: dict[str, Any], earlier: dict[str, Any] | None, destination: Destination, screen: Screen) -> None:
+    """The file, the tables, the change to an earlier one, the plots."""
     write(destination, document)
     if destination.answers is None:
         typer.echo(json.dumps(document, ensure_ascii=False))
-    _show(document, screen)
+    screen.say(ceilings_line(document), "bold")
+    for table in tables(document):
+        screen.show(table)
+    if document["conditions"]["device_kind"] == "cpu":
+        screen.say("Ratios to dense only: on a CPU absolute times say little about other machines; they are in the JSON.", "dim")
     if earlier is not None:
         screen.show(change_table(changes(document, earlier)))
     _plot(document, destination, screen)
-    return EXIT_OK
 
 
 def write(destination: Destination, document: dict[str, Any]) -> None:
@@ -103,14 +119,6 @@ def read_document(path: Path) -> dict[str, Any]:
         raise UsageError(f"--against: {file} cannot be read ({error.strerror}).") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(f"--against: {file} is no {NAME} of this program.") from None
-
-
-def _show(document: dict[str, Any], screen: Screen) -> None:
-    screen.say(ceilings_line(document), "bold")
-    for table in tables(document):
-        screen.show(table)
-    if document["conditions"]["device_kind"] == "cpu":
-        screen.say("Ratios to dense only: on a CPU absolute times say little about other machines; they are in the JSON.", "dim")
 
 
 def _plot(document: dict[str, Any], destination: Destination, screen: Screen) -> None:
