@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from trimtok_cli import __version__
-from trimtok_cli.commands import caption, compare, methods, models, vqa
+from trimtok_cli.commands import bench, caption, compare, methods, models, vqa
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,6 +18,7 @@ app = typer.Typer(
 app.command("caption", epilog=caption.EXAMPLES, no_args_is_help=True)(caption.caption)
 app.command("vqa", epilog=vqa.EXAMPLES, no_args_is_help=True)(vqa.vqa)
 app.command("compare", epilog=compare.EXAMPLES, no_args_is_help=True)(compare.compare)
+app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
 app.command("models", epilog=models.EXAMPLES)(models.models)
 app.command("methods", epilog=methods.EXAMPLES)(methods.methods)
 

@@ -98,21 +98,21 @@ def resolve(flags: Mapping[str, Any], config: str | None = None, environ: Mappin
     return RunConfig(**given)
 
 
-def read_yaml(name: str) -> tuple[str, dict[str, Any]]:
-    """A YAML file by path, or a shipped preset by its name (`llava-1.5-7b`)."""
+def read_yaml(name: str, *, inside: str = ".", flag: str = "--config") -> tuple[str, dict[str, Any]]:
+    """A YAML file by path, or a shipped preset by its name (`llava-1.5-7b`); presets lie in the folder `inside` of configs/."""
     path = Path(name)
     if not path.is_file():
-        named = [folder / f"{name.removesuffix('.yaml')}.yaml" for folder in PRESETS]
+        named = [folder / inside / f"{name.removesuffix('.yaml')}.yaml" for folder in PRESETS]
         path = next((p for p in named if p.is_file()), path)
     if not path.is_file():
-        known = sorted({p.stem for folder in PRESETS for p in folder.glob("*.yaml")})
-        raise UsageError(f"--config {name}: there is no such file, and no preset of that name; presets are {', '.join(known)}.")
+        known = sorted({p.stem for folder in PRESETS for p in (folder / inside).glob("*.yaml")})
+        raise UsageError(f"{flag} {name}: there is no such file, and no preset of that name; presets are {', '.join(known)}.")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {name}: cannot be read as YAML ({' '.join(str(error).split())}).") from None
+        raise UsageError(f"{flag} {name}: cannot be read as YAML ({' '.join(str(error).split())}).") from None
     if not isinstance(values, dict):
-        raise UsageError(f"--config {name}: must hold `key: value` lines.")
+        raise UsageError(f"{flag} {name}: must hold `key: value` lines.")
     return str(path), {str(key).replace("-", "_"): value for key, value in values.items()}
 
 

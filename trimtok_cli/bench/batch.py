@@ -1,0 +1,118 @@
+"""One batch from prepared inputs to its last token, stage by stage, with a fixed number of new tokens. Knows no YAML.
+
+On CUDA the borders of stages are events in the device's queue, read after one wait; elsewhere they are moments.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from trimtok_cli.decoding import generate
+from trimtok_cli.models import Adapter, Inputs
+from trimtok_cli.pruners import Pruner, build_pruner
+from trimtok_cli.stages import RunningStages, layer_mean, reduce_prompts
+from trimtok_cli.tokens import Prompt, VisualTokens
+
+DECODERS: dict[str, Callable] = {"simple": generate}
+"""Implementations of the token loop, by the names that a YAML uses for them; all are called like `decoding.generate`."""
+
+STAGES = ("encode", "prune", "prefill", "decode")
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds of the whole batch. wall: from the prepared inputs to the last token, all waiting included.
+
+    visual, kept: tokens of each sample, kept as the mean over decoder layers; text: its other tokens.
+    """
+
+    encode: float
+    prune: float
+    prefill: float
+    decode: float
+    wall: float
+    visual: tuple[int, ...]
+    kept: tuple[float, ...]
+    text: tuple[int, ...]
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+class Marks:
+    """Moments between stages; `seconds` are those between one and the next."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.moments = device, []
+        self.mark()
+
+    def mark(self) -> None:
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record(torch.cuda.current_stream(self.device))
+            self.moments.append(event)
+            return
+        wait(self.device)
+        self.moments.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        wait(self.device)
+        pairs = pairwise(self.moments)
+        if self.device.type == "cuda":
+            return [first.elapsed_time(second) / 1000 for first, second in pairs]
+        return [second - first for first, second in pairs]
+
+
+@torch.inference_mode()
+def run_batch(adapter: Adapter, pruner: Pruner | None, inputs: Sequence[Inputs], *, new_tokens: int, decode: str) -> Spent:
+    """Encode, prune, prefill and decode, the end token ignored."""
+    wait(adapter.device)
+    start, marks = time.perf_counter(), Marks(adapter.device)
+    tokens = adapter.encode_many(inputs)
+    prompts = [adapter.embed(each, visual) for each, visual in zip(inputs, tokens, strict=True)]
+    marks.mark()
+    dense = [len(prompt) - len(prompt.visual) for prompt in prompts]
+    prompts, kept = reduce_prompts(
+        pruner, prompts, tokens, num_layers=adapter.num_layers, renumber=adapter.renumbers
+    )  # fmt: skip
+    marks.mark()
+    prune = 0.0
+    if pruner is not None and any(layer > 0 for layer in pruner.stages(adapter.num_layers)):
+        kept, prune, prefill, last = _run_inside(adapter, pruner, prompts, tokens, new_tokens, decode)
+    else:
+        _, times = DECODERS[decode](adapter, prompts, max_new_tokens=new_tokens, stop=False)
+        prefill, last = times.prefill, times.decode
+    wait(adapter.device)
+    wall = time.perf_counter() - start
+    encode, before = marks.seconds()
+    means = tuple(layer_mean(stages, adapter.num_layers) for stages in kept)
+    return Spent(encode, before + prune, prefill, last, wall, tuple(map(len, tokens)), means, tuple(dense))
+
+
+def _run_inside(
+    adapter: Adapter, pruner: Pruner, prompts: Sequence[Prompt], tokens: Sequence[VisualTokens], new_tokens: int, decode: str
+) -> tuple[list, float, float, float]:
+    """Under a pruner that reduces inside the language model, one prompt at a time, as the engine does it."""
+    kept, prune, prefill, last = [], 0.0, 0.0, 0.0
+    for prompt, visual in zip(prompts, tokens, strict=True):
+        with RunningStages(adapter.model.get_decoder(), pruner, prompt, visual, renumber=adapter.renumbers) as stages:
+            _, times = DECODERS[decode](adapter, [stages.plain], max_new_tokens=new_tokens, stop=False)
+        kept.append(tuple(stages.kept))
+        prune, prefill, last = prune + stages.seconds, prefill + times.prefill - stages.seconds, last + times.decode
+    return kept, prune, prefill, last
+
+
+def make_pruner(method: str, keep: str, params: Mapping[str, Any], seed: int) -> Pruner | None:
+    """The pruner of a name; `METHOD.NAME` among the parameters is for that method alone. Raises UsageError."""
+    shared = {name: value for name, value in params.items() if "." not in name}
+    own = {name.removeprefix(f"{method}."): value for name, value in params.items() if name.startswith(f"{method}.")}
+    return build_pruner(method, {"keep": keep, "seed": seed, **shared, **own})

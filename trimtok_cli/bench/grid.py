@@ -1,0 +1,199 @@
+"""The grid: in every cell dense and pruned take turns, in one process, on the same prepared inputs. Knows no YAML file.
+
+A round runs every setting once; the next round runs them in the opposite order (ABBA), so that a drift of the machine's
+speed falls on all alike. A setting that fails is a row that says so, and the others go on.
+"""
+
+import gc
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trimtok_cli.bench.batch import STAGES, Spent, make_pruner, run_batch
+from trimtok_cli.bench.floor import Ceilings, Text, Vision
+from trimtok_cli.bench.hardware import most_resident
+from trimtok_cli.bench.pictures import pictures
+from trimtok_cli.bench.spec import Bench, Grid, Task
+from trimtok_cli.data import Sample
+from trimtok_cli.errors import TrimtokError
+from trimtok_cli.models import Adapter, Inputs
+from trimtok_cli.prepare import Ask, prepare
+from trimtok_cli.pruners import Pruner
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """`name` is dense or METHOD@KEEP."""
+
+    name: str
+    method: str
+    keep: str
+    pruner: Pruner | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What dense and pruned have in common."""
+
+    task: Grid
+    batch: int
+    new_tokens: int
+    decode: str
+
+    def key(self, model: str) -> str:
+        said = f"{self.new_tokens} new {'token' if self.new_tokens == 1 else 'tokens'}"
+        return f"{model}, {self.task.image}, batch {self.batch}, {said}, {self.decode} decode"
+
+
+def settings(task: Grid, seed: int) -> list[Setting]:
+    """Dense, then every method with every budget, each once."""
+    built = [(method, keep, make_pruner(method, keep, task.params, seed)) for method, keep in product(task.method, task.keep)]
+    pruned = {pruner: Setting(f"{method}@{keep}", method, keep, pruner) for method, keep, pruner in built if pruner is not None}
+    return [Setting("dense", "dense", "all", None), *pruned.values()]
+
+
+def grid_rows(adapter: Adapter, task: Grid, bench: Bench, ceilings: Ceilings, folder: Path) -> Iterator[Row]:
+    """A row for every setting of every cell of this model. Raises what reading the pictures raises."""
+    samples = samples_of(task, folder, bench.seed)
+    for batch, new_tokens, decode in product(task.batch, task.new_tokens, task.decode):
+        cell = Cell(task, batch, new_tokens, decode)
+        yield from _measure(adapter, cell, samples, bench, ceilings)
+
+
+def samples_of(task: Task, folder: Path, seed: int) -> list[Sample]:
+    files = pictures(task.image, folder, seed=seed)
+    return [Sample(number, images=(file,), names=(file.name,)) for number, file in enumerate(files)]
+
+
+def prepared(adapter: Adapter, samples: Sequence[Sample], prompt: str) -> tuple[list[Inputs], float]:
+    """Files to inputs, one after the other in this process, and the seconds that a sample took."""
+    start = time.perf_counter()
+    inputs = [prepare(adapter, sample, Ask(prompt)).inputs for sample in samples]
+    return inputs, (time.perf_counter() - start) / len(samples)
+
+
+def _measure(adapter: Adapter, cell: Cell, samples: list[Sample], bench: Bench, ceilings: Ceilings) -> list[Row]:
+    """All rows of a cell."""
+    known, _ = prepared(adapter, samples[: cell.batch], cell.task.prompt)
+    inputs = [known[number % len(known)] for number in range(cell.batch)]
+    pairs = [(setting, _row(adapter, cell, setting)) for setting in settings(cell.task, bench.seed)]
+
+    def once(setting: Setting, row: Row) -> Spent | None:
+        try:
+            return run_batch(adapter, setting.pruner, inputs, new_tokens=cell.new_tokens, decode=cell.decode)
+        except Exception as error:
+            row["error"] = in_words(error)
+        free(adapter.device)  # behind the handler, where the failed run's tensors are not held any more
+        return None
+
+    for setting, row in pairs:
+        for number in range(bench.warmups):
+            watched = number == min(1, bench.warmups - 1)  # the first run pays for what later ones find made
+            if watched:
+                free(adapter.device)
+                forget_peak(adapter.device)
+            if not row["error"] and once(setting, row) is not None and watched:
+                row["memory"] = peaks(adapter.device)
+    preprocess = []
+    for number in range(cell.task.rounds or bench.rounds):
+        preprocess.append(prepared(adapter, samples[: cell.batch], cell.task.prompt)[1])
+        for setting, row in pairs if number % 2 == 0 else pairs[::-1]:
+            if not row["error"] and (spent := once(setting, row)) is not None:
+                _note(row, spent, adapter, inputs, ceilings)
+    return [row | {"preprocess": preprocess} for _, row in pairs]
+
+
+def _row(adapter: Adapter, cell: Cell, setting: Setting) -> Row:
+    key = cell.key(adapter.name)
+    return {
+        "key": f"{key}: {setting.name}", "cell": key, "setting": setting.name, "model": adapter.name,
+        "method": setting.method, "keep": setting.keep, "baseline": setting.pruner is None, "batch": cell.batch,
+        "new_tokens": cell.new_tokens, "decode": cell.decode, "image": cell.task.image,
+        "reference": _reference(cell, setting), "error": "", "memory": {}, "tokens": {}, "work": {},
+        "seconds": {name: [] for name in (*STAGES, "wall")},
+    }  # fmt: skip
+
+
+def _reference(cell: Cell, setting: Setting) -> dict[str, Any]:
+    """Other people's figures for a setting, with where they are from."""
+    found = cell.task.reference.get("rows", {}).get(setting.name)
+    return {"source": cell.task.reference.get("source", ""), **found} if found else {}
+
+
+def _note(row: Row, spent: Spent, adapter: Adapter, inputs: Sequence[Inputs], ceilings: Ceilings) -> None:
+    """One round's seconds, and from the first one what does not change: token counts and the work that they make."""
+    seconds = asdict(spent)
+    for name, values in row["seconds"].items():
+        values.append(seconds[name])
+    if not row["tokens"]:
+        count = len(spent.visual)
+        row["tokens"] = {name: sum(getattr(spent, name)) / count for name in ("visual", "kept", "text")}
+        row["work"] = work(
+            adapter, inputs, [a + b for a, b in zip(spent.text, spent.kept, strict=True)], row["new_tokens"], ceilings
+        )
+
+
+def work(
+    adapter: Adapter, inputs: Sequence[Inputs], lengths: Sequence[float], new_tokens: int, ceilings: Ceilings
+) -> dict[str, Any]:
+    """FLOPs of a batch's stages, and the fewest seconds that they can take; nothing where the tower is not known.
+
+    lengths: of the prompts behind pruning, as means over the decoder's layers.
+    """
+    config, size = adapter.model.config, torch.finfo(adapter.dtype).bits // 8
+    text, vision = Text.of(config.get_text_config()), Vision.of(config)
+    if vision is None:
+        return {}
+    patches = [count for each in inputs for count in tower_patches(each, config.vision_config.patch_size)]
+    return {
+        "flops": {"encode": vision.encode(patches), "prefill": sum(map(text.prefill, lengths))},
+        "floor": {
+            "encode": vision.encode_seconds(ceilings, patches, size),
+            "prefill": text.prefill_seconds(ceilings, lengths, size),
+            "decode": text.decode_seconds(ceilings, lengths, new_tokens, size),
+        },
+    }
+
+
+def tower_patches(inputs: Inputs, patch: int) -> list[int]:
+    """Patches of every tile or frame that the tower sees as one."""
+    grids = inputs.tensors.get("image_grid_thw")
+    if grids is not None:
+        return [int(rows * columns) for frames, rows, columns in grids.tolist() for _ in range(frames)]
+    pixels = inputs.tensors["pixel_values"]
+    height, width = pixels.shape[-2:]
+    return [(height // patch) * (width // patch)] * (pixels.numel() // (3 * height * width))
+
+
+def peaks(device: torch.device) -> dict[str, int]:
+    """Bytes: what the run allocated and what was reserved for it at most, or the most that this process ever had."""
+    if device.type == "cuda":
+        return {"allocated": torch.cuda.max_memory_allocated(device), "reserved": torch.cuda.max_memory_reserved(device)}
+    return {"process": most_resident()}
+
+
+def forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def free(device: torch.device) -> None:
+    """Gives back what the allocator holds and nobody uses."""
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def in_words(error: Exception) -> str:
+    """One sentence."""
+    said = " ".join(str(error).split())
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in said or isinstance(error, MemoryError):
+        return "out of memory"
+    return said if isinstance(error, TrimtokError) else f"{type(error).__name__}: {said[:200]}"

@@ -1,0 +1,134 @@
+"""What the device can do and under which conditions: ceilings measured on it, its names and clocks, memory in use.
+
+Knows no model.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trimtok_cli.bench.batch import wait
+from trimtok_cli.bench.floor import Ceilings
+from trimtok_cli.writers.run_json import versions
+
+GPU_FACTS = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "temperature.gpu")
+
+
+@torch.inference_mode()
+def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
+    """The best of several large matrix products, and of several copies far larger than any cache."""
+    large = device.type == "cuda"
+    side, numbers = (8192, 2**29) if large else (1024, 2**24)
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    product = torch.empty_like(left)
+    multiply = _best(lambda: torch.mm(left, right, out=product), device, 30 if large else 8)
+    source, target = (torch.ones(numbers, device=device, dtype=dtype) for _ in range(2))
+    copy = _best(lambda: target.copy_(source), device, 10)
+    return Ceilings(2 * side**3 / multiply, 2 * source.nbytes / copy)
+
+
+def _best(work, device: torch.device, times: int) -> float:
+    """Seconds of the fastest of `times` calls. On CUDA each is one of a queue: no launch is waited for in between."""
+    for _ in range(3):
+        work()
+    if device.type != "cuda":
+        found = []
+        for _ in range(times):
+            wait(device)
+            start = time.perf_counter()
+            work()
+            wait(device)
+            found.append(time.perf_counter() - start)
+        return min(found)
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(times + 1)]
+    events[0].record()
+    for event in events[1:]:
+        work()
+        event.record()
+    torch.cuda.synchronize(device)
+    return min(a.elapsed_time(b) for a, b in pairwise(events)) / 1000
+
+
+@torch.inference_mode()
+def launch_cost(device: torch.device, times: int = 2000) -> float:
+    """Host seconds of one operation on a single number: what eager code pays for each, whatever its size."""
+    number = torch.zeros(1, device=device)
+    for _ in range(100):
+        number.add_(1)
+    wait(device)
+    start = time.perf_counter()
+    for _ in range(times):
+        number.add_(1)
+    passed = time.perf_counter() - start
+    wait(device)
+    return passed / times
+
+
+def conditions(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Everything that a figure depends on besides the program."""
+    found: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}: {_processor()}",
+        "device_kind": device.type, "dtype": str(dtype).removeprefix("torch."), "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(), "processor": _processor(), "versions": versions(), "command": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "launch_seconds": launch_cost(device),
+    }  # fmt: skip
+    if hasattr(os, "getloadavg"):
+        found["load_average"] = os.getloadavg()[0]  # another program's work is in every figure
+    if device.type == "cuda":
+        found |= {"cuda": torch.version.cuda, "memory_bytes": torch.cuda.get_device_properties(device).total_memory}
+        found["gpu"] = _gpu_facts(device)
+    return found
+
+
+def _gpu_facts(device: torch.device) -> dict[str, str]:
+    """What the driver's own tool says; empty where it is not there."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(GPU_FACTS)}", "--format=csv,noheader", f"--id={device.index or 0}"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return dict(zip(GPU_FACTS, (each.strip() for each in said.splitlines()[0].split(",")), strict=False))
+
+
+def _processor() -> str:
+    """The CPU's name as the system writes it."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def most_resident() -> int:
+    """The most bytes that this process ever had in memory, since it began; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident() -> int | None:
+    """Bytes in memory now, of this process and all that it started; None where the system has no /proc."""
+    if not Path("/proc/self/statm").exists():
+        return None
+    waiting, seen, total = [os.getpid()], set(), 0
+    while waiting:
+        process = waiting.pop()
+        if process in seen:
+            continue
+        seen.add(process)
+        try:
+            total += int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            for children in Path(f"/proc/{process}/task").glob("*/children"):
+                waiting += map(int, children.read_text().split())
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended in the meantime
+    return total

@@ -1,0 +1,134 @@
+"""trimtok bench: what pruning costs and saves on this machine, measured."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from trimtok_cli.bench.derive import changes, derive
+from trimtok_cli.bench.spec import read_bench
+from trimtok_cli.bench.tables import ceilings_line, change_table, tables
+from trimtok_cli.commands import options as o
+from trimtok_cli.commands.destination import Destination, find_destination
+from trimtok_cli.commands.guard import guarded
+from trimtok_cli.commands.screen import Screen
+from trimtok_cli.config import read_yaml
+from trimtok_cli.errors import EXIT_OK, TrimtokError, UsageError
+
+NAME = "bench.json"
+EXAMPLES = (
+    "Examples:\n\n"
+    "trimtok bench\n\n"
+    "trimtok bench table4 --out h200\n\n"
+    "trimtok bench mine.yaml --rounds 9 --against h200\n\n"
+    "A YAML says what is measured: a grid of model, method, keep, batch and new tokens, and the pruner, the decode loop, a whole "
+    "run's overhead and its memory. It writes bench.json with all raw numbers, and plots where matplotlib is installed."
+)
+Preset = Annotated[str, typer.Argument(help="A YAML file, or a preset of configs/bench: cpu, table4, ladder, methods, smoke.")]
+Out = Annotated[
+    str | None,
+    typer.Option(
+        "--out", "-o", help="A folder, a .json file, or - for standard output.", show_default="a new folder in trimtok-out"
+    ),
+]
+Against = Annotated[
+    Path | None, typer.Option("--against", help="A folder with an earlier bench.json, or the file: print what has changed since.")
+]
+RandomWeights = Annotated[
+    bool, typer.Option("--random-weights", help="Build models of the real size instead of loading them; no hub, no network.")
+]
+Rounds = Annotated[int | None, typer.Option("--rounds", help="Times that everything is measured.", show_default="the preset's")]
+
+
+@guarded
+def bench(
+    preset: Preset = "cpu",
+    out: Out = None,
+    overwrite: o.Overwrite = False,
+    against: Against = None,
+    random_weights: RandomWeights = False,
+    rounds: Rounds = None,
+    device: o.Device = None,
+    dtype: o.DType = None,
+    seed: o.Seed = None,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> int:
+    """Measure dense against pruned in turn, stage by stage, beside what the hardware allows."""
+    asked = read_bench(
+        preset, random_weights=random_weights or None, rounds=rounds, device=device, dtype=dtype, seed=seed
+    )  # fmt: skip
+    earlier = read_document(against) if against is not None else None
+    destination = find_destination(out, "bench", name=NAME, overwrite=overwrite)
+    screen = Screen(quiet=quiet)
+    screen.say("importing torch and transformers", "dim")
+    from trimtok_cli.bench.run import run_bench
+
+    text = read_yaml(preset, inside="bench", flag="PRESET")[1]
+    measured: dict[str, Any] = {"preset": preset, "bench": yaml.safe_dump(text, sort_keys=False, allow_unicode=True)}
+
+    def save(so_far: dict[str, Any]) -> None:
+        measured.update(so_far)
+        write(destination, measured)
+
+    try:
+        run_bench(asked, lambda line: screen.say(line, "dim"), save)
+    finally:  # of an interrupted run, what it measured
+        if "ceilings" in measured:
+            _finish(derive(measured), earlier, destination, screen)
+    return EXIT_OK
+
+
+def _finish(document: dict[str, Any], earlier: dict[str, Any] | None, destination: Destination, screen: Screen) -> None:
+    """The file, the tables, the change to an earlier one, the plots."""
+    write(destination, document)
+    if destination.answers is None:
+        typer.echo(json.dumps(document, ensure_ascii=False))
+    screen.say(ceilings_line(document), "bold")
+    for table in tables(document):
+        screen.show(table)
+    if document["conditions"]["device_kind"] == "cpu":
+        screen.say("Ratios to dense only: on a CPU absolute times say little about other machines; they are in the JSON.", "dim")
+    if earlier is not None:
+        screen.show(change_table(changes(document, earlier)))
+    _plot(document, destination, screen)
+
+
+def write(destination: Destination, document: dict[str, Any]) -> None:
+    """bench.json, whole or not at all; it is written anew after every row, so that an interrupted run leaves what it measured."""
+    if destination.answers is None:
+        return
+    temporary = destination.answers.with_name(destination.answers.name + ".tmp")
+    try:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.replace(destination.answers)
+    except OSError as error:
+        raise TrimtokError(f"--out: {destination} cannot be written ({error.strerror}); choose another --out.") from None
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """An earlier bench.json, with what is derived from it. UsageError where there is none."""
+    file = path / NAME if path.is_dir() else path
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        return derive(document)
+    except OSError as error:
+        raise UsageError(f"--against: {file} cannot be read ({error.strerror}).") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UsageError(f"--against: {file} is no {NAME} of this program.") from None
+
+
+def _plot(document: dict[str, Any], destination: Destination, screen: Screen) -> None:
+    if destination.answers is None:
+        return
+    try:
+        from trimtok_cli.bench.plots import write_plots
+
+        plots = write_plots(document, destination.answers.parent)
+    except ImportError:
+        screen.say("no plots: they need matplotlib (pip install 'trimtok[plot]')", "dim")
+        plots = []
+    screen.say(f"raw numbers in {destination}" + "".join(f", plot in {path}" for path in plots), "dim")
