@@ -1,0 +1,1 @@
+"""`trimtok bench`: what dense and pruned runs cost, measured and compared."""
