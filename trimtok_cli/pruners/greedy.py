@@ -118,9 +118,11 @@ def cosines(visual: Tensor) -> tuple[Tensor, Tensor]:
     lengths are divided out afterwards. That is float32's accuracy at the speed of 16 bits; unit vectors rounded to 16 bits
     would change what is kept.
     """
+    as_it_is = visual.is_cuda and visual.dtype in (torch.bfloat16, torch.float16)
+    visual = visual if as_it_is else visual.float()
     length = torch.linalg.vector_norm(visual, dim=-1, dtype=torch.float32)
     zero, length = length == 0, length.clamp(min=1e-30)
-    if visual.is_cuda and visual.dtype in (torch.bfloat16, torch.float16):
+    if as_it_is:
         # torch before 2.8 has no such argument, and not every device has such a product.
         with contextlib.suppress(TypeError, RuntimeError):
             product = torch.bmm(visual, visual.mT, out_dtype=torch.float32)

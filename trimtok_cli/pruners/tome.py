@@ -189,7 +189,7 @@ class ToMe(Pruner):
             if count >= len(rows):
                 kept.append(rows)
                 continue
-            image = int(stage.tokens.visual_index[stage.prompt.alive[rows[0]]])
+            image = int(stage.tokens.visual_index[int(stage.prompt.alive[rows[0]])])
             if len(rows) != encoder.blocks.hidden.shape[1] - encoder.blocks.has_cls:
                 raise UsageError("tome needs images of one tile each, not frames of a video: use tome-projected.")
             index, features = self._run(encoder.blocks, image, count)
