@@ -50,7 +50,7 @@ class Stage:
         """
         index, alive = self.tokens.visual_index, self.prompt.alive
         numbers, sizes = index.unique_consecutive(return_counts=True)
-        if self.layer == 0 and len(numbers.unique()) == len(numbers):
+        if self.layer == 0 and len(alive) == len(index) and len(numbers.unique()) == len(numbers):
             # The prompt itself: all tokens are alive and each image's are a run. The index lies on the host, and so nothing
             # here waits for the device.
             ends = sizes.cumsum(0).tolist()
