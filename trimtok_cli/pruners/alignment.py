@@ -51,6 +51,7 @@ def mutual_information(visual: Tensor, text: Tensor, neighbors: int = 3) -> Tens
     return torch.from_numpy(np.array(found)).to(visual).mT
 
 
+@torch.no_grad()
 def near_text(visual: Tensor, text: Tensor, count: int, align: str = "l2", text_mask: Tensor | None = None) -> Tensor:
     """(B, N, D) and (B, M, D) -> (B, count) ascending places of the tokens of highest `alignment`, ties to the lowest place.
 

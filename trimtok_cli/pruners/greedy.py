@@ -26,6 +26,7 @@ WIDEST = 16384  # tokens that a kernel's program keeps in registers
 _without_kernels = False
 
 
+@torch.no_grad()
 def repmax(visual: Tensor, keep: int, diversity: str = "cosine") -> Tensor:
     """Greedy RepMax, Eq. 8-16 of arXiv 2509.00320: (B, N, D) -> (B, keep) indices in the order of selection.
 
@@ -37,6 +38,7 @@ def repmax(visual: Tensor, keep: int, diversity: str = "cosine") -> Tensor:
     return in_parts(lambda part: repmax_gram(part, keep, diversity), 4 * visual.shape[1] ** 2, visual)
 
 
+@torch.no_grad()
 def max_min(visual: Tensor, keep: int) -> Tensor:
     """Farthest-point search in cosine distance: (B, N, D) -> (B, keep) indices in the order in which it takes them.
 
