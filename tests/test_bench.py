@@ -150,7 +150,7 @@ BAD = [
     ({"grid": [{"keep": [4]}]}, "names no model"), ({"grid": [{"model": "tiny", "batch": [0]}]}, "batch must be at least 1"),
     ({"grid": [{"model": "tiny", "batch": "many"}]}, "batch must be a whole number"), ({"grid": "tiny"}, "must hold `key: value` lines"),
     ({"grid": [{"model": "tiny", "method": "magic"}]}, "--method magic is not known"),
-    ({"grid": [{"model": "tiny", "decode": "fast"}]}, "decode must be one of simple"),
+    ({"grid": [{"model": "tiny", "decode": "fast"}]}, "decode must be one of continuous, simple"),
     ({"grid": [{"model": "tiny", "image": "nowhere.png"}]}, "WIDTHxHEIGHT"), ({"grid": [{"model": "huge"}]}, "no preset of that name"),
     ({"grid": [{"model": "mine"}], "models": {"mine": {"model_type": "bert"}}}, "model_type must be one of"),
     ({"grid": [{"model": "tiny"}], "seed": -1}, "seed must be at least 0"), ({"grid": [{"model": "tiny"}], "rounds": 0}, "rounds"),
@@ -261,18 +261,18 @@ def test_a_model_that_cannot_be_loaded_leaves_the_others(llava_folder):
 
 
 @torch.inference_mode()
-def test_a_batch_is_decoded_to_the_last_token_whatever_its_end(adapter, monkeypatch):
+@pytest.mark.parametrize("name", batches.DECODERS)
+def test_a_batch_is_decoded_to_the_last_token_whatever_its_end(adapter, name):
     """Fixed new tokens: the end token stops nothing, and what is measured is what the engine computes."""
     inputs = [adapter.prepare([picture(i)], "What?") for i in range(2)]
     said = []
 
-    def noting(*args, **options):
-        answers, times = generate(*args, **options)
+    def noting(prompts, decoder=batches.DECODERS[name](adapter, 7)):
+        answers, times = decoder(prompts)
         said.extend(answers)
         return answers, times
 
-    monkeypatch.setitem(batches.DECODERS, "simple", noting)
-    spent = run_batch(adapter, build_pruner("trimtokenator", {"keep": 5}), inputs, new_tokens=7, decode="simple")
+    spent = run_batch(adapter, build_pruner("trimtokenator", {"keep": 5}), inputs, new_tokens=7, decoder=noting)
     assert [answer.steps for answer in said] == [7, 7] and {answer.finish for answer in said} == {"length"}
     assert spent.visual == (36, 36) and spent.kept == (5.0, 5.0) and spent.wall > spent.prefill > 0
 

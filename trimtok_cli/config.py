@@ -21,6 +21,7 @@ CHOICES = {
     "budget_counts": ("final", "layer-mean"),
     "video_backend": ("auto", "decord", "pyav"),
     "video_as": ("auto", "video", "frames"),
+    "decode": ("continuous", "simple"),
 }
 PRESETS = tuple(path for path in (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs") if path.is_dir())
 
@@ -49,13 +50,19 @@ class RunConfig:
     video_timeout: float = 120.0
     clip_text: str = ""
     max_pixels: int = 0  # 0 is no limit of ours
-    batch_size: int = 1
+    batch_size: str = "1"  # or auto
+    decode: str = "continuous"
     workers: str = "auto"
     max_new_tokens: int = 128
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
     limit: int = 0  # 0 is no limit
+
+    @property
+    def rows(self) -> int | None:
+        """The batch size; None for auto."""
+        return None if self.batch_size == "auto" else int(self.batch_size)
 
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():
@@ -65,11 +72,13 @@ class RunConfig:
             raise UsageError("--fps, --start and --end must not be negative, and --video-timeout must be more than 0.")
         if self.end and self.end <= self.start:
             raise UsageError(f"--end must be later than --start, got {self.end:g} and {self.start:g} seconds.")
-        for name in ("batch_size", "max_new_tokens", "frames"):
+        for name, least in (("workers", 0), ("batch_size", 1)):
+            value = getattr(self, name)
+            if value != "auto" and not (value.isdecimal() and int(value) >= least):
+                raise UsageError(f"{_flag(name)} must be auto or a whole number, at least {least}, got {value}.")
+        for name in ("max_new_tokens", "frames"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{_flag(name)} must be at least 1, got {getattr(self, name)}.")
-        if self.workers != "auto" and not self.workers.isdecimal():
-            raise UsageError(f"--workers must be auto or a whole number, 0 or more, got {self.workers}.")
         if min(self.limit, self.seed, self.max_pixels) < 0:
             raise UsageError(
                 f"--limit, --seed and --max-pixels must not be negative, got {self.limit}, {self.seed} and {self.max_pixels}."

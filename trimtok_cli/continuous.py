@@ -8,6 +8,7 @@ those of `generate`, which is its oracle. Knows no pruner and no image.
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -85,6 +86,18 @@ class Continuous:
                 yield from self._attempt(self._advance, self.active, again)
             elif dry and not again:
                 return
+
+    def batch(self, prompts: Sequence[Prompt]) -> tuple[list[Generated], Times]:
+        """One batch that begins together, answers in order, and the times of the whole of it. Raises what any of it ends in."""
+        self.rows, left = len(prompts), iter(enumerate(prompts))
+        done = sorted(self.run(lambda count: list(islice(left, count))), key=lambda each: each.key)
+        for each in done:
+            if each.error:
+                raise each.error
+        if self.rows < len(prompts):
+            raise torch.OutOfMemoryError(f"{len(prompts)} answers at a time do not fit")
+        times = Times(sum(each.times.prefill for each in done), sum(each.times.decode for each in done))
+        return [each.said for each in done], times
 
     def _room(self) -> int:
         if self.careful:
@@ -247,13 +260,5 @@ def generate_continuous(
     stop: bool = True, keep_logits: bool = False,
 ) -> tuple[list[Generated], Times]:  # fmt: skip
     """One batch, by the signature of `decoding.generate`: answers in order, and the times of the whole batch."""
-    loop = Continuous(
-        adapter, rows=len(prompts), max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, keep_logits=keep_logits
-    )
-    waiting = list(enumerate(prompts))
-    done = {each.key: each for each in loop.run(lambda count: [waiting.pop(0) for _ in waiting[:count]])}
-    for each in done.values():
-        if each.error:
-            raise each.error
-    times = Times(sum(each.times.prefill for each in done.values()), sum(each.times.decode for each in done.values()))
-    return [done[i].said for i in range(len(prompts))], times
+    options = {"max_new_tokens": max_new_tokens, "sampling": sampling, "stop": stop, "keep_logits": keep_logits}
+    return Continuous(adapter, rows=len(prompts), **options).batch(prompts)

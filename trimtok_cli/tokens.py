@@ -48,8 +48,8 @@ class EncoderTap:
 class VisualTokens:
     """The dense visual tokens of one sample, projected, in prompt order.
 
-    embeds (N, D). visual_index (N,): which image or video a token is of, and so which budget it falls under; frame (N,)
-    counts within a video. box (N, 4): xyxy in [0, 1] of the upright image, all zero where a token shows no place (a
+    embeds (N, D). visual_index (N,), on the host: which image or video a token is of, and so which budget it falls under;
+    frame (N,) counts within a video. box (N, 4): xyxy in [0, 1] of the upright image, all zero where a token shows no place (a
     newline). grids: (rows, columns) for every image that is one plain grid, () for the others. deepstack (L, N, D): what
     Qwen3-VL adds to the visual rows behind each of its first L decoder layers. visual_index, box and frame are on the CPU.
     """
@@ -109,7 +109,8 @@ class Prompt:
         if selection.embeds is not None:
             embeds = embeds.clone()
             embeds[self.visual[kept]] = selection.embeds.to(embeds.dtype)
-        rows = stays.nonzero().squeeze(1)
+        # In place of nonzero, whose size the host would have to wait for: how many rows stay is known without the device.
+        rows = stays.int().sort(descending=True, stable=True).indices[: length - len(self.visual) + len(kept)]
         new_place = stays.long().cumsum(0) - 1
         prompt = replace(
             self, embeds=embeds[rows], positions=self.positions[..., rows], visual=new_place[self.visual[kept]],

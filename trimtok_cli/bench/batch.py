@@ -6,19 +6,20 @@ On CUDA the borders of stages are events in the device's queue, read after one w
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
 
-from trimtok_cli.decoding import generate
+from trimtok_cli.continuous import Continuous
+from trimtok_cli.decoding import Generated, Times, generate
 from trimtok_cli.models import Adapter, Inputs
 from trimtok_cli.pruners import Pruner, build_pruner
 from trimtok_cli.stages import RunningStages, layer_mean, reduce_prompts
 from trimtok_cli.tokens import Prompt, VisualTokens
 
-DECODERS: dict[str, Callable] = {"simple": generate}
-"""Implementations of the token loop, by the names that a YAML uses for them; all are called like `decoding.generate`."""
+Decoder = Callable[[Sequence[Prompt]], tuple[list[Generated], Times]]
 
 STAGES = ("encode", "prune", "prefill", "decode")
 
@@ -38,6 +39,18 @@ class Spent:
     visual: tuple[int, ...]
     kept: tuple[float, ...]
     text: tuple[int, ...]
+
+
+def continuous(adapter: Adapter, new_tokens: int) -> Decoder:
+    return Continuous(adapter, rows=1, max_new_tokens=new_tokens, stop=False).batch
+
+
+def simple(adapter: Adapter, new_tokens: int) -> Decoder:
+    return partial(generate, adapter, max_new_tokens=new_tokens, stop=False)
+
+
+DECODERS: dict[str, Callable[[Adapter, int], Decoder]] = {"continuous": continuous, "simple": simple}
+"""Token loops by the names that a YAML uses for them. One that is made may keep what it has for the next batch."""
 
 
 def wait(device: torch.device) -> None:
@@ -73,11 +86,11 @@ class Marks:
 
 
 @torch.inference_mode()
-def run_batch(adapter: Adapter, pruner: Pruner | None, inputs: Sequence[Inputs], *, new_tokens: int, decode: str) -> Spent:
-    """Encode, prune, prefill and decode, the end token ignored."""
+def run_batch(adapter: Adapter, pruner: Pruner | None, inputs: Sequence[Inputs], *, new_tokens: int, decoder: Decoder) -> Spent:
+    """Encode, prune, prefill and decode, the end token ignored. Inside the model the plain loop runs, as in the engine."""
     wait(adapter.device)
     start, marks = time.perf_counter(), Marks(adapter.device)
-    tokens = adapter.encode_many(inputs)
+    tokens = adapter.encode_many(inputs, taps=pruner is not None and pruner.reads_tower)
     prompts = [adapter.embed(each, visual) for each, visual in zip(inputs, tokens, strict=True)]
     marks.mark()
     dense = [len(prompt) - len(prompt.visual) for prompt in prompts]
@@ -87,9 +100,9 @@ def run_batch(adapter: Adapter, pruner: Pruner | None, inputs: Sequence[Inputs],
     marks.mark()
     prune = 0.0
     if pruner is not None and any(layer > 0 for layer in pruner.stages(adapter.num_layers)):
-        kept, prune, prefill, last = _run_inside(adapter, pruner, prompts, tokens, new_tokens, decode)
+        kept, prune, prefill, last = _run_inside(adapter, pruner, prompts, tokens, simple(adapter, new_tokens))
     else:
-        _, times = DECODERS[decode](adapter, prompts, max_new_tokens=new_tokens, stop=False)
+        _, times = decoder(prompts)
         prefill, last = times.prefill, times.decode
     wait(adapter.device)
     wall = time.perf_counter() - start
@@ -99,13 +112,13 @@ def run_batch(adapter: Adapter, pruner: Pruner | None, inputs: Sequence[Inputs],
 
 
 def _run_inside(
-    adapter: Adapter, pruner: Pruner, prompts: Sequence[Prompt], tokens: Sequence[VisualTokens], new_tokens: int, decode: str
+    adapter: Adapter, pruner: Pruner, prompts: Sequence[Prompt], tokens: Sequence[VisualTokens], decoder: Decoder
 ) -> tuple[list, float, float, float]:
     """Under a pruner that reduces inside the language model, one prompt at a time, as the engine does it."""
     kept, prune, prefill, last = [], 0.0, 0.0, 0.0
     for prompt, visual in zip(prompts, tokens, strict=True):
         with RunningStages(adapter.model.get_decoder(), pruner, prompt, visual, renumber=adapter.renumbers) as stages:
-            _, times = DECODERS[decode](adapter, [stages.plain], max_new_tokens=new_tokens, stop=False)
+            _, times = decoder([stages.plain])
         kept.append(tuple(stages.kept))
         prune, prefill, last = prune + stages.seconds, prefill + times.prefill - stages.seconds, last + times.decode
     return kept, prune, prefill, last

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from trimtok_cli.bench.batch import STAGES, Spent, make_pruner, run_batch
+from trimtok_cli.bench.batch import DECODERS, STAGES, Decoder, Spent, make_pruner, run_batch
 from trimtok_cli.bench.floor import Ceilings, Text, Vision
 from trimtok_cli.bench.hardware import most_resident
 from trimtok_cli.bench.pictures import pictures
@@ -75,7 +75,7 @@ def samples_of(task: Task, folder: Path, seed: int) -> list[Sample]:
 def prepared(adapter: Adapter, samples: Sequence[Sample], prompt: str) -> tuple[list[Inputs], float]:
     """Files to inputs, one after the other in this process, and the seconds that a sample took."""
     start = time.perf_counter()
-    inputs = [prepare(adapter, sample, Ask(prompt)).inputs for sample in samples]
+    inputs = [prepare(adapter.preprocessor, sample, Ask(prompt)).inputs for sample in samples]
     return inputs, (time.perf_counter() - start) / len(samples)
 
 
@@ -85,22 +85,30 @@ def _measure(adapter: Adapter, cell: Cell, samples: list[Sample], bench: Bench, 
     inputs = [known[number % len(known)] for number in range(cell.batch)]
     pairs = [(setting, _row(adapter, cell, setting)) for setting in settings(cell.task, bench.seed)]
 
-    def once(setting: Setting, row: Row) -> Spent | None:
+    decoder = DECODERS[cell.decode](adapter, cell.new_tokens)  # one for all settings, as one run would keep it
+
+    def once(setting: Setting, row: Row, decoder: Decoder = decoder) -> Spent | None:
         try:
-            return run_batch(adapter, setting.pruner, inputs, new_tokens=cell.new_tokens, decode=cell.decode)
+            return run_batch(adapter, setting.pruner, inputs, new_tokens=cell.new_tokens, decoder=decoder)
         except Exception as error:
             row["error"] = in_words(error)
         free(adapter.device)  # behind the handler, where the failed run's tensors are not held any more
         return None
 
-    for setting, row in pairs:
-        for number in range(bench.warmups):
-            watched = number == min(1, bench.warmups - 1)  # the first run pays for what later ones find made
-            if watched:
-                free(adapter.device)
-                forget_peak(adapter.device)
-            if not row["error"] and once(setting, row) is not None and watched:
+    for watched in range(
+        2
+    ):  # the first run pays for what later ones find made; the second has a decoder, and its cache, to itself
+        for setting, row in pairs:
+            free(adapter.device)
+            forget_peak(adapter.device)
+            own = DECODERS[cell.decode](adapter, cell.new_tokens)
+            if not row["error"] and once(setting, row, own) is not None and watched:
                 row["memory"] = peaks(adapter.device)
+            del own
+    for _ in range(bench.warmups):
+        for setting, row in pairs:
+            if not row["error"]:
+                once(setting, row)
     preprocess = []
     for number in range(cell.task.rounds or bench.rounds):
         preprocess.append(prepared(adapter, samples[: cell.batch], cell.task.prompt)[1])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from trimtok_cli.bench.batch import DECODERS, make_pruner, wait
+from trimtok_cli.bench.batch import DECODERS, Decoder, make_pruner, wait
 from trimtok_cli.bench.grid import prepared, samples_of
 from trimtok_cli.bench.hardware import resident
 from trimtok_cli.bench.literal import literal_repmax
@@ -83,11 +83,11 @@ def decode_rows(adapter: Adapter, task: DecodePart, bench: Bench, folder: Path) 
     known, _ = prepared(adapter, samples[: max(task.batch)], task.prompt)
     for batch in task.batch:
         inputs = [known[number % len(known)] for number in range(batch)]
-        tokens = adapter.encode_many(inputs)
+        tokens = adapter.encode_many(inputs, taps=pruner is not None and pruner.reads_tower)
         dense = [adapter.embed(each, visual) for each, visual in zip(inputs, tokens, strict=True)]
         prompts, _ = reduce_prompts(pruner, dense, tokens, num_layers=adapter.num_layers, renumber=adapter.renumbers)
-        ways = {name: lambda decode=decode, prompts=prompts: _ids(decode, adapter, prompts, task.new_tokens)
-                for name, decode in DECODERS.items()}  # fmt: skip
+        ways = {name: lambda decode=make(adapter, task.new_tokens), prompts=prompts: _ids(decode, prompts)
+                for name, make in DECODERS.items()}  # fmt: skip
         with endless(adapter, task.new_tokens):
             ways["generate"] = lambda prompts=prompts: library_ids(adapter, prompts)
             seconds, said = take_turns(ways, adapter.device, bench)
@@ -100,8 +100,8 @@ def decode_rows(adapter: Adapter, task: DecodePart, bench: Bench, folder: Path) 
         }  # fmt: skip
 
 
-def _ids(decode: Callable, adapter: Adapter, prompts: Sequence[Prompt], new_tokens: int) -> list[list[int]]:
-    answers, _ = decode(adapter, prompts, max_new_tokens=new_tokens, stop=False)
+def _ids(decode: Decoder, prompts: Sequence[Prompt]) -> list[list[int]]:
+    answers, _ = decode(prompts)
     return [list(answer.ids) for answer in answers]
 
 

@@ -40,6 +40,7 @@ def caption(
     prompt: o.Prompt = None,
     system: o.System = None,
     batch_size: o.BatchSize = None,
+    decode: o.Decode = None,
     workers: o.Workers = None,
     max_new_tokens: o.MaxNewTokens = None,
     temperature: o.Temperature = None,

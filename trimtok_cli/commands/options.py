@@ -106,7 +106,19 @@ MaxPixels = Annotated[
         "--max-pixels", panel=MODEL, help="Shrink images and frames with more pixels than this before the model's own processor."
     ),
 ]
-BatchSize = Annotated[int | None, _option("--batch-size", "-b", shown="1", panel=ANSWERS, help="Samples that run together.")]
+BatchSize = Annotated[
+    str | None,
+    _option("--batch-size", "-b", shown="1", panel=ANSWERS, help="Samples that run together; auto: as many as the memory holds."),
+]
+Decode = Annotated[
+    str | None,
+    _option(
+        "--decode",
+        shown="continuous",
+        panel=ANSWERS,
+        help="continuous (a waiting sample takes the place of an answer that ends) or simple (batch by batch).",
+    ),
+]
 Workers = Annotated[
     str | None,
     _option(

@@ -35,7 +35,9 @@ def load(config: RunConfig, screen: Screen):
         config.frames, config.fps or None, config.start, config.end or None, config.video_backend, config.video_timeout
     )
     sampling = Sampling(config.temperature, config.top_p, config.seed)
-    return adapter, Ask(config.prompt, config.system, config.max_new_tokens, sampling, frames, config.video_as, config.max_pixels)
+    return adapter, Ask(
+        config.prompt, config.system, config.max_new_tokens, sampling, frames, config.video_as, config.max_pixels, config.decode
+    )
 
 
 def pruning(config: RunConfig, method: str) -> dict[str, Any]:
@@ -82,7 +84,7 @@ def run(
     show = verbose or (source.total is not None and source.total <= FEW)
     file = open_answers(destination, overwrite=overwrite)
     workers = count_workers(config.workers, adapter.device.type, source.total)
-    results = answer_all(adapter, pruner, source.samples, ask, batch_size=config.batch_size, workers=workers)
+    results = answer_all(adapter, pruner, source.samples, ask, batch_size=config.rows, workers=workers)
     try:
         with file, closing(results), screen.track(source.total):
             for result in results:

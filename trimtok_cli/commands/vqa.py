@@ -38,6 +38,7 @@ def vqa(
     budget_counts: o.BudgetCounts = None,
     system: o.System = None,
     batch_size: o.BatchSize = None,
+    decode: o.Decode = None,
     workers: o.Workers = None,
     max_new_tokens: o.MaxNewTokens = None,
     temperature: o.Temperature = None,

@@ -48,7 +48,14 @@ class Stage:
 
         Tokens that an earlier stage added are of no image.
         """
-        index, alive = self.tokens.visual_index.to(self.prompt.alive.device), self.prompt.alive
+        index, alive = self.tokens.visual_index, self.prompt.alive
+        numbers, sizes = index.unique_consecutive(return_counts=True)
+        if self.layer == 0 and len(alive) == len(index) and len(numbers.unique()) == len(numbers):
+            # The prompt itself: all tokens are alive and each image's are a run. The index lies on the host, and so nothing
+            # here waits for the device.
+            ends = sizes.cumsum(0).tolist()
+            return [torch.arange(a, b, device=alive.device) for a, b in zip([0, *ends], ends, strict=False)]
+        index = index.to(alive.device)
         owner = torch.where(alive < len(index), index[alive.clamp(max=len(index) - 1)], -1)
         return [(owner == number).nonzero().squeeze(1) for number in owner.unique().tolist() if number >= 0]
 
@@ -56,9 +63,10 @@ class Stage:
         """(M, D): the rows of the user's words, or with `prompt` (and where there are no such words) all text rows."""
         if which == "instruction" and len(self.prompt.instruction):
             return self.hidden[self.prompt.instruction]
-        is_text = torch.ones(len(self.hidden), dtype=torch.bool, device=self.hidden.device)
-        is_text[self.prompt.visual] = False
-        return self.hidden[is_text]
+        is_text = torch.ones(len(self.hidden), dtype=torch.int, device=self.hidden.device)
+        is_text[self.prompt.visual] = 0
+        count = len(self.hidden) - len(self.prompt.visual)  # a mask for an index would make the host wait for its sum
+        return self.hidden[is_text.sort(descending=True, stable=True).indices[:count]]
 
 
 @dataclass(frozen=True)

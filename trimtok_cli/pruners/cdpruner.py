@@ -22,13 +22,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from trimtok_cli.errors import UsageError
+from trimtok_cli.pruners.alignment import alignment
 from trimtok_cli.pruners.base import Pruner, Stage, padded, select_alike
-from trimtok_cli.pruners.divprune import first_of_best
-from trimtok_cli.pruners.trimtokenator import alignment
+from trimtok_cli.pruners.greedy import cosines, first_of_best, full_float32
 from trimtok_cli.tokens import Selection
 
 TEXTS, SIGNS, OVER = ("clip", "llm"), ("auto", "negative", "positive"), ("image", "batch")
@@ -49,6 +48,7 @@ def cdpruner(visual: Tensor, relevance: Tensor, keep: int) -> Tensor:
     return greedy_map_order(visual, relevance, keep).sort(-1).values
 
 
+@full_float32()
 def greedy_map_order(visual: Tensor, relevance: Tensor, keep: int) -> Tensor:
     """The same tokens as `cdpruner`, in the order in which the greedy search takes them.
 
@@ -61,8 +61,7 @@ def greedy_map_order(visual: Tensor, relevance: Tensor, keep: int) -> Tensor:
     if visual.dim() == 2:
         return greedy_map_order(visual[None], relevance[None], keep)[0]
     keep, relevance = min(keep, visual.shape[1]), relevance.float()
-    unit = F.normalize(visual.float(), dim=-1, eps=1e-30)
-    kernel = (unit @ unit.mT).mul_(relevance[:, :, None]).mul_(relevance[:, None, :])  # K, (B, N, N)
+    kernel = cosines(visual)[0].mul_(relevance[:, :, None]).mul_(relevance[:, None, :])  # K, (B, N, N)
     gain = kernel.diagonal(dim1=1, dim2=2).clone()  # d2
     weight = relevance.square()
     floor = SPENT * weight

@@ -18,14 +18,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from trimtok_cli.pruners.alignment import ALIGNMENTS, near_text
 from trimtok_cli.pruners.base import Pruner, Stage, padded, select_alike
-from trimtok_cli.pruners.trimtokenator import ALIGNMENTS, alignment
+from trimtok_cli.pruners.greedy import max_min
 from trimtok_cli.tokens import Selection
-
-TIE = 1e-6  # a token's cosine distance to its double comes out as up to 4e-7 in float32
 
 
 def divprune(visual: Tensor, keep: int) -> Tensor:
@@ -44,25 +42,13 @@ def max_min_order(visual: Tensor, keep: int) -> Tensor:
     """The same tokens as `divprune`, in the order in which the greedy search takes them.
 
     First the token whose nearest neighbour is farthest, then always the one whose nearest chosen token is farthest. Where the
-    published code would take a token a second time, this takes the lowest one left. Nothing leaves the device inside the loop.
+    published code would take a token a second time, this takes the lowest one left.
     """
     _check(visual, keep)
     if visual.dim() == 2:
         return max_min_order(visual[None], keep)[0]
     keep = min(keep, visual.shape[1])
-    unit = directions(visual)
-    distance = 1 - unit @ unit.mT  # (B, N, N)
-    order = torch.empty(len(visual), keep, dtype=torch.long, device=visual.device)
-    rows = torch.arange(len(visual), device=visual.device)
-    # Nobody is its own nearest neighbour; later, nobody chosen may be chosen again.
-    distance.diagonal(dim1=1, dim2=2).fill_(torch.inf)
-    nearest = distance.amin(dim=2)
-    distance.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
-    for t in range(keep):
-        chosen = first_of_best(nearest, TIE)
-        order[:, t] = chosen
-        nearest = torch.minimum(nearest, distance[rows, chosen]) if t else distance[rows, chosen]
-    return order
+    return max_min(visual, keep)
 
 
 def divprune_star(
@@ -88,21 +74,8 @@ def divprune_star(
     num_pool = max(int(pool * num_visual + 1e-9), keep)
     if num_pool >= num_visual:
         return divprune(visual, keep)
-    score = alignment(visual.float(), text.float(), align, text_mask)
-    near = score.sort(dim=1, descending=True, stable=True).indices[:, :num_pool].sort(dim=1).values
-    return near.gather(1, divprune(visual.gather(1, near[..., None].expand(-1, -1, visual.shape[2])), keep))
-
-
-def directions(visual: Tensor) -> Tensor:
-    """(B, N, D) -> (B, N, D + 1) float32 unit vectors; the last column is 1 for a token of length zero, so that all of those
-    are one vector, at a right angle to every other."""
-    unit = F.normalize(visual.float(), dim=-1, eps=1e-30)
-    return torch.cat([unit, (unit == 0).all(dim=-1, keepdim=True).to(unit.dtype)], dim=-1)
-
-
-def first_of_best(score: Tensor, slack: Tensor | float) -> Tensor:
-    """(B, N) -> (B,): the lowest index whose score is within `slack` (one number, or (B, 1)) of the row's best."""
-    return (score >= score.amax(dim=1, keepdim=True) - slack).int().argmax(dim=1)
+    near = near_text(visual, text, num_pool, align, text_mask)
+    return near.gather(1, divprune(torch.stack([each[rows] for each, rows in zip(visual, near, strict=True)]), keep))
 
 
 def _check(visual: Tensor, keep: int) -> None:
