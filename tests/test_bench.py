@@ -27,7 +27,6 @@ from trimtok_cli.bench.spec import Bench, Grid, MemoryPart, PrunerPart, build, r
 from trimtok_cli.bench.tables import change_table, tables
 from trimtok_cli.config import PRESETS
 from trimtok_cli.data import Sample
-from trimtok_cli.decoding import generate
 from trimtok_cli.engine import answer_all
 from trimtok_cli.errors import UsageError
 from trimtok_cli.prepare import Ask

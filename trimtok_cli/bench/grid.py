@@ -95,20 +95,17 @@ def _measure(adapter: Adapter, cell: Cell, samples: list[Sample], bench: Bench, 
         free(adapter.device)  # behind the handler, where the failed run's tensors are not held any more
         return None
 
-    for watched in range(
-        2
-    ):  # the first run pays for what later ones find made; the second has a decoder, and its cache, to itself
+    cuda = adapter.device.type == "cuda"
+    for watched in range(2 * cuda):  # the first run pays for what later ones find made, the second has a cache of its own
         for setting, row in pairs:
             free(adapter.device)
             forget_peak(adapter.device)
-            own = DECODERS[cell.decode](adapter, cell.new_tokens)
-            if not row["error"] and once(setting, row, own) is not None and watched:
+            if not row["error"] and once(setting, row, DECODERS[cell.decode](adapter, cell.new_tokens)) and watched:
                 row["memory"] = peaks(adapter.device)
-            del own
     for _ in range(bench.warmups):
         for setting, row in pairs:
-            if not row["error"]:
-                once(setting, row)
+            if not row["error"] and once(setting, row) and not cuda:
+                row["memory"] = peaks(adapter.device)
     preprocess = []
     for number in range(cell.task.rounds or bench.rounds):
         preprocess.append(prepared(adapter, samples[: cell.batch], cell.task.prompt)[1])
