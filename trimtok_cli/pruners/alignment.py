@@ -11,8 +11,9 @@ from torch import Tensor
 from trimtok_cli.pruners.greedy import full_float32, in_parts
 
 ALIGNMENTS = ("l2", "sq_l2", "cosine", "mi")
-# Relative to |x|^2 + |t|^2, what a squared distance from a product may be wrong by: 64 float32 roundings (measured: 3).
-PRODUCT_ERROR = 64 * 2.0**-24
+# Relative to |x|^2 + |t|^2, how far apart a squared distance from a product and the one of `alignment` may be: 256 float32
+# roundings. Measured against float64 at D = 4096: 13 off for the product, 78 for the other.
+PRODUCT_ERROR = 256 * 2.0**-24
 BAND = 128  # tokens around the cut whose distances are computed anew where looking how many need it would cost a wait
 
 

@@ -1,8 +1,8 @@
 """The greedy searches on a CPU, one sample at a time: rows of the cosine matrix are computed when they are read.
 
 A search for K of N tokens reads K rows, chosen as it goes. `Rows` computes a row together with those of the tokens that are
-next in line, nearly as fast per row as the whole matrix: 384 rows in place of 2304 for RepMax with K = 288 on image-like tokens,
-787 on random ones; 616 and 950 for max-min. Small steps run in NumPy, whose calls cost a third of torch's. One sample at a
+next in line, nearly as fast per row as the whole matrix. Of 2304, for K = 288, that is 432 rows for RepMax on image-like tokens
+and 984 on random ones, 646 and 994 for max-min. Small steps run in NumPy, whose calls cost a third of torch's. One sample at a
 time: on a CPU a batch saves nothing. Nothing here is for another device.
 """
 
@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Rows at a time. Fewer waste the processor (4 rows: half the speed a row), more compute rows that nobody reads: 16 was the best
-# or within a tenth of it for N = 460 and 2304, D = 768 to 4096.
-BLOCK = 16
+# Rows at a time. Fewer waste the processor (4 rows: half the speed a row), more compute rows that nobody reads. From 16 to 32
+# the time is the same within a tenth for N = 460 and 2304, D = 768 to 4096; the more rows, the less often threads must meet.
+BLOCK = 24
 # RepMax of few tokens computes each row alone: at N = 460, K = 64 a block would compute 2.5 rows for each that is read, and
 # one product a row was a fifth faster; at N = 2304, where the vectors leave the cache, it took 1.5 to 3 times as long.
 FEW = 1024
