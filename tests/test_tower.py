@@ -34,7 +34,7 @@ def family(request, tmp_path_factory):
 
 def asked(adapter):
     found = [adapter.prepare([picture(1, 150, 60)], "?"), adapter.prepare([picture(2, 90, 90), picture(3, 80, 100)], "Why?")]
-    return found + ([adapter.prepare([], "What?", clip=clip_of(3))] if adapter.has_video else [])
+    return found + ([adapter.prepare([], "What?", clip=clip_of(3))] if adapter.preprocessor.has_video else [])
 
 
 SIGNALS = ("saliency", "keys", "last_saliency", "last_keys", "features", "cls")
@@ -70,8 +70,7 @@ def test_layers_behind_run_only_for_a_signal_of_the_last_one_which_is_the_whole_
     # The oracle: what enters the last layer's attention when the library's own forward pass goes to its end.
     tower = adapter.tower()
     layers[-1].self_attn.register_forward_pre_hook(lambda _, args, kwargs: entered.append((args, kwargs)), with_kwargs=True)
-    media = {name: tensor for name, tensor in inputs.tensors.items() if name not in ("input_ids", "attention_mask")}
-    adapter.model.model(input_ids=inputs.input_ids[None], **media)
+    adapter.model.model(input_ids=inputs.input_ids[None], **adapter.tower_inputs([inputs]))
     ((args, kwargs),) = entered
     tower.inputs["last_"], tower.behind = [(args, kwargs)], ()
     whole = tower.tap(adapter._places(inputs), starts([adapter._places(inputs)], [[False] * 2])[0], adapter.project)
@@ -155,7 +154,7 @@ def test_a_pass_takes_no_more_crops_than_it_may(family, monkeypatch):
 @torch.inference_mode()
 def test_signals_of_a_prompt_with_an_image_and_a_video_are_each_ones_own(family):
     """Whichever stands first, and whatever shares the pass: those of the image and of the video asked about alone."""
-    if not family.has_video or not family.mixes:
+    if not family.preprocessor.has_video or not family.preprocessor.mixes:
         return
     clips = [clip_of(2), clip_of(2, 50, 50)]
     for words in ("?", "<video> and then <image>"):

@@ -7,6 +7,7 @@ and are taken away whatever happens; nothing of the model is patched.
 import inspect
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -29,7 +30,8 @@ def reduce_prompts(
         selections = pruner.select_many([Stage(0, prompts[i].embeds, prompts[i], tokens[i]) for i in some])
         for i, selection in zip(some, selections, strict=True):
             reduced[i] = prompts[i].reduced(selection, num_dense=len(tokens[i]), renumber=renumber and pruner.renumbers)
-    return reduced, [(Kept(0, tuple(prompt.alive.tolist())),) for prompt in reduced]
+    alive = iter(torch.cat([prompt.alive for prompt in reduced]).tolist())  # the device is asked once for all of them
+    return reduced, [(Kept(0, tuple(islice(alive, len(prompt.alive)))),) for prompt in reduced]
 
 
 def layer_mean(kept: Sequence[Kept], num_layers: int) -> float:
