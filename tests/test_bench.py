@@ -49,7 +49,7 @@ def test_the_file_says_under_which_conditions_and_what_was_asked(document):
     at = document["conditions"]
     assert at["device_kind"] == "cpu" and at["dtype"] == "float32" and at["random_weights"] is True
     assert at["threads"] >= 1 and at["launch_seconds"] > 0 and at["versions"]["transformers"] and at["command"]
-    assert yaml.safe_load(document["bench"])["pruner"] == [{"candidates": 40, "keep": 6, "width": 32}]
+    assert document["bench"]["pruner"] == [{"candidates": 40, "keep": 6, "width": 32, "batch": 1}]
     assert document["ceilings"]["flops_per_second"] > 1e8 and document["ceilings"]["bytes_per_second"] > 1e8
     assert [len(document[part]) for part in ("grid", "pruner", "decode", "overhead", "memory")] == [6, 1, 1, 2, 1]
 
@@ -253,7 +253,7 @@ def test_a_model_that_cannot_be_loaded_leaves_the_others(llava_folder):
         "rounds": 1,
     }
     Path("b.yaml").write_text(yaml.safe_dump(asked))
-    done = run("bench", "b.yaml", "-o", "out.json")
+    done = run("bench", "b.yaml", "-o", "out.json", code=3)
     rows = json.loads(Path("out.json").read_text())["grid"]
     assert "no such folder" in rows[0]["error"] and len(rows) == 3 and not rows[1]["error"]
     assert "failed" in done.stderr

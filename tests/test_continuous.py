@@ -8,7 +8,7 @@ from tests import tiny
 from tests.conftest import picture
 from tests.families import FAMILIES
 from trimtok_cli import continuous
-from trimtok_cli.continuous import Continuous, generate_continuous
+from trimtok_cli.continuous import Continuous
 from trimtok_cli.decoding import Batches, Sampling, generate
 from trimtok_cli.graphs import Graphs
 from trimtok_cli.memory import cache_bytes, in_halves, rows_that_fit
@@ -110,7 +110,7 @@ def test_sampling_draws_what_each_draws_alone(llava):
 
 def test_one_batch_by_the_plain_loops_signature(llava):
     adapter, prompts = llava
-    got, times = generate_continuous(adapter, prompts, max_new_tokens=STEPS, stop=False)
+    got, times = Continuous(adapter, max_new_tokens=STEPS, stop=False).batch(prompts)
     want, _ = generate(adapter, prompts, max_new_tokens=STEPS, stop=False)
     assert [each.ids for each in got] == [each.ids for each in want] and times.prefill > 0 and times.decode > 0
 
@@ -204,23 +204,23 @@ class NoWaiting(TorchDispatchMode):
 class Recording(Graphs):
     """As on CUDA, the recording stood in for by a function: it reads and writes the same tensors and may not wait."""
 
-    def __init__(self, step, device):
-        super().__init__(step, device)
+    def __init__(self, device):
+        super().__init__(device)
         self.used, self.replays = True, 0
 
-    def _record(self, shape):
+    def _try(self, step, shape):
         owner = self
 
         class Graph:
-            def __init__(self, step):
-                self.step, self.logits = step, step(*shape)
+            def __init__(self):
+                self.logits = step(*shape)
 
             def replay(self):
                 owner.replays += 1
                 with NoWaiting():
-                    self.logits.copy_(self.step(*shape))
+                    self.logits.copy_(step(*shape))
 
-        graph = Graph(self.step)
+        graph = Graph()
         self.recorded[shape] = graph, graph.logits
 
 
@@ -236,9 +236,29 @@ def test_recorded_steps_have_fixed_shapes_wait_for_nothing_and_say_the_same(name
     left = iter(enumerate(prompts))
     done = list(loop.run(lambda count: [each for _, each in zip(range(count), left, strict=False)]))
     assert loop.graphs.replays > 10 and len(loop.graphs.recorded) <= 4
+    assert sorted(each.key for each in done) == list(range(5))
     for each in done:
         want = generate(adapter, [prompts[each.key]], max_new_tokens=24, stop=False, keep_logits=True)[0][0]
         assert each.said.ids == want.ids and (each.said.logits - want.logits).abs().max() < 1e-4
+
+
+def test_slots_that_nobody_uses_any_more_stay_in_bounds(llava, monkeypatch):
+    """The longest answers end first, while recorded steps of more slots, and of fewer places than those had, go on."""
+    adapter, prompts = llava
+    monkeypatch.setattr(continuous, "Graphs", Recording)
+    monkeypatch.setattr("trimtok_cli.graphs.PLACES", 4)
+    monkeypatch.setattr("trimtok_cli.graphs.PAYS", 0)
+    order = sorted(range(9), key=lambda i: -len(prompts[i]))
+    alone = {i: generate(adapter, [prompts[i]], max_new_tokens=30, stop=False)[0][0].ids for i in order}
+    monkeypatch.setattr(adapter.model.generation_config, "eos_token_id", [alone[order[0]][2], alone[order[1]][3]])
+    chosen = [prompts[order[0]], prompts[order[1]], prompts[order[-1]], prompts[order[-2]], prompts[order[-3]]]
+    loop = Continuous(adapter, rows=5, max_new_tokens=30)
+    left = iter(enumerate(chosen))
+    done = {each.key: each for each in loop.run(lambda count: [each for _, each in zip(range(count), left, strict=False)])}
+    assert loop.graphs.replays > 10
+    for i, prompt in enumerate(chosen):
+        want = generate(adapter, [prompt], max_new_tokens=30)[0][0]
+        assert done[i].error is None and (done[i].said.ids, done[i].said.finish) == (want.ids, want.finish)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="recording works here")
@@ -253,15 +273,39 @@ def test_a_step_that_cannot_be_recorded_is_run_as_it_is(llava, caplog):
     assert [record.levelname for record in caplog.records if "cannot be recorded" in record.message] == ["WARNING"]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["llava", *FAMILIES])
+def test_recorded_steps_on_a_device(name, tmp_path):
+    """The real thing: float32 on CUDA against `generate` there and on the CPU; bfloat16 runs through."""
+    folder = (tiny.llava if name == "llava" else FAMILIES[name])(tmp_path / "m")
+    on_cpu, adapter = (load_model(str(folder), device=device, dtype="float32") for device in ("cpu", "cuda"))
+    prompts, theirs = prompts_of(adapter, 5), prompts_of(on_cpu, 5)
+    loop = Continuous(adapter, rows=3, max_new_tokens=40, stop=False, keep_logits=True)
+    left = iter(enumerate(prompts))
+    done = list(loop.run(lambda count: [each for _, each in zip(range(count), left, strict=False)]))
+    assert loop.graphs.used and loop.graphs.recorded, "no step was recorded"
+    for each in done:
+        for model, prompt in ((adapter, prompts[each.key]), (on_cpu, theirs[each.key])):
+            want = generate(model, [prompt], max_new_tokens=40, stop=False, keep_logits=True)[0][0]
+            assert each.said.ids == want.ids and (each.said.logits.cpu() - want.logits.cpu()).abs().max() < 1e-2
+    half = load_model(str(folder), device="cuda")
+    said, _ = Continuous(half, max_new_tokens=40, stop=False).batch(prompts_of(half, 5))
+    assert all(each.steps == 40 for each in said)
+
+
 def test_how_many_rows_fit(llava, monkeypatch):
-    adapter, _ = llava
+    adapter, prompts = llava
     config = adapter.model.get_decoder().config
-    bytes_each = cache_bytes(config, torch.float32)
-    cache = generate(adapter, prompts_of(adapter, 1), max_new_tokens=1)
-    assert cache and bytes_each == 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
-    for free, want in ((0, 1), (1 << 40, 8)):
+    loop = Continuous(adapter, rows=1, max_new_tokens=1)
+    loop.batch(prompts[:1])
+    layers, two, rows, heads, _, width = loop.slots.store.shape
+    assert (two, rows) == (2, 1) and cache_bytes(config, torch.float32) == layers * two * heads * width * 4
+    row = 700 * (cache_bytes(config, torch.float32) + 4 * config.hidden_size)
+    prefill = 100 * (3 * config.intermediate_size + 8 * config.hidden_size) * 4
+    for free, want in ((0, 1), ((3.5 * row + prefill) / 0.85, 3), (1 << 40, 8)):
         monkeypatch.setattr("trimtok_cli.memory.free_bytes", lambda device, free=free: free)
-        assert rows_that_fit(config, torch.float32, adapter.device, length=700, prefill_tokens=16384) == want
+        assert rows_that_fit(config, torch.float32, adapter.device, length=700, prefill_tokens=100) == want
 
 
 def test_halves_find_the_item_that_fails():

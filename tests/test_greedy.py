@@ -213,6 +213,7 @@ def test_kernels_compile_for_cards_that_are_not_here(capability):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_on_a_gpu_kernels_take_the_reference_s_tokens_and_nothing_waits():
     from trimtok_cli.pruners.greedy_triton import check_kernels
 

@@ -238,3 +238,31 @@ def test_boxes_lie_where_the_pixels_came_from(adapter):
             x0, y0, x1, y1 = base.box[moved.argmax()].tolist()
             slack = 0.08
             assert x0 - slack <= cx / width <= x1 + slack and y0 - slack <= cy / height <= y1 + slack
+
+
+@pytest.mark.parametrize("decode", ["continuous", "simple"])
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_a_stream_is_answered_as_its_samples_alone_by_both_loops(adapter, pictures, decode, batch_size):
+    samples = [Sample(i, (path,), question="Why?" * (i % 3 + 1)) for i, path in enumerate(pictures * 2)]
+    ask, pruner = Ask(max_new_tokens=STEPS, decode=decode), build_pruner("trimtokenator", {"keep": 5})
+    alone = [answer(adapter, pruner, [sample], ask)[0] for sample in samples]
+    together = list(answer_all(adapter, pruner, samples, ask, batch_size=batch_size))
+    assert [(r.sample.id, r.answer, r.kept, r.tokens) for r in together] == [
+        (r.sample.id, r.answer, r.kept, r.tokens) for r in alone
+    ]
+    assert max(r.batch_size for r in together) == (batch_size or 8)
+
+
+@pytest.mark.parametrize("method", ["trimtokenator", "fastv"])
+def test_a_broken_input_is_told_before_anything_further_is_read(adapter, pictures, tmp_path, method):
+    read = []
+
+    def samples():
+        for name in ("gone.png", "gone too.png", pictures[0], "and gone.png"):
+            read.append(name)
+            yield Sample(str(name), (tmp_path / name,))
+
+    results = answer_all(adapter, build_pruner(method, {"keep": 5}), samples(), Ask("What?", max_new_tokens=2))
+    assert "does not exist" in next(results).error and len(read) == 1
+    assert "does not exist" in next(results).error and len(read) == 2
+    assert [bool(result.error) for result in results] == [False, True]

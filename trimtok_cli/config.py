@@ -50,9 +50,9 @@ class RunConfig:
     video_timeout: float = 120.0
     clip_text: str = ""
     max_pixels: int = 0  # 0 is no limit of ours
-    batch_size: str = "1"  # or auto
+    batch_size: int | str = 1  # or auto
     decode: str = "continuous"
-    workers: str = "auto"
+    workers: int | str = "auto"
     max_new_tokens: int = 128
     temperature: float = 0.0
     top_p: float = 1.0
@@ -62,7 +62,7 @@ class RunConfig:
     @property
     def rows(self) -> int | None:
         """The batch size; None for auto."""
-        return None if self.batch_size == "auto" else int(self.batch_size)
+        return None if self.batch_size == "auto" else self.batch_size
 
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():
@@ -74,8 +74,8 @@ class RunConfig:
             raise UsageError(f"--end must be later than --start, got {self.end:g} and {self.start:g} seconds.")
         for name, least in (("workers", 0), ("batch_size", 1)):
             value = getattr(self, name)
-            if value != "auto" and not (value.isdecimal() and int(value) >= least):
-                raise UsageError(f"{_flag(name)} must be auto or a whole number, at least {least}, got {value}.")
+            if value != "auto" and value < least:
+                raise UsageError(f"{_flag(name)} must be auto or at least {least}, got {value}.")
         for name in ("max_new_tokens", "frames"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{_flag(name)} must be at least 1, got {getattr(self, name)}.")
@@ -145,15 +145,19 @@ def _convert(wanted: dataclasses.Field, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise UsageError(f"{where} must hold names and values, for example {{pool: 0.9}}.")
         return value
+    either = wanted.type == int | str
+    if either and str(value).strip() == "auto":
+        return "auto"
+    kind = int if either else wanted.type
     try:
         if isinstance(value, (list, dict, bool)) or value is None:
             raise ValueError
-        if wanted.type is int and float(value) != int(float(value)):
+        if kind is int and float(value) != int(float(value)):
             raise ValueError
-        return wanted.type(value)
+        return kind(value)
     except (ValueError, TypeError, OverflowError):
-        kind = {int: "a whole number", float: "a number"}.get(wanted.type, "text")
-        raise UsageError(f"{where} must be {kind}, got {value!r}.") from None
+        said = {int: "a whole number", float: "a number"}.get(kind, "text")
+        raise UsageError(f"{where} must be {'auto or ' * either}{said}, got {value!r}.") from None
 
 
 def _flag(name: str) -> str:

@@ -8,21 +8,22 @@ those of `generate`, which is its oracle. Knows no pruner and no image.
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trimtok_cli.decoding import Done, Generated, Sampling, Times, choose, pad_left
+from trimtok_cli.decoding import Done, Generated, Sampling, Take, Times, apart, choose, pad_left
+from trimtok_cli.errors import ModelError
 from trimtok_cli.graphs import Graphs
-from trimtok_cli.memory import out_of_memory, release, rows_that_fit
+from trimtok_cli.memory import PREFILL_TOKENS, forget_frames, out_of_memory, release, rows_for
 from trimtok_cli.models.base import Adapter
 from trimtok_cli.slots import Slots
 from trimtok_cli.timing import Clock
 from trimtok_cli.tokens import Prompt
 
-PREFILL_TOKENS = 16_384  # of one prefill, padding counted: enough to fill a GPU, and its activations stay small
 REFILL = 4  # a quarter of the slots must be free before the answers under way wait for a prefill
 BLOCK = 4  # CUDA: so many steps are launched before the host looks at their tokens; elsewhere looking costs nothing
 
@@ -47,6 +48,10 @@ class _Row:
         return len(self.prompt) + len(self.ids) - 1
 
 
+def longest_of(rows: Sequence[_Row]) -> int:
+    return max((len(row.prompt) for row in rows), default=0)
+
+
 class Continuous:
     """At most `rows` answers at a time; None takes as many as memory allows, once the first prompt shows what one takes.
 
@@ -54,7 +59,7 @@ class Continuous:
     """
 
     def __init__(
-        self, adapter: Adapter, *, rows: int | None, max_new_tokens: int, sampling: Sampling | None = None, stop: bool = True,
+        self, adapter: Adapter, *, rows: int | None = 1, max_new_tokens: int, sampling: Sampling | None = None, stop: bool = True,
         keep_logits: bool = False, prefill_tokens: int = PREFILL_TOKENS,
     ) -> None:  # fmt: skip
         self.adapter, self.rows, self.max_new_tokens = adapter, rows, max_new_tokens
@@ -63,14 +68,14 @@ class Continuous:
         self.block = BLOCK if adapter.device.type == "cuda" else 1
         self.config = adapter.model.get_decoder().config
         self.slots = Slots(self.config.num_hidden_layers, adapter.device)
-        self.graphs = Graphs(self._masked_step, adapter.device)
+        self.graphs = Graphs(adapter.device)
         self.active: list[_Row] = []
         self.careful = 0  # so many prompts still to be run alone, since one of them broke a batch
         self.ids = torch.zeros(0, dtype=torch.long, device=adapter.device)
         self.positions = self.ids
 
-    def run(self, take: Callable[[int], Sequence[tuple[Any, Prompt]]]) -> Iterator[Done]:
-        """Answers as they end. take(count) hands over up to `count` prompts, each with a key to know it by; none ends the run."""
+    def run(self, take: Take) -> Iterator[Done]:
+        """Answers as they end."""
         again: deque[_Row] = deque()
         dry = False
         while True:
@@ -78,10 +83,14 @@ class Continuous:
             if free > 0 and (not self.active or free * REFILL >= self._room()):
                 fresh = [again.popleft() for _ in range(min(free, len(again)))]
                 if not fresh and not dry and not self.careful:
-                    fresh = [self._row(key, prompt) for key, prompt in take(free)]
-                    dry = not fresh
+                    taken = take(free)
+                    prompts, lost = apart(taken)
+                    yield from lost
+                    dry, fresh = not taken, [self._row(key, prompt) for key, prompt in prompts]
+                # Room is made once for all of them: a cache that grows is there twice while it is copied.
+                admit = partial(self._admit, count=len(self.active) + len(fresh), longest=longest_of(fresh))
                 for group in self._groups(fresh):
-                    yield from self._attempt(self._admit, group, again)
+                    yield from self._attempt(admit, group, again)
             if self.active:
                 yield from self._attempt(self._advance, self.active, again)
             elif dry and not again:
@@ -106,10 +115,7 @@ class Continuous:
 
     def _row(self, key: Any, prompt: Prompt) -> _Row:
         if self.rows is None:
-            self.rows = rows_that_fit(
-                self.config, self.adapter.dtype, self.adapter.device, length=len(prompt) + self.max_new_tokens,
-                prefill_tokens=self.prefill_tokens,
-            )  # fmt: skip
+            self.rows = rows_for(self.adapter, len(prompt), self.max_new_tokens)
         dice = torch.Generator(self.adapter.device).manual_seed(self.sampling.seed) if self.sampling.temperature else None
         return _Row(key, prompt, dice)
 
@@ -126,36 +132,44 @@ class Continuous:
         memory ran out, one by one where anything else happened, so that no prompt takes others along."""
         try:
             ended = step(rows)
+        except ModelError:
+            raise
         except Exception as error:
-            broken = rows if rows is self.active else [*self.active, *rows]
-            self.active = []
-            self.slots.clear()
-            self.graphs.clear()
-            if len(broken) == 1:
-                self.careful = max(self.careful - 1, 0)
-                yield Done(broken[0].key, None, Times(broken[0].prefill, broken[0].decode), 1, error)
-            else:
-                again.extendleft(self._row(row.key, row.prompt) for row in reversed(broken))
-                if out_of_memory(error):
-                    self.rows = max(1, len(broken) // 2)
-                else:
-                    self.careful = len(broken)
+            failed = forget_frames(error)
         else:
-            for row in ended:
-                self.careful = max(self.careful - 1, 0)
-                logits = torch.stack(row.logits) if self.keep_logits else None
-                ids = tuple(row.ids[:-1] if row.finish == "stop" else row.ids)
-                said = Generated(ids, len(row.ids), row.finish, logits)
-                yield Done(row.key, said, Times(row.prefill, row.decode), row.beside)
+            yield from map(self._done, ended)
             return
-        release(self.adapter.device)  # here, where the failed step's tensors are no longer in anyone's hands
+        broken = rows if rows is self.active else [*self.active, *rows]
+        self.active = []
+        self.slots.clear()
+        self.graphs.clear()
+        release(self.adapter.device)
+        if len(broken) == 1:
+            self.careful = max(self.careful - 1, 0)
+            yield Done(broken[0].key, None, Times(broken[0].prefill, broken[0].decode), 1, failed)
+            return
+        again.extendleft(self._row(row.key, row.prompt) for row in reversed(broken))
+        if out_of_memory(failed):
+            self.rows = max(1, len(broken) // 2)
+        else:
+            self.careful = len(broken)
+
+    def _done(self, row: _Row) -> Done:
+        self.careful = max(self.careful - 1, 0)
+        logits = torch.stack(row.logits) if self.keep_logits else None
+        ids = tuple(row.ids[:-1] if row.finish == "stop" else row.ids)
+        said = Generated(ids, len(row.ids), row.finish, logits)
+        return Done(row.key, said, Times(row.prefill, row.decode), row.beside)
 
     @torch.inference_mode()
-    def _admit(self, rows: list[_Row]) -> list[_Row]:
-        """Prefill, into the slots behind those in use; the answers that end with their first token."""
+    def _admit(self, rows: list[_Row], *, count: int, longest: int) -> list[_Row]:
+        """Prefill, into the slots behind those in use; the answers that end with their first token.
+
+        count, longest: for so many slots, and prompts of so many tokens, there must be room.
+        """
         clock, prompts, first = Clock(self.adapter.device), [row.prompt for row in rows], len(self.active)
         embeds, mask, positions = pad_left(prompts)
-        self._reserve(first + len(rows), embeds.shape[1] + self.max_new_tokens + self.block, positions)
+        self._reserve(max(count, first + len(rows)), longest + self.max_new_tokens + self.block, positions)
         with self.slots.filling(first, [len(prompt) for prompt in prompts]):
             logits = self.adapter.forward(embeds, mask, positions, self.slots, prompts)
         chosen = choose(logits, self.sampling, [row.dice for row in rows])
@@ -181,7 +195,7 @@ class Continuous:
         for step in range(min(self.block, max(self.max_new_tokens - len(row.ids) for row in rows))):
             span = longest + step + 1
             if self.graphs.used:
-                found = self.graphs(count, span, self.slots.rows, self.slots.length)
+                found = self.graphs(self._masked_step, count, span, self.slots.rows, self.slots.length)
             else:
                 found = self._step(count, span, None if even else self._masks(count, span))
             logits.append(found.clone() if self.keep_logits else found)
@@ -241,11 +255,15 @@ class Continuous:
                 self.slots.move(len(self.active), slot, last.length)
                 self.ids[slot] = self.ids[len(self.active)]
                 self.positions[..., slot, :] = self.positions[..., len(self.active), :]
+        if ended:  # a recorded step takes in slots that nobody uses any more: they shall write where every slot has a place
+            self.slots.lengths[len(self.active) :] = 0
         return ended
 
     def _reserve(self, rows: int, length: int, positions: Tensor) -> None:
-        if self.slots.reserve(rows, length):
-            self.graphs.clear()
+        if self.slots.holds(rows, length):
+            return
+        self.graphs.clear()  # they read the tensors that are made anew here
+        self.slots.reserve(rows, length)
         if len(self.ids) < self.slots.rows:
             more = self.slots.rows - len(self.ids)
             self.ids = torch.cat([self.ids, self.ids.new_zeros(more)])
@@ -253,12 +271,3 @@ class Continuous:
             if self.positions.dim() > 1:
                 empty[..., : self.positions.shape[-2], :] = self.positions
             self.positions = empty
-
-
-def generate_continuous(
-    adapter: Adapter, prompts: Sequence[Prompt], *, max_new_tokens: int, sampling: Sampling | None = None,
-    stop: bool = True, keep_logits: bool = False,
-) -> tuple[list[Generated], Times]:  # fmt: skip
-    """One batch, by the signature of `decoding.generate`: answers in order, and the times of the whole batch."""
-    options = {"max_new_tokens": max_new_tokens, "sampling": sampling, "stop": stop, "keep_logits": keep_logits}
-    return Continuous(adapter, rows=len(prompts), **options).batch(prompts)

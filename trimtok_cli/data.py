@@ -58,7 +58,7 @@ class TokenCounts:
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """Time of each stage for one sample; a batch's time is divided by the batch's size."""
+    """Time of each stage for one sample; what several shared is divided among them."""
 
     load: float = 0.0
     prepare: float = 0.0
@@ -85,7 +85,8 @@ class Result:
     """One answer. `finish` is stop, length or error; `error` is empty unless the sample failed.
 
     `grid` is (rows, columns) of the first image's visual tokens where they form one grid, else empty. `peak_bytes` is the
-    device's peak while the sample's batch ran, 0 where the device does not count.
+    device's peak since samples were last taken in, 0 where the device does not count. `batch_size` is the most answers that
+    were under way with this one.
     """
 
     sample: Sample

@@ -1,6 +1,7 @@
 """The token loop: a batch of prompts of unequal length, prefill, then one token at a time. Knows no pruner and no image.
 
-Prompts are left-padded with an explicit mask and explicit positions, so that a batch gives what its singles give.
+Prompts are left-padded with an explicit mask and explicit positions, so that a batch gives what its singles give. It is the
+oracle of continuous.py, and what methods run under that prune inside the model.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from trimtok_cli.memory import in_halves
+from trimtok_cli.memory import in_halves, rows_for
 from trimtok_cli.models.base import Adapter
 from trimtok_cli.timing import Clock
 from trimtok_cli.tokens import Prompt
@@ -56,6 +57,16 @@ class Done:
     error: Exception | None = None
 
 
+Take = Callable[[int], Sequence[tuple[Any, Prompt | Exception]]]
+"""take(count) hands over up to `count` prompts, each with a key to know it by, or what became of one instead; none at the end."""
+
+
+def apart(taken: Sequence[tuple[Any, Prompt | Exception]]) -> tuple[list[tuple[Any, Prompt]], list[Done]]:
+    """The prompts, and those that are lost already."""
+    lost = [Done(key, None, Times(0.0, 0.0), 1, found) for key, found in taken if isinstance(found, Exception)]
+    return [(key, found) for key, found in taken if not isinstance(found, Exception)], lost
+
+
 @torch.inference_mode()
 def generate(
     adapter: Adapter, prompts: Sequence[Prompt], *, max_new_tokens: int, sampling: Sampling | None = None,
@@ -90,15 +101,22 @@ def generate(
 
 
 class Batches:
-    """The plain loop over a stream: batches of `rows` (None: 1), each to its last answer before the next one begins."""
+    """The plain loop over a stream: batches of `rows`, each to its last answer before the next one begins.
+
+    None takes as many as memory allows.
+    """
 
     def __init__(self, adapter: Adapter, *, rows: int | None, max_new_tokens: int, sampling: Sampling | None = None) -> None:
-        self.adapter, self.rows, self.options = adapter, rows or 1, {"max_new_tokens": max_new_tokens, "sampling": sampling}
+        self.adapter, self.rows, self.options = adapter, rows, {"max_new_tokens": max_new_tokens, "sampling": sampling}
 
-    def run(self, take: Callable[[int], Sequence[tuple[Any, Prompt]]]) -> Iterator[Done]:
+    def run(self, take: Take) -> Iterator[Done]:
         """As `Continuous.run`. A batch that breaks is run again in halves."""
-        while group := take(self.rows):
-            for (key, _), made in in_halves(self._answer, list(group), self.adapter.device):
+        while taken := take(self.rows or 1):  # the first prompt shows what one takes
+            group, lost = apart(taken)
+            yield from lost
+            if group and self.rows is None:
+                self.rows = rows_for(self.adapter, len(group[0][1]), self.options["max_new_tokens"])
+            for (key, _), made in in_halves(self._answer, group, self.adapter.device):
                 if isinstance(made, Exception):
                     yield Done(key, None, Times(0.0, 0.0), 1, made)
                 else:
@@ -133,8 +151,9 @@ def choose(logits: Tensor, sampling: Sampling, dice: Sequence[torch.Generator | 
         return logits.argmax(-1)
     shares, ids = (logits.float() / sampling.temperature).softmax(-1).sort(-1, descending=True)
     shares[shares.cumsum(-1) - shares > sampling.top_p] = 0
-    drawn = torch.cat([torch.multinomial(row, 1, generator=die) for row, die in zip(shares, dice, strict=True)])
-    return ids.gather(-1, drawn[:, None]).squeeze(-1)
+    # As torch.multinomial draws one, which checks its shares on the host and so waits for the device.
+    times = torch.stack([torch.empty_like(row).exponential_(generator=die) for row, die in zip(shares, dice, strict=True)])
+    return ids.gather(-1, (shares / times).argmax(-1, keepdim=True)).squeeze(-1)
 
 
 def _cut(row: list[int], ends: set[int], logits: Tensor | None) -> Generated:

@@ -1,10 +1,10 @@
-"""The flow: samples in, results out. `answer` is the whole system on one screen; `answer_all` runs a stream of samples.
+"""The flow: samples in, results out. `answer` is one batch from top to bottom; `answer_all` runs a stream of samples.
 
 Knows no method and no family: a pruner is a value (None is dense), a model is an Adapter.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -14,12 +14,12 @@ import torch
 from trimtok_cli.ahead import AHEAD, prepare_ahead
 from trimtok_cli.continuous import Continuous
 from trimtok_cli.data import Comparison, Kept, Result, Sample, Seconds, TokenCounts
-from trimtok_cli.decoding import Batches, Done, Times, generate
+from trimtok_cli.decoding import Batches, Done, Take, Times, apart, generate
 from trimtok_cli.errors import ModelError, sentence
-from trimtok_cli.memory import in_halves
+from trimtok_cli.memory import MOST_ROWS, forget_frames, in_halves
 from trimtok_cli.models.base import Adapter
 from trimtok_cli.prepare import Ask, Failed, Prepared, prepare
-from trimtok_cli.pruners import PRUNERS, Pruner
+from trimtok_cli.pruners import PRUNERS, Pruner, reads_tower
 from trimtok_cli.stages import RunningStages, layer_mean, reduce_prompts
 from trimtok_cli.timing import Clock, peak_bytes, reset_peak
 from trimtok_cli.tokens import Prompt, VisualTokens
@@ -50,12 +50,24 @@ class Waiting:
     tokens: VisualTokens | None = None
     number: int = 0
 
+    @property
+    def sample(self) -> Sample:
+        return self.prepared.sample
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A sample that does not reach the language model."""
+
+    sample: Sample
+    number: int
+
 
 def answer(adapter: Adapter, pruner: Pruner | None, samples: Sequence[Sample], ask: Ask) -> list[Result]:
     """One batch, top to bottom. Raises SampleError (or what the libraries raise) if any of the samples cannot be answered."""
     reset_peak(adapter.device)
     prepared = [prepare(adapter.preprocessor, sample, ask) for sample in samples]
-    return finish(adapter, pruner, encode(adapter, prepared), ask)
+    return finish(adapter, pruner, encode(adapter, prepared, taps=reads_tower(pruner)), ask)
 
 
 @torch.inference_mode()
@@ -96,6 +108,9 @@ def finish(adapter: Adapter, pruner: Pruner | None, batch: Encoded, ask: Ask, lo
     return [result_of(adapter, pruner, each) for each in done]
 
 
+LOOPS = {"continuous": Continuous, "simple": Batches}
+
+
 def goes_inside(adapter: Adapter, pruner: Pruner | None) -> bool:
     return pruner is not None and any(layer > 0 for layer in pruner.stages(adapter.num_layers))
 
@@ -107,8 +122,7 @@ def language_model(adapter: Adapter, pruner: Pruner | None, ask: Ask, *, rows: i
     """
     if goes_inside(adapter, pruner):
         return _Inside(adapter, pruner, ask)
-    kind = {"continuous": Continuous, "simple": Batches}[ask.decode]
-    return kind(adapter, rows=rows, max_new_tokens=ask.max_new_tokens, sampling=ask.sampling)
+    return LOOPS[ask.decode](adapter, rows=rows, max_new_tokens=ask.max_new_tokens, sampling=ask.sampling)
 
 
 class _Inside:
@@ -117,13 +131,17 @@ class _Inside:
     def __init__(self, adapter: Adapter, pruner: Pruner, ask: Ask) -> None:
         self.adapter, self.pruner, self.ask = adapter, pruner, ask
 
-    def run(self, take: Callable[[int], Sequence[tuple[Waiting, Prompt]]]) -> Iterator[Done]:
-        while group := take(1):
+    def run(self, take: Take) -> Iterator[Done]:
+        while taken := take(1):
+            group, lost = apart(taken)
+            yield from lost
             for each, prompt in group:
                 try:
                     yield self._one(each, prompt)
+                except ModelError:
+                    raise
                 except Exception as error:
-                    yield Done(each, None, Times(0.0, 0.0), 1, error)
+                    yield Done(each, None, Times(0.0, 0.0), 1, forget_frames(error))
 
     def _one(self, each: Waiting, prompt: Prompt) -> Done:
         decoder, renumber = self.adapter.model.get_decoder(), self.adapter.renumbers
@@ -155,7 +173,9 @@ def answer_all(
     A sample that fails becomes a Result with an error; only a ModelError ends the run. workers: processes that prepare samples
     ahead; 0 prepares each where it is due.
     """
-    ahead = max(AHEAD * workers, 2 * (batch_size or 1))  # the next batch is prepared while this one runs
+    ahead = max(
+        AHEAD * workers, 2 * (batch_size or MOST_ROWS[adapter.device.type])
+    )  # the next batch is prepared while this one runs
     with closing(prepare_ahead(adapter.preprocessor, samples, ask, workers=workers, ahead=ahead)) as prepared:
         yield from _in_order(adapter, pruner, enumerate(prepared), ask, batch_size)
 
@@ -165,36 +185,28 @@ def _in_order(
 ) -> Iterator[Result]:
     """Answers end in any order; each waits here for those before it."""
     ready: dict[int, Result] = {}
-    upcoming, taps = 0, pruner is not None and pruner.reads_tower
+    upcoming, taps = 0, reads_tower(pruner)
 
     def reduced(group: list[tuple[int, Prepared]]) -> list[Waiting]:
         waiting = prune(adapter, pruner, encode(adapter, [each for _, each in group], taps=taps))
         return [replace(each, number=number) for (number, _), each in zip(group, waiting, strict=True)]
 
-    def take(count: int) -> list[tuple[Waiting, Prompt]]:
+    def take(count: int) -> list[tuple[Waiting | Lost, Prompt | Exception]]:
         """As many samples as there are free places, through the vision tower and the pruner together."""
-        while group := list(islice(stream, count)):
-            reset_peak(adapter.device)
-            found = []
-            for number, each in group:
-                if isinstance(each, Failed):
-                    ready[number] = failure(each.sample, pruner, ask, each.error)
-            for (number, each), made in in_halves(reduced, [one for one in group if one[0] not in ready], adapter.device):
-                if isinstance(made, Exception):
-                    ready[number] = failure(each.sample, pruner, ask, made)
-                else:
-                    found.append((made, made.prompt))
-            if found:
-                return found
-        return []
+        group = list(islice(stream, count))
+        reset_peak(adapter.device)
+        found = [(Lost(each.sample, number), each.error) for number, each in group if isinstance(each, Failed)]
+        for (number, each), made in in_halves(reduced, [one for one in group if isinstance(one[1], Prepared)], adapter.device):
+            lost = isinstance(made, Exception)
+            found.append((Lost(each.sample, number), made) if lost else (made, made.prompt))
+        return found
 
     for done in language_model(adapter, pruner, ask, rows=rows).run(take):
-        error = done.error and failure(done.key.prepared.sample, pruner, ask, done.error)
+        error = done.error and failure(done.key.sample, pruner, ask, done.error)
         ready[done.key.number] = error or result_of(adapter, pruner, done)
         while upcoming in ready:
             yield ready.pop(upcoming)
             upcoming += 1
-    yield from (ready[number] for number in sorted(ready))
 
 
 def compare_all(adapter: Adapter, pruners: Sequence[Pruner | None], samples: Iterable[Sample], ask: Ask) -> Iterator[Comparison]:
@@ -203,17 +215,22 @@ def compare_all(adapter: Adapter, pruners: Sequence[Pruner | None], samples: Ite
     The order of the pruners turns with each sample, so that none is always the first to run. The first sample is run
     once beforehand and thrown away: a first pass pays for kernels and caches.
     """
+    if any(goes_inside(adapter, pruner) for pruner in pruners):
+        ask = replace(ask, decode="simple")  # methods that go on inside the model know no other: the same loop for all
     shared = language_model(adapter, None, ask, rows=1)  # one cache for all of them, as each would have in a run of its own
     loops = [language_model(adapter, pruner, ask, rows=1) if goes_inside(adapter, pruner) else shared for pruner in pruners]
-    taps, warm = any(pruner is not None and pruner.reads_tower for pruner in pruners), False
+    taps, warm = reads_tower(*pruners), False
     for number, sample in enumerate(samples):
         try:
             reset_peak(adapter.device)
             batch = encode(adapter, [prepare(adapter.preprocessor, sample, ask)], taps=taps)
             if not warm:
                 batch = encode(adapter, batch.prepared, taps=taps)
-                for pruner in pruners:
-                    _attempt(adapter, pruner, batch, replace(ask, max_new_tokens=2))
+                for pruner, loop in zip(pruners, loops, strict=True):
+                    if adapter.device.type == "cuda":  # steps are recorded in the loop that replays them
+                        _attempt(adapter, pruner, batch, ask, loop)
+                    else:
+                        _attempt(adapter, pruner, batch, replace(ask, max_new_tokens=2))
                 batch, warm = encode(adapter, batch.prepared, taps=taps), True
             order = [(i + number) % len(pruners) for i in range(len(pruners))]
             done = {i: _attempt(adapter, pruners[i], batch, ask, loops[i]) for i in order}

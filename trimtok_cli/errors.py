@@ -6,7 +6,7 @@
     `-- SampleError           never ends a run: the sample becomes a row with an error, and the run exits with 3
         `-- MediaError        an image that cannot be read
 
-Knows nothing of the command line; `cli.py` turns an error into a line and an exit code.
+Knows nothing of the command line; `commands/guard.py` turns an error into a line and an exit code.
 """
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 0, 1, 2, 3, 130

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -13,13 +14,21 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 MOST_ROWS = {"cuda": 64, "mps": 16, "cpu": 8}  # beyond these a larger batch gains little
+PREFILL_TOKENS = 16_384  # of one prefill, padding counted: enough to fill a GPU, and its activations stay small
 SHARE = 0.85  # of the free memory; the rest is the allocator's own
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """CUDA has a class of its own for it; the CPU's allocator raises a RuntimeError."""
+    """CUDA's allocator has a class of its own for it; the CPU's, and CUDA's libraries, raise a RuntimeError."""
     known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return known or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    signs = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    return known or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs))
+
+
+def forget_frames(error: Exception) -> Exception:
+    """The error without the tensors that the frames of its traceback hold."""
+    traceback.clear_frames(error.__traceback__)
+    return error
 
 
 def free_bytes(device: torch.device) -> int:
@@ -47,7 +56,13 @@ def cache_bytes(config, dtype: torch.dtype) -> int:
     return 2 * config.num_hidden_layers * heads * width * dtype.itemsize
 
 
-def rows_that_fit(config, dtype: torch.dtype, device: torch.device, *, length: int, prefill_tokens: int) -> int:
+def rows_for(adapter, prompt: int, new_tokens: int) -> int:
+    """How many answers fit at once where a prompt has so many tokens."""
+    config = adapter.model.get_decoder().config
+    return rows_that_fit(config, adapter.dtype, adapter.device, length=prompt + new_tokens)
+
+
+def rows_that_fit(config, dtype: torch.dtype, device: torch.device, *, length: int, prefill_tokens: int = PREFILL_TOKENS) -> int:
     """How many answers of `length` tokens can be under way at once; at least 1.
 
     A row needs its keys and values and, while it waits, its prompt. A prefill of `prefill_tokens` needs a layer's
@@ -71,15 +86,15 @@ def in_halves(
     except ModelError:
         raise
     except Exception as error:
-        if len(items) == 1:
-            yield items[0], error
-            return
-        full = out_of_memory(error)
+        failed = forget_frames(error)
     else:
         yield from zip(items, made, strict=True)
         return
-    if full:
+    if out_of_memory(failed):
         release(device)
+    if len(items) == 1:
+        yield items[0], failed
+        return
     middle = len(items) // 2
     yield from in_halves(work, items[:middle], device)
     yield from in_halves(work, items[middle:], device)

@@ -4,6 +4,7 @@ A prompt's keys fill its slot from the left, without its padding, and every new 
 is: slots need not be of one length. Knows no model, no sampling, and not which answer lies in which slot.
 """
 
+import weakref
 from collections.abc import Sequence
 from contextlib import contextmanager
 
@@ -36,10 +37,13 @@ class Slots(Cache):
         self.place: tuple | None = None
         self.seen = self.last = ()
 
-    def reserve(self, rows: int, length: int) -> bool:
-        """Room for so many slots of so many places; what is in use stays. True where the tensors had to be made anew."""
-        if rows <= self.rows and length <= self.length:
-            return False
+    def holds(self, rows: int, length: int) -> bool:
+        return rows <= self.rows and length <= self.length
+
+    def reserve(self, rows: int, length: int) -> None:
+        """Room for so many slots of so many places, in new tensors; what is in use stays."""
+        self.seen = self.last = ()
+        self.place = None
         if length > self.length:
             length = -(-length // GRAIN) * GRAIN
         old, old_lengths = self.store, self.lengths
@@ -50,7 +54,6 @@ class Slots(Cache):
         if old is not None:
             self._make(old)
             self.store[:, :, : old.shape[2], :, : old.shape[4]] = old
-        return True
 
     def _make(self, like: Tensor) -> None:
         """Zeros, not whatever lay there: a masked place counts nothing, but nothing times NaN is NaN."""
@@ -113,7 +116,7 @@ class _Layer(CacheLayerMixin):
 
     def __init__(self, owner: Slots, number: int) -> None:
         super().__init__()
-        self.owner, self.number = owner, number
+        self.owner, self.number = weakref.proxy(owner), number  # a cycle would keep the cache until the next collection
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         pass

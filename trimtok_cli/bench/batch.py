@@ -1,6 +1,7 @@
 """One batch from prepared inputs to its last token, stage by stage, with a fixed number of new tokens. Knows no YAML.
 
-On CUDA the borders of stages are events in the device's queue, read after one wait; elsewhere they are moments.
+On CUDA encode and prune lie between events in the device's queue, read after one wait; prefill and decode are the token loop's
+own times, which wait for the device once a block of tokens.
 """
 
 import time
@@ -14,9 +15,11 @@ import torch
 
 from trimtok_cli.continuous import Continuous
 from trimtok_cli.decoding import Generated, Times, generate
+from trimtok_cli.engine import goes_inside
 from trimtok_cli.models import Adapter, Inputs
-from trimtok_cli.pruners import Pruner, build_pruner
+from trimtok_cli.pruners import Pruner, build_pruner, own_params, reads_tower
 from trimtok_cli.stages import RunningStages, layer_mean, reduce_prompts
+from trimtok_cli.timing import wait
 from trimtok_cli.tokens import Prompt, VisualTokens
 
 Decoder = Callable[[Sequence[Prompt]], tuple[list[Generated], Times]]
@@ -42,7 +45,7 @@ class Spent:
 
 
 def continuous(adapter: Adapter, new_tokens: int) -> Decoder:
-    return Continuous(adapter, rows=1, max_new_tokens=new_tokens, stop=False).batch
+    return Continuous(adapter, max_new_tokens=new_tokens, stop=False).batch
 
 
 def simple(adapter: Adapter, new_tokens: int) -> Decoder:
@@ -51,14 +54,6 @@ def simple(adapter: Adapter, new_tokens: int) -> Decoder:
 
 DECODERS: dict[str, Callable[[Adapter, int], Decoder]] = {"continuous": continuous, "simple": simple}
 """Token loops by the names that a YAML uses for them. One that is made may keep what it has for the next batch."""
-
-
-def wait(device: torch.device) -> None:
-    """Until the device has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 class Marks:
@@ -90,16 +85,16 @@ def run_batch(adapter: Adapter, pruner: Pruner | None, inputs: Sequence[Inputs],
     """Encode, prune, prefill and decode, the end token ignored. Inside the model the plain loop runs, as in the engine."""
     wait(adapter.device)
     start, marks = time.perf_counter(), Marks(adapter.device)
-    tokens = adapter.encode_many(inputs, taps=pruner is not None and pruner.reads_tower)
+    tokens = adapter.encode_many(inputs, taps=reads_tower(pruner))
     prompts = [adapter.embed(each, visual) for each, visual in zip(inputs, tokens, strict=True)]
     marks.mark()
-    dense = [len(prompt) - len(prompt.visual) for prompt in prompts]
+    text = [len(prompt) - len(prompt.visual) for prompt in prompts]
     prompts, kept = reduce_prompts(
         pruner, prompts, tokens, num_layers=adapter.num_layers, renumber=adapter.renumbers
     )  # fmt: skip
     marks.mark()
     prune = 0.0
-    if pruner is not None and any(layer > 0 for layer in pruner.stages(adapter.num_layers)):
+    if goes_inside(adapter, pruner):
         kept, prune, prefill, last = _run_inside(adapter, pruner, prompts, tokens, simple(adapter, new_tokens))
     else:
         _, times = decoder(prompts)
@@ -108,7 +103,7 @@ def run_batch(adapter: Adapter, pruner: Pruner | None, inputs: Sequence[Inputs],
     wall = time.perf_counter() - start
     encode, before = marks.seconds()
     means = tuple(layer_mean(stages, adapter.num_layers) for stages in kept)
-    return Spent(encode, before + prune, prefill, last, wall, tuple(map(len, tokens)), means, tuple(dense))
+    return Spent(encode, before + prune, prefill, last, wall, tuple(map(len, tokens)), means, tuple(text))
 
 
 def _run_inside(
@@ -126,6 +121,4 @@ def _run_inside(
 
 def make_pruner(method: str, keep: str, params: Mapping[str, Any], seed: int) -> Pruner | None:
     """The pruner of a name; `METHOD.NAME` among the parameters is for that method alone. Raises UsageError."""
-    shared = {name: value for name, value in params.items() if "." not in name}
-    own = {name.removeprefix(f"{method}."): value for name, value in params.items() if name.startswith(f"{method}.")}
-    return build_pruner(method, {"keep": keep, "seed": seed, **shared, **own})
+    return build_pruner(method, {"keep": keep, "seed": seed, **own_params(method, params)})

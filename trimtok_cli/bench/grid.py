@@ -4,7 +4,6 @@ A round runs every setting once; the next round runs them in the opposite order 
 speed falls on all alike. A setting that fails is a row that says so, and the others go on.
 """
 
-import gc
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -20,10 +19,12 @@ from trimtok_cli.bench.hardware import most_resident
 from trimtok_cli.bench.pictures import pictures
 from trimtok_cli.bench.spec import Bench, Grid, Task
 from trimtok_cli.data import Sample
-from trimtok_cli.errors import TrimtokError
+from trimtok_cli.errors import sentence
+from trimtok_cli.memory import out_of_memory, release
 from trimtok_cli.models import Adapter, Inputs
 from trimtok_cli.prepare import Ask, prepare
 from trimtok_cli.pruners import Pruner
+from trimtok_cli.timing import reset_peak
 
 Row = dict[str, Any]
 
@@ -92,14 +93,14 @@ def _measure(adapter: Adapter, cell: Cell, samples: list[Sample], bench: Bench, 
             return run_batch(adapter, setting.pruner, inputs, new_tokens=cell.new_tokens, decoder=decoder)
         except Exception as error:
             row["error"] = in_words(error)
-        free(adapter.device)  # behind the handler, where the failed run's tensors are not held any more
+        release(adapter.device)  # behind the handler, where the failed run's tensors are not held any more
         return None
 
     cuda = adapter.device.type == "cuda"
     for watched in range(2 * cuda):  # the first run pays for what later ones find made, the second has a cache of its own
         for setting, row in pairs:
-            free(adapter.device)
-            forget_peak(adapter.device)
+            release(adapter.device)
+            reset_peak(adapter.device)
             if not row["error"] and once(setting, row, DECODERS[cell.decode](adapter, cell.new_tokens)) and watched:
                 row["memory"] = peaks(adapter.device)
     for _ in range(bench.warmups):
@@ -184,21 +185,6 @@ def peaks(device: torch.device) -> dict[str, int]:
     return {"process": most_resident()}
 
 
-def forget_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def free(device: torch.device) -> None:
-    """Gives back what the allocator holds and nobody uses."""
-    if device.type == "cuda":
-        gc.collect()
-        torch.cuda.empty_cache()
-
-
 def in_words(error: Exception) -> str:
     """One sentence."""
-    said = " ".join(str(error).split())
-    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in said or isinstance(error, MemoryError):
-        return "out of memory"
-    return said if isinstance(error, TrimtokError) else f"{type(error).__name__}: {said[:200]}"
+    return "out of memory" if out_of_memory(error) else sentence(error)

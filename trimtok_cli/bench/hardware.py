@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from trimtok_cli.bench.batch import wait
 from trimtok_cli.bench.floor import Ceilings
+from trimtok_cli.timing import wait
 from trimtok_cli.writers.run_json import versions
 
 GPU_FACTS = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "temperature.gpu")

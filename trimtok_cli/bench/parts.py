@@ -14,19 +14,21 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from trimtok_cli.bench.batch import DECODERS, Decoder, make_pruner, wait
+from trimtok_cli.bench.batch import DECODERS, Decoder, make_pruner
 from trimtok_cli.bench.grid import prepared, samples_of
 from trimtok_cli.bench.hardware import resident
 from trimtok_cli.bench.literal import literal_repmax
 from trimtok_cli.bench.spec import Bench, DecodePart, MemoryPart, OverheadPart, PrunerPart
 from trimtok_cli.data import Sample
 from trimtok_cli.decoding import pad_left
-from trimtok_cli.engine import answer_all
+from trimtok_cli.engine import answer_all, goes_inside
 from trimtok_cli.errors import ModelError, UsageError
 from trimtok_cli.models import Adapter
 from trimtok_cli.prepare import Ask
-from trimtok_cli.pruners.trimtokenator import repmax
+from trimtok_cli.pruners import reads_tower
+from trimtok_cli.pruners.greedy import repmax
 from trimtok_cli.stages import reduce_prompts
+from trimtok_cli.timing import wait
 from trimtok_cli.tokens import Prompt
 
 NARROW = 16  # numbers of a token whose products cost next to nothing: what is left is the loop
@@ -77,13 +79,13 @@ def image_like(batch: int, count: int, width: int, seed: int) -> Tensor:
 def decode_rows(adapter: Adapter, task: DecodePart, bench: Bench, folder: Path) -> Iterator[dict[str, Any]]:
     """Our loops against transformers' `generate` on the same embeddings: prefill and all new tokens."""
     pruner = make_pruner(task.method, task.keep, task.params, bench.seed)
-    if pruner is not None and any(layer > 0 for layer in pruner.stages(adapter.num_layers)):
+    if goes_inside(adapter, pruner):
         raise UsageError(f"decode: {task.method} prunes inside the language model, where `generate` cannot be its equal.")
     samples = samples_of(task, folder, bench.seed)
     known, _ = prepared(adapter, samples[: max(task.batch)], task.prompt)
     for batch in task.batch:
         inputs = [known[number % len(known)] for number in range(batch)]
-        tokens = adapter.encode_many(inputs, taps=pruner is not None and pruner.reads_tower)
+        tokens = adapter.encode_many(inputs, taps=reads_tower(pruner))
         dense = [adapter.embed(each, visual) for each, visual in zip(inputs, tokens, strict=True)]
         prompts, _ = reduce_prompts(pruner, dense, tokens, num_layers=adapter.num_layers, renumber=adapter.renumbers)
         ways = {name: lambda decode=make(adapter, task.new_tokens), prompts=prompts: _ids(decode, prompts)

@@ -1,4 +1,7 @@
-"""A whole benchmark: models loaded one after the other, every measurement made, the document filled row by row."""
+"""A whole benchmark: models loaded one after the other, every measurement made, the document filled row by row.
+
+Knows no table, no plot and no file format.
+"""
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -9,16 +12,16 @@ from typing import Any
 
 from trimtok_cli.bench.batch import DECODERS, make_pruner
 from trimtok_cli.bench.floor import Ceilings
-from trimtok_cli.bench.grid import free, grid_rows, in_words, settings
+from trimtok_cli.bench.grid import grid_rows, in_words, settings
 from trimtok_cli.bench.hardware import conditions, measure_ceilings
 from trimtok_cli.bench.parts import decode_rows, memory_row, overhead_rows, pruner_row
 from trimtok_cli.bench.pictures import pictures
-from trimtok_cli.bench.spec import Bench, MemoryPart
+from trimtok_cli.bench.spec import PARTS, Bench, MemoryPart
 from trimtok_cli.errors import UsageError
+from trimtok_cli.memory import release
 from trimtok_cli.models import Adapter, load_model, pick_device, pick_dtype
 from trimtok_cli.models.random_weights import describe, random_model
 
-SCHEMA = 1
 Row = dict[str, Any]
 Say = Callable[[str], None]
 
@@ -30,7 +33,7 @@ def run_bench(bench: Bench, say: Say, save: Callable[[Row], None]) -> Row:
     """
     device = pick_device(bench.device)
     dtype = pick_dtype(bench.dtype, device)
-    document: Row = {"schema": SCHEMA, "grid": [], "pruner": [], "decode": [], "overhead": [], "memory": []}
+    document: Row = {part: [] for part in PARTS}
     with tempfile.TemporaryDirectory(prefix="trimtok-bench-") as name:
         folder = Path(name)
         check(bench, folder)
@@ -98,7 +101,7 @@ def failed(title: str, said: str) -> Row:
 
 def load(bench: Bench, name: str, say: Say) -> Adapter:
     """A model with its own weights or with random ones. What the last one held is given back first."""
-    free(pick_device(bench.device))
+    release(pick_device(bench.device))
     say(f"building {name} with random weights" if bench.random_weights else f"loading {name}")
     if bench.random_weights:
         return random_model(name, bench.described(name), device=bench.device, dtype=bench.dtype, seed=bench.seed)
@@ -108,7 +111,10 @@ def load(bench: Bench, name: str, say: Say) -> Adapter:
 def check(bench: Bench, folder: Path) -> None:
     """UsageError for what can be known to fail before any model is loaded: decode loops, methods, pictures, descriptions."""
     for task in bench.grid:
-        settings(task, bench.seed)
+        for each in settings(task, bench.seed):
+            # They run the plain loop, so what they are compared with must run it as well.
+            if each.pruner is not None and any(each.pruner.stages(32)) and set(task.decode) != {"simple"}:
+                raise UsageError(f"grid: {each.method} prunes inside the model: give it a grid of its own with `decode: simple`.")
         for name in task.decode:
             if name not in DECODERS:
                 raise UsageError(f"grid: decode must be one of {', '.join(DECODERS)}, got {name!r}.")

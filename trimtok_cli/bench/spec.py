@@ -87,6 +87,9 @@ class MemoryPart(Task):
     new_tokens: int = 2
 
 
+PARTS = ("grid", "pruner", "decode", "overhead", "memory")
+
+
 @dataclass(frozen=True)
 class Bench:
     """A whole benchmark. models: descriptions of architectures by name, beside those in configs/bench/models.
@@ -106,7 +109,6 @@ class Bench:
     rounds: int = 5
     warmups: int = 3
     seed: int = 0
-    note: str = ""
 
     def described(self, name: str) -> Mapping[str, Any]:
         """The architecture of a model: from the benchmark's own, or from a file."""

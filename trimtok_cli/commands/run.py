@@ -41,13 +41,11 @@ def load(config: RunConfig, screen: Screen):
 
 
 def pruning(config: RunConfig, method: str) -> dict[str, Any]:
-    """What a method is built with: the settings that all share, --param NAME=VALUE, and --param METHOD.NAME=VALUE for it alone.
+    """What a method is built with: the settings that all share, and its parameters; not every one has a use for all of them."""
+    from trimtok_cli.pruners import own_params
 
-    One that has no use for seed or counts is not troubled with them.
-    """
     shared = {"keep": config.keep, "budget": config.budget, "counts": config.budget_counts, "seed": config.seed}
-    own = {key.removeprefix(f"{method}."): value for key, value in config.params.items() if key.startswith(f"{method}.")}
-    return shared | {key: value for key, value in config.params.items() if "." not in key} | own
+    return shared | own_params(method, config.params)
 
 
 def describe(adapter) -> dict[str, str]:
@@ -59,10 +57,10 @@ def describe(adapter) -> dict[str, str]:
     return facts | {"device": device, "dtype": str(adapter.dtype).removeprefix("torch."), "threads": str(torch.get_num_threads())}
 
 
-def count_workers(setting: str, device: str, total: int | None) -> int:
+def count_workers(setting: int | str, device: str, total: int | None) -> int:
     """How many processes prepare inputs; `total` is None where their number is not known. A CPU has none to spare."""
     if setting != "auto":
-        return int(setting)
+        return setting
     if device == "cpu" or (total is not None and total <= FEW_INPUTS):
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

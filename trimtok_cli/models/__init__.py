@@ -46,6 +46,8 @@ def pick_device(name: str) -> torch.device:
     there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(device.type, 0)
     if (device.index or 0) >= there:
         raise UsageError(f"--device {name}: this machine has {there} devices of that kind; use --device auto.")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # kernels and recordings are launched on the current device
     return device
 
 

@@ -40,7 +40,7 @@ PRUNERS: dict[str, type[Pruner] | None] = {
     "uniform": Uniform,
 }
 
-__all__ = ["PRUNERS", "Budget", "Pruner", "ScoringPruner", "Stage", "build_pruner", "parse_budget"]
+__all__ = ["PRUNERS", "Budget", "Pruner", "ScoringPruner", "Stage", "build_pruner", "own_params", "parse_budget", "reads_tower"]
 
 
 def build_pruner(name: str, params: Mapping[str, Any]) -> Pruner | None:
@@ -67,6 +67,17 @@ def build_pruner(name: str, params: Mapping[str, Any]) -> Pruner | None:
         return kind(keep=keep, **given)
     except (ValueError, TypeError) as error:
         raise UsageError(f"--param of {name}: {error}.") from None
+
+
+def own_params(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the parameters of several methods those of this one: `METHOD.NAME` is for that method alone, `NAME` for all."""
+    own = {key.removeprefix(f"{name}."): value for key, value in params.items() if key.startswith(f"{name}.")}
+    return {key: value for key, value in params.items() if "." not in key} | own
+
+
+def reads_tower(*pruners: Pruner | None) -> bool:
+    """Whether any of them asks something of the vision tower besides the tokens."""
+    return any(pruner is not None and pruner.reads_tower for pruner in pruners)
 
 
 def _suggest(word: str, known) -> str:
