@@ -36,6 +36,14 @@ def llava(tmp_path_factory):
     return adapter, prompts
 
 
+@pytest.fixture
+def unbroken(caplog):
+    """A step that breaks is run again one by one, and gives the same answers: no test may pass by that."""
+    caplog.set_level("DEBUG", "trimtok")
+    yield
+    assert not [record for record in caplog.get_records("call") if "run again" in record.message]
+
+
 def run(adapter, prompts, **options):
     loop = Continuous(adapter, max_new_tokens=STEPS, **options)
     left = iter(enumerate(prompts))
@@ -57,7 +65,7 @@ def same(done, prompts, adapter, **options):
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 9, None])
-def test_refilled_answers_equal_singles(llava, rows):
+def test_refilled_answers_equal_singles(llava, rows, unbroken):
     adapter, prompts = llava
     done, loop, taken = run(adapter, prompts, rows=rows, keep_logits=True)
     same(done, prompts, adapter)
@@ -72,7 +80,7 @@ def test_refilled_answers_equal_singles(llava, rows):
         assert len(taken) > 2 + len(prompts) // rows, "freed slots were not filled before the batch was over"
 
 
-def test_equals_the_library(llava):
+def test_equals_the_library(llava, unbroken):
     """Token for token and logit for logit, on prompts that need no padding of theirs."""
     adapter, prompts = llava
     done, _, _ = run(adapter, prompts, rows=3, stop=False, keep_logits=True)
@@ -86,7 +94,7 @@ def test_equals_the_library(llava):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_slots_of_unequal_length_in_every_family(name, tmp_path):
+def test_slots_of_unequal_length_in_every_family(name, tmp_path, unbroken):
     """Slots that were refilled, so that neighbours stand at other places of their texts; blocks as on CUDA."""
     adapter = load_model(str(FAMILIES[name](tmp_path / "m")), device="cpu")
     prompts = prompts_of(adapter, 5)
@@ -101,7 +109,7 @@ def test_slots_of_unequal_length_in_every_family(name, tmp_path):
         assert (done.said.logits - alone[done.key].logits[: want.steps]).abs().max() < 1e-4
 
 
-def test_sampling_draws_what_each_draws_alone(llava):
+def test_sampling_draws_what_each_draws_alone(llava, unbroken):
     adapter, prompts = llava
     sampling = Sampling(1.3, 0.9, seed=3)
     done, _, _ = run(adapter, prompts, rows=3, sampling=sampling)
@@ -183,7 +191,7 @@ def test_a_prompt_that_breaks_a_step_takes_no_neighbour_along(llava, monkeypatch
         assert each.error is None and each.said.ids == generate(adapter, [prompts[i]], max_new_tokens=STEPS, stop=False)[0][0].ids
 
 
-def test_prefills_are_bounded_by_tokens_and_sorted_by_length(llava):
+def test_prefills_are_bounded_by_tokens_and_sorted_by_length(llava, unbroken):
     adapter, prompts = llava
     loop = Continuous(adapter, rows=9, max_new_tokens=1, prefill_tokens=2 * max(map(len, prompts)))
     groups = [[len(row.prompt) for row in group] for group in loop._groups([loop._row(i, p) for i, p in enumerate(prompts)])]
@@ -226,7 +234,7 @@ class Recording(Graphs):
 
 @pytest.mark.parametrize("name", ["llava", *FAMILIES])
 @torch.inference_mode()
-def test_recorded_steps_have_fixed_shapes_wait_for_nothing_and_say_the_same(name, tmp_path, monkeypatch):
+def test_recorded_steps_have_fixed_shapes_wait_for_nothing_and_say_the_same(name, tmp_path, monkeypatch, unbroken):
     monkeypatch.setattr(continuous, "Graphs", Recording)
     build = tiny.llava if name == "llava" else FAMILIES[name]
     adapter = load_model(str(build(tmp_path / "m")), device="cpu")
@@ -242,7 +250,7 @@ def test_recorded_steps_have_fixed_shapes_wait_for_nothing_and_say_the_same(name
         assert each.said.ids == want.ids and (each.said.logits - want.logits).abs().max() < 1e-4
 
 
-def test_slots_that_nobody_uses_any_more_stay_in_bounds(llava, monkeypatch):
+def test_slots_that_nobody_uses_any_more_stay_in_bounds(llava, monkeypatch, unbroken):
     """The longest answers end first, while recorded steps of more slots, and of fewer places than those had, go on."""
     adapter, prompts = llava
     monkeypatch.setattr(continuous, "Graphs", Recording)
@@ -275,23 +283,23 @@ def test_a_step_that_cannot_be_recorded_is_run_as_it_is(llava, caplog):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", ["llava", *FAMILIES])
-def test_recorded_steps_on_a_device(name, tmp_path):
-    """The real thing: float32 on CUDA against `generate` there and on the CPU; bfloat16 runs through."""
-    folder = (tiny.llava if name == "llava" else FAMILIES[name])(tmp_path / "m")
-    on_cpu, adapter = (load_model(str(folder), device=device, dtype="float32") for device in ("cpu", "cuda"))
-    prompts, theirs = prompts_of(adapter, 5), prompts_of(on_cpu, 5)
-    loop = Continuous(adapter, rows=3, max_new_tokens=40, stop=False, keep_logits=True)
-    left = iter(enumerate(prompts))
-    done = list(loop.run(lambda count: [each for _, each in zip(range(count), left, strict=False)]))
-    assert loop.graphs.used and loop.graphs.recorded, "no step was recorded"
-    for each in done:
-        for model, prompt in ((adapter, prompts[each.key]), (on_cpu, theirs[each.key])):
-            want = generate(model, [prompt], max_new_tokens=40, stop=False, keep_logits=True)[0][0]
-            assert each.said.ids == want.ids and (each.said.logits.cpu() - want.logits.cpu()).abs().max() < 1e-2
-    half = load_model(str(folder), device="cuda")
-    said, _ = Continuous(half, max_new_tokens=40, stop=False).batch(prompts_of(half, 5))
-    assert all(each.steps == 40 for each in said)
+def test_recorded_steps_on_a_device(tmp_path, unbroken):
+    """The real thing, every family: float32 on CUDA against the plain loop there and on the CPU; bfloat16 runs through."""
+    for name, build in {"llava": tiny.llava, **FAMILIES}.items():
+        folder = build(tmp_path / name)
+        on_cpu, adapter = (load_model(str(folder), device=device, dtype="float32") for device in ("cpu", "cuda"))
+        prompts, theirs = prompts_of(adapter, 5), prompts_of(on_cpu, 5)
+        loop = Continuous(adapter, rows=3, max_new_tokens=40, stop=False, keep_logits=True)
+        left = iter(enumerate(prompts))
+        done = list(loop.run(lambda count, left=left: [each for _, each in zip(range(count), left, strict=False)]))
+        assert loop.graphs.used and loop.graphs.recorded, f"{name}: no step was recorded"
+        for each in done:
+            for model, prompt in ((adapter, prompts[each.key]), (on_cpu, theirs[each.key])):
+                want = generate(model, [prompt], max_new_tokens=40, stop=False, keep_logits=True)[0][0]
+                assert each.said.ids == want.ids and (each.said.logits.cpu() - want.logits.cpu()).abs().max() < 1e-2, name
+        half = load_model(str(folder), device="cuda")
+        said, _ = Continuous(half, max_new_tokens=40, stop=False).batch(prompts_of(half, 5))
+        assert all(each.steps == 40 for each in said), name
 
 
 def test_how_many_rows_fit(llava, monkeypatch):

@@ -5,6 +5,7 @@ slot of a static cache, wherever it stands in its text. Slots in use are always 
 those of `generate`, which is its oracle. Knows no pruner and no image.
 """
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from trimtok_cli.models.base import Adapter
 from trimtok_cli.slots import Slots
 from trimtok_cli.timing import Clock
 from trimtok_cli.tokens import Prompt
+
+log = logging.getLogger("trimtok")
 
 REFILL = 4  # a quarter of the slots must be free before the answers under way wait for a prefill
 BLOCK = 4  # CUDA: so many steps are launched before the host looks at their tokens; elsewhere looking costs nothing
@@ -140,6 +143,7 @@ class Continuous:
             yield from map(self._done, ended)
             return
         broken = rows if rows is self.active else [*self.active, *rows]
+        log.debug("a step of %d answers broke and is run again", len(broken), exc_info=failed)
         self.active = []
         self.slots.clear()
         self.graphs.clear()
