@@ -230,7 +230,7 @@ def test_ctrl_c_keeps_what_is_written(llava_folder, pictures, monkeypatch):
 def test_workers_are_for_gpus_and_many_inputs_unless_they_are_asked_for(monkeypatch):
     from trimtok_cli.commands.run import count_workers
 
-    assert [count_workers(setting, "cpu", None) for setting in ("auto", "0", "3")] == [0, 0, 3]
+    assert [count_workers(setting, "cpu", None) for setting in ("auto", 0, 3)] == [0, 0, 3]
     monkeypatch.setattr(os, "sched_getaffinity", lambda of: range(5), raising=False)
     assert [count_workers("auto", "cuda", total) for total in (32, 33, None)] == [0, 4, 4]
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from trimtok_cli.pruners import Budget, Pruner, Stage
+from trimtok_cli.pruners.alignment import alignment
 from trimtok_cli.pruners.divprune import DivPrune, DivPruneStar, divprune, divprune_star, max_min_order
-from trimtok_cli.pruners.trimtokenator import alignment
 from trimtok_cli.tokens import EncoderTap, Prompt, VisualTokens
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("divprune_*.npz"))

@@ -1,6 +1,5 @@
 """Models made from a description: the real sizes, the real token counts, the same weights for the same seed."""
 
-from pathlib import Path
 
 import pytest
 import torch
@@ -111,7 +110,3 @@ def test_a_random_model_answers(what):
 def test_a_description_that_fits_nothing_is_refused_in_a_sentence(change, says):
     with pytest.raises(UsageError, match=says):
         random_model("mine", {**described("tiny"), **change}, device="cpu")
-
-
-def test_the_descriptions_are_packaged():
-    assert Path(FOLDER, "tiny.yaml").is_file()

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from trimtok_cli.pruners.trimtokenator import alignment, greedy_order, repmax, trimtokenator
+from trimtok_cli.pruners.alignment import alignment
+from trimtok_cli.pruners.greedy import repmax
+from trimtok_cli.pruners.trimtokenator import greedy_order, trimtokenator
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("trimtokenator_PAPERREF_*.npz"))
 

@@ -12,7 +12,9 @@ PACKAGE = ROOT / "trimtok_cli"
 
 
 @pytest.mark.parametrize(
-    "module", ["cli", "commands.caption", "config", "data", "readers", "writers.answers", "report.summary", "errors"]
+    "module",
+    ["cli", "commands.caption", "commands.bench", "config", "data", "readers", "writers.answers", "report.summary", "errors"]
+    + [f"bench.{name}" for name in ("spec", "floor", "derive", "tables")],
 )
 def test_light_modules_import_nothing_heavy(module):
     code = f"import sys, trimtok_cli.{module}; print([m for m in ('torch', 'transformers') if m in sys.modules])"

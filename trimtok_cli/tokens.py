@@ -48,7 +48,7 @@ class EncoderTap:
 class VisualTokens:
     """The dense visual tokens of one sample, projected, in prompt order.
 
-    embeds (N, D). visual_index (N,), on the host: which image or video a token is of, and so which budget it falls under;
+    embeds (N, D). visual_index (N,): which image or video a token is of, and so which budget it falls under;
     frame (N,) counts within a video. box (N, 4): xyxy in [0, 1] of the upright image, all zero where a token shows no place (a
     newline). grids: (rows, columns) for every image that is one plain grid, () for the others. deepstack (L, N, D): what
     Qwen3-VL adds to the visual rows behind each of its first L decoder layers. visual_index, box and frame are on the CPU.

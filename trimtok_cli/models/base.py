@@ -73,7 +73,7 @@ class Adapter(ABC):
 
     def tower(self) -> Tower:
         """What of the vision tower methods may ask about; by default nothing."""
-        return Tower({}, None, has_cls=False)
+        return Tower()
 
     def reading(self) -> AbstractContextManager:
         """While it lasts, the vision tower runs no more than what is read of it; by default that is all."""
@@ -104,7 +104,7 @@ class Adapter(ABC):
         return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
 
     def prepare(self, images: Sequence[Image.Image], question: str, **options) -> Inputs:
-        """As `Preprocessor.prepare`, which needs no network."""
+        """As `Preprocessor.prepare`, which needs no network: a convenience where there is one."""
         return self.preprocessor.prepare(images, question, **options)
 
     def encode_many(self, batch: Sequence[Inputs], *, taps: bool = True) -> list[VisualTokens]:
@@ -117,7 +117,7 @@ class Adapter(ABC):
         media = [self._media(inputs) if inputs.visuals else {} for inputs in batch]
         for members in passes(media, self.media_axis, self.crops):
             counts = [sum(len(p.box) for p in places[i]) for i in members]
-            with self.tower() if taps else Tower({}, None, has_cls=False) as tower:
+            with self.tower() if taps else Tower() as tower:
                 embeds, layers = self._capture([batch[i] for i in members])
             deep = [None] * len(members) if layers is None else layers.split(counts, 1)
             # Where videos have tensors of their own, the library takes all of them behind all images.

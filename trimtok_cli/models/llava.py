@@ -25,7 +25,7 @@ class ClipAdapter(Adapter):
 
     def tower(self) -> Tower:
         if not hasattr(self._vision, "encoder"):
-            return Tower({}, None, has_cls=False)
+            return Tower()
         layers, last = self._layers, max(self._states_read)
         attention = {"": layers[last - 1].self_attn, "last_": layers[-1].self_attn}
         projector = self.model.model.multi_modal_projector

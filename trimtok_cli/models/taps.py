@@ -51,13 +51,19 @@ class Tower:
     """
 
     def __init__(
-        self, attention: Mapping[str, torch.nn.Module], projector: torch.nn.Module | None, *, has_cls: bool,
-        layers: Sequence = (), behind: Sequence = (),
+        self, attention: Mapping[str, torch.nn.Module] | None = None, projector: torch.nn.Module | None = None, *,
+        has_cls: bool = False, layers: Sequence = (), behind: Sequence = (),
     ) -> None:  # fmt: skip
-        self.attention, self.projector, self.has_cls, self.layers, self.behind = attention, projector, has_cls, layers, behind
+        self.attention, self.projector, self.has_cls, self.layers, self.behind = (
+            attention or {},
+            projector,
+            has_cls,
+            layers,
+            behind,
+        )
         self.entered: list[Tensor] = []
         self.left: list[tuple] = []
-        self.inputs: dict[str, list] = {name: [] for name in attention}
+        self.inputs: dict[str, list] = {name: [] for name in self.attention}
         self.features: list[Tensor] = []
         self.worked_out: dict[tuple[str, str], Tensor] = {}
 

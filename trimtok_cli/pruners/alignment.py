@@ -57,7 +57,8 @@ def near_text(visual: Tensor, text: Tensor, count: int, align: str = "l2", text_
     """(B, N, D) and (B, M, D) -> (B, count) ascending places of the tokens of highest `alignment`, ties to the lowest place.
 
     Distances of all pairs cost more than all else that a pruner does. One product gives them too, up to rounding; the tokens
-    that rounding could bring over the cut, in or out, are measured again by `alignment` itself.
+    that rounding could bring over the cut, in or out, are measured again by `alignment` itself: on a CPU all of them, elsewhere
+    the BAND nearest to the cut, as how many they are would have to be waited for.
     """
     if align not in ("l2", "sq_l2"):
         score = alignment(visual.float(), text.float(), align, text_mask)
