@@ -191,6 +191,25 @@ def test_a_prompt_that_breaks_a_step_takes_no_neighbour_along(llava, monkeypatch
         assert each.error is None and each.said.ids == generate(adapter, [prompts[i]], max_new_tokens=STEPS, stop=False)[0][0].ids
 
 
+def test_an_error_behind_the_prefill_doubles_no_answer(llava, monkeypatch):
+    """A device tells of some errors only when its tokens are fetched, and the new answers count as under way by then."""
+    adapter, prompts = llava
+    loop = Continuous(adapter, rows=3, max_new_tokens=STEPS)
+    real, broken = loop._note, []
+
+    def note(chosen, logits, rows):
+        if len(rows) == 3 and not broken:
+            broken.append(1)
+            raise torch.OutOfMemoryError("late")
+        real(chosen, logits, rows)
+
+    monkeypatch.setattr(loop, "_note", note)
+    left = iter(enumerate(prompts))
+    done = list(loop.run(lambda count: [each for _, each in zip(range(count), left, strict=False)]))
+    assert broken and sorted(each.key for each in done) == list(range(9))
+    same({each.key: each for each in done}, prompts, adapter)
+
+
 def test_prefills_are_bounded_by_tokens_and_sorted_by_length(llava, unbroken):
     adapter, prompts = llava
     loop = Continuous(adapter, rows=9, max_new_tokens=1, prefill_tokens=2 * max(map(len, prompts)))

@@ -1,6 +1,5 @@
 """Models made from a description: the real sizes, the real token counts, the same weights for the same seed."""
 
-
 import pytest
 import torch
 import yaml

@@ -142,7 +142,8 @@ class Continuous:
         else:
             yield from map(self._done, ended)
             return
-        broken = rows if rows is self.active else [*self.active, *rows]
+        under_way = set(map(id, self.active))
+        broken = [*self.active, *(row for row in rows if id(row) not in under_way)]
         log.debug("a step of %d answers broke and is run again", len(broken), exc_info=failed)
         self.active = []
         self.slots.clear()

@@ -11,55 +11,71 @@ Row = dict[str, Any]
 def write_plots(document: Row, folder: Path) -> list[Path]:
     """kept.png: latency, and memory where the device counts it, against kept tokens; batch.png: samples a second against batch.
 
-    Each only where there is something to draw a line through. Raises ImportError where matplotlib is not installed.
+    Each only where there is something to draw a line through. On a CPU times are shares of dense's in its smallest batch, as in
+    the tables. Raises ImportError where matplotlib is not installed.
     """
     from matplotlib.figure import Figure
 
-    rows = [row for row in document["grid"] if not row["error"]]
+    rows, on_cpu = [row for row in document["grid"] if not row["error"]], document["conditions"]["device_kind"] == "cpu"
     drawn = []
     if any(not row["baseline"] for row in rows):
-        drawn.append((_against_kept(Figure, rows), folder / "kept.png"))
+        drawn.append((_against_kept(Figure, rows, on_cpu), folder / "kept.png"))
     if len({row["batch"] for row in rows}) > 1:
-        drawn.append((_against_batch(Figure, rows), folder / "batch.png"))
+        drawn.append((_against_batch(Figure, rows, on_cpu), folder / "batch.png"))
     for figure, path in drawn:
         figure.suptitle(f"{document['conditions']['device']}, {document['conditions']['dtype']}", fontsize=9)
         figure.savefig(path, dpi=130)
     return [path for _, path in drawn]
 
 
-def _against_kept(figure_class, rows: list[Row]):
+def _against_kept(figure_class, rows: list[Row], on_cpu: bool):
     """A line for each method of each cell, from its fewest tokens to all of them; a model to a row of panels."""
     models, counted = _by(rows, lambda row: row["model"]), "allocated" in rows[0]["memory"]
     figure = figure_class(figsize=(6 + 5 * counted, 4.2 * len(models)), layout="constrained")
     for panels, of_model in zip(figure.subplots(len(models), 1 + counted, squeeze=False), models.values(), strict=True):
+        unit = _unit(of_model) if on_cpu else 1.0
         for cell, of_cell in _by(of_model, lambda row: row["cell"]).items():
             dense = [row for row in of_cell if row["baseline"]]
             for method, line in _by([row for row in of_cell if not row["baseline"]], lambda row: row["method"]).items():
                 line = sorted(line + dense, key=lambda row: row["tokens"]["kept"])
                 kept, walls = [row["tokens"]["kept"] for row in line], [row["derived"]["wall_ms"] for row in line]
-                low, high = ([abs(wall["quartiles"][end] - wall["median"]) for wall in walls] for end in (0, 1))
+                low, high = ([abs(wall["quartiles"][end] - wall["median"]) / unit for wall in walls] for end in (0, 1))
                 name = f"{cell.partition(', ')[2]}: {method}"
-                panels[0].errorbar(kept, [wall["median"] for wall in walls], [low, high], marker="o", capsize=3, label=name)
+                times = [wall["median"] / unit for wall in walls]
+                panels[0].errorbar(kept, times, [low, high], marker="o", capsize=3, label=name)
                 if counted:
                     panels[1].plot(kept, [row["memory"]["allocated"] / 2**30 for row in line], marker="o", label=name)
-        for panel, y in zip(panels, ("ms a sample (median, quartiles)", "peak GiB allocated"), strict=False):
+        time = "time a sample, of dense's" if on_cpu else "ms a sample"
+        for panel, y in zip(panels, (f"{time} (median, quartiles)", "peak GiB allocated"), strict=False):
             _finish(panel, of_model[0]["model"], "visual tokens kept (mean over layers)", y)
     return figure
 
 
-def _against_batch(figure_class, rows: list[Row]):
+def _against_batch(figure_class, rows: list[Row], on_cpu: bool):
     """A line for each setting, a model to a panel."""
     models = _by(rows, lambda row: row["model"])
     figure = figure_class(figsize=(7, 4.2 * len(models)), layout="constrained")
     for (panel,), of_model in zip(figure.subplots(len(models), 1, squeeze=False), models.values(), strict=True):
+        unit = _unit(of_model) / 1000 if on_cpu else 1.0
         without = lambda row: row["key"].replace(f", batch {row['batch']},", ",").partition(", ")[2]  # noqa: E731
         for name, line in _by(of_model, without).items():
             line = sorted(line, key=lambda row: row["batch"])
-            rates = [row["derived"]["samples_per_second"] for row in line]
+            rates = [row["derived"]["samples_per_second"] * unit for row in line]
             panel.plot([row["batch"] for row in line], rates, marker="o", label=name)
         panel.set_xscale("log", base=2)
-        _finish(panel, of_model[0]["model"], "batch", "samples a second")
+        panel.xaxis.set_major_formatter("{x:g}")
+        _finish(
+            panel,
+            of_model[0]["model"],
+            "batch",
+            "throughput, dense's in its smallest batch = 1" if on_cpu else "samples a second",
+        )
     return figure
+
+
+def _unit(rows: list[Row]) -> float:
+    """Milliseconds a sample of dense in its smallest batch; of what there is where dense failed."""
+    return min(rows, key=lambda row: (not row["baseline"], row["batch"]))["derived"]["wall_ms"]["median"]
 
 
 def _by(rows: list[Row], name: Callable[[Row], str]) -> dict[str, list[Row]]:
