@@ -76,7 +76,8 @@ def conditions(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     found: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}: {_processor()}",
         "device_kind": device.type, "dtype": str(dtype).removeprefix("torch."), "threads": torch.get_num_threads(),
-        "cpus": os.cpu_count(), "processor": _processor(), "versions": versions(), "command": sys.argv,
+        "cpus": os.cpu_count(), "processor": _processor(), "versions": versions(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "launch_seconds": launch_cost(device),
     }  # fmt: skip
     if hasattr(os, "getloadavg"):
