@@ -93,11 +93,25 @@ def test_equals_the_library(llava, unbroken):
         assert (torch.stack(out.logits, 1)[0] - done[i].said.logits).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_slots_of_unequal_length_in_every_family(name, tmp_path, unbroken):
-    """Slots that were refilled, so that neighbours stand at other places of their texts; blocks as on CUDA."""
-    adapter = load_model(str(FAMILIES[name](tmp_path / "m")), device="cpu")
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("name", [*FAMILIES, "gemma3 window", "llava_next window"])
+def test_slots_of_unequal_length_in_every_family(name, recorded, tmp_path, unbroken, monkeypatch):
+    """Slots that were refilled, so that neighbours stand at other places of their texts; blocks as on CUDA.
+
+    window: layers that look back over six tokens only, most of them (Gemma 3) or all (a Mistral of old).
+    """
+    name, _, window = name.partition(" ")
+    options = {"text_model": "mistral"} if window and name == "llava_next" else {}
+    adapter = load_model(str(FAMILIES[name](tmp_path / "m", **options)), device="cpu")
     prompts = prompts_of(adapter, 5)
+    if window:
+        wide = generate(adapter, prompts[:1], max_new_tokens=STEPS, stop=False, keep_logits=True)[0][0].logits
+        adapter.model.get_decoder().config.sliding_window = 6
+        narrow = generate(adapter, prompts[:1], max_new_tokens=STEPS, stop=False, keep_logits=True)[0][0].logits
+        assert (wide - narrow).abs().max() > 0.01, "the window does nothing"
+    if recorded:
+        monkeypatch.setattr(continuous, "Graphs", Recording)
+        monkeypatch.setattr("trimtok_cli.graphs.PAYS", 1)
     alone = [generate(adapter, [prompt], max_new_tokens=STEPS, stop=False, keep_logits=True)[0][0] for prompt in prompts]
     adapter.model.generation_config.eos_token_id = [alone[0].ids[2], alone[1].ids[4]]
     loop = Continuous(adapter, rows=2, max_new_tokens=STEPS, keep_logits=True)
