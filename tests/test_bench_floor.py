@@ -21,13 +21,13 @@ def clip(width: int) -> Vision:
         model_type="clip_vision_model", num_hidden_layers=24, hidden_size=1024, intermediate_size=4096, patch_size=14
     )
     text = SimpleNamespace(hidden_size=width)
-    return Vision.of(SimpleNamespace(vision_config=vision, vision_feature_layer=-2, get_text_config=lambda: text))
+    return Vision.of(SimpleNamespace(vision_config=vision, vision_feature_layer=-2, get_text_config=lambda: text), has_cls=True)
 
 
 def qwen() -> Vision:
     vision = SimpleNamespace(depth=32, embed_dim=1280, mlp_ratio=4, patch_size=14, spatial_merge_size=2, temporal_patch_size=2)
     text = SimpleNamespace(hidden_size=3584)
-    return Vision.of(SimpleNamespace(vision_config=vision, get_text_config=lambda: text))
+    return Vision.of(SimpleNamespace(vision_config=vision, get_text_config=lambda: text), has_cls=False)
 
 
 TABLE = [  # text, tower, patches, dense and kept visual tokens; vision, dense prefill, pruned prefill in TFLOP; with 60 text tokens
@@ -76,7 +76,7 @@ def test_a_memory_bound_prefill_costs_one_read_of_the_weights():
 def test_a_tower_that_is_not_known_has_no_floor():
     windowed = SimpleNamespace(depth=32, hidden_size=1280, patch_size=14)
     config = SimpleNamespace(vision_config=windowed, get_text_config=lambda: SimpleNamespace(hidden_size=64))
-    assert Vision.of(config) is None
+    assert Vision.of(config, has_cls=False) is None
 
 
 @torch.inference_mode()
@@ -93,7 +93,7 @@ def test_flops_are_those_that_a_model_computes(adapter):
             adapter.model.model.get_image_features(pixels)
     finally:
         adapter.model.set_attn_implementation("sdpa")
-    text, vision = Text.of(config.text_config), Vision.of(config)
+    text, vision = Text.of(config.text_config), Vision.of(config, has_cls=adapter.tower().has_cls)
     half = 2 * text.layers * text.heads * text.head_dim * 50**2
     assert prefill.get_total_flops() == pytest.approx(text.prefill(50) + half, rel=1e-3)
     unread = 2 * (2 * 37 * (4 * 32**2 + 2 * 32 * 48) + 4 * 37**2 * 32)  # a layer behind the one that is read, where it runs

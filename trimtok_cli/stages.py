@@ -106,14 +106,15 @@ class RunningStages:
 
     def _reduce(self, number: int, layer, hidden: Tensor) -> Tensor:
         clock, last = Clock(hidden.device), self.before
-        shape, spots = self.prompt, self._embeddings(layer, hidden, self.prompt.positions)
+        shape, name = self.prompt, len(self.kept)
+        spots = self._embeddings(layer, hidden, shape.positions, name)
 
         def attention(rows: Tensor, of: int) -> Tensor:
             if of == number:
                 return attention_rows(layer, hidden[0], spots, rows)
             if of == number - 1:
                 ran = self.decoder.layers[of]
-                return attention_rows(ran, last[0], self._embeddings(ran, last, shape.positions), rows)
+                return attention_rows(ran, last[0], self._embeddings(ran, last, shape.positions, name), rows)
             raise LookupError(f"in front of layer {number} there is attention of layers {number - 1} and {number}, not of {of}")
 
         selection = self.pruner.select(Stage(number, hidden[0], shape, self.tokens, attention, len(self.decoder.layers)))
@@ -158,20 +159,18 @@ class RunningStages:
         kwargs = kwargs | {"attention_mask": None}
         if self.renumber:
             position = self.lengths[number] + self.steps - 1
-            ids = torch.tensor([position], device=hidden.device)
-            kwargs["position_embeddings"] = self._embeddings(layer, hidden, ids, position)
+            kwargs["position_embeddings"] = self._embeddings(layer, hidden, position, position)
         return (hidden,), kwargs
 
-    def _embeddings(self, layer, hidden: Tensor, positions: Tensor, name: int | None = None) -> tuple[Tensor, Tensor]:
+    def _embeddings(self, layer, hidden: Tensor, positions: Tensor | int, name: int) -> tuple[Tensor, Tensor]:
         """Of these positions; layers of one step that name the same ones share them."""
         more = (self.decoder.config.layer_types[layer.self_attn.layer_idx],) if self.kinded else ()
         key = (self.steps, name, *more)
-        if name is None or key not in self.known:
+        if key not in self.known:
             if self.known and next(iter(self.known))[0] != self.steps:
                 self.known.clear()
+            if isinstance(positions, int):
+                positions = torch.tensor([positions], device=hidden.device)
             ids = positions[None] if positions.dim() == 1 else positions[:, None]
-            found = self.decoder.rotary_emb(hidden, ids, *more)
-            if name is None:
-                return found
-            self.known[key] = found
+            self.known[key] = self.decoder.rotary_emb(hidden, ids, *more)
         return self.known[key]

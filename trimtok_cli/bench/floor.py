@@ -96,8 +96,11 @@ class Vision:
     merge: int = 1
 
     @classmethod
-    def of(cls, config: Any) -> "Vision | None":
-        """From a model's configuration: CLIP and SigLIP in front of two linear layers, or Qwen2-VL's; None for the others."""
+    def of(cls, config: Any, *, has_cls: bool) -> "Vision | None":
+        """From a model's configuration: CLIP and SigLIP in front of two linear layers, or Qwen2-VL's; None for the others.
+
+        has_cls: whether each tile has a CLS token, which no configuration says.
+        """
         vision, width = config.vision_config, config.get_text_config().hidden_size
         if hasattr(vision, "embed_dim") and hasattr(vision, "mlp_ratio"):
             hidden, merge = vision.embed_dim, vision.spatial_merge_size**2
@@ -110,9 +113,7 @@ class Vision:
         layers = read if read >= 0 else vision.num_hidden_layers + 1 + read
         hidden, joint = vision.hidden_size, 3 * vision.patch_size**2
         projector = hidden * width + width**2
-        return cls(
-            layers, hidden, vision.intermediate_size, joint, projector, extra=int(vision.model_type == "clip_vision_model")
-        )
+        return cls(layers, hidden, vision.intermediate_size, joint, projector, extra=int(has_cls))
 
     @property
     def weights(self) -> int:

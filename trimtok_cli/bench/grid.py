@@ -154,7 +154,7 @@ def work(
     lengths: of the prompts behind pruning, as means over the decoder's layers.
     """
     config, size = adapter.model.config, torch.finfo(adapter.dtype).bits // 8
-    text, vision = Text.of(config.get_text_config()), Vision.of(config)
+    text, vision = Text.of(config.get_text_config()), Vision.of(config, has_cls=adapter.tower().has_cls)
     if vision is None:
         return {}
     patches = [count for each in inputs for count in tower_patches(each, config.vision_config.patch_size)]

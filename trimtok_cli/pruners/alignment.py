@@ -52,6 +52,20 @@ def mutual_information(visual: Tensor, text: Tensor, neighbors: int = 3) -> Tens
     return torch.from_numpy(np.array(found)).to(visual).mT
 
 
+def check_pool(pool: float, align: str) -> None:
+    """ValueError for a first stage that makes no sense."""
+    if not 0 < pool <= 1:
+        raise ValueError(f"pool is a share of the visual tokens, 0 < pool <= 1, got {pool}")
+    if align not in ALIGNMENTS:
+        raise ValueError(f"align must be one of {', '.join(ALIGNMENTS)}, got {align!r}")
+
+
+def pool_count(pool: float, num_visual: int, keep: int) -> int:
+    """How many tokens the first stage leaves: floor(pool N), never fewer than are kept."""
+    # 1e-9: floor(0.29 * 100) must be 29 although the float product is 28.999...
+    return max(int(pool * num_visual + 1e-9), keep)
+
+
 @torch.no_grad()
 def near_text(visual: Tensor, text: Tensor, count: int, align: str = "l2", text_mask: Tensor | None = None) -> Tensor:
     """(B, N, D) and (B, M, D) -> (B, count) ascending places of the tokens of highest `alignment`, ties to the lowest place.

@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from trimtok_cli.pruners.alignment import ALIGNMENTS, near_text
+from trimtok_cli.pruners.alignment import check_pool, near_text, pool_count
 from trimtok_cli.pruners.base import Pruner, Stage, padded, select_alike
 from trimtok_cli.pruners.greedy import max_min
 from trimtok_cli.tokens import Selection
@@ -47,8 +47,7 @@ def max_min_order(visual: Tensor, keep: int) -> Tensor:
     _check(visual, keep)
     if visual.dim() == 2:
         return max_min_order(visual[None], keep)[0]
-    keep = min(keep, visual.shape[1])
-    return max_min(visual, keep)
+    return max_min(visual, min(keep, visual.shape[1]))
 
 
 def divprune_star(
@@ -61,7 +60,7 @@ def divprune_star(
     Raises ValueError for arguments that make no sense. No code of it is published.
     """
     _check(visual, keep)
-    _check_pool(pool, align)
+    check_pool(pool, align)
     if text.dim() != visual.dim() or text.shape[-1] != visual.shape[-1] or text.shape[:-2] != visual.shape[:-2]:
         raise ValueError(f"visual {tuple(visual.shape)} and text {tuple(text.shape)} must agree in batch and width")
     if text.shape[-2] < 1 or (text_mask is not None and text_mask.shape != text.shape[:-1]):
@@ -70,8 +69,7 @@ def divprune_star(
         mask = None if text_mask is None else text_mask[None]
         return divprune_star(visual[None], text[None], keep, pool=pool, align=align, text_mask=mask)[0]
     num_visual = visual.shape[1]
-    # 1e-9: floor(0.29 * 100) must be 29 although the float product is 28.999...
-    num_pool = max(int(pool * num_visual + 1e-9), keep)
+    num_pool = pool_count(pool, num_visual, keep)
     if num_pool >= num_visual:
         return divprune(visual, keep)
     near = near_text(visual, text, num_pool, align, text_mask)
@@ -83,13 +81,6 @@ def _check(visual: Tensor, keep: int) -> None:
         raise ValueError(f"visual must be (B, N, D) or (N, D), got {tuple(visual.shape)}")
     if keep < 1 or visual.shape[-2] < 1:
         raise ValueError(f"keep and N must be at least 1, got {keep} and {visual.shape[-2]}")
-
-
-def _check_pool(pool: float, align: str) -> None:
-    if not 0 < pool <= 1:
-        raise ValueError(f"pool is a share of the visual tokens, 0 < pool <= 1, got {pool}")
-    if align not in ALIGNMENTS:
-        raise ValueError(f"align must be one of {', '.join(ALIGNMENTS)}, got {align!r}")
 
 
 @dataclass(frozen=True)
@@ -123,7 +114,7 @@ class DivPruneStar(Pruner):
     text: str = "instruction"
 
     def __post_init__(self) -> None:
-        _check_pool(self.pool, self.align)
+        check_pool(self.pool, self.align)
         if self.text not in ("instruction", "prompt"):
             raise ValueError(f"text must be one of instruction, prompt, got {self.text!r}")
 

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from trimtok_cli.pruners.alignment import ALIGNMENTS, alignment, near_text
+from trimtok_cli.pruners.alignment import alignment, check_pool, near_text, pool_count
 from trimtok_cli.pruners.base import Pruner, Stage, padded, select_alike
 from trimtok_cli.pruners.greedy import repmax
 from trimtok_cli.tokens import Selection
@@ -52,8 +52,7 @@ def greedy_order(
         return greedy_order(visual[None], text[None], keep, **options)[0]
     num_visual = visual.shape[1]
     keep = min(keep, num_visual)
-    # 1e-9: floor(0.29 * 100) must be 29 although the float product is 28.999...
-    num_pool = max(int(pool * num_visual + 1e-9), keep)
+    num_pool = pool_count(pool, num_visual, keep)
 
     def nearest(candidates: Tensor, count: int) -> Tensor:
         score = alignment(visual.float(), text.float(), align, text_mask).gather(1, candidates)
@@ -84,10 +83,7 @@ def _check(visual, text, keep, pool, align, diversity, text_mask, order) -> None
         raise ValueError(f"text_mask must be {tuple(text.shape[:-1])}, got {tuple(text_mask.shape)}")
     if keep < 1 or visual.shape[-2] < 1 or text.shape[-2] < 1:
         raise ValueError(f"keep, N and M must be at least 1, got {keep}, {visual.shape[-2]} and {text.shape[-2]}")
-    if not 0 < pool <= 1:
-        raise ValueError(f"pool is a share of the visual tokens, 0 < pool <= 1, got {pool}")
-    if align not in ALIGNMENTS:
-        raise ValueError(f"align must be one of {', '.join(ALIGNMENTS)}, got {align!r}")
+    check_pool(pool, align)
     if diversity not in DIVERSITIES:
         raise ValueError(f"diversity must be one of {', '.join(DIVERSITIES)}, got {diversity!r}")
     if order not in ORDERS:
@@ -112,10 +108,8 @@ class TrimTokenator(Pruner):
     order: str = "align-first"
 
     def __post_init__(self) -> None:
-        if not 0 < self.pool <= 1:
-            raise ValueError(f"pool is a share of the visual tokens, 0 < pool <= 1, got {self.pool}")
+        check_pool(self.pool, self.align)
         for name, known in (
-            ("align", ALIGNMENTS),
             ("diversity", DIVERSITIES),
             ("text", ("instruction", "prompt")),
             ("order", ORDERS),
