@@ -6,10 +6,11 @@ model's own code turns pixels into them, and is stopped in front of the language
 newline tokens and pooling are the library's, in every version of it.
 """
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from PIL import Image
@@ -62,7 +63,7 @@ class Adapter(ABC):
         `prompts` are given in the prefill: what `embeds` was laid out from, for families whose layers ask for more.
         """
         out = self.model.get_decoder()(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=True, **{self.cache_argument: cache},
             **self.prefill_extras(embeds, prompts),
         )  # fmt: skip
         return self.model.lm_head(out.last_hidden_state[:, -1])
@@ -84,6 +85,11 @@ class Adapter(ABC):
         return self.model.model.multi_modal_projector(features.to(self.dtype))
 
     # ---- the same for all
+
+    @cached_property
+    def cache_argument(self) -> str:
+        """What the language model calls the cache that it is given: `cache` since transformers 5.24, `past_key_values` before."""
+        return "cache" if "cache" in inspect.signature(self.model.get_decoder().forward).parameters else "past_key_values"
 
     @property
     def num_layers(self) -> int:

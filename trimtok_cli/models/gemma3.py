@@ -36,7 +36,7 @@ class Gemma3(Adapter):
             for row, prompt in enumerate(prompts):
                 kinds[row, embeds.shape[1] - len(prompt) + prompt.visual] = 1
         out = self.model.model(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
-            token_type_ids=kinds,
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=True, token_type_ids=kinds,
+            **{self.cache_argument: cache},
         )  # fmt: skip
         return self.model.lm_head(out.last_hidden_state[:, -1])
