@@ -4,6 +4,8 @@ import pickle
 
 import pytest
 import torch
+import torchvision
+from packaging.version import Version
 from PIL import Image
 from transformers import LlavaImageProcessor
 
@@ -50,6 +52,10 @@ def seen_by_tower(adapter, call) -> list[torch.Tensor]:
 
 def check(adapter, images, clip=None, bytes_cross: bool = True) -> None:
     inputs = adapter.prepare(images, QUESTION, clip=clip)
+    if not hasattr(adapter.processor.image_processor, "rescale_and_normalize"):
+        # Pillow's backend, which makes its own floats. The library takes it for Lanczos where torchvision is older.
+        assert not bytes_cross or Version(torchvision.__version__) < Version("0.27")
+        bytes_cross = False
     kinds = {tensor.dtype for name, tensor in inputs.tensors.items() if name.startswith("pixel_values")}
     assert kinds == {torch.uint8 if bytes_cross else torch.float32}
     want = seen_by_tower(adapter, lambda: adapter.model.model(**library_inputs(adapter, images, clip)))

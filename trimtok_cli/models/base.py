@@ -6,7 +6,6 @@ model's own code turns pixels into them, and is stopped in front of the language
 newline tokens and pooling are the library's, in every version of it.
 """
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,6 +18,7 @@ from torch import Tensor
 from trimtok_cli.errors import ModelError
 from trimtok_cli.models.capture import capture
 from trimtok_cli.models.clip_text import ClipText
+from trimtok_cli.models.leaned_on import cache_argument
 from trimtok_cli.models.passes import passes, starts
 from trimtok_cli.models.places import Places
 from trimtok_cli.models.preprocessor import Inputs, Preprocessor, Visual
@@ -88,8 +88,7 @@ class Adapter(ABC):
 
     @cached_property
     def cache_argument(self) -> str:
-        """What the language model calls the cache that it is given: `cache` since transformers 5.24, `past_key_values` before."""
-        return "cache" if "cache" in inspect.signature(self.model.get_decoder().forward).parameters else "past_key_values"
+        return cache_argument(self.model.get_decoder().forward)
 
     @property
     def num_layers(self) -> int:
