@@ -25,6 +25,7 @@ from trimtok_cli.worker import packed
 AHEAD = 4  # samples in flight for each worker: enough that none waits while the model takes its time
 CHANCES = 2  # a process may die for reasons of its own: so often a sample is tried, and so often a process is started
 STARTING = 300  # seconds for the libraries' imports
+WORKER = "from trimtok_cli.worker import main; main()"
 GRACE = 5  # seconds beyond a sample's limit, which its worker keeps itself unless it is stopped or in native code
 _NONE_LEFT = object()
 
@@ -72,7 +73,7 @@ class _Workers:
         debug = level <= logging.DEBUG
         quiet = {} if debug else {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
         self.environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | quiet
-        self.code = ("" if debug else "sys.excepthook = lambda *_: None; ") + "from trimtok_cli.worker import main; main()"
+        self.code = ("" if debug else "sys.excepthook = lambda *_: None; ") + WORKER
         self.ask, self.places, self.warned, self.closed = ask, count, False, False
         self.children: set[Child] = set()
         self.changing = threading.Lock()
@@ -143,7 +144,9 @@ class _Workers:
             for _ in range(CHANCES):
                 try:
                     return self._start()
-                except (Ended, OSError) as error:  # OSError: the system allows no further process
+                except ModelError:
+                    raise
+                except Exception as error:  # it ended, or the system allows no further process
                     reason = str(error)
             self._warn(f"a worker process cannot be started ({reason})")
             with self.changing:
@@ -161,7 +164,7 @@ class _Workers:
             self.children.add(child)
         try:
             said = pickle.loads(child.ask(self.task, STARTING))
-        except Ended:
+        except Exception:
             self._forget(child)
             raise
         if said is not None:
