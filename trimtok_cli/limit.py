@@ -24,23 +24,27 @@ def within(seconds: float, work: Callable[[], Made]) -> Made:
         return work()
     count, passed, over = max(1, math.ceil(seconds)), 0, False
 
-    def tick(*_: object) -> None:
-        nonlocal passed
+    def tick(*args: object) -> None:
+        nonlocal passed, due
         passed += 1
+        if due and callable(handler) and time.monotonic() >= due:
+            due = interval and time.monotonic() + interval
+            handler(*args)
         if passed >= count and not over:
             raise TimeUp
 
     # Ticks are counted, and no end is set: while a process is stopped (Ctrl-Z) no time passes for it.
-    step, started = seconds / count, time.monotonic()
+    step, due, interval = seconds / count, 0.0, 0.0
     handler = signal.signal(signal.SIGALRM, tick)
-    delay, interval = signal.setitimer(signal.ITIMER_REAL, step, max(step, 0.5))
     try:
         try:
+            delay, interval = signal.setitimer(signal.ITIMER_REAL, step, max(step, 0.5))
+            due = delay and time.monotonic() + delay  # when a clock rings that the caller had set
             return work()
         finally:
             over = True
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler or signal.SIG_DFL)
-        if delay:  # a clock that the caller had set
-            signal.setitimer(signal.ITIMER_REAL, max(delay - (time.monotonic() - started), 1e-3), interval)
+        if due:
+            signal.setitimer(signal.ITIMER_REAL, max(due - time.monotonic(), 1e-3), interval)
