@@ -6,12 +6,10 @@ It speaks as worker.py does, so that tests of the parent's side may lose as many
 import os
 import pickle
 import signal
-import sys
 import time
 from pathlib import Path
-from queue import SimpleQueue
 
-from trimtok_cli.child import end_with_parent
+from trimtok_cli.child import inbox
 from trimtok_cli.data import Sample, Seconds
 
 
@@ -85,18 +83,11 @@ def starts() -> int:
 def main() -> None:
     if starts() > int(os.environ.get("LIGHT_STARTS", "1000000")):
         harm(os.environ.get("LIGHT_END", "die"))
-    inbox: SimpleQueue[bytes] = SimpleQueue()
-
-    def listen() -> None:
-        source = sys.stdin.buffer
-        while len(head := source.read(8)) == 8:
-            inbox.put(source.read(int.from_bytes(head, "big")))
-
-    end_with_parent(listen)
-    inbox.get()  # the task
+    messages = inbox()
+    messages.get()  # the task
     say(pickle.dumps(None))
     while True:
-        sample = pickle.loads(inbox.get())
+        sample = pickle.loads(messages.get())
         harm(sample.question)
         if sample.question.split()[0] != "unreadable":
             say(pickle.dumps(Made(sample)))

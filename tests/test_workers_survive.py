@@ -159,7 +159,7 @@ def test_workers_killed_at_random_lose_no_sample_and_change_no_answer(light, see
     finally:
         over.set()
         killer.join()
-    assert hits > 5
+    assert hits > 2
     plain = run(samples, workers=0)
     for got, want in zip(found, plain, strict=True):
         if isinstance(got, Failed):

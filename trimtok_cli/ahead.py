@@ -25,7 +25,7 @@ from trimtok_cli.worker import packed
 AHEAD = 4  # samples in flight for each worker: enough that none waits while the model takes its time
 CHANCES = 2  # a process may die for reasons of its own: so often a sample is tried, and so often a process is started
 STARTING = 300  # seconds for the libraries' imports
-WORKER = "from trimtok_cli.worker import main; main()"
+WORKER = "from trimtok_cli.child import inbox; messages = inbox(); from trimtok_cli.worker import main; main(messages)"
 GRACE = 5  # seconds beyond a sample's limit, which its worker keeps itself unless it is stopped or in native code
 _NONE_LEFT = object()
 

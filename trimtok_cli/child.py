@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from queue import SimpleQueue
 from typing import Any
 
 # Of the parent's __main__ the child knows nothing: a plain script may start children without being run again by each of them.
@@ -44,6 +45,22 @@ def end_with_parent(listen: Callable[[], Any]) -> None:
             os._exit(0)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def inbox() -> SimpleQueue[bytes]:
+    """Called in a child that a `Child` asks, before anything heavy is imported: the messages as they come.
+
+    From then on it ends with its parent, and only with it: Ctrl-C is for the parent, which then ends its children.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    source, messages = os.fdopen(os.dup(0), "rb"), SimpleQueue()
+
+    def listen() -> None:
+        while len(head := source.read(8)) == 8:
+            messages.put(source.read(int.from_bytes(head, "big")))
+
+    end_with_parent(listen)
+    return messages
 
 
 class Ended(Exception):

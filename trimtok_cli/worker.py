@@ -9,14 +9,12 @@ import io
 import logging
 import os
 import pickle
-import signal
 import sys
 from queue import SimpleQueue
 from typing import Any, BinaryIO
 
 import torch
 
-from trimtok_cli.child import end_with_parent
 from trimtok_cli.errors import ModelError, SampleError, sentence
 from trimtok_cli.prepare import Failed, attempt
 
@@ -37,13 +35,10 @@ def _as_array(tensor: torch.Tensor) -> tuple:
         return tensor.__reduce_ex__(5)
 
 
-def main() -> None:
-    """Answers samples until standard input closes, as it does when the parent is gone, however that ended."""
-    source, out = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+def main(inbox: SimpleQueue[bytes]) -> None:
+    """Answers the samples of `child.inbox`, which ends this process with its parent."""
+    out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints shall not get between the answers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this process
-    inbox: SimpleQueue[bytes] = SimpleQueue()
-    end_with_parent(lambda: _listen(source, inbox))
     torch.set_num_threads(1)
     try:
         _serve(inbox, out)
@@ -52,12 +47,6 @@ def main() -> None:
     except BaseException:
         sys.excepthook(*sys.exc_info())
     os._exit(1)  # at once: decoders have been known to crash while they tidy up, and a thread still listens
-
-
-def _listen(source: BinaryIO, inbox: SimpleQueue[bytes]) -> None:
-    """Puts messages into `inbox`, until the parent sends no more."""
-    while len(head := source.read(8)) == 8:
-        inbox.put(source.read(int.from_bytes(head, "big")))
 
 
 def _say(out: BinaryIO, answer: bytes) -> None:
