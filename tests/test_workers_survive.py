@@ -171,12 +171,12 @@ def test_workers_killed_at_random_lose_no_sample_and_change_no_answer(light, see
 
 def test_no_time_passes_while_a_process_is_stopped():
     """As by Ctrl-Z."""
-    work = "([time.sleep(0.05) for _ in range(20)], print('done'))"
-    code = f"import time; from trimtok_cli.limit import within; within(2, lambda: {work})"
+    work = "(print('begun', flush=True), [time.sleep(0.05) for _ in range(12)], print('done'))"
+    code = f"import time; from trimtok_cli.limit import within; within(4, lambda: {work})"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment())
-    time.sleep(0.6)
+    assert process.stdout.readline() == "begun\n"
     process.send_signal(signal.SIGSTOP)
-    time.sleep(2.5)
+    time.sleep(4.5)
     process.send_signal(signal.SIGCONT)
     assert process.communicate(timeout=20)[0] == "done\n" and process.returncode == 0
 
