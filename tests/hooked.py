@@ -6,6 +6,8 @@ import sys
 import time
 from dataclasses import replace
 
+import torch
+
 from trimtok_cli.errors import ModelError
 from trimtok_cli.media import video
 from trimtok_cli.models.preprocessor import Inputs, Preprocessor
@@ -15,6 +17,9 @@ HANGS = (
     "hang = lambda path: (Path(path + '.pid').write_text(str(os.getpid())), time.sleep(60)); "
     "decoders._read_decord = lambda path, *rest: hang(path) if 'hang' in path else read(path, *rest); decoders.main()"
 )
+
+
+ENDLESS = "{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}"
 
 
 class Hooked(Preprocessor):
@@ -34,6 +39,25 @@ class Hooked(Preprocessor):
             time.sleep(60)
         if question == "refuse":
             raise ModelError("this model cannot.")
+        if question == "endless":
+            told, self.processor.chat_template = self.processor.chat_template, ENDLESS
+            try:
+                return super().prepare(images, "What?", **options)
+            finally:
+                self.processor.chat_template = told
+        if question == "memory":
+            import resource
+
+            limit = resource.getrlimit(resource.RLIMIT_AS)
+            resource.setrlimit(resource.RLIMIT_AS, (1 << 30, limit[1]))  # less than the libraries take
+            try:
+                torch.ones(1 << 28)
+            finally:
+                resource.setrlimit(resource.RLIMIT_AS, limit)
+        if question in ("local", "half"):
+            found, local = super().prepare(images, question, **options), lambda: None
+            extra = local if question == "local" else torch.arange(3, dtype=torch.bfloat16)
+            return replace(found, tensors=found.tensors | {"extra": extra})
         if question == "print":
             print("nonsense", flush=True)
             os.write(1, b"more nonsense")

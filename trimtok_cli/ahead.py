@@ -1,31 +1,35 @@
 """Samples prepared ahead of the model, in processes of their own: in order, a bounded number at a time, whatever happens to one.
 
-Each worker process belongs to one thread here, which hands it a sample and waits for what becomes of it. So a process that dies
-takes one sample along and no other, and a new one takes its place. The processes' side is worker.py. Knows no model.
+A process that dies takes one sample along and no other, and a new one takes its place. Where none can be started any more, fewer
+go on, and in the end this process prepares its samples itself. The processes' side is worker.py. Knows no model.
 """
 
 import logging
 import os
 import pickle
-import signal
-import subprocess
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import replace
+from queue import LifoQueue
 
-from trimtok_cli.child import command
+from trimtok_cli.child import Child, Ended
 from trimtok_cli.data import Sample
-from trimtok_cli.errors import ModelError, SampleError
+from trimtok_cli.errors import ModelError, SampleError, sentence
 from trimtok_cli.models.preprocessor import Preprocessor
-from trimtok_cli.prepare import Ask, Failed, Prepared, attempt
-from trimtok_cli.worker import send
+from trimtok_cli.prepare import Ask, Failed, Prepared, attempt, overdue
+from trimtok_cli.worker import packed
 
 AHEAD = 4  # samples in flight for each worker: enough that none waits while the model takes its time
-STUCK = 300  # seconds for one sample, beyond what its video is given: generous, only a decoder that hangs takes so long
-_STUCK_CODE = -signal.SIGALRM if hasattr(signal, "SIGALRM") else None
+CHANCES = 2  # a process may die for reasons of its own: so often a sample is tried, and so often a process is started
+STARTING = 300  # seconds for the libraries' imports
+WORKER = "from trimtok_cli.child import inbox; messages = inbox(); from trimtok_cli.worker import main; main(messages)"
+GRACE = 5  # seconds beyond a sample's limit, which its worker keeps itself unless it is stopped or in native code
+_NONE_LEFT = object()
+
+log = logging.getLogger("trimtok")
 
 
 def prepare_ahead(
@@ -40,101 +44,140 @@ def prepare_ahead(
         for sample in samples:
             yield attempt(preprocessor, sample, ask)
         return
-    waiting: deque[Future] = deque()
+    waiting: deque[tuple[Sample, Future]] = deque()
+
+    def first() -> Prepared | Failed:
+        sample, found = waiting.popleft()
+        return found.result() or attempt(preprocessor, sample, ask)  # here, in the thread that can keep the time limit
+
     with closing(_Workers(preprocessor, ask, workers)) as pool:
         for sample in samples:
-            waiting.append(pool.submit(sample))
+            waiting.append((sample, pool.submit(sample)))
             # What is ready does not wait for further input, which may trickle in.
-            if waiting[0].done() or len(waiting) >= (ahead or AHEAD * workers):
-                yield waiting.popleft().result()
+            if waiting[0][1].done() or len(waiting) >= (ahead or AHEAD * workers):
+                yield first()
         while waiting:
-            yield waiting.popleft().result()
+            yield first()
 
 
 class _Workers:
-    """So many processes, started as they are needed."""
+    """So many processes, started as they are needed. Each is in `free` or in the hands of one thread, which waits for it."""
 
     def __init__(self, preprocessor: Preprocessor, ask: Ask, count: int) -> None:
-        level, self.limit = logging.getLogger("trimtok").getEffectiveLevel(), STUCK + ask.frames.timeout
+        level = logging.getLogger("trimtok").getEffectiveLevel()
         try:
-            self.task = pickle.dumps((level, self.limit, preprocessor, ask))
+            self.task = pickle.dumps((level, preprocessor, ask))
         except Exception as error:
             raise ModelError(f"the preprocessor cannot be sent to worker processes ({error}): use 0 workers.") from error
-        # No worker needs a GPU, and a library's warnings would be told once for each of them.
-        quiet = {} if level <= logging.DEBUG else {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
+        # No worker needs a GPU, and a library's warnings, or a failed start's story, would be told once for each of them.
+        debug = level <= logging.DEBUG
+        quiet = {} if debug else {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
         self.environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | quiet
-        self.processes: set[subprocess.Popen] = set()
-        self.changing, self.closed, self.own = threading.Lock(), False, threading.local()
+        self.code = ("" if debug else "sys.excepthook = lambda *_: None; ") + WORKER
+        self.ask, self.places, self.warned, self.closed = ask, count, False, False
+        self.children: set[Child] = set()
+        self.changing = threading.Lock()
+        self.free: LifoQueue[Child | object | None] = LifoQueue()
+        for _ in range(count):
+            self.free.put(None)  # a place for a process that is not yet needed
         self.threads = ThreadPoolExecutor(count, "trimtok-worker")
 
     def submit(self, sample: Sample) -> Future:
-        return self.threads.submit(self._run, sample)
+        """What becomes of it; None where it is to be prepared by the caller."""
+        try:
+            return self.threads.submit(self._run, sample)
+        except RuntimeError as error:  # no thread can be started
+            self._warn(str(error))
+            here: Future = Future()
+            here.set_result(None)
+            return here
 
     def close(self) -> None:
         """Ends all processes at once, whatever they are at."""
         with self.changing:
             self.closed = True
-            for process in self.processes:
-                process.kill()
+            for child in self.children:
+                child.process.kill()
+        self.free.put(_NONE_LEFT)
         self.threads.shutdown(cancel_futures=True)
-        for process in list(self.processes):
-            self._bury(process)
+        for child in self.children:
+            child.end()
 
-    def _run(self, sample: Sample) -> Prepared | Failed:
-        """A process may have died for reasons of its own, so a sample is tried again, once, before it is blamed."""
-        chances = 2
-        while True:
-            process = getattr(self.own, "process", None) or self._start()
+    def _run(self, sample: Sample) -> Prepared | Failed | None:
+        try:
+            message = packed(replace(sample, extra={}))  # of no use there, and anything may be in it
+        except Exception:  # a script's own sample
+            return None
+        end, limit = None, self.ask.limit(sample)
+        for _ in range(CHANCES):
+            child = self._take()
+            if child is None:
+                break
             try:
-                send(process.stdin, replace(sample, extra={}))  # of no use there, and anything may be in it
-                found = pickle.load(process.stdout)
-            except (EOFError, OSError, pickle.UnpicklingError):
-                code, chances = self._bury(process), chances - 1
-                if chances and code != _STUCK_CODE:
-                    continue
-                return Failed(sample, SampleError(f"the worker process that read it {self._end(code)}"))
-            if isinstance(found, ModelError):
-                raise found
-            return replace(found, sample=sample)
+                found = pickle.loads(child.ask(message, limit + GRACE))
+            except Ended as error:
+                end = error
+                if end.overdue:
+                    return Failed(sample, overdue(limit))
+            except Exception as error:
+                said = f"what a worker process prepared cannot be read here ({sentence(error)}): use 0 workers"
+                return Failed(sample, SampleError(said))
+            else:
+                if isinstance(found, ModelError):
+                    raise found
+                return found and replace(found, sample=sample)
+            finally:
+                self.free.put(child)
+        if end is None:
+            return None
+        # Never here: what ended a worker may end this process, and all the others' answers with it.
+        said = f"the worker process that read it died ({end.how}): the file may be damaged, or memory has run out"
+        return Failed(sample, SampleError(said))
 
-    def _start(self) -> subprocess.Popen:
+    def _take(self) -> Child | None:
+        """A process that is ready; None where none can be started any more."""
+        while (child := self.free.get()) is not _NONE_LEFT:
+            if child and child.alive:
+                return child
+            if child:
+                self._forget(child)
+            for _ in range(CHANCES):
+                try:
+                    return self._start()
+                except ModelError:
+                    raise
+                except Exception as error:  # it ended, or the system allows no further process
+                    reason = str(error)
+            self._warn(f"a worker process cannot be started ({reason})")
+            with self.changing:
+                self.places -= 1
+                if not self.places:
+                    self.free.put(_NONE_LEFT)
+        self.free.put(_NONE_LEFT)  # the next thread looks for it, too
+        return None
+
+    def _start(self) -> Child:
         with self.changing:
             if self.closed:
-                raise ModelError("the workers have been closed")
-            # A session of its own: Ctrl-C is for this process alone, which then ends the workers.
-            process = subprocess.Popen(
-                command("from trimtok_cli.worker import main; main()"),
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=self.environment, start_new_session=True,
-            )  # fmt: skip
-            self.processes.add(process)
-        self.own.process = process
+                raise Ended(0)
+            child = Child(self.code, self.environment)
+            self.children.add(child)
         try:
-            process.stdin.write(len(self.task).to_bytes(8, "big") + self.task)
-            process.stdin.flush()
-            said = pickle.load(process.stdout)
-        except (EOFError, OSError, pickle.UnpicklingError) as error:
-            raise ModelError(f"a worker process ended while it started ({_how(self._bury(process))}): use 0 workers.") from error
+            said = pickle.loads(child.ask(self.task, STARTING))
+        except Exception:
+            self._forget(child)
+            raise
         if said is not None:
             raise said
-        return process
+        return child
 
-    def _bury(self, process: subprocess.Popen) -> int:
-        """Ends the process and what it holds; its exit code."""
-        self.own.process = None
-        process.kill()
-        code = process.wait()
+    def _forget(self, child: Child) -> None:
+        child.end()
         with self.changing:
-            self.processes.discard(process)
-        for pipe in (process.stdin, process.stdout):
-            with suppress(OSError):  # what was not yet written is of no use now
-                pipe.close()
-        return code
+            self.children.discard(child)
 
-    def _end(self, code: int) -> str:
-        if code == _STUCK_CODE:
-            return f"was still at it after {self.limit:g} seconds: look at the file, or save it again"
-        return f"died ({_how(code)}): the file may be damaged, or memory has run out"
-
-
-def _how(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
+    def _warn(self, reason: str) -> None:
+        with self.changing:
+            if not (self.warned or self.closed):
+                log.warning("%s: the run goes on with fewer of them, or without", reason)
+            self.warned = True

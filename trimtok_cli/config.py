@@ -5,6 +5,7 @@ Knows no model and no method; `keep` and method parameters stay as the user wrot
 
 import dataclasses
 import difflib
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -53,6 +54,7 @@ class RunConfig:
     batch_size: int | str = 1  # or auto
     decode: str = "continuous"
     workers: int | str = "auto"
+    timeout: float = 120.0
     max_new_tokens: int = 128
     temperature: float = 0.0
     top_p: float = 1.0
@@ -70,6 +72,8 @@ class RunConfig:
                 raise UsageError(f"{_flag(name)} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
         if min(self.fps, self.start, self.end) < 0 or self.video_timeout <= 0:
             raise UsageError("--fps, --start and --end must not be negative, and --video-timeout must be more than 0.")
+        if not 0 < self.timeout < math.inf:
+            raise UsageError(f"--timeout must be more than 0 seconds, got {self.timeout:g}.")
         if self.end and self.end <= self.start:
             raise UsageError(f"--end must be later than --start, got {self.end:g} and {self.start:g} seconds.")
         for name, least in (("workers", 0), ("batch_size", 1)):

@@ -8,8 +8,10 @@ import torch
 from trimtok_cli.data import Media, Sample, Seconds
 from trimtok_cli.decoding import Sampling
 from trimtok_cli.errors import ModelError, SampleError, sentence
+from trimtok_cli.limit import TimeUp, within
 from trimtok_cli.media.images import load_image, shrunk
 from trimtok_cli.media.video import FrameRule, load_video
+from trimtok_cli.memory import out_of_memory
 from trimtok_cli.models.preprocessor import Inputs, Preprocessor
 from trimtok_cli.timing import Clock
 
@@ -24,6 +26,7 @@ class Ask:
     max_pixels: larger images and frames are shrunk to so many before the processor sees them; 0 shrinks none.
     decode: `continuous` (a static cache, and a waiting prompt takes the place of an answer that ends) or `simple` (batch by
     batch, a cache that grows).
+    timeout: seconds for reading and preparing one sample; decoding its video comes on top, with the time of `frames`.
     """
 
     prompt: str = ""
@@ -34,6 +37,11 @@ class Ask:
     video_as: str = "auto"
     max_pixels: int = 0
     decode: str = "continuous"
+    timeout: float = 120.0
+
+    def limit(self, sample: Sample) -> float:
+        """Seconds until this sample fails."""
+        return self.timeout + (self.frames.timeout if sample.video is not None else 0)
 
 
 @dataclass(frozen=True)
@@ -66,8 +74,26 @@ def attempt(preprocessor: Preprocessor, sample: Sample, ask: Ask) -> Prepared | 
         return Failed(sample, SampleError(sentence(error)))
 
 
+def overdue(seconds: float) -> SampleError:
+    """The error of a sample that takes longer than its limit."""
+    remedy = "save its files again, look at the model's chat template, or raise --timeout"
+    return SampleError(f"it was not read and prepared within {seconds:g} seconds; {remedy}")
+
+
 def prepare(preprocessor: Preprocessor, sample: Sample, ask: Ask) -> Prepared:
-    """Read the images and the video, then the chat template and the processor."""
+    """Reads the files, then the chat template and the processor. SampleError where a limit is met: of time, which is kept in
+    the main thread alone (see `within`), or of memory."""
+    try:
+        return within(ask.limit(sample), lambda: _prepare(preprocessor, sample, ask))
+    except TimeUp:
+        raise overdue(ask.limit(sample)) from None
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise SampleError("there is not enough memory to prepare it; make it smaller or use fewer --workers") from error
+
+
+def _prepare(preprocessor: Preprocessor, sample: Sample, ask: Ask) -> Prepared:
     if sample.problem:
         raise SampleError(sample.problem)
     if sample.video is not None and ask.video_as == "video" and not preprocessor.has_video:

@@ -5,61 +5,80 @@ little, and no file handle each. Knows no model and nothing of the parent but wh
 """
 
 import copyreg
+import io
 import logging
 import os
 import pickle
-import signal
-from contextlib import suppress
+import sys
+from queue import SimpleQueue
 from typing import Any, BinaryIO
 
 import torch
 
-from trimtok_cli.errors import ModelError
-from trimtok_cli.prepare import attempt
+from trimtok_cli.errors import ModelError, SampleError, sentence
+from trimtok_cli.prepare import Failed, attempt
 
 
-def send(file: BinaryIO, value: Any) -> None:
-    pickler = pickle.Pickler(file, protocol=5)
-    pickler.dispatch_table = copyreg.dispatch_table | {torch.Tensor: lambda tensor: (torch.from_numpy, (tensor.numpy(),))}
+def packed(value: Any) -> bytes:
+    """As a whole, before any of it is sent: what cannot be pickled leaves nothing in the pipe."""
+    buffer = io.BytesIO()
+    pickler = pickle.Pickler(buffer, protocol=5)
+    pickler.dispatch_table = copyreg.dispatch_table | {torch.Tensor: _as_array}
     pickler.dump(value)
-    file.flush()
+    return buffer.getvalue()
 
 
-def main() -> None:
-    """Answers samples until standard input closes, as it does when the parent is gone, however that ended."""
-    source, out = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints shall not get between the answers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this process
-    torch.set_num_threads(1)
-    with suppress(EOFError, OSError):
-        _serve(source, out)
-    os._exit(0)  # decoders have been known to crash while they tidy up
-
-
-def _serve(source: BinaryIO, out: BinaryIO) -> None:
-    """Says None when it is ready; then a Prepared, a Failed or a ModelError for every sample."""
-    task = source.read(int.from_bytes(source.read(8), "big"))
+def _as_array(tensor: torch.Tensor) -> tuple:
     try:
-        level, limit, preprocessor, ask = pickle.loads(task)
-    except Exception as error:  # a class that only the parent's own script knows
+        return torch.from_numpy, (tensor.numpy(),)
+    except (TypeError, RuntimeError):  # numpy knows no bfloat16
+        return tensor.__reduce_ex__(5)
+
+
+def main(inbox: SimpleQueue[bytes]) -> None:
+    """Answers the samples of `child.inbox`, which ends this process with its parent."""
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints shall not get between the answers
+    torch.set_num_threads(1)
+    try:
+        _serve(inbox, out)
+    except BrokenPipeError:  # nobody waits for the answer
+        pass
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    os._exit(1)  # at once: decoders have been known to crash while they tidy up, and a thread still listens
+
+
+def _say(out: BinaryIO, answer: bytes) -> None:
+    out.write(len(answer).to_bytes(8, "big"))
+    out.write(answer)
+    out.flush()
+
+
+def _serve(inbox: SimpleQueue[bytes], out: BinaryIO) -> None:
+    """Says None when it is ready; then a Prepared, a Failed or a ModelError for a sample, None for one that it cannot read."""
+    try:
+        level, preprocessor, ask = pickle.loads(inbox.get())
+    except (AttributeError, ModuleNotFoundError) as error:  # a class that only the parent's own script knows
         said = f"the workers cannot load the preprocessor ({error}): define its class in a module, or use 0 workers."
-        return send(out, ModelError(said))
+        return _say(out, packed(ModelError(said)))
     if level <= logging.DEBUG:
         logging.basicConfig(level=logging.WARNING)
         logging.getLogger("trimtok").setLevel(level)
-    send(out, None)
+    _say(out, packed(None))
     while True:
-        sample = pickle.load(source)
-        _alarm(limit)
-        try:
-            found = attempt(preprocessor, sample, ask)
-        except ModelError as error:
-            found = error
-        _alarm(0)
-        send(out, found)
+        _say(out, _answer(inbox.get(), preprocessor, ask))
 
 
-def _alarm(seconds: float) -> None:
-    """Ends the process then, also in a native loop; the parent says so. 0 calls it off."""
-    if hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+def _answer(message: bytes, preprocessor: Any, ask: Any) -> bytes:
+    try:
+        sample = pickle.loads(message)
+    except Exception:  # a class that only the parent knows, in a sample that a script made
+        return packed(None)
+    try:
+        return packed(attempt(preprocessor, sample, ask))
+    except ModelError as error:
+        return packed(error)
+    except Exception as error:
+        said = f"what a worker process prepared cannot be handed over ({sentence(error)}): use 0 workers"
+        return packed(Failed(sample, SampleError(said)))

@@ -42,6 +42,7 @@ def caption(
     batch_size: o.BatchSize = None,
     decode: o.Decode = None,
     workers: o.Workers = None,
+    timeout: o.Timeout = None,
     max_new_tokens: o.MaxNewTokens = None,
     temperature: o.Temperature = None,
     top_p: o.TopP = None,

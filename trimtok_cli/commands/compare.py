@@ -51,6 +51,7 @@ def compare(
     budget_counts: o.BudgetCounts = None,
     prompt: o.Prompt = None,
     system: o.System = None,
+    timeout: o.Timeout = None,
     max_new_tokens: o.MaxNewTokens = None,
     temperature: o.Temperature = None,
     top_p: o.TopP = None,

@@ -128,6 +128,15 @@ Workers = Annotated[
         help="Processes that read and prepare inputs ahead of the model; 0 for none; auto: none on a CPU or for few inputs.",
     ),
 ]
+Timeout = Annotated[
+    float | None,
+    _option(
+        "--timeout",
+        shown=f"{RunConfig.timeout:g}",
+        panel=ANSWERS,
+        help="Seconds for reading and preparing one input; one that takes longer fails. A video's decoding comes on top.",
+    ),
+]
 MaxNewTokens = Annotated[
     int | None, _option("--max-new-tokens", shown=str(RunConfig.max_new_tokens), panel=ANSWERS, help="Longest answer, in tokens.")
 ]

@@ -36,8 +36,9 @@ def load(config: RunConfig, screen: Screen):
     )
     sampling = Sampling(config.temperature, config.top_p, config.seed)
     return adapter, Ask(
-        config.prompt, config.system, config.max_new_tokens, sampling, frames, config.video_as, config.max_pixels, config.decode
-    )
+        config.prompt, config.system, config.max_new_tokens, sampling, frames, config.video_as, config.max_pixels, config.decode,
+        config.timeout,
+    )  # fmt: skip
 
 
 def pruning(config: RunConfig, method: str) -> dict[str, Any]:

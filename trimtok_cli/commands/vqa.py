@@ -40,6 +40,7 @@ def vqa(
     batch_size: o.BatchSize = None,
     decode: o.Decode = None,
     workers: o.Workers = None,
+    timeout: o.Timeout = None,
     max_new_tokens: o.MaxNewTokens = None,
     temperature: o.Temperature = None,
     top_p: o.TopP = None,

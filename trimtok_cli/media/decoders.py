@@ -11,7 +11,6 @@ import re
 import signal
 import struct
 import sys
-import threading
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import suppress
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from trimtok_cli.child import end_with_parent
 from trimtok_cli.errors import MediaError
 from trimtok_cli.media.video import FrameRule, file_kind, mp4_boxes, pick_times
 
@@ -39,7 +39,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "setitimer"):  # ends even a native loop, should the parent be gone
         signal.setitimer(signal.ITIMER_REAL, request["seconds"] + 5)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent(lambda: os.read(0, 1))
     frames: list[np.ndarray] = []
     read = {"decord": _read_decord, "pyav": _read_pyav}[request["decoder"]]
     try:
@@ -58,11 +58,6 @@ def main() -> None:
         for frame in frames:
             file.write(np.ascontiguousarray(frame).data)
     os._exit(0)  # decoders have been known to crash while they tidy up
-
-
-def _end_with_parent() -> None:
-    os.read(0, 1)  # returns when the parent's end of the pipe closes
-    os._exit(1)
 
 
 def _answer(name: str, starts: list[float], duration: float, rule: FrameRule) -> tuple[list[int], dict[str, Any]]:
