@@ -21,6 +21,7 @@ from trimtok_cli.models.capture import capture
 from trimtok_cli.models.clip_text import ClipText
 from trimtok_cli.models.passes import passes, starts
 from trimtok_cli.models.places import Places
+from trimtok_cli.models.positions import num_positions
 from trimtok_cli.models.preprocessor import OF_THE_TEXT, Inputs, Preprocessor, Visual
 from trimtok_cli.models.taps import Tower
 from trimtok_cli.tokens import EncoderTap, Prompt, VisualTokens
@@ -39,7 +40,9 @@ class Adapter(ABC):
         self.model, self.processor, self.name, self.revision = model, processor, name, revision
         self.device, self.dtype = model.device, model.dtype
         self.clip_text: ClipText | None = None
+        self.num_positions = num_positions(model.config.get_text_config())
         self.preprocessor = self.preprocessing(processor, name)
+        self.preprocessor.num_positions = self.num_positions
 
     # ---- what a family decides
 

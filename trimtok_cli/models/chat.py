@@ -114,7 +114,7 @@ def marks_of(processor) -> dict[str, int]:
     marks = {
         token.content: id
         for id, token in tokenizer.added_tokens_decoder.items()
-        if token.special or re.fullmatch(r"[^\w\s].*[^\w\s]", token.content)
+        if token.special or re.fullmatch(r"[^\w\s].*\w.*[^\w\s]", token.content)
     }
     for name in ("image_token", "video_token"):  # which the processor looks for, whatever the tokenizer thinks of them
         if mark := getattr(processor, name, None):
@@ -150,7 +150,8 @@ def token_rows(prompt: Written, ids: Tensor, offsets: Tensor, marks: Collection[
     start, stop = np.array(start), np.array(stop)
     start = np.where((start == stop) & (stop > 0), stop - 1, start)
     users, question, stand_in = (_counted(prompt.by, authors, start, stop) for authors in (USER + SYSTEM, USER, BREAK))
-    is_mark = torch.isin(ids, torch.tensor(sorted(marks), dtype=ids.dtype)).numpy()
+    # One that stands for a single character is no mark there: the byte tokens of some checkpoints.
+    is_mark = torch.isin(ids, torch.tensor(sorted(marks), dtype=ids.dtype)).numpy() & (stop - start > 1)
     if (is_mark & (users > 0) & (users == stop - start)).any():
         raise SampleError("the tokenizer reads a mark of its own in the question or the system prompt: write it otherwise.")
     kept = (stand_in != stop - start) | (stand_in == 0)

@@ -65,7 +65,7 @@ class Preprocessor:
 
     shares = False  # video frames lie in one tensor with images
 
-    positions: int | None = None  # how many the model has, where that is known
+    num_positions: int | None = None  # of the model, where that is known
 
     def __init__(self, processor, name: str) -> None:
         self.processor, self.name = processor, name
@@ -181,13 +181,13 @@ class Preprocessor:
 
     def _check_length(self, text: str, **options) -> None:
         """SampleError where the words alone are longer than the model's positions, before anything else is made of them."""
-        if self.positions is None or 4 * len(text) <= self.positions:  # a character is four tokens at most
+        if self.num_positions is None or 4 * len(text) <= self.num_positions:  # a character is four tokens at most
             return
         count = len(self.processor.tokenizer(text, verbose=False, **options).input_ids)
-        if count > self.positions:
+        if count > self.num_positions:
             raise SampleError(
-                f"the question is too long: with the chat template it has {count:,} tokens, and the model has {self.positions:,} "
-                "positions; ask a shorter one."
+                f"the question is too long: with the chat template it has {count:,} tokens, and the model has "
+                f"{self.num_positions:,} positions; ask a shorter one."
             )
 
 
