@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from transformers import CLIPConfig, CLIPModel
 
 from tests import tiny
 from tests.conftest import picture
@@ -22,6 +23,7 @@ from trimtok_cli.data import Sample
 from trimtok_cli.engine import answer_all
 from trimtok_cli.errors import SampleError
 from trimtok_cli.models import load_model
+from trimtok_cli.models.clip_text import ClipText
 from trimtok_cli.prepare import Ask
 
 MARKS = [
@@ -240,3 +242,21 @@ def test_marks_without_their_pictures_fail_alone(family, tmp_path):
     results = list(answer_all(family, None, samples, Ask(max_new_tokens=1), batch_size=4))
     assert [bool(result.error) for result in results] == [False, True, True, False]
     assert "2 <image> placeholders for 1 images" in results[1].error and "1 <video>" in results[2].error
+
+
+def test_clip_reads_the_question_alone_and_no_mark_in_it(tmp_path, monkeypatch):
+    """What the text tower beside a LLaVA is given: no request for a short answer, one start, and no end within the question."""
+    config = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    words = tiny.tokenizer()
+    text = config | {"vocab_size": len(words), "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=config | {"image_size": 28, "patch_size": 14})).save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    clip, given = ClipText(str(tmp_path), torch.device("cpu")), []
+    read = clip.clip.get_text_features
+    monkeypatch.setattr(clip.clip, "get_text_features", lambda ids: given.append(ids[ids > 0].tolist()) or read(ids))
+    asked = ("Why?", "Why?\nAnswer the question using a single word or phrase.", "</s><image>Why</s>", "</s>" * 50)
+    for question in asked:
+        with torch.inference_mode():
+            clip.relevance(torch.randn(4, 24), question)
+    spelled = [[1, *(words.convert_tokens_to_ids(letter) for letter in said)] for said in ("Why?", "Why?", asked[2], asked[3])]
+    assert given == spelled
