@@ -86,7 +86,7 @@ class Result:
 
     `grid` is (rows, columns) of the first image's visual tokens where they form one grid, else empty. `peak_bytes` is the
     device's peak since samples were last taken in, 0 where the device does not count. `batch_size` is the most answers that
-    were under way with this one.
+    were under way with this one. `notes` are warnings about the prompt or the answer; those about a file are its Media's.
     """
 
     sample: Sample
@@ -103,10 +103,11 @@ class Result:
     prompt_sent: str = ""
     media: tuple[Media, ...] = ()
     batch_size: int = 1
+    notes: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        return tuple(warning for media in self.media for warning in media.warnings)
+        return (*(warning for media in self.media for warning in media.warnings), *self.notes)
 
 
 @dataclass(frozen=True, slots=True)

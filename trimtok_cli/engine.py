@@ -15,9 +15,10 @@ from trimtok_cli.ahead import AHEAD, prepare_ahead
 from trimtok_cli.continuous import Continuous
 from trimtok_cli.data import Comparison, Kept, Result, Sample, Seconds, TokenCounts
 from trimtok_cli.decoding import Batches, Done, Take, Times, apart, generate
-from trimtok_cli.errors import ModelError, sentence
+from trimtok_cli.errors import ModelError, SampleError, sentence
 from trimtok_cli.memory import MOST_ROWS, forget_frames, in_halves
 from trimtok_cli.models.base import Adapter
+from trimtok_cli.models.positions import shortage, steps_that_fit
 from trimtok_cli.prepare import Ask, Failed, Prepared, prepare
 from trimtok_cli.pruners import PRUNERS, Pruner, reads_tower
 from trimtok_cli.stages import RunningStages, layer_mean, reduce_prompts
@@ -39,7 +40,10 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A sample behind the pruner, ready for the language model. tokens: only where the pruner goes on inside of it."""
+    """A sample behind the pruner, ready for the language model. tokens: only where the pruner goes on inside of it.
+
+    positions: those of the model that its prompt takes.
+    """
 
     prepared: Prepared
     prompt: Prompt
@@ -47,6 +51,7 @@ class Waiting:
     num_visual: int
     grid: tuple[int, ...]
     seconds: Seconds
+    positions: int
     tokens: VisualTokens | None = None
     number: int = 0
 
@@ -90,16 +95,31 @@ def prune(adapter: Adapter, pruner: Pruner | None, batch: Encoded) -> list[Waiti
     return [
         Waiting(
             each, prompt, alive, len(visual), visual.grids[0] if visual.grids else (),
-            replace(spent, load=each.seconds.load, prepare=each.seconds.prepare), visual if goes_on else None,
+            replace(spent, load=each.seconds.load, prepare=each.seconds.prepare), positions_used(adapter, prompt),
+            visual if goes_on else None,
         )
         for each, visual, prompt, alive in zip(batch.prepared, batch.tokens, prompts, kept, strict=True)
     ]  # fmt: skip
+
+
+def positions_used(adapter: Adapter, prompt: Prompt) -> int:
+    """Up to a prompt's last position. The ids of M-RoPE are not its tokens' numbers, and pruning does not change them."""
+    return len(prompt) if adapter.renumbers else int(prompt.positions.max()) + 1
+
+
+def too_long(adapter: Adapter, each: Waiting) -> SampleError | None:
+    """The error of a sample whose prompt, pruned, is longer than the model's positions."""
+    said = shortage(adapter.num_positions, each.positions, visual=len(each.prompt.visual))
+    return SampleError(said) if said else None
 
 
 def finish(adapter: Adapter, pruner: Pruner | None, batch: Encoded, ask: Ask, loop=None) -> list[Result]:
     """Prune, prefill, decode: one batch, in its order. Raises what the first sample that fails ends in."""
     loop = loop or language_model(adapter, pruner, ask, rows=len(batch.prompts))
     waiting = [replace(each, number=i) for i, each in enumerate(prune(adapter, pruner, batch))]
+    for each in waiting:
+        if error := too_long(adapter, each):
+            raise error
     left = iter(waiting)
     done = sorted(loop.run(lambda count: [(each, each.prompt) for each in islice(left, count)]), key=lambda each: each.key.number)
     for each in done:
@@ -155,13 +175,21 @@ class _Inside:
 
 
 def result_of(adapter: Adapter, pruner: Pruner | None, done: Done) -> Result:
-    each, said = done.key, done.said
+    """An answer ends where the model's positions end, as at the most new tokens that it may have."""
+    each, said, limit, notes = done.key, done.said, adapter.num_positions, []
     text, left = len(each.prompt) - len(each.prompt.visual), len(each.kept[-1].tokens)
+    dense = text + each.num_visual if adapter.renumbers else each.positions
+    if shortage(limit, dense, visual=each.num_visual):
+        notes.append(f"not pruned, the prompt takes {dense:,} positions and the model has {limit:,}: dense cannot answer it")
+    steps = steps_that_fit(limit, each.positions, said.steps)
+    if steps < said.steps:
+        said = replace(said, ids=said.ids[:steps], steps=steps, finish="length")
+        notes.append(f"the answer was cut off where the model's {limit:,} positions end")
     counts = TokenCounts(text, each.num_visual, left, layer_mean(each.kept, adapter.num_layers), said.steps)
     return Result(
         each.prepared.sample, each.prepared.question, adapter.decode(said.ids), method_name(pruner), counts,
         replace(each.seconds, prefill=done.times.prefill, decode=done.times.decode), peak_bytes(adapter.device), each.kept,
-        each.grid, said.finish, "", each.prepared.inputs.text, each.prepared.media, done.beside,
+        each.grid, said.finish, "", each.prepared.inputs.text, each.prepared.media, done.beside, tuple(notes),
     )  # fmt: skip
 
 
@@ -197,8 +225,8 @@ def _in_order(
         reset_peak(adapter.device)
         found = [(Lost(each.sample, number), each.error) for number, each in group if isinstance(each, Failed)]
         for (number, each), made in in_halves(reduced, [one for one in group if isinstance(one[1], Prepared)], adapter.device):
-            lost = isinstance(made, Exception)
-            found.append((Lost(each.sample, number), made) if lost else (made, made.prompt))
+            error = made if isinstance(made, Exception) else too_long(adapter, made)
+            found.append((Lost(each.sample, number), error) if error else (made, made.prompt))
         return found
 
     for done in language_model(adapter, pruner, ask, rows=rows).run(take):

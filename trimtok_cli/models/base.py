@@ -21,11 +21,10 @@ from trimtok_cli.models.clip_text import ClipText
 from trimtok_cli.models.leaned_on import cache_argument
 from trimtok_cli.models.passes import passes, starts
 from trimtok_cli.models.places import Places
-from trimtok_cli.models.preprocessor import Inputs, Preprocessor, Visual
+from trimtok_cli.models.positions import num_positions
+from trimtok_cli.models.preprocessor import OF_THE_TEXT, Inputs, Preprocessor, Visual
 from trimtok_cli.models.taps import Tower
 from trimtok_cli.tokens import EncoderTap, Prompt, VisualTokens
-
-_OF_THE_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
 class Adapter(ABC):
@@ -41,7 +40,9 @@ class Adapter(ABC):
         self.model, self.processor, self.name, self.revision = model, processor, name, revision
         self.device, self.dtype = model.device, model.dtype
         self.clip_text: ClipText | None = None
+        self.num_positions = num_positions(model.config.get_text_config())
         self.preprocessor = self.preprocessing(processor, name)
+        self.preprocessor.num_positions = self.num_positions
 
     # ---- what a family decides
 
@@ -160,7 +161,7 @@ class Adapter(ABC):
 
     @staticmethod
     def _media(inputs: Inputs) -> dict[str, Tensor]:
-        return {name: tensor for name, tensor in inputs.tensors.items() if name not in _OF_THE_TEXT}
+        return {name: tensor for name, tensor in inputs.tensors.items() if name not in OF_THE_TEXT}
 
     def _capture(self, members: Sequence[Inputs]) -> tuple[Tensor, Tensor | None]:
         """The visual rows (N, D) of all members, one after the other, and their deepstack layers (L, N, D) or None."""

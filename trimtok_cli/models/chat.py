@@ -1,77 +1,170 @@
-"""A question and its images as chat messages, and where the user's words are among the tokens. Knows no family."""
+"""A question and its images as chat messages, the prompt that a template writes of them, and which of its tokens are whose.
+
+A user's text is never a mark: the template alone writes those. The characters of one that stands in a user's text reach the model
+as characters: a stand-in within it, whose tokens are dropped again, hides it from the processor and the tokenizer. A text without
+marks is tokenized exactly as the library does it. Knows no family.
+"""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from trimtok_cli.errors import SampleError
 
 IMAGE, VIDEO = "<image>", "<video>"  # what a question may hold to say where each goes
+TEMPLATE, SYSTEM, USER, MEDIA, BREAK = "tsumb"  # who writes a character; BREAK is a stand-in that no model reads
+_PRIVATE = range(0xE000, 0xF900)  # characters that mean nothing to anybody
 
 
 def message_parts(question: str, num_images: int, has_video: bool) -> list[dict]:
-    """The user's message. Without placeholders in the question, images and then the video stand in front of the words."""
+    """The user's message. Without placeholders in the question, images and then the video stand in front of the words.
+
+    Blanks are kept between words and what stands among them, and stripped in front of the first word and behind the last one.
+    SampleError where the question names more or fewer places than there are images or videos.
+    """
     parts = re.split(f"({IMAGE}|{VIDEO})", question)
     for mark, there in ((IMAGE, num_images), (VIDEO, int(has_video))):
         asked = parts.count(mark)
         if asked not in (0, there):
-            raise SampleError(f"the question has {asked} {mark} placeholders for {there} {mark[1:-1]}s: make them equal.")
+            raise SampleError(
+                f"the question has {asked} {mark} placeholders for {there} {mark[1:-1]}s: make them equal, "
+                f"or write {mark} otherwise where no place is meant."
+            )
     content: list[dict] = [] if IMAGE in parts else [{"type": "image"}] * num_images
     content += [{"type": "video"}] if has_video and VIDEO not in parts else []
-    for part in parts:
+    spoken = [i for i, part in enumerate(parts) if part not in (IMAGE, VIDEO) and part.strip()]
+    for i, part in enumerate(parts):
         if part in (IMAGE, VIDEO):
             content.append({"type": part[1:-1]})
-        elif part.strip():
-            content.append({"type": "text", "text": part.strip()})
+        elif part and spoken and spoken[0] <= i <= spoken[-1]:
+            part = part.lstrip() if i == spoken[0] else part
+            content.append({"type": "text", "text": part.rstrip() if i == spoken[-1] else part})
     return content
+
+
+@dataclass(frozen=True)
+class Written:
+    """A prompt as text. by: for every character of it, a letter that says who writes it."""
+
+    text: str
+    by: str
+
+    def spliced(self, changes: Iterable[tuple[int, int, str, str]]) -> "Written":
+        """With text[start:stop] replaced by a string of one author, for each (start, stop, string, author), ascending."""
+        text, by, last = [], [], 0
+        for start, stop, string, author in changes:
+            text += [self.text[last:start], string]
+            by += [self.by[last:start], author * len(string)]
+            last = stop
+        return Written("".join([*text, self.text[last:]]), "".join([*by, self.by[last:]]))
+
+    def users(self, start: int, stop: int) -> bool:
+        """Whether the user writes any of these characters, as the question or as the system prompt."""
+        return USER in self.by[start:stop] or SYSTEM in self.by[start:stop]
+
+
+def written(apply: Callable[[list[dict]], str], chat: Sequence[dict]) -> Written:
+    """What `apply`, a chat template, writes of a chat, and which characters of it are the user's.
+
+    A text's place is what changes when another stands there: the template is applied once more for each text. SampleError where
+    it then writes something else around it as well.
+    """
+    text = apply(list(chat))
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise SampleError("the question holds half a character (a lone surrogate), which no tokenizer reads.") from None
+    other, changes = _unused(text), []
+    for i, message in enumerate(chat):
+        for j, part in enumerate(message["content"]):
+            if part["type"] == "text":
+                content = [*message["content"][:j], part | {"text": other}, *message["content"][j + 1 :]]
+                around = apply([*chat[:i], message | {"content": content}, *chat[i + 1 :]]).split(other)
+                author = SYSTEM if message["role"] == "system" else USER
+                changes += [(start, stop, text[start:stop], author) for start, stop in _gaps(text, around)]
+    return Written(text, TEMPLATE * len(text)).spliced(sorted(changes))
+
+
+def _gaps(text: str, around: Sequence[str]) -> list[tuple[int, int]]:
+    """Where the same string stands between the pieces `around`, which together with it are `text`."""
+    times, left = len(around) - 1, len(text) - sum(map(len, around))
+    length = left // times if times else 0
+    string = text[len(around[0]) : len(around[0]) + max(length, 0)]
+    if string.join(around) != text:
+        raise SampleError("the chat template writes another prompt around these words than around others: ask otherwise.")
+    starts = np.cumsum([len(piece) + length for piece in around[:-1]]) - length
+    return [(start, start + length) for start in starts.tolist()]
+
+
+def _unused(*texts: str) -> str:
+    """A character that stands in none of them."""
+    return next(chr(code) for code in _PRIVATE if not any(chr(code) in text for text in texts))
+
+
+def marks_of(processor) -> dict[str, int]:
+    """What the checkpoint reads as one token of its own, and its id: special tokens, and added ones that are written like those.
+
+    Other added tokens are words and blanks: with them the vocabulary was made larger.
+    """
+    tokenizer = processor.tokenizer
+    marks = {
+        token.content: id
+        for id, token in tokenizer.added_tokens_decoder.items()
+        if token.special or re.fullmatch(r"[^\w\s].*\w.*[^\w\s]", token.content)
+    }
+    for name in ("image_token", "video_token"):  # which the processor looks for, whatever the tokenizer thinks of them
+        if mark := getattr(processor, name, None):
+            marks[mark] = tokenizer.convert_tokens_to_ids(mark)
+    return {mark: id for mark, id in marks.items() if id is not None and len(mark) > 1 and not mark.isspace()}
+
+
+def guarded(prompt: Written, marks: Collection[str]) -> Written:
+    """The prompt with a stand-in within every mark that reaches into a user's text."""
+    stand_in = _unused(prompt.text, *marks)
+    while there := [mark for mark in marks if mark in prompt.text]:
+        pattern = "|".join(re.escape(mark) for mark in sorted(there, key=len, reverse=True))
+        ends = [found.end() - 1 for found in re.finditer(pattern, prompt.text) if prompt.users(*found.span())]
+        if not ends:
+            break
+        prompt = prompt.spliced((end, end, stand_in, BREAK) for end in ends)
+    return prompt
+
+
+def grown(prompt: Written, replacements: Iterable[Mapping]) -> Written:
+    """The prompt with its placeholders as the processor replaced them; it says so as `text_replacement_offsets`."""
+    return prompt.spliced((*each["span"], each["replacement"], MEDIA) for each in replacements)
+
+
+def token_rows(prompt: Written, ids: Tensor, offsets: Tensor, marks: Collection[int]) -> tuple[Tensor, Tensor]:
+    """Rows of `ids` (S,) without those of stand-ins, and rows of those that hold the question's words.
+
+    offsets (S, 2): the characters of `prompt` that each token was made of. SampleError where a user's characters became one of
+    `marks` all the same.
+    """
+    start, stop = offsets.T.tolist()
+    # Some tokenizers leave blanks out of a token's span; a blank alone then spans nothing, right behind itself.
+    start, stop = np.array(start), np.array(stop)
+    start = np.where((start == stop) & (stop > 0), stop - 1, start)
+    users, question, stand_in = (_counted(prompt.by, authors, start, stop) for authors in (USER + SYSTEM, USER, BREAK))
+    # One that stands for a single character is no mark there: the byte tokens of some checkpoints.
+    is_mark = torch.isin(ids, torch.tensor(sorted(marks), dtype=ids.dtype)).numpy() & (stop - start > 1)
+    if (is_mark & (users > 0) & (users == stop - start)).any():
+        raise SampleError("the tokenizer reads a mark of its own in the question or the system prompt: write it otherwise.")
+    kept = (stand_in != stop - start) | (stand_in == 0)
+    return torch.from_numpy(kept.nonzero()[0]), torch.from_numpy(((question > 0) & ~is_mark)[kept].nonzero()[0])
+
+
+def _counted(by: str, authors: str, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+    """How many characters from each start to each stop are one of `authors`'."""
+    letters = np.frombuffer(by.encode("ascii"), np.uint8)
+    before = np.concatenate([[0], np.isin(letters, list(authors.encode("ascii"))).cumsum()])
+    return before[stop] - before[start]
 
 
 def has_start(tokenizer, text: str) -> bool:
     """Some templates write the start token themselves; it must not come twice."""
     return bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
-
-
-def instruction_rows(tokenizer, text: str, parts: Sequence[str], ids: Tensor) -> Tensor:
-    """The rows of `ids` (S,) that hold the user's `parts` of `text`, in whose gaps the processor let placeholders grow.
-
-    Rows in front of the first image are the same with and without images, and so, counted from the end, are those behind
-    the last one; what stands between two images is looked for between them.
-    """
-    if not parts or not tokenizer.is_fast:
-        return torch.empty(0, dtype=torch.long)
-    coded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=not has_start(tokenizer, text))
-    short, long = coded.input_ids, ids.tolist()
-    head, tail = _same(short, long), _same(short[::-1], long[::-1])
-    rows, end, cursor = [], len(text), len(long) - tail
-    for words in reversed(parts):
-        at = text.rfind(words, 0, end)
-        if at < 0:
-            break
-        between, end = [], at
-        for i, (start, stop) in enumerate(coded.offset_mapping):
-            if not (start < at + len(words) and stop > at and stop > start):
-                continue
-            if len(short) - i <= tail:
-                rows.append(len(long) - len(short) + i)
-            elif i < head:
-                rows.append(i)
-            else:
-                between.append(short[i])
-        place = _rfind(long, between, cursor) if between else -1
-        if place >= 0:
-            rows += range(place, place + len(between))
-            cursor = place
-    return torch.tensor(sorted(rows), dtype=torch.long)
-
-
-def _same(one: list[int], other: list[int]) -> int:
-    """How many ids both begin with."""
-    shorter = min(len(one), len(other))
-    return next((i for i in range(shorter) if one[i] != other[i]), shorter)
-
-
-def _rfind(long: list[int], short: list[int], end: int) -> int:
-    """Where `short` stands last in long[:end], or -1."""
-    return next((i for i in range(end - len(short), -1, -1) if long[i : i + len(short)] == short), -1)

@@ -6,15 +6,19 @@ on the model's device, where they are rescaled and normalized in the image proce
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from trimtok_cli.errors import ModelError
+from trimtok_cli.errors import ModelError, SampleError
 from trimtok_cli.media.video import Clip
-from trimtok_cli.models.chat import has_start, instruction_rows, message_parts
+from trimtok_cli.models.chat import Written, grown, guarded, has_start, marks_of, message_parts, token_rows, written
+
+OF_THE_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")  # tensors of one number a token
+LONGEST_SHAPE = 200  # times as long as it is wide: what the processors of Qwen allow; others would ask for gigabytes
 
 _ARITHMETIC = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 
@@ -61,6 +65,8 @@ class Preprocessor:
 
     shares = False  # video frames lie in one tensor with images
 
+    num_positions: int | None = None  # of the model, where that is known
+
     def __init__(self, processor, name: str) -> None:
         self.processor, self.name = processor, name
         if getattr(processor, "chat_template", None) is None:  # a tokenizer's own knows no images
@@ -76,11 +82,12 @@ class Preprocessor:
     def video_inputs(self, clip: Clip) -> dict:
         """What the processor is given for a video whose frames were chosen already: it may neither sample nor date them again.
 
-        The rate is that of the frames given, and a frame's index is its time in that rate, whole or not.
+        At one frame a second a frame's index is its time, exactly. The rate that was sampled is reckoned from how many frames the
+        clip would then have.
         """
         count, times = len(clip.frames), clip.times
         gap = (times[-1] - times[0]) / (count - 1) if count > 1 else max(clip.duration, 0.001)
-        facts = {"total_num_frames": count, "fps": 1 / gap, "duration": clip.duration, "frames_indices": [t / gap for t in times]}
+        facts = {"total_num_frames": count * gap, "fps": 1.0, "duration": clip.duration, "frames_indices": list(times)}
         return {"videos": [[list(clip.frames)]], "video_metadata": [facts], "do_sample_frames": False}
 
     def as_bytes(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -107,14 +114,15 @@ class Preprocessor:
     def prepare(
         self, images: Sequence[Image.Image], question: str, *, system: str = "", clip: Clip | None = None, as_frames: bool = False
     ) -> Inputs:
-        """Chat template, processor, and where the user's words are. SampleError where the question does not fit.
+        """Chat template, processor, and where the user's words are. SampleError where the question or a picture does not fit.
 
         as_frames shows a clip as so many images, as it always is where the family has no video path.
         """
+        _check_shapes([*images, *(clip.frames if clip is not None else ())])
         as_frames = clip is not None and (as_frames or not self.has_video or (bool(images) and not self.mixes))
-        content = message_parts(question, len(images), clip is not None)
+        content, pictures, visuals = message_parts(question, len(images), clip is not None), [], []
         chat = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
-        pictures, visuals, shown, rest = [], [], [], iter(images)
+        shown, rest = [], iter(images)
         for part in content:
             if part["type"] == "video" and as_frames:
                 pictures += clip.frames
@@ -127,20 +135,69 @@ class Preprocessor:
                 pictures.append(next(rest))
                 visuals.append(Visual("image", pictures[-1].size))
             shown.append(part)
-        text = self.processor.apply_chat_template([*chat, {"role": "user", "content": shown}], add_generation_prompt=True)
-        more = self.video_inputs(clip) if clip is not None and not as_frames else {}
-        for kind, options in (("image_processor", "images_kwargs"), ("video_processor", "videos_kwargs")):
+        prompt = written(self._apply_template, [*chat, {"role": "user", "content": shown}])
+        tensors, rows, order = self._tokenized(prompt, pictures, None if as_frames else clip)
+        # A template may show what it is given in another order: images first, say.
+        kinds = {kind: iter([visual for visual in visuals if visual.kind == kind]) for kind in ("image", "video")}
+        words = " ".join(part["text"].strip() for part in content if part["type"] == "text")
+        return Inputs(tensors, tensors["input_ids"][0], rows, tuple(next(kinds[kind]) for kind in order), prompt.text, words)
+
+    def _apply_template(self, chat: list[dict]) -> str:
+        return self.processor.apply_chat_template(chat, add_generation_prompt=True)
+
+    @cached_property
+    def _marks(self) -> dict[str, int]:
+        return marks_of(self.processor)
+
+    @property
+    def _mark_ids(self) -> set[int]:
+        """Ids that no user's characters become; those that the vocabulary lacks may become its token for unknown ones."""
+        return set(self._marks.values()) - {self.processor.tokenizer.unk_token_id}
+
+    def _tokenized(
+        self, prompt: Written, pictures: Sequence[Image.Image], clip: Clip | None
+    ) -> tuple[dict[str, Tensor], Tensor, list[str]]:
+        """The processor's tensors, the rows of the question's words, and what is shown, image or video, in the prompt's order."""
+        tokenizer, safe = self.processor.tokenizer, guarded(prompt, self._marks)
+        options: dict[str, Any] = {"add_special_tokens": not has_start(tokenizer, safe.text)}
+        self._check_length(safe.text, **options)
+        if clip is not None:
+            options |= self.video_inputs(clip)
+        for kind, name in (("image_processor", "images_kwargs"), ("video_processor", "videos_kwargs")):
             if self._arithmetic(kind) is not None:
-                more[options] = {"do_rescale": False, "do_normalize": False}
+                options[name] = {"do_rescale": False, "do_normalize": False}
         batch = self.processor(
-            text=[text], images=[pictures] if pictures else None, return_tensors="pt",
-            add_special_tokens=not has_start(self.processor.tokenizer, text), **more,
+            text=[safe.text], images=[pictures] if pictures else None, return_tensors="pt",
+            return_offsets_mapping=tokenizer.is_fast, return_text_replacement_offsets=True, **options,
         )  # fmt: skip
+        offsets, replaced = batch.pop("offset_mapping", None), batch.pop("text_replacement_offsets", ())
+        replaced = list(replaced[0]) if len(replaced) else []
         tensors = self.as_bytes({key: value for key, value in batch.items() if isinstance(value, Tensor)})
-        ids = tensors["input_ids"][0]
-        words = [part["text"] for part in content if part["type"] == "text"]
-        rows = instruction_rows(self.processor.tokenizer, text, words, ids)
-        return Inputs(tensors, ids, rows, tuple(visuals), text, " ".join(words))
+        instruction = torch.empty(0, dtype=torch.long)  # without offsets nobody knows
+        if offsets is not None:
+            kept, instruction = token_rows(grown(safe, replaced), tensors["input_ids"][0], offsets[0], self._mark_ids)
+            tensors |= {name: tensors[name][:, kept] for name in OF_THE_TEXT if name in tensors}
+        return tensors, instruction, [each["type"] for each in replaced]
+
+    def _check_length(self, text: str, **options) -> None:
+        """SampleError where the words alone are longer than the model's positions, before anything else is made of them."""
+        if self.num_positions is None or 4 * len(text) <= self.num_positions:  # a character is four tokens at most
+            return
+        count = len(self.processor.tokenizer(text, verbose=False, **options).input_ids)
+        if count > self.num_positions:
+            raise SampleError(
+                f"the question is too long: with the chat template it has {count:,} tokens, and the model has "
+                f"{self.num_positions:,} positions; ask a shorter one."
+            )
+
+
+def _check_shapes(images: Sequence[Image.Image]) -> None:
+    """SampleError for a picture so long and thin that a processor that looks at its shorter side would blow it up."""
+    for width, height in {image.size for image in images}:
+        if max(width, height) > LONGEST_SHAPE * min(width, height):
+            raise SampleError(
+                f"a picture of {width} x {height} pixels is more than {LONGEST_SHAPE} times as long as it is wide: crop it first."
+            )
 
 
 def _settings(processor) -> dict[str, Any] | None:

@@ -31,7 +31,8 @@ class QwenPreprocessor(Preprocessor):
         if len(clip.frames) == 1:
             facts = given["video_metadata"][0]
             given["videos"] = [[list(clip.frames * 2)]]
-            given["video_metadata"] = [facts | {"total_num_frames": 2, "frames_indices": facts["frames_indices"] * 2}]
+            twice = {name: facts[name] * 2 for name in ("total_num_frames", "frames_indices")}
+            given["video_metadata"] = [facts | twice]
         return given
 
 
