@@ -56,8 +56,9 @@ ALIASES = {checkpoint.alias: checkpoint.hub_id for checkpoint in CHECKPOINTS}
 
 
 def locate(model: str, flag: str = "--model") -> Path | str:
-    """The folder or the hub id that an alias, a hub id or a folder's name means. UsageError if it can be none of them."""
-    source = ALIASES.get(model, model)
+    """The folder or the hub id that a name means: a short name of --model's, a hub id, or a folder. UsageError if it is none."""
+    short = ALIASES if flag == "--model" else {}
+    source = short.get(model, model)
     try:
         local = Path(source).expanduser()
         if source.strip() and local.is_dir():
@@ -68,7 +69,9 @@ def locate(model: str, flag: str = "--model") -> Path | str:
         pass
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source, re.ASCII) and len(source) <= 96:
         return source
-    near = difflib.get_close_matches(model, ALIASES, 1)
+    if not short:
+        raise UsageError(f"{flag} {model}: no such folder, and no hub id (owner/name).")
+    near = difflib.get_close_matches(model, short, 1)
     hint = f"did you mean {near[0]}?" if near else "`trimtok models` lists the short names."
     raise UsageError(f"{flag} {model}: no such folder, and neither a hub id (owner/name) nor a short name; {hint}")
 

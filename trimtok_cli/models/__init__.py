@@ -17,7 +17,7 @@ from trimtok_cli.models.idefics3 import Idefics3
 from trimtok_cli.models.internvl import InternVL
 from trimtok_cli.models.llava import Llava
 from trimtok_cli.models.llava_next import LlavaNext, LlavaOnevision
-from trimtok_cli.models.loading import Folder, check_weights, find_folder
+from trimtok_cli.models.loading import Folder, check_weights, find_folder, strip
 from trimtok_cli.models.qwen import Qwen2VL, Qwen3VL
 
 ADAPTERS: dict[str, type[Adapter]] = {
@@ -33,9 +33,6 @@ ADAPTERS: dict[str, type[Adapter]] = {
     "smolvlm": Idefics3,
     "gemma3": Gemma3,
 }
-
-# Of a config.json: how the library is to run a model, and where else its weights are. Both are the user's to say.
-NOT_ITS_CHOICE = ("fusion_config", "distributed_config", "transformers_weights")
 
 __all__ = ["ADAPTERS", "ALIASES", "Adapter", "Inputs", "load_model", "pick_device", "pick_dtype"]
 
@@ -92,8 +89,7 @@ def load_model(
         _check_family(read_settings(base.path), model)
         settings = check(base.path)
     config = base.load("config.json", AutoConfig.from_pretrained)
-    for name in NOT_ITS_CHOICE:
-        vars(config).pop(name, None)
+    strip(config)
     processor = base.load("processor", AutoProcessor.from_pretrained)
     with folder.sentences():
         fit(processor, config)

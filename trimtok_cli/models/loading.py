@@ -43,6 +43,7 @@ class Folder:
                     str(self.path), trust_remote_code=self.trusted, local_files_only=not self.trusted, **options
                 )
         except Exception as error:
+            log.debug("%s: its %s cannot be loaded", self.said, part, exc_info=error)
             raise self.error(reason(part, error)) from error
 
     def error(self, reason: str) -> ModelError:
@@ -64,6 +65,20 @@ def find_folder(model: str, flag: str, *, revision: str | None = None, trusted: 
         return Folder(source, said, trusted=trusted), revision or "local"
     path = fetch(source, said, revision=revision, code=trusted)
     return Folder(path, said, trusted=trusted), path.name
+
+
+def strip(config: transformers.PretrainedConfig) -> None:
+    """Takes out of a configuration how the library is to run it and where else its weights are: that is not a file's to say.
+
+    An implementation that it names may be a kernel which the library fetches from the hub.
+    """
+    for name in ("fusion_config", "distributed_config", "transformers_weights", "_experts_implementation_internal"):
+        if vars(config).get(name) is not None:
+            log.debug("config.json says %s, which is not asked for here", name)
+            setattr(config, name, None)
+    for part in vars(config).values():
+        if isinstance(part, transformers.PretrainedConfig):
+            strip(part)
 
 
 def check_weights(info: dict[str, Any]) -> None:
@@ -100,7 +115,7 @@ def unasked() -> Iterator[None]:
     Standard input holds the user's paths, of which one may begin with y; standard output may be the answers.
     """
     stdin, printed = sys.stdin, io.StringIO()
-    with open(os.devnull, encoding="utf-8") as nothing, contextlib.redirect_stdout(printed):
+    with open(os.devnull, encoding="utf-8") as nothing, _native_prints_on_stderr(), contextlib.redirect_stdout(printed):
         sys.stdin = nothing
         try:
             yield
@@ -108,6 +123,23 @@ def unasked() -> Iterator[None]:
             sys.stdin = stdin
     if printed.getvalue().strip():
         log.debug("while loading: %s", printed.getvalue().strip())
+
+
+@contextlib.contextmanager
+def _native_prints_on_stderr() -> Iterator[None]:
+    """What is no Python prints past `sys.stdout`."""
+    try:
+        kept = os.dup(1)
+    except OSError:  # standard output is closed
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):
+            os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def reason(part: str, error: Exception) -> str:
