@@ -5,6 +5,8 @@ from functools import partial
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+from transformers.utils import is_accelerate_available
 
 from trimtok_cli.catalog import ALIASES
 from trimtok_cli.checkpoint import OTHER_LAYOUTS, Broken, check, check_adapter, quantization, read_settings
@@ -93,7 +95,7 @@ def load_model(
     processor = base.load("processor", AutoProcessor.from_pretrained)
     with folder.sentences():
         fit(processor, config)
-    network = _network(base, config, kind, place, quantized=bool(quantization(settings["config.json"])))
+    network = _network(base, config, kind, place, quantization(settings["config.json"]))
     if base is not folder:
         folder.load("adapter", partial(_add_adapter, network))
     adapter = ADAPTERS[config.model_type](network, processor, name=model, revision=commit)
@@ -130,13 +132,16 @@ def _check_family(settings: dict[str, dict], model: str) -> None:
         raise ModelError(f"--model {model} is of the family {family[:60]!r}; supported are {', '.join(sorted(ADAPTERS))}.")
 
 
-def _network(folder: Folder, config, kind: torch.dtype, place: torch.device, *, quantized: bool):
+def _network(folder: Folder, config, kind: torch.dtype, place: torch.device, quantized: str):
     """The model with its weights, every one of them read from the folder, on its device.
 
     The attention is named here: what config.json names may be a kernel that the library fetches from the hub. Quantized
     weights are laid out for a device while they are read, and stay there.
     """
-    more = {"device_map": {"": place}} if quantized else {}
+    if quantized and not any(name.startswith(quantized) for name in AUTO_QUANTIZER_MAPPING):  # they would be read as they lie
+        version = transformers.__version__
+        raise folder.error(f"its weights are quantized by {quantized[:40]!r}, which transformers {version} does not know")
+    more = {"device_map": {"": place}} if quantized and is_accelerate_available() else {}
     network, info = folder.load(
         "weights", AutoModelForImageTextToText.from_pretrained, config=config, dtype=kind, attn_implementation="sdpa",
         output_loading_info=True, ignore_mismatched_sizes=True, **more,

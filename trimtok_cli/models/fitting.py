@@ -18,7 +18,8 @@ def fit(processor: Any, config: Any) -> None:
     """Sets what `processor` counts placeholders by to what gives as many as the model has visual tokens. Raises Broken."""
     for kind in ("image_processor", "video_processor"):
         _check_numbers(getattr(processor, kind, None), kind.replace("_", " "))
-    vision = getattr(config, "vision_config", None)
+    vision = config.vision_config
+    _check_layers(getattr(config, "vision_feature_layer", None), getattr(vision, "num_hidden_layers", 0))
     if hasattr(processor, "num_image_tokens") and processor.num_image_tokens is None:
         _set(processor, "num_image_tokens", (vision.image_size // vision.patch_size) ** 2)
     if hasattr(processor, "num_image_tokens") and processor.vision_feature_select_strategy is None:
@@ -45,6 +46,12 @@ def _set(owner: Any, name: str, value: Any) -> None:
     if getattr(owner, name) != value:
         log.debug("%s.%s is %r in the files and %r for this model", type(owner).__name__, name, getattr(owner, name), value)
         setattr(owner, name, value)
+
+
+def _check_layers(read: Any, count: int) -> None:
+    for layer in read if isinstance(read, (list, tuple)) else [] if read is None else [read]:
+        if not -count - 1 <= layer <= count:
+            raise Broken(f"its config.json says vision_feature_layer: {read}, and its tower has {count} layers")
 
 
 def _check_numbers(processor: Any, what: str) -> None:

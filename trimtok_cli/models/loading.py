@@ -146,28 +146,27 @@ def reason(part: str, error: Exception) -> str:
     """Why a part of a checkpoint cannot be loaded and what to do, without the library's own advice, which is for programmers."""
     text = " ".join(str(error).split())
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "not enough memory" in text:
-        return f"its {part} does not fit into memory; use a smaller model"
+        return f"there is not memory enough for its {part}; use a smaller model"
     if "trust_remote_code" in text or "custom code" in text:
         return (
-            f"its {part} asks for Python code of its own, which is not run; if you trust that code, read it and add "
-            "--trust-remote-code, else use another checkpoint"
+            f"for its {part} it would run Python code of its own; read that code, and add --trust-remote-code if you trust it, "
+            "or use another checkpoint"
         )
     if "num2words" in text:
         return "the processor of this family needs num2words: pip install 'trimtok[smolvlm]'"
     if isinstance(error, ImportError):
         package = re.search(r"pip install (?:-U |--upgrade )?([\w\-\[\]]+)", text)
-        return f"its {part} needs a package that is not installed ({_first_sentence(text)})" + (
-            f": pip install {package[1]}" if package else ""
-        )
+        what_to_do = f": pip install {package[1]}" if package else ""
+        return f"for its {part} a package is not installed ({_first_sentence(text)}){what_to_do}"
     if isinstance(error, OSError) and error.strerror:
         return f"its {part} cannot be read ({error.strerror}); check the folder"
     if "weights_only" in text or "Unsupported" in type(error).__name__ or "Unpickling" in type(error).__name__:
-        return f"its {part} is a pickle that holds more than tensors, or is damaged; use a checkpoint with safetensors"
+        return f"for its {part} it has a pickle that holds more than tensors, or is damaged; use a checkpoint with safetensors"
     known = isinstance(error, (OSError, ValueError, RuntimeError)) and text
     said = f" ({_first_sentence(text)})" if known else ""
-    return f"its {part} is not as transformers {transformers.__version__} expects it{said}; check the folder"
+    return f"its {part} cannot be read by transformers {transformers.__version__}{said}; check the folder"
 
 
 def _first_sentence(text: str) -> str:
-    found = re.split(r"(?<=[\w)'\"])[.:!?] |\s\s|\n", " ".join(text.split()))[0]
+    found = re.split(r"(?<=[\w)'\"`])[.!?] ", " ".join(text.split()))[0]
     return (found if len(found) <= 160 else found[:157] + "...").rstrip(".")
