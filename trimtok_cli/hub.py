@@ -63,12 +63,12 @@ def _why(hub_id: str, revision: str | None, error: Exception) -> str:
         return f"{hub_id} has no revision {revision}; check --revision"
     if isinstance(error, errors.GatedRepoError):
         return f"{hub_id} is gated; ask for access on its page, then log in with `hf auth login` or HF_TOKEN"
-    if isinstance(error, errors.RepositoryNotFoundError):
+    answer = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.RepositoryNotFoundError) or answer == 401:
         return f"the hub has no {hub_id}, or keeps it private; check the name, or log in with `hf auth login` or HF_TOKEN"
     if isinstance(error, errors.OfflineModeIsEnabled):
         return f"{hub_id} is not in the cache, and HF_HUB_OFFLINE forbids to look on the hub; unset it, or name a local folder"
     if isinstance(error, OSError) and error.errno:
         return f"{hub_id} cannot be written to the cache ({error.strerror}); make room, or set HF_HOME"
-    answer = getattr(getattr(error, "response", None), "status_code", None)
     found = f"the hub answered {answer}" if answer else "the hub cannot be reached"
     return f"{hub_id} is not wholly in the cache, and {found}; check the network, or name a local folder"
