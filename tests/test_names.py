@@ -7,6 +7,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -83,8 +84,9 @@ def test_of_a_repository_only_what_is_loaded_is_downloaded(files, code, want):
 class Hub(BaseHTTPRequestHandler):
     """A hub with one repository, `owner/model`, of the files in `files`; `status` is what it answers to all else."""
 
-    files: dict[str, bytes] = {}
-    status, code, asked = 200, "", []
+    files: ClassVar[dict[str, bytes]] = {}
+    status, code = 200, ""
+    asked: ClassVar[list[str]] = []
     sha = "0123456789abcdef0123456789abcdef01234567"
 
     def _send(self, status: int, body: bytes, **headers: str) -> None:
