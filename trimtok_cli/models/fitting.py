@@ -18,6 +18,7 @@ def fit(processor: Any, config: Any) -> None:
     """Sets what `processor` counts placeholders by to what gives as many as the model has visual tokens. Raises Broken."""
     for kind in ("image_processor", "video_processor"):
         _check_numbers(getattr(processor, kind, None), kind.replace("_", " "))
+    _fit_template(processor)
     vision = config.vision_config
     _check_layers(getattr(config, "vision_feature_layer", None), getattr(vision, "num_hidden_layers", 0))
     if hasattr(processor, "num_image_tokens") and processor.num_image_tokens is None:
@@ -26,6 +27,47 @@ def fit(processor: Any, config: Any) -> None:
         _set(processor, "vision_feature_select_strategy", config.vision_feature_select_strategy)
     if hasattr(processor, "num_additional_image_tokens") and vision.model_type in CLASS_TOKENS:
         _fit_counts(processor, config)
+
+
+# In front of a template that takes a turn's content as text: what the parts of a turn say, one after the other.
+_AS_TEXT = (
+    "{% set flat = namespace(turns=[]) %}{% for m in messages %}{% set said = namespace(text='') %}"
+    "{% if m['content'] is string %}{% set said.text = m['content'] %}{% else %}{% for c in m['content'] %}"
+    "{% if c['type'] == 'text' %}{% set said.text = said.text + c['text'] %}"
+    "{% elif c['type'] == 'image' %}{% set said.text = said.text + MARK %}{% endif %}"
+    "{% endfor %}{% endif %}{% set flat.turns = flat.turns + [{'role': m['role'], 'content': said.text}] %}{% endfor %}"
+    "{% set messages = flat.turns %}"
+)
+
+
+def _fit_template(processor: Any) -> None:
+    """A template that the tokenizer alone has, if it knows images; and one that takes text is made to take images and text.
+
+    Such a template writes a list as Python would, and the model would be asked about `[{'type': 'image'}, ...]`.
+    """
+    mark = getattr(processor, "image_token", None)
+    if processor.chat_template is None and isinstance(mark, str):
+        known = getattr(getattr(processor, "tokenizer", None), "chat_template", None)
+        if isinstance(known, str) and mark in known:
+            _set(processor, "chat_template", known)
+    if not isinstance(processor.chat_template, str) or not isinstance(mark, str) or _asked(processor) is not None:
+        return
+    for shown in ("", f"{mark}\n"):
+        template = _AS_TEXT.replace("MARK", repr(shown)) + processor.chat_template
+        if mark in (_asked(processor, template) or ""):
+            _set(processor, "chat_template", template)
+            return
+
+
+def _asked(processor: Any, template: str | None = None) -> str | None:
+    """A question about an image as a template writes it; None where it does not know what to make of the question's parts."""
+    question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Is it so?"}]}
+    try:
+        text = processor.apply_chat_template([question], chat_template=template, add_generation_prompt=True)
+    except Exception as error:  # whatever a template may raise; a sample's row will say it
+        log.debug("the chat template does not take images and text", exc_info=error)
+        return None
+    return text if "Is it so?" in text and "'type'" not in text and '"type"' not in text else None
 
 
 def _fit_counts(processor: Any, config: Any) -> None:
