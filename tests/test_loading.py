@@ -448,3 +448,53 @@ def test_a_tower_without_class_token_keeps_all_its_patches(model, processor, cla
     said = {"vision_feature_select_strategy": processor, "num_additional_image_tokens": class_tokens}
     (folder / "processor_config.json").write_text(json.dumps(whole | said))
     assert len(counted(folder)) == tokens
+
+
+# ---- CLIP's text tower
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    from transformers import CLIPConfig, CLIPModel
+
+    folder, words = tmp_path_factory.mktemp("clip") / "clip", tiny.tokenizer()
+    text = {"vocab_size": len(words), "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "max_position_embeddings": 77, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}  # fmt: skip
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 84, "patch_size": 14}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+def lose(folder: Path, pattern: str) -> None:
+    weights = {name: tensor for name, tensor in load_file(folder / "model.safetensors").items() if not re.search(pattern, name)}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def ask_for_code(folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", tokenizer_class="Unknown", auto_map={"AutoTokenizer": ["evil.Words", "evil.Words"]})
+    (folder / "tokenizer.json").unlink()
+    (folder / "evil.py").write_text(f"open({str(folder / 'mark')!r}, 'w')")
+
+
+CLIPS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "another kind of model": (lambda f: edit(f / "config.json", model_type="siglip"), r"it is no CLIP checkpoint; name one that has"),
+    "a lost projection": (lambda f: lose(f, "text_projection"), r"its weights lack 1 tensor \(text_projection.weight\)"),
+    "a cut file": (lambda f: cut(f / "model.safetensors"), r"model.safetensors is cut short"),
+    "a torn config": (lambda f: (f / "config.json").write_text("{"), r"config.json is not JSON, line 1"),
+    "no config": (lambda f: (f / "config.json").unlink(), r"it is no CLIP checkpoint"),
+    "code of its own": (ask_for_code, r"its tokenizer"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", CLIPS)
+def test_a_text_tower_that_cannot_be_loaded_is_one_sentence(clip, llava_folder, fault, tmp_path):
+    folder = shutil.copytree(clip, tmp_path / "clip")
+    load_model(str(llava_folder), device="cpu", clip_text=str(folder))
+    change, words = CLIPS[fault]
+    change(folder)
+    with pytest.raises(ModelError) as caught:
+        load_model(str(llava_folder), device="cpu", clip_text=str(folder))
+    said = str(caught.value)
+    assert said.startswith(f"--clip-text {folder} cannot be loaded: ") and said.count("\n") == 0
+    assert re.search(words, said) and not (folder / "mark").exists(), said

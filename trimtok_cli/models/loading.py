@@ -162,8 +162,8 @@ def reason(part: str, error: Exception) -> str:
         return f"its {part} cannot be read ({error.strerror}); check the folder"
     if "weights_only" in text or "Unsupported" in type(error).__name__ or "Unpickling" in type(error).__name__:
         return f"for its {part} it has a pickle that holds more than tensors, or is damaged; use a checkpoint with safetensors"
-    known = isinstance(error, (OSError, ValueError, RuntimeError)) and text
-    said = f" ({_first_sentence(text)})" if known else ""
+    told = isinstance(error, (OSError, ValueError, RuntimeError)) and text  # else it speaks to programmers
+    said = f" ({text[:60]} is not known)" if isinstance(error, KeyError) else f" ({_first_sentence(text)})" if told else ""
     return f"its {part} cannot be read by transformers {transformers.__version__}{said}; check the folder"
 
 
