@@ -108,12 +108,28 @@ def check_files(folder: Path, settings: dict[str, dict[str, Any]]) -> None:
             raise Broken(f"its weights are quantized ({quantized}), and {name} is not installed: pip install {name}")
     if "adapter_config.json" in settings:
         check_adapter(settings["adapter_config.json"])
+    sizes: set[int] = set()
     for path in weight_files(folder, settings):
         _check_whole(path)
         if path.suffix == ".safetensors":
-            _check_header(path, quantized)
+            sizes |= _sizes(path, quantized)
         elif _begin(path, 2) == b"PK" and not zipfile.is_zipfile(path):
             raise Broken(f"its {path.name} is cut short; {AGAIN}")
+    if sizes and not quantized:
+        _check_sizes(settings["config.json"], sizes)
+
+
+def _check_sizes(config: dict[str, Any], sizes: set[int]) -> None:
+    """That the tensors have the widths that the configuration says: a model of other widths may not fit into memory at all."""
+    text = config.get("text_config") or config
+    for part in (text, config.get("vision_config") or {}):
+        for name in ("hidden_size", "intermediate_size"):
+            width = part.get(name)
+            if width is not None and width not in sizes:
+                raise Broken(f"its config.json says {name}: {str(width)[:40]}, and none of its tensors is that wide; {AGAIN}")
+    rows = text.get("vocab_size", 0)
+    if not isinstance(rows, int) or rows > 16 * max(sizes):
+        raise Broken(f"its config.json says vocab_size: {str(rows)[:40]}, and none of its tensors is that long; {AGAIN}")
 
 
 def check_adapter(settings: dict[str, Any]) -> None:
@@ -199,8 +215,11 @@ def _begin(path: Path, count: int) -> bytes:
         return file.read(count)
 
 
-def _check_header(path: Path, quantized: str) -> None:
-    """A safetensors file begins with the length of a JSON header that says where each tensor ends."""
+def _sizes(path: Path, quantized: str) -> set[int]:
+    """The sizes of all tensors of a file. Raises Broken for one that is torn, or whose numbers cannot be weights.
+
+    A safetensors file begins with the length of a JSON header that says where each tensor ends.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -208,6 +227,7 @@ def _check_header(path: Path, quantized: str) -> None:
     try:
         tensors = {name: spec for name, spec in json.loads(text).items() if name != "__metadata__"}
         end = max((spec["data_offsets"][1] for spec in tensors.values()), default=0)
+        sizes = {size for spec in tensors.values() for size in spec["shape"]}
         kinds = {name: spec["dtype"] for name, spec in tensors.items()}
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
         whole = length <= 10**8 and length + 8 > size
@@ -217,3 +237,4 @@ def _check_header(path: Path, quantized: str) -> None:
     small = next((name for name, kind in kinds.items() if kind in _SMALL_KINDS and name.endswith("weight")), None)
     if small and not quantized:
         raise Broken(f"its {small} holds {kinds[small]} numbers, and its config.json has no quantization_config to read them by")
+    return sizes
