@@ -201,7 +201,7 @@ def test_relevance_by_a_clip_text_tower_and_the_flag_that_names_it(llava_folder,
     from tests import tiny
     from tests.conftest import picture
     from tests.test_cli import run
-    from trimtok_cli.errors import ModelError
+    from trimtok_cli.errors import ModelError, UsageError
     from trimtok_cli.models import load_model
 
     words = tiny.tokenizer()
@@ -240,5 +240,5 @@ def test_relevance_by_a_clip_text_tower_and_the_flag_that_names_it(llava_folder,
     tokens = other.encode_many([other.prepare([picture(1)], "Why?")])[0]
     with pytest.raises(ModelError, match="both must be the same CLIP"):
         _ = tokens.encoder.relevance
-    with pytest.raises(ModelError, match="--clip-text"):
+    with pytest.raises(UsageError, match="--clip-text"):
         load_model(str(llava_folder), device="cpu", clip_text="nowhere")

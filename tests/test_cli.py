@@ -186,11 +186,11 @@ def test_usage_errors_are_one_sentence_and_exit_2(args, says, llava_folder, pict
 
 
 @pytest.mark.parametrize(
-    ("model", "says"),
-    [("./gone", "no such folder"), ("llava-1.5-7c", "did you mean llava-1.5-7b"), ("owner/name", "cannot be loaded")],
+    ("model", "says", "code"),
+    [("./gone", "no such folder", 2), ("llava-1.5-7c", "did you mean llava-1.5-7b", 2), ("owner/name", "cannot be loaded", 1)],
 )
-def test_a_model_that_is_not_there_is_one_sentence_and_exit_1(model, says, pictures):
-    done = run("caption", pictures[0], "-m", model, "-o", "o.jsonl", code=1)
+def test_a_model_that_is_not_there_is_one_sentence_exit_2_for_a_wrong_name_and_exit_1_else(model, says, code, pictures):
+    done = run("caption", pictures[0], "-m", model, "-o", "o.jsonl", code=code)
     assert says in done.stderr and "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) <= 3
     assert not Path("o.jsonl").exists(), "a run that never began must not stand in the next one's way"
 

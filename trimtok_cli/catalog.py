@@ -3,8 +3,12 @@
 Licences are as known when this was written; the checkpoint's card has the last word.
 """
 
+import difflib
+import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from trimtok_cli.errors import UsageError
 
 _LLAVA, _NEXT = "576 an image", "up to 2,880 an image"
 _ONEVISION = "729 a tile, 196 a frame"
@@ -25,6 +29,7 @@ class Checkpoint:
 CHECKPOINTS = (
     Checkpoint("llava-1.5-7b", "llava-hf/llava-1.5-7b-hf", "llava", _LLAVA, "llama2"),
     Checkpoint("llava-1.5-13b", "llava-hf/llava-1.5-13b-hf", "llava", _LLAVA, "llama2"),
+    Checkpoint("joycaption-beta-one", "fancyfeast/llama-joycaption-beta-one-hf-llava", "llava", "729 an image", "llama3.1"),
     Checkpoint("llava-next-7b", "llava-hf/llava-v1.6-vicuna-7b-hf", "llava_next", _NEXT, "llama2"),
     Checkpoint("llava-next-13b", "llava-hf/llava-v1.6-vicuna-13b-hf", "llava_next", _NEXT, "llama2"),
     Checkpoint("llava-next-mistral-7b", "llava-hf/llava-v1.6-mistral-7b-hf", "llava_next", _NEXT, "apache-2.0"),
@@ -48,6 +53,27 @@ CHECKPOINTS = (
     Checkpoint("gemma-3-12b", "google/gemma-3-12b-it", "gemma3", "256 an image", "gemma"),
 )  # fmt: skip
 ALIASES = {checkpoint.alias: checkpoint.hub_id for checkpoint in CHECKPOINTS}
+
+
+def locate(model: str, flag: str = "--model") -> Path | str:
+    """The folder or the hub id that a name means: a short name of --model's, a hub id, or a folder. UsageError if it is none."""
+    short = ALIASES if flag == "--model" else {}
+    source = short.get(model, model)
+    try:
+        local = Path(source).expanduser()
+        if source.strip() and local.is_dir():
+            return local
+        if local.is_file():
+            raise UsageError(f"{flag} {model} is a file: name the folder that holds it and its config.json.")
+    except (OSError, RuntimeError, ValueError):  # a name too long, a user who is not there
+        pass
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source, re.ASCII) and len(source) <= 96:
+        return source
+    if not short:
+        raise UsageError(f"{flag} {model}: no such folder, and no hub id (owner/name).")
+    near = difflib.get_close_matches(model, short, 1)
+    hint = f"did you mean {near[0]}?" if near else "`trimtok models` lists the short names."
+    raise UsageError(f"{flag} {model}: no such folder, and neither a hub id (owner/name) nor a short name; {hint}")
 
 
 def in_cache(hub_id: str) -> bool:

@@ -33,6 +33,7 @@ class RunConfig:
 
     model: str = "llava-1.5-7b"
     revision: str = ""
+    trust_remote_code: bool = False
     device: str = "auto"
     dtype: str = "auto"
     method: str = "trimtokenator"
@@ -149,6 +150,11 @@ def _convert(wanted: dataclasses.Field, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise UsageError(f"{where} must hold names and values, for example {{pool: 0.9}}.")
         return value
+    if wanted.type is bool:
+        known = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+        if (said := str(value).strip().lower()) not in known:
+            raise UsageError(f"{where} must be true or false, got {value!r}.")
+        return known[said]
     either = wanted.type == int | str
     if either and str(value).strip() == "auto":
         return "auto"

@@ -583,7 +583,9 @@ def score(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> No
     Greedy decoding writes the reference if and only if every next token, given the reference so far, is the likeliest: so
     one pass over a scene scores all its questions, with the same outcome as asking them one by one.
     """
-    model = LlavaForConditionalGeneration.from_pretrained(options.model, dtype=torch.float32).eval()
+    model = LlavaForConditionalGeneration.from_pretrained(
+        options.model, dtype=torch.float32, trust_remote_code=False
+    ).eval()
     turns, rng = Turns(tokenizer), Random(HELD_OUT_SEED)
     right, asked_of = Counter(), Counter()
     for number in range(options.count):
@@ -623,7 +625,7 @@ def export(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> N
 
 def from_export(folder: Path, parts: dict[str, nn.Module]) -> None:
     """Fill the joint stage's parts from an exported model and the teacher file beside it."""
-    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
     teacher = load_file(folder.with_name("teacher.safetensors"))
     for name, part in PARTS.items():
         parts[name].load_state_dict(getattr(model.model, part).state_dict())

@@ -28,6 +28,7 @@ def caption(
     sources: Sources,
     model: o.Model = None,
     revision: o.Revision = None,
+    trust_remote_code: o.TrustRemoteCode = None,
     device: o.Device = None,
     dtype: o.DType = None,
     max_pixels: o.MaxPixels = None,

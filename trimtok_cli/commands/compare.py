@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from trimtok_cli.catalog import locate
 from trimtok_cli.commands import options as o
 from trimtok_cli.commands.destination import Destination, find_destination, open_answers
 from trimtok_cli.commands.guard import guarded
@@ -40,6 +41,7 @@ def compare(
     sources: Sources,
     model: o.Model = None,
     revision: o.Revision = None,
+    trust_remote_code: o.TrustRemoteCode = None,
     device: o.Device = None,
     dtype: o.DType = None,
     max_pixels: o.MaxPixels = None,
@@ -81,6 +83,7 @@ def compare(
 
 def run_comparison(config: RunConfig, source: Source, screen: Screen, *, out: str | None, overwrite: bool, verbose: bool) -> int:
     """Every sample of a source dense and pruned, to the file, the terminal and the page; the exit code."""
+    locate(config.model)
     pruners = build_pruners(config)
     destination = find_destination(out, "compare", name="compare.jsonl", overwrite=overwrite)
     adapter, ask = load(config, screen)

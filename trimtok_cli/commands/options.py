@@ -24,6 +24,14 @@ def _option(*names: str, shown: str | None = None, panel: str, help: str):
 
 Model = Annotated[str | None, _option("--model", "-m", shown=RunConfig.model, panel=MODEL, help="Alias, hub id or local folder.")]
 Revision = Annotated[str | None, _option("--revision", shown="main", panel=MODEL, help="Branch, tag or commit on the hub.")]
+TrustRemoteCode = Annotated[
+    bool | None,
+    _option(
+        "--trust-remote-code",
+        panel=MODEL,
+        help="Run Python files of the model's own folder where it asks for it: they can do all that you can. Read them first.",
+    ),
+]
 Device = Annotated[str | None, _option("--device", shown="auto", panel=MODEL, help="auto, cuda, cuda:N, mps or cpu.")]
 DType = Annotated[
     str | None,

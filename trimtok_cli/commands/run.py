@@ -5,6 +5,7 @@ import uuid
 from contextlib import closing
 from typing import Any
 
+from trimtok_cli.catalog import locate
 from trimtok_cli.commands.destination import find_destination, open_answers
 from trimtok_cli.commands.screen import FEW, Screen
 from trimtok_cli.config import RunConfig
@@ -30,6 +31,7 @@ def load(config: RunConfig, screen: Screen):
         dtype=config.dtype,
         revision=config.revision or None,
         clip_text=config.clip_text or None,
+        trust_remote_code=config.trust_remote_code,
     )
     frames = FrameRule(
         config.frames, config.fps or None, config.start, config.end or None, config.video_backend, config.video_timeout
@@ -72,6 +74,7 @@ def run(
     command: str, config: RunConfig, source: Source, *, out: str | None, overwrite: bool, screen: Screen, verbose: bool
 ) -> int:
     """Answers every sample; the exit code. Ctrl-C keeps what is written, and run.json says that the run was interrupted."""
+    locate(config.model)  # a name that is none is said before torch is imported
     from trimtok_cli.pruners import build_pruner
 
     pruner = build_pruner(config.method, pruning(config, config.method))

@@ -1,21 +1,25 @@
 """The model families: `config.model_type` to Adapter. Loading happens here."""
 
-import difflib
-from pathlib import Path
+from functools import partial
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PretrainedConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+from transformers.utils import is_accelerate_available
 
 from trimtok_cli.catalog import ALIASES
+from trimtok_cli.checkpoint import OTHER_LAYOUTS, Broken, check, check_adapter, quantization, read_settings
 from trimtok_cli.errors import ModelError, UsageError
 from trimtok_cli.models.base import Adapter, Inputs
 from trimtok_cli.models.clip_text import ClipText
+from trimtok_cli.models.fitting import fit
 from trimtok_cli.models.gemma3 import Gemma3
 from trimtok_cli.models.idefics3 import Idefics3
 from trimtok_cli.models.internvl import InternVL
 from trimtok_cli.models.llava import Llava
 from trimtok_cli.models.llava_next import LlavaNext, LlavaOnevision
+from trimtok_cli.models.loading import Folder, check_weights, find_folder, strip
 from trimtok_cli.models.qwen import Qwen2VL, Qwen3VL
 
 ADAPTERS: dict[str, type[Adapter]] = {
@@ -64,50 +68,87 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def load_model(
-    model: str, *, device: str = "auto", dtype: str = "auto", revision: str | None = None, clip_text: str | None = None
+    model: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    clip_text: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Adapter:
     """An alias, a hub id or a local folder, on its device and ready to answer. ModelError with one sentence if it cannot be.
 
     clip_text: a CLIP checkpoint whose text tower says how relevant each patch is to the question (CDPruner asks for it).
+    trust_remote_code: run Python files of the checkpoint where it asks for it; what they do is nobody's but theirs.
     """
-    place, kind = pick_device(device), None
+    place = pick_device(device)
     kind = pick_dtype(dtype, place)
-    source = ALIASES.get(model, model)
-    local = Path(source).expanduser()
-    if not local.is_dir() and (local.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1):
-        near = difflib.get_close_matches(model, ALIASES, 1)
-        hint = f"did you mean {near[0]}?" if near else "`trimtok models` lists the short names."
-        raise ModelError(f"--model {model}: no such folder, and neither a hub id (owner/name) nor a short name; {hint}")
-    source = str(local) if local.is_dir() else source
+    folder, commit = find_folder(model, "--model", revision=revision, trusted=trust_remote_code)
     # The library's own loading bars would tear ours; it still reports what goes wrong by raising.
     transformers.utils.logging.disable_progress_bar()
-    # The bare dictionary first: the library refuses a family that it does not know with a page of advice.
-    family = _load(PretrainedConfig.get_config_dict, source, model, revision)[0].get("model_type")
-    if family not in ADAPTERS:
-        raise ModelError(f"--model {model} is of the family {family!r}; supported are {', '.join(sorted(ADAPTERS))}.")
-    config = _load(AutoConfig.from_pretrained, source, model, revision)
-    processor = _load(AutoProcessor.from_pretrained, source, model, revision)
-    network = _load(AutoModelForImageTextToText.from_pretrained, source, model, revision, dtype=kind)
-    try:
-        network = network.to(place).eval()
-    except torch.OutOfMemoryError:
-        raise ModelError(
-            f"--model {model} does not fit into the memory of {place}: use a smaller model or --device cpu."
-        ) from None
-    commit = getattr(config, "_commit_hash", None) or revision or ("local" if local.is_dir() else "")
+    with folder.sentences():
+        base = _base(folder)
+        _check_family(read_settings(base.path), model)
+        settings = check(base.path)
+    config = base.load("config.json", AutoConfig.from_pretrained)
+    strip(config)
+    processor = base.load("processor", AutoProcessor.from_pretrained)
+    with folder.sentences():
+        fit(processor, config)
+    network = _network(base, config, kind, place, quantization(settings["config.json"]))
+    if base is not folder:
+        folder.load("adapter", partial(_add_adapter, network))
     adapter = ADAPTERS[config.model_type](network, processor, name=model, revision=commit)
     adapter.clip_text = ClipText(clip_text, place) if clip_text else None
     return adapter
 
 
-def _load(loader, source: str, model: str, revision: str | None, **more):
+def _base(folder: Folder) -> Folder:
+    """The folder itself, or of a PEFT adapter alone the checkpoint that it adapts."""
+    settings = read_settings(folder.path)
+    if "adapter_config.json" not in settings or "config.json" in settings:
+        return folder
+    check_adapter(settings["adapter_config.json"])
+    base = str(settings["adapter_config.json"]["base_model_name_or_path"])
     try:
-        return loader(source, revision=revision or "main", **more)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        hint = (
-            "check the folder"
-            if Path(source).is_dir()
-            else "check the name, --revision and the network (HF_HUB_OFFLINE, HF_TOKEN)"
-        )
-        raise ModelError(f"--model {model} cannot be loaded: {reason.rstrip('.')}; {hint}.") from error
+        found, _ = find_folder(base, "its base model", trusted=folder.trusted)
+    except UsageError as error:
+        raise Broken(str(error).rstrip(".")) from error
+    return Folder(found.path, folder.said, trusted=folder.trusted)
+
+
+def _add_adapter(network, path: str, **options) -> None:
+    network.load_adapter(path, adapter_kwargs={"local_files_only": True})
+    network.eval()
+
+
+def _check_family(settings: dict[str, dict], model: str) -> None:
+    """ModelError for a family that is not supported, before anything else is looked for in its folder.
+
+    The library itself would refuse it with a page of advice.
+    """
+    family = settings.get("config.json", {}).get("model_type")
+    if isinstance(family, str) and family not in ADAPTERS and family not in OTHER_LAYOUTS:
+        raise ModelError(f"--model {model} is of the family {family[:60]!r}; supported are {', '.join(sorted(ADAPTERS))}.")
+
+
+def _network(folder: Folder, config, kind: torch.dtype, place: torch.device, quantized: str):
+    """The model with its weights, every one of them read from the folder, on its device.
+
+    The attention is named here: what config.json names may be a kernel that the library fetches from the hub. Quantized
+    weights are laid out for a device while they are read, and stay there.
+    """
+    if quantized and not any(name.startswith(quantized) for name in AUTO_QUANTIZER_MAPPING):  # they would be read as they lie
+        version = transformers.__version__
+        raise folder.error(f"its weights are quantized by {quantized[:40]!r}, which transformers {version} does not know")
+    more = {"device_map": {"": place}} if quantized and is_accelerate_available() else {}
+    network, info = folder.load(
+        "weights", AutoModelForImageTextToText.from_pretrained, config=config, dtype=kind, attn_implementation="sdpa",
+        output_loading_info=True, ignore_mismatched_sizes=True, **more,
+    )  # fmt: skip
+    with folder.sentences():
+        check_weights(info)
+    try:
+        return (network if quantized else network.to(place)).eval()
+    except torch.OutOfMemoryError:
+        raise ModelError(f"{folder.said} does not fit into the memory of {place}: use a smaller model or --device cpu.") from None

@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
+from trimtok_cli.checkpoint import Broken, check_files, read_settings
 from trimtok_cli.errors import ModelError
+from trimtok_cli.models.loading import check_weights, find_folder
 
 SEGMENT = 77  # CLIP's longest text, in tokens
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."  # says nothing of the image: the published code strips it
@@ -18,12 +20,17 @@ class ClipText:
     """The text half of a CLIP checkpoint, and of its vision half the last normalization and projection."""
 
     def __init__(self, source: str, device: torch.device) -> None:
-        try:
-            clip = CLIPModel.from_pretrained(source).to(device).eval()
-            self.tokenizer = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ModelError(f"--clip-text {source} cannot be loaded: {reason.rstrip('.')}; name a CLIP checkpoint.") from error
+        folder, _ = find_folder(source, "--clip-text")
+        with folder.sentences():
+            settings = read_settings(folder.path)
+            if settings.get("config.json", {}).get("model_type") != "clip":
+                raise Broken("it is no CLIP checkpoint; name one that has the model's own vision tower")
+            check_files(folder.path, settings)
+        clip, info = folder.load("weights", CLIPModel.from_pretrained, output_loading_info=True, ignore_mismatched_sizes=True)
+        with folder.sentences():
+            check_weights(info)
+        clip = clip.to(device).eval()
+        self.tokenizer = folder.load("tokenizer", AutoTokenizer.from_pretrained)
         self.clip, self.width = clip, clip.config.vision_config.hidden_size
 
     def relevance(self, features: Tensor, words: str) -> Tensor:

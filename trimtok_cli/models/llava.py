@@ -78,9 +78,11 @@ class Llava(ClipAdapter):
             pixels = inputs.tensors["image_sizes"][number].tolist()
         rows, columns = pixels[0] // patch, pixels[1] // patch
         place = plain(rows, columns, 1, self._view(visual.size))
-        if self.model.config.vision_feature_select_strategy == "full" and self._has_cls:
+        drops = self.model.config.vision_feature_select_strategy == "default"
+        if self._has_cls and not drops:
             return Places(torch.cat([nowhere(1), place.box]))
-        return place
+        # A tower without a class token loses its first patch where the checkpoint drops one all the same.
+        return Places(place.box[1:]) if drops and not self._has_cls else place
 
     def _view(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
         """xyxy of the processor's center crop, as shares of the image; beyond 0 and 1 where it pads."""
