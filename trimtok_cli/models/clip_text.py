@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, CLIPModel
 from trimtok_cli.errors import ModelError
 
 SEGMENT = 77  # CLIP's longest text, in tokens
+SHORT_ANSWER = "Answer the question using a single word or phrase."
 
 
 class ClipText:
@@ -28,14 +29,16 @@ class ClipText:
     def relevance(self, features: Tensor, words: str) -> Tensor:
         """(N, F) patch features that enter the projector, and the question -> (N,) float32 mean cosine over text segments.
 
-        Neither negated nor scaled. A long question is cut into segments of 77 tokens, the last one filled with zeros. Raises
-        ModelError where the tower is not this CLIP's.
+        Neither negated nor scaled. Words on how to answer, as the benchmarks put them behind a question (SHORT_ANSWER), are no
+        question: as in CDPruner's published evaluation they are left out. A long question is cut into segments of 77 tokens,
+        the last one filled with zeros. Raises ModelError where the tower is not this CLIP's.
         """
         if features.shape[-1] != self.width:
             raise ModelError(
                 f"--clip-text is {self.width} wide in its vision tower, the model's features are {features.shape[-1]}: "
                 "both must be the same CLIP."
             )
+        words = words.rstrip().removesuffix(SHORT_ANSWER).rstrip() or words
         ids = torch.tensor(self.tokenizer(words).input_ids, device=features.device)
         segments = F.pad(ids, (0, -len(ids) % SEGMENT)).reshape(-1, SEGMENT)
         found = self.clip.get_text_features(segments)

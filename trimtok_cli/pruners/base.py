@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from trimtok_cli.pruners.budget import Budget, share_out
+from trimtok_cli.pruners.params import check_params, param
 from trimtok_cli.tokens import Prompt, Selection, VisualTokens
 
 ALL = Budget()
+BUDGETS = ("equal", "tokens", "diversity")
+TEXTS = ("instruction", "prompt")
 
 
 def _no_attention(rows: Tensor, layer: int) -> Tensor:
@@ -71,7 +74,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Pruner:
-    """A method with its parameters, which are its fields; it holds nothing of any sample.
+    """A method with its parameters, which are its fields, declared with `param`; it holds nothing of any sample.
 
     keep is each image's budget. budget says how the images of one prompt share the sum of theirs: `equal` (not at all),
     `tokens` (by their dense counts) or `diversity` (see `intra_diversity`).
@@ -86,7 +89,11 @@ class Pruner:
     renumbers: ClassVar[bool] = True
 
     keep: Budget = ALL
-    budget: str = "equal"
+    budget: str = param("equal", choices=BUDGETS)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a parameter that is not what its field says."""
+        check_params(self)
 
     @property
     def reads_tower(self) -> bool:

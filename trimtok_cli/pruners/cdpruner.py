@@ -9,8 +9,9 @@ they saw CLIP's patches answer the wrong way round and no other model's (issues 
 which no LLaVA checkpoint carries; where the encoder does not offer `relevance`, `text=llm` compares projected visual tokens
 with the language model's own text embeddings, not negated. That is not the paper's measure: say so next to a number.
 
-A further offer of EncoderTap: relevance () -> (N,) float32, the mean over the question's 77-token segments of the cosine of a
-patch (tower output, CLIP's post_layernorm and visual_projection) and the segment's text_embeds; neither negated nor scaled.
+A further offer of EncoderTap: relevance () -> (N,) float32, the mean over the question's 77-token segments (without the
+suffix "Answer the question using a single word or phrase.", as in the published evaluation) of the cosine of a patch (tower
+output, CLIP's post_layernorm and visual_projection) and the segment's text_embeds; neither negated nor scaled.
 
 Other than the published code: scaling is per image, not over the batch (`over`); a span of relevance that float32 cannot tell
 from none makes every relevance 1 (infinite there); tokens that the kept ones explain up to rounding come last, by relevance
@@ -28,6 +29,7 @@ from trimtok_cli.errors import UsageError
 from trimtok_cli.pruners.alignment import alignment
 from trimtok_cli.pruners.base import Pruner, Stage, padded, select_alike
 from trimtok_cli.pruners.greedy import cosines, first_of_best, full_float32
+from trimtok_cli.pruners.params import param
 from trimtok_cli.tokens import Selection
 
 TEXTS, SIGNS, OVER = ("clip", "llm"), ("auto", "negative", "positive"), ("image", "batch")
@@ -131,13 +133,8 @@ class CDPruner(Pruner):
     paper: ClassVar[str] = "2506.10967"
     licence: ClassVar[str] = "Apache-2.0"
 
-    text: str = "clip"
-    sign: str = "auto"
-
-    def __post_init__(self) -> None:
-        for name, known in (("text", TEXTS), ("sign", SIGNS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+    text: str = param("clip", choices=TEXTS)
+    sign: str = param("auto", choices=SIGNS)
 
     def select_many(self, stages: Sequence[Stage]) -> list[Selection]:
         """Every image of every sample at once, grouped by token count and budget.
