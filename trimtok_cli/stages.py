@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trimtok_cli.attention import attention_rows, seen, window_of
 from trimtok_cli.data import Kept
-from trimtok_cli.pruners import Pruner, Stage
+from trimtok_cli.pruners import Pruner, Stage, check_signals
 from trimtok_cli.timing import Clock
 from trimtok_cli.tokens import Prompt, VisualTokens
 
@@ -32,6 +32,15 @@ def reduce_prompts(
             reduced[i] = prompts[i].reduced(selection, num_dense=len(tokens[i]), renumber=renumber and pruner.renumbers)
     alive = iter(torch.cat([prompt.alive for prompt in reduced]).tolist())  # the device is asked once for all of them
     return reduced, [(Kept(0, tuple(islice(alive, len(prompt.alive)))),) for prompt in reduced]
+
+
+def check_method(adapter, pruner: Pruner | None) -> None:
+    """UsageError where a pruner cannot run on a model at all: said once, and before a run."""
+    if pruner is None:
+        return
+    pruner.stages(adapter.num_layers)  # raises for layers that the model does not have
+    if pruner.signals:
+        check_signals(pruner, adapter.offered())
 
 
 def layer_mean(kept: Sequence[Kept], num_layers: int) -> float:

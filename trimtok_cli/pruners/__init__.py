@@ -21,6 +21,7 @@ from trimtok_cli.pruners.trimtokenator import TrimTokenator
 from trimtok_cli.pruners.visionzip import VisionZip
 from trimtok_cli.pruners.vispruner import VisPruner
 from trimtok_cli.pruners.vtw import VTW
+from trimtok_cli.tokens import EncoderTap
 
 PRUNERS: dict[str, type[Pruner] | None] = {
     "dense": None,
@@ -44,7 +45,10 @@ PRUNERS: dict[str, type[Pruner] | None] = {
 OPTIONS = {"keep": "--keep", "budget": "--budget", "counts": "--budget-counts", "seed": "--seed"}
 """Settings of a whole run that reach the methods as parameters of theirs, and have options of their own."""
 
-__all__ = ["PRUNERS", "Budget", "Pruner", "ScoringPruner", "Stage", "build_pruner", "own_params", "parse_budget", "reads_tower"]
+__all__ = [
+    "PRUNERS", "Budget", "Pruner", "ScoringPruner", "Stage", "build_pruner", "check_signals", "own_params", "parse_budget",
+    "reads_tower",
+]  # fmt: skip
 
 
 def build_pruner(name: str, params: Mapping[str, Any]) -> Pruner | None:
@@ -88,6 +92,17 @@ def own_params(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
             raise UsageError(f"--param {key} would overrule {OPTIONS[param]}: use {OPTIONS[param]}.")
     own = {key.removeprefix(f"{name}."): value for key, value in params.items() if key.startswith(f"{name}.")}
     return {key: value for key, value in params.items() if "." not in key} | own
+
+
+def check_signals(pruner: Pruner, encoder: EncoderTap) -> None:
+    """UsageError where a vision tower does not offer what the pruner cannot do without."""
+    missing = [name for name in pruner.signals if not encoder.offers(name)]
+    if missing:
+        name = next((name for name, kind in PRUNERS.items() if kind is type(pruner)), type(pruner).__name__)
+        raise UsageError(
+            f"{name} cannot run on this model: it needs {' and '.join(missing)} of the vision tower, which this one does not "
+            f"offer; {pruner.instead}."
+        )
 
 
 def _check_names(params: Mapping[str, Any]) -> None:

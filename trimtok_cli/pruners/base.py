@@ -85,6 +85,8 @@ class Pruner:
     needs: ClassVar[tuple[str, ...]] = ()
     paper: ClassVar[str] = ""
     licence: ClassVar[str] = "no published code"
+    # What to do on a model whose vision tower does not offer what the method needs.
+    instead: ClassVar[str] = "use a method that needs less, `trimtok methods` lists them"
     # Survivors close the gaps in their positions, where the family's are 1-D; else they keep the ids they had.
     renumbers: ClassVar[bool] = True
 
@@ -96,9 +98,14 @@ class Pruner:
         check_params(self)
 
     @property
+    def signals(self) -> tuple[str, ...]:
+        """What of the vision tower it cannot do without, as it is set: by default what its `needs` name."""
+        return tuple(name for name in self.needs if name not in ("text", "attention"))
+
+    @property
     def reads_tower(self) -> bool:
-        """Whether anything of the vision tower is asked for besides the tokens: its `needs` say so."""
-        return not {"text", "attention"}.issuperset(self.needs)
+        """Whether anything of the vision tower is asked for besides the tokens."""
+        return bool(self.signals)
 
     def budgets(self, stage: Stage) -> list[tuple[Tensor, int]]:
         """For each image or video with tokens left: their places among the stage's visual tokens, and how many stay."""

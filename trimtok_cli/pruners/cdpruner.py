@@ -132,9 +132,17 @@ class CDPruner(Pruner):
     needs: ClassVar[tuple[str, ...]] = ("text", "relevance")
     paper: ClassVar[str] = "2506.10967"
     licence: ClassVar[str] = "Apache-2.0"
+    instead: ClassVar[str] = (
+        "name CLIP's text tower with --clip-text (for LLaVA-1.5 openai/clip-vit-large-patch14-336), or --param text=llm uses the "
+        "language model's text embeddings"
+    )
 
     text: str = param("clip", choices=TEXTS)
     sign: str = param("auto", choices=SIGNS)
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        return ("relevance",) if self.text == "clip" else ()
 
     def select_many(self, stages: Sequence[Stage]) -> list[Selection]:
         """Every image of every sample at once, grouped by token count and budget.
@@ -142,10 +150,7 @@ class CDPruner(Pruner):
         Raises UsageError where relevance is to come from CLIP and the encoder offers none.
         """
         if self.text == "clip" and not all(stage.tokens.encoder.offers("relevance") for stage in stages):
-            raise UsageError(
-                "cdpruner weighs tokens with CLIP's text tower, and this checkpoint has none: name one with --clip-text (for "
-                "LLaVA-1.5 openai/clip-vit-large-patch14-336), or --param text=llm uses the language model's text embeddings."
-            )
+            raise UsageError(f"cdpruner weighs tokens with CLIP's text tower, and this checkpoint has none: {self.instead}.")
         return select_alike(self, stages, self._choose)
 
     def _choose(self, images: list[tuple[Stage, Tensor]], keep: int) -> Tensor:

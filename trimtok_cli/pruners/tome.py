@@ -182,6 +182,7 @@ class ToMe(Pruner):
 
     where: ClassVar[str] = "vision tower"
     needs: ClassVar[tuple[str, ...]] = ("blocks", "project")
+    instead: ClassVar[str] = "use tome-projected"
     paper: ClassVar[str] = "2210.09461"
     licence: ClassVar[str] = "CC BY-NC 4.0"
 

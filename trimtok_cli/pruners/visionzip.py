@@ -103,6 +103,10 @@ class VisionZip(Pruner):
     cls: bool = param(False)
     append: bool = param(False)
 
+    @property
+    def signals(self) -> tuple[str, ...]:
+        return ("saliency", "keys", *(("cls", "features", "project") if self.cls else ()))
+
     def split(self, count: int) -> tuple[int, int]:
         """(dominant, contextual) of a budget: a count, or floor(share * T + 0.5), of contextual ones, at least one dominant."""
         wanted = self.contextual if isinstance(self.contextual, int) else math.floor(self.contextual * count + 0.5)
@@ -111,7 +115,7 @@ class VisionZip(Pruner):
 
     def select(self, stage: Stage) -> Selection:
         encoder, name = stage.tokens.encoder, "visionzip"
-        require(stage, name, "saliency", "keys", *(("cls", "features", "project") if self.cls else ()))
+        require(stage, name, *self.signals)
         before = encoder.offers("features") and encoder.offers("project")
         saliency, keys = signal(stage, name, "saliency"), signal(stage, name, "keys")
         features = signal(stage, name, "features") if before else stage.visual_embeds

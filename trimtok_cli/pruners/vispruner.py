@@ -87,9 +87,14 @@ class VisPruner(Pruner):
     needs: ClassVar[tuple[str, ...]] = ("saliency", "features")
     paper: ClassVar[str] = "2412.01818"
     licence: ClassVar[str] = "Apache-2.0"
+    instead: ClassVar[str] = "--param similarity=embeds does without features, trimtokenator without all of it"
 
     important: float | None = param(None, IMPORTANT, least=0, most=1)
     similarity: str = param("features", choices=SIMILARITIES)
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        return ("saliency", "features") if self.similarity == "features" else ("saliency",)
 
     def select(self, stage: Stage) -> Selection:
         saliency = signal(stage, "vispruner", "saliency")
