@@ -25,7 +25,7 @@ TAKES = {
     },
     "divprune": {},
     "divprune-star": {"pool": POOL, "align": ALIGN, "text": TEXT},
-    "cdpruner": {"text": (["clip", "llm"], ["prompt"]), "sign": (["auto", "negative", "positive"], ["up", 1])},
+    "cdpruner": {"text": (["clip", "llm"], ["prompt"]), "sign": (["auto", "negative", "positive"], ["up", 1]), "tiles": ([True, False], [0, 1, "no"])},
     "visionzip": {
         "contextual": ([0.15625, 0, 0.0, 10, 1], [1.0, 1.5, -0.1, [10]]), "cls": ([True, False], [0, 1, "yes"]),
         "append": ([True, False], [0, 1, "yes"]),

@@ -1,10 +1,13 @@
 """The methods' published settings can be asked for exactly: each table, by the parameters that say it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tests import tiny
 from tests.conftest import picture
+from tests.families import FAMILIES
 from tests.test_fastv import advanced, stage_of
 from tests.test_prumerge import stage_with_last
 from tests.test_visionzip import stage_of as tower_stage
@@ -148,6 +151,35 @@ def test_prumerge_as_many_as_there_are_outliers(tmp_path):
         assert found.kept.tolist() == sorted(want.tolist()) and len(found.extra) == 1
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("text", ["clip", "llm"])
+def test_cdpruner_gives_each_tile_its_share_and_scales_relevance_over_all_of_them(tmp_path, text):
+    from trimtok_cli.pruners.cdpruner import cdpruner, scaled_relevance, text_similarity
+
+    adapter = load_model(str(FAMILIES["llava_next"](tmp_path / "m")), device="cpu")
+    pruner = build_pruner("cdpruner", {"keep": 30, "text": text, "tiles": True})
+    inputs = adapter.prepare([picture(4, 300, 300)], "What?")
+    tokens = adapter.encode_many([inputs], taps=pruner.reads_tower)[0]
+    similarity = torch.rand(len(tokens), generator=torch.Generator().manual_seed(1))
+    tokens = replace(tokens, encoder=tokens.encoder.offering(relevance=lambda: similarity))
+    stage = Stage(0, (prompt := adapter.embed(inputs, tokens)).embeds, prompt, tokens)
+    tile = tokens.encoder.tile
+    shown, number = (tile >= 0).nonzero()[:, 0], tile.unique()[1:]
+    assert len(number) == 5 and (tile < 0).any(), "a base tile, four others, and newlines"
+    if text == "llm":
+        similarity = text_similarity(stage.visual_embeds[None], stage.text()[None])[0]
+    relevance = torch.zeros(len(tokens))
+    relevance[shown] = scaled_relevance(similarity[None, shown], negate=text == "clip")[0]
+    want = []
+    for each in number.tolist():
+        rows = (tile == each).nonzero()[:, 0]
+        assert len(rows) == 16
+        want += rows[cdpruner(stage.visual_embeds[rows], relevance[rows], 6)].tolist()
+    assert pruner.select(stage).kept.tolist() == sorted(want)
+    whole = build_pruner("cdpruner", {"keep": 30, "text": text}).select(stage).kept
+    assert len(whole) == 30 and whole.tolist() != sorted(want)
+
+
 def test_cdpruner_reads_the_question_without_how_to_answer_it():
     """The published evaluation's rule, on what CLIP's tokenizer is given."""
     from types import SimpleNamespace
@@ -172,6 +204,19 @@ def test_cdpruner_reads_the_question_without_how_to_answer_it():
     for words in (f"What is it?\n{SHORT_ANSWER}", f"What is it? {SHORT_ANSWER} \n", "What is it?", SHORT_ANSWER, f"{SHORT_ANSWER} Why?"):
         reader.relevance(torch.ones(5, 4), words)
     assert seen == ["What is it?", "What is it?", "What is it?", SHORT_ANSWER, f"{SHORT_ANSWER} Why?"]
+
+
+@pytest.mark.parametrize(
+    ("method", "params"), [("pyramiddrop", {"ratios": [0.5, 0.25, 0.125]}), ("tome", {"r": 16}), ("vtw", {"layer": 15})]
+)
+def test_settings_that_leave_keep_no_say_hold_also_where_keep_is_all(method, params):
+    assert build_pruner(method, {"keep": "all"}) is None
+    assert build_pruner(method, {"keep": "all", **params}) is not None
+
+
+def test_bad_parameters_are_refused_also_where_keep_is_all():
+    with pytest.raises(UsageError, match="pool is a share"):
+        build_pruner("trimtokenator", {"keep": "all", "pool": 7})
 
 
 def test_trimtokenator_defaults_are_the_papers():

@@ -54,6 +54,8 @@ __all__ = [
 def build_pruner(name: str, params: Mapping[str, Any]) -> Pruner | None:
     """The pruner of a name with its parameters (`keep` in any of the budget's forms); None for `dense` and for keep all.
 
+    Where other parameters decide instead of keep (`keep_decides`), keep all is a pruner as well.
+
     Raises UsageError for an unknown name or parameter and for a value that the method refuses.
     """
     if name not in PRUNERS:
@@ -64,7 +66,7 @@ def build_pruner(name: str, params: Mapping[str, Any]) -> Pruner | None:
         keep = parse_budget(params.get("keep", "all"))
     except ValueError as error:
         raise UsageError(f"--keep: {error}.") from None
-    if kind is None or keep == Budget():
+    if kind is None:
         return None
     known = [f.name for f in dataclasses.fields(kind) if f.name not in ("keep", "budget")]
     unused = {"keep", *({"seed", "counts"} - set(known))}  # settings of a whole run, which not every method has a use for
@@ -73,9 +75,10 @@ def build_pruner(name: str, params: Mapping[str, Any]) -> Pruner | None:
         if key not in known:
             raise UsageError(f"{name} has no parameter {key!r}: it takes {_list(known)}{_suggest(key, known)}.")
     try:
-        return kind(keep=keep, **given)
+        pruner = kind(keep=keep, **given)
     except (ValueError, TypeError) as error:
         raise UsageError(f"--param of {name}: {error}.") from None
+    return None if keep == Budget() and pruner.keep_decides else pruner
 
 
 def own_params(name: str, params: Mapping[str, Any]) -> dict[str, Any]:

@@ -107,6 +107,11 @@ class Pruner:
         """Whether anything of the vision tower is asked for besides the tokens."""
         return bool(self.signals)
 
+    @property
+    def keep_decides(self) -> bool:
+        """Whether keep has a say, as the method is set: else keeping `all` does not make it dense."""
+        return True
+
     def budgets(self, stage: Stage) -> list[tuple[Tensor, int]]:
         """For each image or video with tokens left: their places among the stage's visual tokens, and how many stay."""
         images = stage.images()
@@ -149,14 +154,16 @@ class ScoringPruner(Pruner):
 
 
 def select_alike(
-    pruner: Pruner, stages: Sequence[Stage], choose: Callable[[list[tuple[Stage, Tensor]], int], Tensor]
-) -> list[Selection]:
+    pruner: Pruner, stages: Sequence[Stage], choose: Callable[[list[tuple[Stage, Tensor]], int], Tensor],
+    budgets: Callable[[Stage], list[tuple[Tensor, int]]] | None = None,
+) -> list[Selection]:  # fmt: skip
     """A batch's choices where `choose` answers all images of one size and budget at once: one greedy loop for all of them.
 
     choose([(stage, places of the image's tokens (n,)), ...], keep) -> (images, keep) indices into those places. It is not
-    asked about images that keep all.
+    asked about images that keep all. budgets: in place of the pruner's, where something else than images has them.
     """
-    images = [(number, rows, count) for number, stage in enumerate(stages) for rows, count in pruner.budgets(stage)]
+    of = budgets or pruner.budgets
+    images = [(number, rows, count) for number, stage in enumerate(stages) for rows, count in of(stage)]
     kept: list[list[Tensor]] = [[stage.no_tokens] for stage in stages]
     for size, budget in sorted({(len(rows), count) for _, rows, count in images}):
         group = [(number, rows) for number, rows, count in images if (len(rows), count) == (size, budget)]

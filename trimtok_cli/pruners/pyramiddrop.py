@@ -105,6 +105,10 @@ class PyramidDrop(Pruner):
                 f"ratios must be as many as layers, one for each, got {len(self.ratios)} and {len(self.layers or PUBLISHED)}"
             )
 
+    @property
+    def keep_decides(self) -> bool:
+        return self.ratios is None
+
     def stages(self, num_layers: int) -> tuple[int, ...]:
         if self.layers is not None:
             return there("pyramiddrop", f"layers={list(self.layers)}", self.layers, num_layers)

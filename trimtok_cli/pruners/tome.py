@@ -195,6 +195,10 @@ class ToMe(Pruner):
         if self.inflect and not isinstance(self.r, int):
             raise ValueError("inflect changes r from layer to layer: give r as one number")
 
+    @property
+    def keep_decides(self) -> bool:
+        return self.r is None
+
     def select(self, stage: Stage) -> Selection:
         require(stage, "tome", "blocks", "project")
         encoder, kept, merged = stage.tokens.encoder, [], []

@@ -76,6 +76,10 @@ class VTW(Pruner):
             raise ValueError("with counts=layer-mean the layer follows from keep: give one of the two")
 
     @property
+    def keep_decides(self) -> bool:
+        return self.layer is None
+
+    @property
     def _one_for_all(self) -> bool:
         """With layer-mean: whether one K fits images of every size."""
         return self.keep.share is not None and self.budget == "equal"
