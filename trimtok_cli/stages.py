@@ -12,9 +12,9 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from trimtok_cli.attention import attention_rows
+from trimtok_cli.attention import attention_rows, seen, window_of
 from trimtok_cli.data import Kept
-from trimtok_cli.pruners import Pruner, Stage
+from trimtok_cli.pruners import Pruner, Stage, check_signals
 from trimtok_cli.timing import Clock
 from trimtok_cli.tokens import Prompt, VisualTokens
 
@@ -32,6 +32,15 @@ def reduce_prompts(
             reduced[i] = prompts[i].reduced(selection, num_dense=len(tokens[i]), renumber=renumber and pruner.renumbers)
     alive = iter(torch.cat([prompt.alive for prompt in reduced]).tolist())  # the device is asked once for all of them
     return reduced, [(Kept(0, tuple(islice(alive, len(prompt.alive)))),) for prompt in reduced]
+
+
+def check_method(adapter, pruner: Pruner | None) -> None:
+    """UsageError where a pruner cannot run on a model at all: said once, and before a run."""
+    if pruner is None:
+        return
+    pruner.stages(adapter.num_layers)  # raises for layers that the model does not have
+    if pruner.signals:
+        check_signals(pruner, adapter.offered())
 
 
 def layer_mean(kept: Sequence[Kept], num_layers: int) -> float:
@@ -61,6 +70,8 @@ class RunningStages:
         self.seconds, self.steps = 0.0, -1
         self.lengths: dict[int, int] = {}  # rows in the prefill of each layer behind a stage
         self.before: Tensor | None = None
+        self.masks: dict[int, Tensor | None] = {}  # what the model masks each layer with, for the prompt as it started
+        self.shorter: dict[tuple[int, int], Tensor] = {}  # and for the rows that are left
         self.kinded = "layer_type" in inspect.signature(decoder.rotary_emb.forward).parameters
         self.known: dict[tuple, tuple[Tensor, Tensor]] = {}
 
@@ -86,20 +97,21 @@ class RunningStages:
             if number == 0:
                 self.steps += 1
             if self.steps:
+                self.masks.clear()
                 return self._decode(number, layer, hidden, kwargs)
             return self._prefill(number, layer, hidden, kwargs)
 
         return before_layer
 
     def _prefill(self, number: int, layer, hidden: Tensor, kwargs: dict):
-        deep = self.start.deepstack
+        deep, self.masks[number] = self.start.deepstack, kwargs.get("attention_mask")
         if deep is not None and 0 < number <= len(deep):
             hidden = hidden.clone()
             hidden[0, self.prompt.visual] += self.prompt.deepstack[number - 1].to(hidden.dtype)
         if number in self.layers and len(self.prompt.visual):
             hidden = self._reduce(number, layer, hidden)
-        if len(hidden[0]) != len(self.start):
-            kwargs = self._shortened(layer, hidden, kwargs)
+        if len(self.kept) > 1:
+            kwargs = self._shortened(number, layer, hidden, kwargs)
             self.lengths[number] = len(hidden[0])
         self.before = hidden
         return (hidden,), kwargs
@@ -111,10 +123,10 @@ class RunningStages:
 
         def attention(rows: Tensor, of: int) -> Tensor:
             if of == number:
-                return attention_rows(layer, hidden[0], spots, rows)
+                return attention_rows(layer, hidden[0], spots, rows, self._blocks(of))
             if of == number - 1:
                 ran = self.decoder.layers[of]
-                return attention_rows(ran, last[0], self._embeddings(ran, last, shape.positions, name), rows)
+                return attention_rows(ran, last[0], self._embeddings(ran, last, shape.positions, name), rows, self._blocks(of))
             raise LookupError(f"in front of layer {number} there is attention of layers {number - 1} and {number}, not of {of}")
 
         selection = self.pruner.select(Stage(number, hidden[0], shape, self.tokens, attention, len(self.decoder.layers)))
@@ -125,32 +137,41 @@ class RunningStages:
         self.seconds += clock.mark()
         return moved.embeds[None]
 
-    def _shortened(self, layer, hidden: Tensor, kwargs: dict) -> dict:
+    def _shortened(self, number: int, layer, hidden: Tensor, kwargs: dict) -> dict:
         """The layer's arguments for the rows that are left."""
         positions = self.prompt.positions
         kwargs = kwargs | {"position_embeddings": self._embeddings(layer, hidden, positions, len(self.kept))}
         if kwargs.get("position_ids") is not None:
             kwargs["position_ids"] = positions[None] if positions.dim() == 1 else positions[:, None]
-        mask = kwargs.get("attention_mask")
-        if mask is not None:
-            kwargs["attention_mask"] = self._mask(mask, len(hidden[0]))
+        kwargs["attention_mask"] = self._mask(number, layer, hidden, kwargs["position_embeddings"])
         return kwargs
 
-    def _mask(self, mask: Tensor, length: int) -> Tensor:
-        """A prefill mask (1, 1, S, S) for fewer rows: those of the rows that stayed. Rows are causal, whatever was added."""
-        if mask.dim() != 4:
-            return mask[:, :length]
-        stays = torch.ones(len(self.start), dtype=torch.bool, device=mask.device)
-        stays[self.start.visual] = False
-        known = torch.isin(self.start.alive, self.prompt.alive)
-        stays[self.start.visual[known]] = True
-        rows = stays.nonzero().squeeze(1)
-        added = length - len(rows)
-        if added:  # merged tokens stand behind the last kept one and see what it sees
-            at = int(self.prompt.visual[-1]) + 1 - added
-            twin = rows[max(at - 1, 0)].expand(added)
-            rows = torch.cat([rows[:at], twin, rows[at:]])
-        return mask[:, :, rows][:, :, :, rows]
+    def _mask(self, number: int, layer, hidden: Tensor, embeddings: tuple[Tensor, Tensor]) -> Tensor | None:
+        """(1, 1, S, S) in the form of the model's own mask, for the rows that are left; layers of one mask share it.
+
+        None, where the model left all to its kernel, stays None: fewer rows are as causal, and reach no window anew.
+        """
+        given, length = self.masks[number], hidden.shape[1]
+        if given is None and (length <= len(self.start) or self.decoder.config._attn_implementation != "sdpa"):
+            return None
+        key = (number if given is None else id(given), len(self.kept))
+        if key not in self.shorter:
+            rows = torch.arange(length, device=hidden.device)
+            found = seen(rows, length, window_of(layer, hidden, embeddings), self._blocks(number))[None, None]
+            if given is not None and given.dtype != torch.bool:
+                found = torch.where(found, 0.0, torch.finfo(given.dtype).min).to(given.dtype)
+            self.shorter[key] = found
+        return self.shorter[key]
+
+    def _blocks(self, number: int) -> Tensor | None:
+        """(S,) for `seen`: each run of visual rows is a block where the model's mask lets rows see what stands behind them."""
+        given = self.masks[number]
+        if given is None or not bool(((given if given.dtype == torch.bool else given == 0)[0, 0].triu(1)).any()):
+            return None
+        blocks = torch.full((len(self.prompt),), -1, device=given.device)
+        visual = self.prompt.visual
+        blocks[visual] = visual - torch.arange(len(visual), device=visual.device)  # equal along a run, and only there
+        return blocks
 
     def _decode(self, number: int, layer, hidden: Tensor, kwargs: dict):
         if number not in self.lengths:

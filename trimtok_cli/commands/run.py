@@ -81,7 +81,9 @@ def run(
     destination = find_destination(out, command, overwrite=overwrite)
     adapter, ask = load(config, screen)
     from trimtok_cli.engine import answer_all
+    from trimtok_cli.stages import check_method
 
+    check_method(adapter, pruner)
     name, summary, interrupted = uuid.uuid4().hex[:12], RunSummary(), True
     show = verbose or (source.total is not None and source.total <= FEW)
     file = open_answers(destination, overwrite=overwrite)

@@ -131,11 +131,21 @@ class Adapter(ABC):
             later = [[apart and visual.kind == "video" for visual in batch[i].visuals] for i in members]
             begin = starts([places[i] for i in members], later)
             for i, rows, each, at in zip(members, embeds.split(counts), deep, begin, strict=True):
-                tap = tower.tap(places[i], at, self.project)
-                if self.clip_text is not None and tap.offers("features"):
-                    tap = tap.offering(relevance=partial(self._relevance, tap, batch[i].words))
+                tap = self._tap(tower, places[i], at, batch[i].words)
                 tokens[i] = self._tokens(rows, places[i], batch[i].visuals, each, tap)
         return tokens
+
+    def offered(self) -> EncoderTap:
+        """What methods may ask of the vision tower about an image, for its `offers` alone: nothing is run, or can be read."""
+        inputs = self.prepare([Image.new("RGB", (64, 64), "grey")], "?")
+        places = self._places(inputs)
+        return self._tap(self.tower(), places, [0] * len(places), inputs.words)
+
+    def _tap(self, tower: Tower, places: Sequence[Places], at: Sequence[int], words: str) -> EncoderTap:
+        tap = tower.tap(places, at, self.project)
+        if self.clip_text is None or not tap.offers("features"):
+            return tap
+        return tap.offering(relevance=partial(self._relevance, tap, words))
 
     def _relevance(self, tap: EncoderTap, words: str) -> Tensor:
         return self.clip_text.relevance(tap.features, words)

@@ -13,7 +13,7 @@ from trimtok_cli.errors import ModelError
 from trimtok_cli.models.loading import check_weights, find_folder
 
 SEGMENT = 77  # CLIP's longest text, in tokens
-SHORT_ANSWER = "\nAnswer the question using a single word or phrase."  # says nothing of the image: the published code strips it
+SHORT_ANSWER = "Answer the question using a single word or phrase."  # says nothing of the image
 
 
 class ClipText:
@@ -36,17 +36,17 @@ class ClipText:
     def relevance(self, features: Tensor, words: str) -> Tensor:
         """(N, F) patch features that enter the projector, and the question -> (N,) float32 mean cosine over text segments.
 
-        Neither negated nor scaled. A long question is cut into segments of 77 tokens, the last one filled with zeros; the request
-        for a short answer is left out of it, and CLIP's own marks in it are characters. Raises ModelError where the tower is not
-        this CLIP's.
+        Neither negated nor scaled. Words on how to answer, as the benchmarks put them behind a question (SHORT_ANSWER), are no
+        question: as in CDPruner's published evaluation they are left out. CLIP's own marks in it are characters. A long question
+        is cut into segments of 77 tokens, the last one filled with zeros. Raises ModelError where the tower is not this CLIP's.
         """
         if features.shape[-1] != self.width:
             raise ModelError(
                 f"--clip-text is {self.width} wide in its vision tower, the model's features are {features.shape[-1]}: "
                 "both must be the same CLIP."
             )
-        coded = self.tokenizer(words.replace(SHORT_ANSWER, ""), split_special_tokens=True, verbose=False)
-        ids = torch.tensor(coded.input_ids, device=features.device)
+        words = words.rstrip().removesuffix(SHORT_ANSWER).rstrip() or words
+        ids = torch.tensor(self.tokenizer(words, split_special_tokens=True, verbose=False).input_ids, device=features.device)
         segments = F.pad(ids, (0, -len(ids) % SEGMENT)).reshape(-1, SEGMENT)
         found = self.clip.get_text_features(segments)
         text = F.normalize(getattr(found, "pooler_output", found).float(), dim=-1)

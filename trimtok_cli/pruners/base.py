@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from trimtok_cli.pruners.budget import Budget, share_out
+from trimtok_cli.pruners.params import check_params, param
 from trimtok_cli.tokens import Prompt, Selection, VisualTokens
 
 ALL = Budget()
+BUDGETS = ("equal", "tokens", "diversity")
+TEXTS = ("instruction", "prompt")
 
 
 def _no_attention(rows: Tensor, layer: int) -> Tensor:
@@ -71,7 +74,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Pruner:
-    """A method with its parameters, which are its fields; it holds nothing of any sample.
+    """A method with its parameters, which are its fields, declared with `param`; it holds nothing of any sample.
 
     keep is each image's budget. budget says how the images of one prompt share the sum of theirs: `equal` (not at all),
     `tokens` (by their dense counts) or `diversity` (see `intra_diversity`).
@@ -82,16 +85,32 @@ class Pruner:
     needs: ClassVar[tuple[str, ...]] = ()
     paper: ClassVar[str] = ""
     licence: ClassVar[str] = "no published code"
+    # What to do on a model whose vision tower does not offer what the method needs.
+    instead: ClassVar[str] = "use a method that needs less, `trimtok methods` lists them"
     # Survivors close the gaps in their positions, where the family's are 1-D; else they keep the ids they had.
     renumbers: ClassVar[bool] = True
 
     keep: Budget = ALL
-    budget: str = "equal"
+    budget: str = param("equal", choices=BUDGETS)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a parameter that is not what its field says."""
+        check_params(self)
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """What of the vision tower it cannot do without, as it is set: by default what its `needs` name."""
+        return tuple(name for name in self.needs if name not in ("text", "attention"))
 
     @property
     def reads_tower(self) -> bool:
-        """Whether anything of the vision tower is asked for besides the tokens: its `needs` say so."""
-        return not {"text", "attention"}.issuperset(self.needs)
+        """Whether anything of the vision tower is asked for besides the tokens."""
+        return bool(self.signals)
+
+    @property
+    def keep_decides(self) -> bool:
+        """Whether keep has a say, as the method is set: else keeping `all` does not make it dense."""
+        return True
 
     def budgets(self, stage: Stage) -> list[tuple[Tensor, int]]:
         """For each image or video with tokens left: their places among the stage's visual tokens, and how many stay."""
@@ -135,14 +154,16 @@ class ScoringPruner(Pruner):
 
 
 def select_alike(
-    pruner: Pruner, stages: Sequence[Stage], choose: Callable[[list[tuple[Stage, Tensor]], int], Tensor]
-) -> list[Selection]:
+    pruner: Pruner, stages: Sequence[Stage], choose: Callable[[list[tuple[Stage, Tensor]], int], Tensor],
+    budgets: Callable[[Stage], list[tuple[Tensor, int]]] | None = None,
+) -> list[Selection]:  # fmt: skip
     """A batch's choices where `choose` answers all images of one size and budget at once: one greedy loop for all of them.
 
     choose([(stage, places of the image's tokens (n,)), ...], keep) -> (images, keep) indices into those places. It is not
-    asked about images that keep all.
+    asked about images that keep all. budgets: in place of the pruner's, where something else than images has them.
     """
-    images = [(number, rows, count) for number, stage in enumerate(stages) for rows, count in pruner.budgets(stage)]
+    of = budgets or pruner.budgets
+    images = [(number, rows, count) for number, stage in enumerate(stages) for rows, count in of(stage)]
     kept: list[list[Tensor]] = [[stage.no_tokens] for stage in stages]
     for size, budget in sorted({(len(rows), count) for _, rows, count in images}):
         group = [(number, rows) for number, rows, count in images if (len(rows), count) == (size, budget)]

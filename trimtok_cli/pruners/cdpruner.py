@@ -9,12 +9,14 @@ they saw CLIP's patches answer the wrong way round and no other model's (issues 
 which no LLaVA checkpoint carries; where the encoder does not offer `relevance`, `text=llm` compares projected visual tokens
 with the language model's own text embeddings, not negated. That is not the paper's measure: say so next to a number.
 
-A further offer of EncoderTap: relevance () -> (N,) float32, the mean over the question's 77-token segments of the cosine of a
-patch (tower output, CLIP's post_layernorm and visual_projection) and the segment's text_embeds; neither negated nor scaled.
+A further offer of EncoderTap: relevance () -> (N,) float32, the mean over the question's 77-token segments (without the
+suffix "Answer the question using a single word or phrase.", as in the published evaluation) of the cosine of a patch (tower
+output, CLIP's post_layernorm and visual_projection) and the segment's text_embeds; neither negated nor scaled.
 
 Other than the published code: scaling is per image, not over the batch (`over`); a span of relevance that float32 cannot tell
 from none makes every relevance 1 (infinite there); tokens that the kept ones explain up to rounding come last, by relevance
-(there: NaN, and tokens picked twice); near-equal scores tie to the lowest index; the budget is an image's, not a tile's.
+(there: NaN, and tokens picked twice); near-equal scores tie to the lowest index; the budget is an image's, and with
+`tiles` shared out among its tiles.
 """
 
 from collections.abc import Sequence
@@ -28,6 +30,8 @@ from trimtok_cli.errors import UsageError
 from trimtok_cli.pruners.alignment import alignment
 from trimtok_cli.pruners.base import Pruner, Stage, padded, select_alike
 from trimtok_cli.pruners.greedy import cosines, first_of_best, full_float32
+from trimtok_cli.pruners.params import param
+from trimtok_cli.pruners.signals import parts
 from trimtok_cli.tokens import Selection
 
 TEXTS, SIGNS, OVER = ("clip", "llm"), ("auto", "negative", "positive"), ("image", "batch")
@@ -125,19 +129,30 @@ class CDPruner(Pruner):
 
     sign: `negative` or `positive` similarity makes a token relevant; `auto` is negative for CLIP, as published, and positive
     for the language model.
+
+    tiles: an image cut in tiles is pruned tile by tile, as published for LLaVA-NeXT: each has its share of the budget, by size,
+    relevance is scaled over all of them, and newlines are dropped. Else an image is one, newlines included.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("text", "relevance")
     paper: ClassVar[str] = "2506.10967"
     licence: ClassVar[str] = "Apache-2.0"
+    instead: ClassVar[str] = (
+        "name CLIP's text tower with --clip-text (for LLaVA-1.5 openai/clip-vit-large-patch14-336), or --param text=llm uses the "
+        "language model's text embeddings"
+    )
 
-    text: str = "clip"
-    sign: str = "auto"
+    text: str = param("clip", choices=TEXTS)
+    sign: str = param("auto", choices=SIGNS)
+    tiles: bool = param(False)
 
-    def __post_init__(self) -> None:
-        for name, known in (("text", TEXTS), ("sign", SIGNS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+    @property
+    def signals(self) -> tuple[str, ...]:
+        return ("relevance",) if self.text == "clip" else ()
+
+    @property
+    def reads_tower(self) -> bool:
+        return bool(self.signals) or self.tiles
 
     def select_many(self, stages: Sequence[Stage]) -> list[Selection]:
         """Every image of every sample at once, grouped by token count and budget.
@@ -145,20 +160,37 @@ class CDPruner(Pruner):
         Raises UsageError where relevance is to come from CLIP and the encoder offers none.
         """
         if self.text == "clip" and not all(stage.tokens.encoder.offers("relevance") for stage in stages):
-            raise UsageError(
-                "cdpruner weighs tokens with CLIP's text tower, and this checkpoint has none: name one with --clip-text (for "
-                "LLaVA-1.5 openai/clip-vit-large-patch14-336), or --param text=llm uses the language model's text embeddings."
-            )
-        return select_alike(self, stages, self._choose)
+            raise UsageError(f"cdpruner weighs tokens with CLIP's text tower, and this checkpoint has none: {self.instead}.")
+        if self.tiles:
+            return [self._by_tile(stage) for stage in stages]
 
-    def _choose(self, images: list[tuple[Stage, Tensor]], keep: int) -> Tensor:
-        visual = torch.stack([stage.visual_embeds[rows] for stage, rows in images])
+        def choose(images: list[tuple[Stage, Tensor]], keep: int) -> Tensor:
+            return cdpruner(torch.stack([stage.visual_embeds[rows] for stage, rows in images]), self._relevance(images), keep)
+
+        return select_alike(self, stages, choose)
+
+    def _by_tile(self, stage: Stage) -> Selection:
+        relevance, tiles = stage.hidden.new_zeros(len(stage.prompt.visual), dtype=torch.float32), []
+        for image in self.budgets(stage):
+            mine = [(rows, share) for rows, share, _ in parts(stage, [image])]
+            shown = torch.cat([rows for rows, _ in mine])
+            relevance[shown] = self._relevance([(stage, shown)])[0]
+            tiles += mine
+
+        def choose(images: list[tuple[Stage, Tensor]], keep: int) -> Tensor:
+            rows = torch.stack([rows for _, rows in images])
+            return cdpruner(stage.visual_embeds[rows], relevance[rows], keep)
+
+        return select_alike(self, [stage], choose, lambda _: tiles)[0]
+
+    def _relevance(self, images: list[tuple[Stage, Tensor]]) -> Tensor:
+        """(images, n) scaled relevance of tokens, of as many for each of the images."""
         if self.text == "llm":
             text, mask = padded([stage.text() for stage, _ in images])
-            similarity = text_similarity(visual, text, mask)
+            similarity = text_similarity(torch.stack([stage.visual_embeds[rows] for stage, rows in images]), text, mask)
         else:
             similarity = torch.stack([
-                stage.tokens.encoder.relevance.to(visual.device)[stage.prompt.alive[rows]] for stage, rows in images
+                stage.tokens.encoder.relevance.to(stage.hidden.device)[stage.prompt.alive[rows]] for stage, rows in images
             ])  # fmt: skip
         negate = self.sign == "negative" or (self.sign == "auto" and self.text == "clip")
-        return cdpruner(visual, scaled_relevance(similarity, negate=negate), keep)
+        return scaled_relevance(similarity, negate=negate)

@@ -20,9 +20,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from trimtok_cli.pruners.alignment import check_pool, near_text, pool_count
-from trimtok_cli.pruners.base import Pruner, Stage, padded, select_alike
+from trimtok_cli.pruners.alignment import ALIGNMENTS, POOL, check_align, check_pool, near_text, pool_count
+from trimtok_cli.pruners.base import TEXTS, Pruner, Stage, padded, select_alike
 from trimtok_cli.pruners.greedy import max_min
+from trimtok_cli.pruners.params import param
 from trimtok_cli.tokens import Selection
 
 
@@ -109,14 +110,13 @@ class DivPruneStar(Pruner):
     needs: ClassVar[tuple[str, ...]] = ("text",)
     paper: ClassVar[str] = "2509.00320"
 
-    pool: float = 0.8
-    align: str = "l2"
-    text: str = "instruction"
+    pool: float = param(0.8, POOL, above=0, most=1)
+    align: str = param("l2", choices=ALIGNMENTS)
+    text: str = param("instruction", choices=TEXTS)
 
     def __post_init__(self) -> None:
-        check_pool(self.pool, self.align)
-        if self.text not in ("instruction", "prompt"):
-            raise ValueError(f"text must be one of instruction, prompt, got {self.text!r}")
+        super().__post_init__()
+        check_align(self.align)
 
     def select_many(self, stages: Sequence[Stage]) -> list[Selection]:
         """Every image of every sample at once, grouped by token count and budget."""

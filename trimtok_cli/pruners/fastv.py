@@ -15,15 +15,16 @@ from typing import ClassVar
 from trimtok_cli.errors import UsageError
 from trimtok_cli.pruners.base import Pruner, Stage
 from trimtok_cli.pruners.inside import (
+    COUNTS,
+    LAYER,
     best,
-    check_counts,
-    check_layer,
     check_reachable,
     image_targets,
     last_row_score,
-    one_layer,
     scaled_layers,
+    there,
 )
+from trimtok_cli.pruners.params import param
 from trimtok_cli.tokens import Selection
 
 
@@ -54,15 +55,13 @@ class FastV(Pruner):
     licence: ClassVar[str] = "none"
     renumbers: ClassVar[bool] = False
 
-    layer: int | None = None
-    counts: str = "final"
-
-    def __post_init__(self) -> None:
-        check_layer(self.layer)
-        check_counts(self.counts)
+    layer: int | None = param(None, LAYER, least=1)
+    counts: str = param("final", choices=COUNTS)
 
     def stages(self, num_layers: int) -> tuple[int, ...]:
-        return one_layer(self.layer, scaled_layers((2,), min(num_layers, 32)), num_layers, "fastv")
+        if self.layer is None:
+            return scaled_layers((2,), min(num_layers, 32))
+        return there("fastv", f"layer={self.layer}", (self.layer,), num_layers)
 
     def select(self, stage: Stage) -> Selection:
         score, counts = last_row_score(stage, stage.layer - 1), []

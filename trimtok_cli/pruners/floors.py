@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from trimtok_cli.pruners.base import Pruner, Stage
+from trimtok_cli.pruners.params import param
 from trimtok_cli.tokens import Selection
 
 
@@ -53,11 +54,7 @@ class Random(Pruner):
 
     licence: ClassVar[str] = ""
 
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise ValueError(f"seed must be a whole number, got {self.seed!r}")
+    seed: int = param(0)
 
     def select(self, stage: Stage) -> Selection:
         kept = []

@@ -10,6 +10,8 @@ from trimtok_cli.pruners.base import Pruner, Stage
 from trimtok_cli.tokens import Prompt
 
 COUNTS = ("final", "layer-mean")
+LAYER = "counts the decoder layers that see all visual tokens"
+LAYER_LIST = "are the decoder layers in front of which tokens leave, ascending whole numbers"
 
 
 def check_reachable(num_dense: int, target: int, layer: int, num_layers: int) -> None:
@@ -35,23 +37,11 @@ def scaled_layers(published: Sequence[int], num_layers: int, of: int = 32) -> tu
     return tuple(layer for layer in layers if layer >= 1)
 
 
-def check_counts(counts: str) -> None:
-    if counts not in COUNTS:
-        raise ValueError(f"counts must be one of {', '.join(COUNTS)}, got {counts!r}")
-
-
-def check_layer(layer: int | None) -> None:
-    if layer is not None and (not isinstance(layer, int) or isinstance(layer, bool) or layer < 1):
-        raise ValueError(f"layer counts the decoder layers that see all visual tokens, 1 or more, got {layer!r}")
-
-
-def one_layer(layer: int | None, default: Sequence[int], num_layers: int, name: str) -> tuple[int, ...]:
-    """The chosen layer, or the default one; UsageError where the model is not deep enough for the chosen one."""
-    if layer is None:
-        return tuple(default)
-    if layer >= num_layers:
-        raise UsageError(f"{name}: layer={layer} is behind the model's last layer, it has {num_layers}: choose less.")
-    return (layer,)
+def there(name: str, given: str, layers: Sequence[int], num_layers: int) -> tuple[int, ...]:
+    """The layers that were chosen; UsageError, naming what was `given`, where the model is not deep enough for them."""
+    if layers[-1] >= num_layers:
+        raise UsageError(f"{name}: {given} is behind the model's last layer, it has {num_layers}: choose less.")
+    return tuple(layers)
 
 
 def image_targets(pruner: Pruner, stage: Stage) -> list[tuple[Tensor, int, int]]:

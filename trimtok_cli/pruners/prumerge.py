@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trimtok_cli.pruners.base import Pruner, Stage
+from trimtok_cli.pruners.params import param
 from trimtok_cli.pruners.signals import answer, candidates, require, signal, take
 from trimtok_cli.tokens import Selection
 
@@ -102,7 +103,8 @@ class PruMerge(Pruner):
     A budget of T is T - 1 tokens and the one that sums up the others (T = 1: the merged token alone). Without plus all go by
     attention, as the published code does at a fixed ratio of (T - 1) / N; with plus half do, see `fixed_indices`.
     adaptive: as published, each image keeps as many as its attention has outliers (and the spatial samples); --keep is then
-    only the most that may stay: what exceeds it is cut from the end of the list, and an image within it stays whole.
+    only the most that may stay: what exceeds it is cut from the end of the list (keep 99% cuts nothing), and an image within
+    it stays whole.
     """
 
     where: ClassVar[str] = "prompt, before the projector"
@@ -110,8 +112,8 @@ class PruMerge(Pruner):
     paper: ClassVar[str] = "2403.15388"
     licence: ClassVar[str] = "Apache-2.0"
 
-    plus: bool = True
-    adaptive: bool = False
+    plus: bool = param(True)
+    adaptive: bool = param(False)
 
     def select(self, stage: Stage) -> Selection:
         require(stage, "prumerge", *NEEDS)

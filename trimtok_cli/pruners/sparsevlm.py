@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trimtok_cli.pruners.base import Pruner, Stage
-from trimtok_cli.pruners.inside import best, check_counts, dense_budgets, moved_layers, scaled_layers
+from trimtok_cli.pruners.inside import COUNTS, LAYER_LIST, best, dense_budgets, moved_layers, scaled_layers, there
+from trimtok_cli.pruners.params import param
 from trimtok_cli.tokens import Selection
 
 LAYERS = (3, 7, 16)  # of 32: in front of these, behind the published 2, 6, 15
@@ -154,6 +155,8 @@ class SparseVLM(Pruner):
     The published lists count each layer's output in a model of 32 layers: 192, 128 and 64 of 576 are then means of 192.0,
     128.6 and 64.8. Counting what each layer processes, as the run's record does, they are 206.5, 145.4 and 82.3; a model of
     another depth keeps the lists, and its mean moves with the rounding of its layers.
+    layers: the three layers in front of which tokens leave; the published code has [3, 7, 16] whatever the depth, the default
+    scales them.
     """
 
     where: ClassVar[str] = "layers"
@@ -161,13 +164,18 @@ class SparseVLM(Pruner):
     paper: ClassVar[str] = "2410.04417"
     licence: ClassVar[str] = "Apache-2.0"
 
-    counts: str = "final"
+    counts: str = param("final", choices=COUNTS)
+    layers: tuple[int, ...] | None = param(None, LAYER_LIST, least=1, order="rising")
 
     def __post_init__(self) -> None:
-        check_counts(self.counts)
+        super().__post_init__()
+        if self.layers is not None and len(self.layers) != len(LAYERS):
+            raise ValueError(f"layers must be three, one for each stage, got {list(self.layers)}")
 
     def stages(self, num_layers: int) -> tuple[int, ...]:
-        return scaled_layers(LAYERS, num_layers)
+        if self.layers is None:
+            return scaled_layers(LAYERS, num_layers)
+        return there("sparsevlm", f"layers={list(self.layers)}", self.layers, num_layers)
 
     def select(self, stage: Stage) -> Selection:
         layers, number = moved_layers(stage, self.stages(stage.num_layers))

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from trimtok_cli.errors import UsageError
 from trimtok_cli.pruners.base import Pruner, Stage
+from trimtok_cli.pruners.params import param
 from trimtok_cli.pruners.signals import answer, candidates, require, take
 from trimtok_cli.tokens import Selection
 
@@ -173,20 +174,36 @@ class ToMe(Pruner):
     save the first run. proportional: attention weighs a token by how many it stands for, as published. Survivors are
     projected, stand at their lowest source, and so are in prompt order (published: unmerged ones first). Needs an image
     that is one tile: for others there is tome-projected.
+
+    By default the layers merge away as evenly as the budget allows. r: what each merges away instead, keep then having no
+    say: one number for all (LightCompress: 16), with `inflect` rising (1) or falling (-1) from layer to layer, or a list,
+    which ends in zeros where it is short (`parse_r`).
     """
 
     where: ClassVar[str] = "vision tower"
     needs: ClassVar[tuple[str, ...]] = ("blocks", "project")
+    instead: ClassVar[str] = "use tome-projected"
     paper: ClassVar[str] = "2210.09461"
     licence: ClassVar[str] = "CC BY-NC 4.0"
 
-    proportional: bool = True
+    proportional: bool = param(True)
+    r: int | tuple[int, ...] | None = param(None, "is how many tokens each layer merges away, a number or a list", least=0)
+    inflect: float = param(0.0, "is how the layers' r changes", least=-1, most=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.inflect and not isinstance(self.r, int):
+            raise ValueError("inflect changes r from layer to layer: give r as one number")
+
+    @property
+    def keep_decides(self) -> bool:
+        return self.r is None
 
     def select(self, stage: Stage) -> Selection:
         require(stage, "tome", "blocks", "project")
         encoder, kept, merged = stage.tokens.encoder, [], []
         for rows, count in self.budgets(stage):
-            if count >= len(rows):
+            if self.r is None and count >= len(rows):
                 kept.append(rows)
                 continue
             image = int(stage.tokens.visual_index[int(stage.prompt.alive[rows[0]])])
@@ -197,16 +214,20 @@ class ToMe(Pruner):
             merged.append((rows[index], encoder.project(features)))
         return answer(stage, kept, merged)
 
+    def _schedule(self, num_tokens: int, count: int, num_layers: int) -> list[int]:
+        if self.r is not None:
+            return parse_r(num_layers, list(self.r) if isinstance(self.r, tuple) else (self.r, self.inflect))[:num_layers]
+        try:
+            return r_schedule(num_tokens, count, num_layers)
+        except ValueError as error:
+            raise UsageError(f"tome: {error}; keep more, or use tome-projected.") from None
+
     def _run(self, blocks, image: int, count: int) -> tuple[Tensor, Tensor]:
         """(K,) lowest sources, ascending, and (K, C) features of one image's tokens after the last layer, CLS left out."""
         hidden, first = blocks.hidden[image : image + 1], int(blocks.has_cls)
         size = torch.ones(hidden.shape[:2], device=hidden.device)
         index = torch.arange(hidden.shape[1], device=hidden.device)[None]
-        try:
-            schedule = r_schedule(hidden.shape[1] - first, count, len(blocks.layers))
-        except ValueError as error:
-            raise UsageError(f"tome: {error}; keep more, or use tome-projected.") from None
-        for number, r in enumerate(schedule):
+        for number, r in enumerate(self._schedule(hidden.shape[1] - first, count, len(blocks.layers))):
             hidden, keys = blocks.attend(number, hidden, size.log() if self.proportional else None)
             if r:
                 matching = step(keys, r, protected=first)

@@ -15,9 +15,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from trimtok_cli.pruners.alignment import alignment, check_pool, near_text, pool_count
-from trimtok_cli.pruners.base import Pruner, Stage, padded, select_alike
+from trimtok_cli.pruners.alignment import ALIGNMENTS, POOL, alignment, check_align, check_pool, near_text, pool_count
+from trimtok_cli.pruners.base import TEXTS, Pruner, Stage, padded, select_alike
 from trimtok_cli.pruners.greedy import repmax
+from trimtok_cli.pruners.params import param
 from trimtok_cli.tokens import Selection
 
 DIVERSITIES = ("cosine", "l2")
@@ -101,21 +102,15 @@ class TrimTokenator(Pruner):
     needs: ClassVar[tuple[str, ...]] = ("text",)
     paper: ClassVar[str] = "2509.00320"
 
-    pool: float = 0.8
-    align: str = "l2"
-    diversity: str = "cosine"
-    text: str = "instruction"
-    order: str = "align-first"
+    pool: float = param(0.8, POOL, above=0, most=1)
+    align: str = param("l2", choices=ALIGNMENTS)
+    diversity: str = param("cosine", choices=DIVERSITIES)
+    text: str = param("instruction", choices=TEXTS)
+    order: str = param("align-first", choices=ORDERS)
 
     def __post_init__(self) -> None:
-        check_pool(self.pool, self.align)
-        for name, known in (
-            ("diversity", DIVERSITIES),
-            ("text", ("instruction", "prompt")),
-            ("order", ORDERS),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        super().__post_init__()
+        check_align(self.align)
 
     def select_many(self, stages: Sequence[Stage]) -> list[Selection]:
         """Every image of every sample at once, grouped by token count and budget: one greedy loop serves a whole batch."""

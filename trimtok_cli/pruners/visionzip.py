@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trimtok_cli.pruners.base import Pruner, Stage
+from trimtok_cli.pruners.params import param
 from trimtok_cli.pruners.signals import answer, parts, require, signal, take
 from trimtok_cli.tokens import Selection
 
@@ -78,7 +79,9 @@ def _check(saliency, metric, features, dominant, contextual) -> None:
 
 @dataclass(frozen=True)
 class VisionZip(Pruner):
-    """VisionZip. contextual: the share of each image's budget that is contextual tokens, 54 + 10, 108 + 20, 162 + 30.
+    """VisionZip. contextual: how much of each image's budget is contextual tokens, 54 + 10, 108 + 20, 162 + 30.
+
+    A share below 1 of the budget, or a count of 1 or more (of each tile's budget where an image is cut in tiles).
 
     cls: the image's CLS token is one of the dominant tokens, as published; it is added behind the kept ones and needs the
     tower's `cls` (images, F), a row for every image, in the numbers of visual_index. append: contextual tokens are added
@@ -92,22 +95,27 @@ class VisionZip(Pruner):
     paper: ClassVar[str] = "2412.04467"
     licence: ClassVar[str] = "Apache-2.0"
 
-    contextual: float = 10 / 64
-    cls: bool = False
-    append: bool = False
+    contextual: float | int = param(
+        10 / 64,
+        "is a share of the budget, 0 <= contextual < 1, or a whole number of tokens",
+        allowed=lambda value: value >= 0 and (isinstance(value, int) or value < 1),
+    )
+    cls: bool = param(False)
+    append: bool = param(False)
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.contextual < 1:
-            raise ValueError(f"contextual is a share of the budget, 0 <= contextual < 1, got {self.contextual}")
+    @property
+    def signals(self) -> tuple[str, ...]:
+        return ("saliency", "keys", *(("cls", "features", "project") if self.cls else ()))
 
     def split(self, count: int) -> tuple[int, int]:
-        """(dominant, contextual) of a budget: floor(share * T + 0.5) contextual ones, at least one dominant."""
-        contextual = min(math.floor(self.contextual * count + 0.5), count - 1)
+        """(dominant, contextual) of a budget: a count, or floor(share * T + 0.5), of contextual ones, at least one dominant."""
+        wanted = self.contextual if isinstance(self.contextual, int) else math.floor(self.contextual * count + 0.5)
+        contextual = min(wanted, count - 1)
         return count - contextual, contextual
 
     def select(self, stage: Stage) -> Selection:
         encoder, name = stage.tokens.encoder, "visionzip"
-        require(stage, name, "saliency", "keys", *(("cls", "features", "project") if self.cls else ()))
+        require(stage, name, *self.signals)
         before = encoder.offers("features") and encoder.offers("project")
         saliency, keys = signal(stage, name, "saliency"), signal(stage, name, "keys")
         features = signal(stage, name, "features") if before else stage.visual_embeds

@@ -18,11 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trimtok_cli.pruners.base import Pruner, Stage
+from trimtok_cli.pruners.params import param
 from trimtok_cli.pruners.signals import answer, parts, signal, take
 from trimtok_cli.tokens import Selection
 
 ROUND = 8  # tokens removed at a time
 SIMILARITIES = ("features", "embeds")
+IMPORTANT = "is a share of the budget"
 
 
 def vispruner(saliency: Tensor, features: Tensor, keep: int, *, important: float = 0.5) -> Tensor:
@@ -35,7 +37,8 @@ def vispruner(saliency: Tensor, features: Tensor, keep: int, *, important: float
         raise ValueError(f"saliency (B, N) and features (B, N, F) must agree, got {saliency.shape} and {features.shape}")
     if keep < 1 or saliency.shape[-1] < 1:
         raise ValueError(f"keep and N must be at least 1, got {keep} and {saliency.shape[-1]}")
-    _check_important(important)
+    if not 0 <= important <= 1:
+        raise ValueError(f"important {IMPORTANT}, 0 <= important <= 1, got {important}")
     if saliency.dim() == 1:
         return vispruner(saliency[None], features[None], keep, important=important)[0]
     keep = min(keep, saliency.shape[1])
@@ -65,14 +68,17 @@ def thinned(features: Tensor, keep: int) -> Tensor:
     return left[:, :keep]
 
 
-def _check_important(important: float) -> None:
-    if not 0 <= important <= 1:
-        raise ValueError(f"important is a share of the budget, 0 <= important <= 1, got {important}")
+def published_share(count: int, size: int, *, tiled: bool) -> float:
+    """The published share of a budget that goes by attention: 0.75 where 64 of 576 stay, 0.5 at 128, 192 and for each tile.
+
+    Between the published budgets as at the larger one; below 64 of 576 as there.
+    """
+    return 0.75 if not tiled and count * 576 <= 64 * size else 0.5
 
 
 @dataclass(frozen=True)
 class VisPruner(Pruner):
-    """VisPruner. important: the share of each image's budget that goes by attention (published: 0.5; 0.75 for 64 tokens).
+    """VisPruner. important: the share of each image's budget that goes by attention; by default as published, `published_share`.
 
     similarity: `features` compares tower features before the projector, as published; `embeds` compares the projected
     tokens, for families that have no such features.
@@ -81,21 +87,22 @@ class VisPruner(Pruner):
     needs: ClassVar[tuple[str, ...]] = ("saliency", "features")
     paper: ClassVar[str] = "2412.01818"
     licence: ClassVar[str] = "Apache-2.0"
+    instead: ClassVar[str] = "--param similarity=embeds does without features, trimtokenator without all of it"
 
-    important: float = 0.5
-    similarity: str = "features"
+    important: float | None = param(None, IMPORTANT, least=0, most=1)
+    similarity: str = param("features", choices=SIMILARITIES)
 
-    def __post_init__(self) -> None:
-        _check_important(self.important)
-        if self.similarity not in SIMILARITIES:
-            raise ValueError(f"similarity must be one of {', '.join(SIMILARITIES)}, got {self.similarity!r}")
+    @property
+    def signals(self) -> tuple[str, ...]:
+        return ("saliency", "features") if self.similarity == "features" else ("saliency",)
 
     def select(self, stage: Stage) -> Selection:
         saliency = signal(stage, "vispruner", "saliency")
         features = signal(stage, "vispruner", "features") if self.similarity == "features" else stage.visual_embeds
-        kept = []
+        kept, tiled = [], stage.tokens.encoder.offers("tile")
         for rows, count, all_stay in parts(stage, self.budgets(stage)):
             if not all_stay:
-                rows = rows[vispruner(saliency[rows], features[rows], count, important=self.important)]
+                share = published_share(count, len(rows), tiled=tiled) if self.important is None else self.important
+                rows = rows[vispruner(saliency[rows], features[rows], count, important=share)]
             kept.append(rows)
         return answer(stage, kept)

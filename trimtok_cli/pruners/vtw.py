@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from trimtok_cli.pruners.base import Pruner, Stage
-from trimtok_cli.pruners.inside import check_counts, check_layer, image_targets, one_layer, scaled_layers
+from trimtok_cli.pruners.inside import COUNTS, LAYER, image_targets, scaled_layers, there
+from trimtok_cli.pruners.params import param
 from trimtok_cli.tokens import Selection
 
 
@@ -66,14 +67,17 @@ class VTW(Pruner):
     licence: ClassVar[str] = "none"
     renumbers: ClassVar[bool] = False
 
-    layer: int | None = None
-    counts: str = "final"
+    layer: int | None = param(None, LAYER, least=1)
+    counts: str = param("final", choices=COUNTS)
 
     def __post_init__(self) -> None:
-        check_layer(self.layer)
-        check_counts(self.counts)
+        super().__post_init__()
         if self.layer is not None and self.counts != "final":
             raise ValueError("with counts=layer-mean the layer follows from keep: give one of the two")
+
+    @property
+    def keep_decides(self) -> bool:
+        return self.layer is None
 
     @property
     def _one_for_all(self) -> bool:
@@ -82,7 +86,9 @@ class VTW(Pruner):
 
     def stages(self, num_layers: int) -> tuple[int, ...]:
         if self.counts == "final":
-            return one_layer(self.layer, scaled_layers((15,), num_layers), num_layers, "vtw")
+            if self.layer is None:
+                return scaled_layers((15,), num_layers)
+            return there("vtw", f"layer={self.layer}", (self.layer,), num_layers)
         if self._one_for_all:
             layer = max(math.floor(self.keep.share * num_layers + 0.5), 1)
             return (layer,) if layer < num_layers else ()
