@@ -188,7 +188,7 @@ def test_cdpruner_reads_the_question_without_how_to_answer_it():
 
     seen = []
 
-    def tokenizer(words):
+    def tokenizer(words, **_):
         seen.append(words)
         return SimpleNamespace(input_ids=[1, 2, 3])
 
