@@ -210,3 +210,9 @@ def test_a_full_cache_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: type("Info", (), {"siblings": []})())
     with pytest.raises(ModelError, match="No space left on device"):
         fetch("owner/gone", "--model owner/gone")
+
+
+def test_a_checkpoint_is_found_and_looked_at_without_torch():
+    code = "import sys, trimtok_cli.catalog, trimtok_cli.hub, trimtok_cli.checkpoint; print({'torch', 'transformers'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "set()"
