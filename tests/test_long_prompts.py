@@ -106,6 +106,14 @@ def test_every_family_knows_its_positions_and_refuses_a_question_that_alone_is_l
     assert time.perf_counter() - began < 20
 
 
+def test_a_question_of_marks_that_just_fits_is_not_refused(adapter, monkeypatch):
+    """What hides a mark from the tokenizer is not counted."""
+    question = "</s> " * 50
+    rows = len(adapter.prepare([], question).input_ids)
+    monkeypatch.setattr(adapter.preprocessor, "num_positions", rows)
+    assert len(adapter.prepare([], question).input_ids) == rows
+
+
 def test_positions_count_and_not_tokens_where_they_differ(tmp_path):
     """Under M-RoPE a picture of many tokens takes as many positions as its longer side has tokens."""
     qwen = load_model(str(FAMILIES["qwen2_vl"](tmp_path / "qwen")), device="cpu")

@@ -113,7 +113,7 @@ def marks_of(processor) -> dict[str, int]:
     tokenizer = processor.tokenizer
     marks = {
         token.content: id
-        for id, token in tokenizer.added_tokens_decoder.items()
+        for id, token in getattr(tokenizer, "added_tokens_decoder", {}).items()
         if token.special or re.fullmatch(r"[^\w\s].*\w.*[^\w\s]", token.content)
     }
     for name in ("image_token", "video_token"):  # which the processor looks for, whatever the tokenizer thinks of them

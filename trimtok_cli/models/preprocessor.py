@@ -160,7 +160,7 @@ class Preprocessor:
         """The processor's tensors, the rows of the question's words, and what is shown, image or video, in the prompt's order."""
         tokenizer, safe = self.processor.tokenizer, guarded(prompt, self._marks)
         options: dict[str, Any] = {"add_special_tokens": not has_start(tokenizer, safe.text)}
-        self._check_length(safe.text, **options)
+        self._check_length(prompt.text, **options)
         if clip is not None:
             options |= self.video_inputs(clip)
         for kind, name in (("image_processor", "images_kwargs"), ("video_processor", "videos_kwargs")):
@@ -180,7 +180,10 @@ class Preprocessor:
         return tensors, instruction, [each["type"] for each in replaced]
 
     def _check_length(self, text: str, **options) -> None:
-        """SampleError where the words alone are longer than the model's positions, before anything else is made of them."""
+        """SampleError where the words alone are longer than the model's positions, before anything else is made of them.
+
+        Here a mark in them counts as one token, so that none is refused that fits.
+        """
         if self.num_positions is None or 4 * len(text) <= self.num_positions:  # a character is four tokens at most
             return
         count = len(self.processor.tokenizer(text, verbose=False, **options).input_ids)
