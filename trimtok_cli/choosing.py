@@ -6,7 +6,7 @@ far. Pruning takes rows from the prompt, not ids from what is penalised. Knows n
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,14 @@ OF_SCORES = {
     "TemperatureLogitsWarper", "TopHLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "MinPLogitsWarper",
     "TypicalLogitsWarper", "EpsilonLogitsWarper", "EtaLogitsWarper", "LogitNormalization", "InfNanRemoveLogitsProcessor",
     "SuppressTokensLogitsProcessor",
+}  # fmt: skip
+# What is said in any case, what only sampling looks at, and what says nothing of tokens.
+SAID = {"max_new_tokens", "seed", "eos_token_id", "do_sample", "temperature", "top_p", "top_k", "repetition_penalty"}
+WARPING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+SILENT = {
+    "transformers_version", "bos_token_id", "pad_token_id", "decoder_start_token_id", "use_cache",
+    "cache_implementation", "cache_config", "max_cache_len", "return_dict_in_generate", "output_attentions",
+    "output_hidden_states", "output_scores", "output_logits", "compile_config", "disable_compile",
 }  # fmt: skip
 OF_WHICH_IDS = {"RepetitionPenaltyLogitsProcessor"}
 
@@ -153,6 +161,46 @@ class Rules:
             return False
         ids = torch.cat([answer.prompt.cpu(), torch.tensor(answer.ids)])[None]
         return any(bool(each(ids, None).any()) for each in self.criteria)
+
+    def described(self, sources: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+        """{setting: {value, from}} of all that decides about tokens. sources: where the user gave what, by RunConfig's names."""
+        own = self.model.generation_config.to_dict()
+        own = {name: value for name, value in own.items() if value is not None and name not in SILENT}
+        said, greedy = self.sampling.overrides, self.sampling.greedy
+        user = {name: sources.get(name, "given") for name in said} | {"seed": sources.get("seed", "default")}
+        if "do_sample" in said:
+            user["do_sample"] = sources.get("greedy" if greedy else "temperature", "given")
+        if self.said_length is not None:
+            user["max_new_tokens"] = sources.get("max_new_tokens", "given")
+        if self.dropped:
+            user |= dict.fromkeys(self.dropped, user["do_sample"])
+        length = self.said_length or own.get("max_new_tokens") or (None if "max_length" in own else NEW_TOKENS)
+        found = {"max_new_tokens": length, "seed": self.sampling.seed, "eos_token_id": sorted(self.ends)}
+        found |= {name: getattr(self.config, name) for name in ("do_sample", *WARPING, "repetition_penalty")}
+        found |= {name: getattr(self.config, name, None) for name in own if not name.startswith("_") and name not in found}
+        found = {name: value for name, value in found.items() if name in user or name in own or name in SAID}
+        return {
+            name: {"value": _plain(value), "from": user.get(name) or ("checkpoint" if name in own else "default")}
+            for name, value in found.items()
+        }
+
+    def notes(self, sources: Mapping[str, str]) -> list[str]:
+        """What a user should know before the run, a line each: what the checkpoint asks for, and what has no effect."""
+        described, lines = self.described(sources), []
+        idle = {"eos_token_id", "max_new_tokens", "max_length", "do_sample", *(() if self.samples else WARPING)}
+        mine = [
+            f"{name} {each['value']}" for name, each in described.items() if each["from"] == "checkpoint" and name not in idle
+        ]
+        if described["do_sample"] == {"value": True, "from": "checkpoint"}:
+            mine = ["sampling", *mine]
+        if mine and (self.kinds or self.criteria or self.samples):
+            lines.append(f"the checkpoint asks for {', '.join(mine)}" + ("; --greedy for none of the sampling" * self.samples))
+        idle = [f"--{name.replace('_', '-')}" for name in ("top_p", "top_k") if name in self.sampling.overrides]
+        if idle and not self.samples:
+            lines.append(f"{' and '.join(idle)} changes nothing: answers are greedy; --temperature samples them")
+        if self.dropped:
+            lines.append("--greedy leaves out " + ", ".join(f"{name} {value}" for name, value in self.dropped.items()))
+        return lines
 
     def _config(self) -> GenerationConfig:
         """The checkpoint's settings, the library's defaults where it says nothing, and the user's word over both."""
@@ -293,3 +341,14 @@ def draw(shares: Tensor, dice: Sequence[torch.Generator]) -> Tensor:
     """
     times = torch.stack([torch.empty_like(row).exponential_(generator=die) for row, die in zip(shares, dice, strict=True)])
     return (shares / times).argmax(-1)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON can hold it."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(each) for each in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return _plain(value.to_dict()) if hasattr(value, "to_dict") else str(value)
