@@ -5,21 +5,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import GenerationConfig
-from transformers.generation import LogitsProcessorList
 
 from tests import tiny
 from tests.conftest import picture
 from tests.families import FAMILIES
 from trimtok_cli import choosing
-from trimtok_cli.choosing import Rules
 from trimtok_cli.continuous import Continuous
-from trimtok_cli.decoding import Batches, generate
-from trimtok_cli.errors import ModelError, UsageError
+from trimtok_cli.decoding import Batches
+from trimtok_cli.errors import ModelError
 from trimtok_cli.models import load_model
 from trimtok_cli.pruners import build_pruner
-from trimtok_cli.sampling import Lots, Sampling
+from trimtok_cli.rules import Rules
+from trimtok_cli.sampling import Sampling
 from trimtok_cli.stages import reduce_prompts
+from trimtok_cli.told import described, notes
 
 STEPS = 6
 LOOPS = {"continuous": Continuous, "simple": Batches}
@@ -42,6 +41,8 @@ class Asked:
         """`generate` alone, as its user would call it; only the new tokens."""
         torch.manual_seed(number)
         options = {"max_new_tokens": STEPS} | options
+        if options["max_new_tokens"] is None:
+            options.pop("max_new_tokens")  # said, even None overrules the checkpoint's
         out = self.adapter.model.generate(
             **self.given[number], return_dict_in_generate=True, output_scores=True, output_logits=True, **options
         )
@@ -164,7 +165,11 @@ def same_shares(asked: Asked, monkeypatch, **options) -> None:
         for rows in (1, 3):
             found = [[], [], []]
 
-            def forced(shares, dice, found=found):
+            rules = Rules(asked.adapter, max_new_tokens=STEPS)
+            prompts = [replace(prompt, seed=i) for i, prompt in enumerate(asked.prompts)]
+            seeds = [rules.answer(prompt).die.initial_seed() for prompt in prompts]
+
+            def forced(shares, dice, found=found, seeds=seeds):
                 """Says what `generate` said; whose row it is, its own lot tells."""
                 out = []
                 for row, die in zip(shares, dice, strict=True):
@@ -173,9 +178,6 @@ def same_shares(asked: Asked, monkeypatch, **options) -> None:
                     found[i].append(row)
                 return torch.tensor(out)
 
-            prompts = [replace(prompt, seed=i) for i, prompt in enumerate(asked.prompts)]
-            rules = Rules(asked.adapter, max_new_tokens=STEPS)
-            seeds = [rules.answer(prompt).die.initial_seed() for prompt in prompts]
             assert len(set(seeds)) == 3
             monkeypatch.setattr(choosing, "draw", forced)
             done = asked.ours(loop, rows, prompts=prompts)
@@ -201,3 +203,124 @@ def test_lots_fall_by_their_shares():
     die = torch.Generator().manual_seed(3)
     drawn = torch.bincount(choosing.draw(shares, [die] * len(shares)), minlength=5) / len(shares)
     assert (drawn - shares[0]).abs().max() < 0.012 and drawn[4] == 0
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_stop_strings_and_lengths_of_the_checkpoint_end_answers_as_generate_ends_them(llava, loop):
+    words = llava.adapter.processor.tokenizer
+    strings = [words.decode(llava.plain[0][1:3]), words.decode(llava.plain[2][2:3])]
+    for settings in (
+        {"stop_strings": strings},
+        {"max_new_tokens": 3},
+        {"max_length": max(len(given["input_ids"][0]) for given in llava.given) + 2},
+        {"max_length": 3000, "max_new_tokens": 2},
+    ):
+        set_config(llava, **settings)
+        length = {"max_new_tokens": STEPS} if "stop_strings" in settings else {"max_new_tokens": None}
+        more = {"tokenizer": words} if "stop_strings" in settings else {}
+        want = [llava.library(i, **length, **more, eos_token_id=llava.adapter.end_ids[0]).sequences[0].tolist() for i in range(3)]
+        done = llava.ours(loop, 3, **length)
+        for i, ids in enumerate(want):
+            assert [*done[i].said.ids, *[2] * (ids[-1] == 2)] == ids, settings
+        assert len({len(ids) for ids in want}) > 1 or "max_new_tokens" in settings
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_prompt_that_max_length_leaves_no_room_for_fails_alone(llava, loop):
+    set_config(llava, max_length=min(len(prompt) for prompt in llava.prompts) + 3)
+    done = llava.ours(loop, 3, max_new_tokens=None)
+    assert [bool(done[i].error) for i in range(3)] == [True, False, True] and "give --max-new-tokens" in str(done[0].error)
+    assert done[1].said.steps <= 3
+    assert not any(each.error for each in llava.ours(loop, 3).values()), "the user's number overrules it"
+
+
+def test_pruned_prompts_are_penalised_for_the_same_ids_as_dense_ones(llava):
+    """The processors see the dense prompt's ids, placeholders included, whatever rows the pruner took."""
+    set_config(llava, repetition_penalty=1.5, no_repeat_ngram_size=2, min_length=40)
+    inputs = llava.adapter.prepare([picture(1, 100, 80)], "Why? " * 5)
+    tokens = llava.adapter.encode_many([inputs])
+    dense = llava.adapter.embed(inputs, tokens[0])
+    (pruned,), _ = reduce_prompts(build_pruner("trimtokenator", {"keep": 4}), [dense], tokens, num_layers=4, renumber=True)
+    assert len(pruned) < len(dense) and torch.equal(pruned.ids, inputs.input_ids)
+    rules, row = Rules(llava.adapter, max_new_tokens=4), torch.randn(1, 101, generator=torch.Generator().manual_seed(0))
+    ours = [choosing.Chooser(rules), choosing.Chooser(rules)]
+    for chooser, prompt in zip(ours, (dense, pruned), strict=True):
+        chooser.admit([rules.answer(prompt)])
+    assert torch.equal(*(chooser._processed(row.clone(), 0) for chooser in ours))
+
+
+REFUSED = {
+    "num_beams": {"num_beams": 4}, "beams that sample": {"num_beams": 2, "do_sample": True},
+    "num_beam_groups": {"num_beams": 4, "num_beam_groups": 2}, "contrastive": {"penalty_alpha": 0.6, "top_k": 4},
+    "dola_layers": {"dola_layers": "low"}, "prompt_lookup_num_tokens": {"prompt_lookup_num_tokens": 3},
+    "assistant_early_exit": {"assistant_early_exit": 2}, "use_mtp": {"use_mtp": True}, "guidance_scale": {"guidance_scale": 1.5},
+    "force_words_ids": {"force_words_ids": [[5]], "num_beams": 2}, "num_return_sequences": {"num_return_sequences": 2, "do_sample": True},
+    "token_healing": {"token_healing": True}, "max_time": {"max_time": 1.5},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_one_token_after_the_other_cannot_give_is_refused_by_name_and_greedy_goes_on_without_it(llava, name):
+    set_config(llava, **REFUSED[name])
+    with pytest.raises(ModelError, match=f"asks for .*{next(iter(REFUSED[name]))}.*, which cannot be had here; --greedy"):
+        Rules(llava.adapter)
+    rules = Rules(llava.adapter, sampling=Sampling(greedy=True), max_new_tokens=STEPS)
+    assert rules.plain and rules.dropped
+    assert notes(rules, {})[-1].startswith("--greedy leaves out ")
+    done = llava.ours("continuous", 3, sampling=Sampling(greedy=True))
+    for i, ids in enumerate(llava.usual):
+        assert list(done[i].said.ids) == [each for each in ids if each != 2]
+
+
+BROKEN = {
+    "a temperature that is not one": {"do_sample": True, "temperature": 0.0}, "below float32": {"do_sample": True, "temperature": 1e-40},
+    "NaN": {"do_sample": True, "temperature": float("nan")}, "a word": {"repetition_penalty": "high"}, "a share above 1": {"do_sample": True, "top_p": -0.5},
+    "ids that there are not": {"sequence_bias": [[[99999], 2.0]]}, "an end beyond the vocabulary": {"forced_bos_token_id": 7, "suppress_tokens": [7]},
+    "quantized": {"cache_implementation": "quantized"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_settings_that_mean_nothing_are_one_sentence_before_the_run(llava, name):
+    config = copy.deepcopy(llava.plain_config)
+    for key, value in BROKEN[name].items():
+        setattr(config, key, value)
+    llava.adapter.model.generation_config = config
+    with pytest.raises(ModelError, match="^generation_config.json of .*") as found:
+        Rules(llava.adapter)
+    assert "\n" not in str(found.value)
+
+
+def test_flags_overrule_the_checkpoint(llava):
+    set_config(llava, do_sample=True, temperature=0.5, top_p=0.7, repetition_penalty=1.2, max_new_tokens=9)
+    for sampling, want in (
+        (Sampling(), {"do_sample": True, "temperature": 0.5, "top_p": 0.7, "top_k": 50, "repetition_penalty": 1.2}),
+        (Sampling(0.9, top_k=0), {"do_sample": True, "temperature": 0.9, "top_p": 0.7, "top_k": 0, "repetition_penalty": 1.2}),
+        (Sampling(repetition_penalty=1.0, top_p=1.0), {"do_sample": True, "temperature": 0.5, "top_p": 1.0, "repetition_penalty": 1.0}),
+        (Sampling(greedy=True), {"do_sample": False, "repetition_penalty": 1.2}),
+        (Sampling(0), {"do_sample": False, "repetition_penalty": 1.2}),
+    ):
+        config = Rules(llava.adapter, sampling=sampling).config
+        assert {name: getattr(config, name) for name in want} == want
+    assert Rules(llava.adapter).most == 9 and Rules(llava.adapter, max_new_tokens=4).most == 4
+    set_config(llava)
+    assert Rules(llava.adapter).most == 128 and Rules(llava.adapter).plain
+    assert not Rules(llava.adapter, stop=False).kinds, "what is measured is bare"
+
+
+def test_who_said_what_is_told(llava):
+    set_config(llava, do_sample=True, temperature=0.5, repetition_penalty=1.2, bad_words_ids=[[5], [6]], max_length=900, num_beams=1)
+    rules = Rules(llava.adapter, sampling=Sampling(top_p=0.9, seed=3))
+    told = described(rules, {"top_p": "environment", "seed": "flag"})
+    assert told["temperature"] == {"value": 0.5, "from": "checkpoint"} and told["top_p"] == {"value": 0.9, "from": "environment"}
+    assert told["top_k"] == {"value": 50, "from": "default"} and told["seed"] == {"value": 3, "from": "flag"}
+    assert told["max_length"] == {"value": 900, "from": "checkpoint"} and told["max_new_tokens"]["value"] is None
+    assert told["bad_words_ids"] == {"value": [[5], [6]], "from": "checkpoint"}
+    (line,) = notes(rules, {})
+    assert line.startswith("the checkpoint asks for sampling, temperature 0.5, repetition_penalty 1.2, bad_words_ids [[5], [6]]")
+    told = described(Rules(llava.adapter, max_new_tokens=5, sampling=Sampling(greedy=True)), {"greedy": "flag", "max_new_tokens": "config file"})
+    assert told["do_sample"] == {"value": False, "from": "flag"} and told["max_new_tokens"] == {"value": 5, "from": "config file"}
+    assert "max_length" not in told
+    set_config(llava)
+    assert notes(Rules(llava.adapter), {}) == []
+    assert "--top-p changes nothing" in notes(Rules(llava.adapter, sampling=Sampling(top_p=0.5)), {})[0]

@@ -7,7 +7,7 @@ those of `generate`, which is its oracle. Knows no pruner and no image.
 
 import logging
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtok_cli.choosing import Answer, Chooser, Rules
+from trimtok_cli.choosing import Chooser
 from trimtok_cli.decoding import Done, Generated, Take, Times, apart, done_of, generated, likely_length, pad_left
-from trimtok_cli.errors import ModelError, SampleError
+from trimtok_cli.errors import ModelError
 from trimtok_cli.graphs import Graphs
 from trimtok_cli.memory import PREFILL_TOKENS, forget_frames, out_of_memory, release, rows_for
 from trimtok_cli.models.base import Adapter
+from trimtok_cli.rules import Answer, Rules
 from trimtok_cli.sampling import Sampling
 from trimtok_cli.slots import Slots
 from trimtok_cli.timing import Clock
@@ -97,10 +98,9 @@ class Continuous:
                 fresh = [again.popleft() for _ in range(min(free, len(again)))]
                 if not fresh and not dry and not self.careful:
                     taken = take(free)
-                    prompts, lost = apart(taken)
+                    prompts, lost = apart(taken, self.rules)
                     yield from lost
-                    dry = not taken
-                    fresh = yield from self._rows(prompts)
+                    dry, fresh = not taken, [self._row(key, prompt) for key, prompt in prompts]
                 # Room is made once for all of them: a cache that grows is there twice while it is copied.
                 admit = partial(self._admit, count=len(self.active) + len(fresh), longest=longest_of(fresh))
                 for group in self._groups(fresh):
@@ -126,16 +126,6 @@ class Continuous:
         if self.careful:
             return 1
         return 1 if self.rows is None else self.rows  # the first prompt alone says what one takes
-
-    def _rows(self, prompts: Sequence[tuple[Any, Prompt]]) -> Generator[Done, None, list[_Row]]:
-        """Rows of those that leave room for an answer; the others are done."""
-        rows = []
-        for key, prompt in prompts:
-            try:
-                rows.append(self._row(key, prompt))
-            except SampleError as error:
-                yield Done(key, None, Times(0.0, 0.0), 1, error)
-        return rows
 
     def _row(self, key: Any, prompt: Prompt) -> _Row:
         if self.rows is None:

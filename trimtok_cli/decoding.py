@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from trimtok_cli.choosing import Answer, Chooser, Rules
+from trimtok_cli.choosing import Chooser
 from trimtok_cli.memory import in_halves, rows_for
 from trimtok_cli.models.base import Adapter
+from trimtok_cli.rules import Answer, Rules
 from trimtok_cli.sampling import Sampling
 from trimtok_cli.timing import Clock
 from trimtok_cli.tokens import Prompt
@@ -52,10 +53,21 @@ Take = Callable[[int], Sequence[tuple[Any, Prompt | Exception]]]
 """take(count) hands over up to `count` prompts, each with a key to know it by, or what became of one instead; none at the end."""
 
 
-def apart(taken: Sequence[tuple[Any, Prompt | Exception]]) -> tuple[list[tuple[Any, Prompt]], list[Done]]:
-    """The prompts, and those that are lost already."""
-    lost = [Done(key, None, Times(0.0, 0.0), 1, found) for key, found in taken if isinstance(found, Exception)]
-    return [(key, found) for key, found in taken if not isinstance(found, Exception)], lost
+def apart(
+    taken: Sequence[tuple[Any, Prompt | Exception]], rules: Rules | None = None
+) -> tuple[list[tuple[Any, Prompt]], list[Done]]:
+    """The prompts, and those that are lost already, or by `rules` leave no room for an answer."""
+    prompts, lost = [], []
+    for key, found in taken:
+        try:
+            if isinstance(found, Exception):
+                raise found
+            if rules is not None:
+                rules.limit(found)
+            prompts.append((key, found))
+        except Exception as error:
+            lost.append(Done(key, None, Times(0.0, 0.0), 1, error))
+    return prompts, lost
 
 
 def done_of(key: Any, said: Generated, times: Times, beside: int) -> Done:
@@ -125,7 +137,7 @@ class Batches:
     def run(self, take: Take) -> Iterator[Done]:
         """As `Continuous.run`. A batch that breaks is run again in halves."""
         while taken := take(self.rows or 1):  # the first prompt shows what one takes
-            group, lost = apart(taken)
+            group, lost = apart(taken, self.rules)
             yield from lost
             if group and self.rows is None:
                 self.rows = rows_for(self.adapter, len(group[0][1]), likely_length(self.adapter, self.rules, group[0][1]))

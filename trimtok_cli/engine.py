@@ -12,7 +12,6 @@ from itertools import islice
 import torch
 
 from trimtok_cli.ahead import AHEAD, prepare_ahead
-from trimtok_cli.choosing import Rules
 from trimtok_cli.continuous import Continuous
 from trimtok_cli.data import Comparison, Kept, Result, Sample, Seconds, TokenCounts
 from trimtok_cli.decoding import Batches, Done, Take, Times, apart, done_of, generate
@@ -21,6 +20,7 @@ from trimtok_cli.memory import MOST_ROWS, forget_frames, in_halves
 from trimtok_cli.models.base import Adapter
 from trimtok_cli.prepare import Ask, Failed, Prepared, prepare
 from trimtok_cli.pruners import PRUNERS, Pruner, reads_tower
+from trimtok_cli.rules import Rules
 from trimtok_cli.sampling import Lots
 from trimtok_cli.stages import RunningStages, layer_mean, reduce_prompts
 from trimtok_cli.timing import Clock, peak_bytes, reset_peak
