@@ -10,11 +10,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import yaml
 
 from trimtok_cli.errors import UsageError
+from trimtok_cli.sampling import Sampling, check_length
 
 CAPTION_PROMPT = "Describe the image in one sentence."
 CHOICES = {
@@ -24,6 +26,7 @@ CHOICES = {
     "video_as": ("auto", "video", "frames"),
     "decode": ("continuous", "simple"),
 }
+YES_OR_NO = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 PRESETS = tuple(path for path in (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs") if path.is_dir())
 
 
@@ -56,16 +59,24 @@ class RunConfig:
     decode: str = "continuous"
     workers: int | str = "auto"
     timeout: float = 120.0
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
+    max_new_tokens: int | None = None  # None, here and below: what the checkpoint says
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    repetition_penalty: float | None = None
+    greedy: bool = False
     seed: int = 0
     limit: int = 0  # 0 is no limit
+    sources: dict[str, str] = field(default_factory=dict, init=False, compare=False)  # who said what; the rest are defaults
 
     @property
     def rows(self) -> int | None:
         """The batch size; None for auto."""
         return None if self.batch_size == "auto" else self.batch_size
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.top_p, self.seed, self.top_k, self.repetition_penalty, self.greedy)
 
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():
@@ -81,35 +92,38 @@ class RunConfig:
             value = getattr(self, name)
             if value != "auto" and value < least:
                 raise UsageError(f"{_flag(name)} must be auto or at least {least}, got {value}.")
-        for name in ("max_new_tokens", "frames"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{_flag(name)} must be at least 1, got {getattr(self, name)}.")
-        if min(self.limit, self.seed, self.max_pixels) < 0:
-            raise UsageError(
-                f"--limit, --seed and --max-pixels must not be negative, got {self.limit}, {self.seed} and {self.max_pixels}."
-            )
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise UsageError(f"--temperature must be 0 or more and --top-p in (0, 1], got {self.temperature} and {self.top_p}.")
+        if self.frames < 1:
+            raise UsageError(f"--frames must be at least 1, got {self.frames}.")
+        if min(self.limit, self.max_pixels) < 0:
+            raise UsageError(f"--limit and --max-pixels must not be negative, got {self.limit} and {self.max_pixels}.")
+        check_length(self.max_new_tokens)
+        self.sampling  # noqa: B018 which says what is wrong with it
 
 
 def resolve(flags: Mapping[str, Any], config: str | None = None, environ: Mapping[str, str] = os.environ) -> RunConfig:
     """Lay the sources over each other; a flag that is None was not given. Raises UsageError."""
-    fields = {f.name: f for f in dataclasses.fields(RunConfig)}
+    fields = {f.name: f for f in dataclasses.fields(RunConfig) if f.init}
     given: dict[str, Any] = {}
+    sources: dict[str, str] = {}
     if config:
         path, values = read_yaml(config)
         for key in values:
             if key not in fields:
                 raise UsageError(f"{path}: unknown key {key!r}{_suggest(key, fields)}; known keys are {', '.join(fields)}.")
         given |= {key: _convert(fields[key], value, f"{path}: {key}") for key, value in values.items()}
+        sources |= dict.fromkeys(given, "config file")
     for key in fields:
         if (value := environ.get(f"TRIMTOK_{key.upper()}")) not in (None, ""):
             given[key] = _convert(fields[key], value, f"environment variable TRIMTOK_{key.upper()}")
+            sources[key] = "environment"
     for key, value in flags.items():
         if value is not None:
             value = _convert(fields[key], value, _flag(key))
             given[key] = given.get(key, {}) | value if key == "params" else value
-    return RunConfig(**given)
+            sources[key] = "flag"
+    config = RunConfig(**given)
+    config.sources.update({key: source for key, source in sources.items() if given[key] is not None})
+    return config
 
 
 def read_yaml(name: str, *, inside: str = ".", flag: str = "--config") -> tuple[str, dict[str, Any]]:
@@ -158,7 +172,14 @@ def _convert(wanted: dataclasses.Field, value: Any, where: str) -> Any:
     either = wanted.type == int | str
     if either and str(value).strip() == "auto":
         return "auto"
-    kind = int if either else wanted.type
+    may_be_none = isinstance(wanted.type, UnionType) and type(None) in wanted.type.__args__
+    if may_be_none and value is None:
+        return None
+    if wanted.type is bool:
+        if str(value).strip().lower() not in YES_OR_NO:
+            raise UsageError(f"{where} must be true or false, got {value!r}.")
+        return YES_OR_NO[str(value).strip().lower()]
+    kind = int if either else wanted.type.__args__[0] if may_be_none else wanted.type
     try:
         if isinstance(value, (list, dict, bool)) or value is None:
             raise ValueError

@@ -16,11 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtok_cli.decoding import Done, Generated, Sampling, Take, Times, apart, choose, pad_left
+from trimtok_cli.choosing import Chooser
+from trimtok_cli.decoding import Done, Generated, Take, Times, apart, done_of, generated, likely_length, pad_left
 from trimtok_cli.errors import ModelError
 from trimtok_cli.graphs import Graphs
 from trimtok_cli.memory import PREFILL_TOKENS, forget_frames, out_of_memory, release, rows_for
 from trimtok_cli.models.base import Adapter
+from trimtok_cli.rules import Answer, Rules
+from trimtok_cli.sampling import Sampling
 from trimtok_cli.slots import Slots
 from trimtok_cli.timing import Clock
 from trimtok_cli.tokens import Prompt
@@ -28,6 +31,7 @@ from trimtok_cli.tokens import Prompt
 log = logging.getLogger("trimtok")
 
 REFILL = 4  # a quarter of the slots must be free before the answers under way wait for a prefill
+AT_ONCE = 512  # new tokens that a slot is made for; a longer answer makes its own room, for few are as long as they may be
 BLOCK = 4  # CUDA: so many steps are launched before the host looks at their tokens; elsewhere looking costs nothing
 
 
@@ -37,18 +41,25 @@ class _Row:
 
     key: Any
     prompt: Prompt
-    dice: torch.Generator | None
-    ids: list[int] = field(default_factory=list)
+    answer: Answer
     logits: list[Tensor] = field(default_factory=list)
     prefill: float = 0.0
     decode: float = 0.0
     beside: int = 1
-    finish: str = ""
+
+    @property
+    def finish(self) -> str:
+        return self.answer.finish
 
     @property
     def length(self) -> int:
         """Places of its slot that are filled: the last token's keys are written by the step that reads it."""
-        return len(self.prompt) + len(self.ids) - 1
+        return len(self.prompt) + len(self.answer.ids) - 1
+
+    @property
+    def left(self) -> int:
+        """Tokens that it may still say."""
+        return self.answer.limit - len(self.answer.ids)
 
 
 def longest_of(rows: Sequence[_Row]) -> int:
@@ -62,12 +73,12 @@ class Continuous:
     """
 
     def __init__(
-        self, adapter: Adapter, *, rows: int | None = 1, max_new_tokens: int, sampling: Sampling | None = None, stop: bool = True,
-        keep_logits: bool = False, prefill_tokens: int = PREFILL_TOKENS,
+        self, adapter: Adapter, *, rows: int | None = 1, max_new_tokens: int | None = None, sampling: Sampling | None = None,
+        stop: bool = True, keep_logits: bool = False, prefill_tokens: int = PREFILL_TOKENS,
     ) -> None:  # fmt: skip
-        self.adapter, self.rows, self.max_new_tokens = adapter, rows, max_new_tokens
-        self.sampling, self.keep_logits, self.prefill_tokens = sampling or Sampling(), keep_logits, prefill_tokens
-        self.ends = frozenset(adapter.end_ids if stop else ())
+        self.adapter, self.rows, self.keep_logits, self.prefill_tokens = adapter, rows, keep_logits, prefill_tokens
+        self.rules = Rules(adapter, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
+        self.chooser = Chooser(self.rules)
         self.block = BLOCK if adapter.device.type == "cuda" else 1
         self.config = adapter.model.get_decoder().config
         self.slots = Slots(self.config.num_hidden_layers, adapter.device)
@@ -87,7 +98,7 @@ class Continuous:
                 fresh = [again.popleft() for _ in range(min(free, len(again)))]
                 if not fresh and not dry and not self.careful:
                     taken = take(free)
-                    prompts, lost = apart(taken)
+                    prompts, lost = apart(taken, self.rules)
                     yield from lost
                     dry, fresh = not taken, [self._row(key, prompt) for key, prompt in prompts]
                 # Room is made once for all of them: a cache that grows is there twice while it is copied.
@@ -118,9 +129,8 @@ class Continuous:
 
     def _row(self, key: Any, prompt: Prompt) -> _Row:
         if self.rows is None:
-            self.rows = rows_for(self.adapter, len(prompt), self.max_new_tokens)
-        dice = torch.Generator(self.adapter.device).manual_seed(self.sampling.seed) if self.sampling.temperature else None
-        return _Row(key, prompt, dice)
+            self.rows = rows_for(self.adapter, len(prompt), likely_length(self.adapter, self.rules, prompt))
+        return _Row(key, prompt, self.rules.answer(prompt))
 
     def _groups(self, rows: list[_Row]) -> Iterator[list[_Row]]:
         """Prompts of like length together, so many that their padded tokens stay within bounds."""
@@ -146,6 +156,7 @@ class Continuous:
         broken = [*self.active, *(row for row in rows if id(row) not in under_way)]
         log.debug("a step of %d answers broke and is run again", len(broken), exc_info=failed)
         self.active = []
+        self.chooser.clear()
         self.slots.clear()
         self.graphs.clear()
         release(self.adapter.device)
@@ -161,10 +172,8 @@ class Continuous:
 
     def _done(self, row: _Row) -> Done:
         self.careful = max(self.careful - 1, 0)
-        logits = torch.stack(row.logits) if self.keep_logits else None
-        ids = tuple(row.ids[:-1] if row.finish == "stop" else row.ids)
-        said = Generated(ids, len(row.ids), row.finish, logits)
-        return Done(row.key, said, Times(row.prefill, row.decode), row.beside)
+        logits = torch.stack(row.logits) if row.logits else None
+        return done_of(row.key, generated(row.answer, logits), Times(row.prefill, row.decode), row.beside)
 
     @torch.inference_mode()
     def _admit(self, rows: list[_Row], *, count: int, longest: int) -> list[_Row]:
@@ -174,11 +183,13 @@ class Continuous:
         """
         clock, prompts, first = Clock(self.adapter.device), [row.prompt for row in rows], len(self.active)
         embeds, mask, positions = pad_left(prompts)
-        self._reserve(max(count, first + len(rows)), longest + self.max_new_tokens + self.block, positions)
+        new_tokens = min(max(row.answer.limit for row in rows), AT_ONCE)
+        self._reserve(max(count, first + len(rows)), longest + new_tokens + self.block, positions)
         with self.slots.filling(first, [len(prompt) for prompt in prompts]):
             logits = self.adapter.forward(embeds, mask, positions, self.slots, prompts)
-        chosen = choose(logits, self.sampling, [row.dice for row in rows])
-        self.ids[first : first + len(rows)] = chosen
+        self.chooser.admit([row.answer for row in rows])
+        chosen = self.chooser(logits, first)
+        self.ids[first : first + len(rows)] = chosen.clamp(min=0)
         self.positions[..., first : first + len(rows), :] = positions[..., -1:] + 1
         self.active += rows
         self._note([chosen], [logits], rows)
@@ -193,19 +204,19 @@ class Continuous:
     def _advance(self, rows: list[_Row]) -> list[_Row]:
         """A block of steps for all answers under way; those that end in it."""
         clock, count = Clock(self.adapter.device), len(rows)
-        dice = [row.dice for row in rows]
         longest = max(row.length for row in rows)
+        self._make_room(longest + self.block, max(row.length + row.left for row in rows) + self.block)
         even = longest == min(row.length for row in rows)
         chosen, logits = [], []
-        for step in range(min(self.block, max(self.max_new_tokens - len(row.ids) for row in rows))):
+        for step in range(min(self.block, max(row.left for row in rows))):
             span = longest + step + 1
             if self.graphs.used:
                 found = self.graphs(self._masked_step, count, span, self.slots.rows, self.slots.length)
             else:
                 found = self._step(count, span, None if even else self._masks(count, span))
             logits.append(found.clone() if self.keep_logits else found)
-            chosen.append(choose(logits[-1], self.sampling, dice))
-            self.ids[:count] = chosen[-1]
+            chosen.append(self.chooser(logits[-1]))
+            self.ids[:count] = chosen[-1].clamp(min=0)
             self.positions[..., :count, :] += 1
             self.slots.lengths[:count] += 1
         self._note(chosen, logits, rows)
@@ -243,10 +254,9 @@ class Continuous:
         """The tokens of some steps, up to each answer's end; what a row went on to say behind it does not count."""
         for number, (row, tokens) in enumerate(zip(rows, torch.stack(chosen, 1).tolist(), strict=True)):
             for step, token in enumerate(tokens):
-                row.ids.append(token)
+                row.answer.take(token)
                 if self.keep_logits:
                     row.logits.append(logits[step][number])
-                row.finish = "stop" if token in self.ends else "length" if len(row.ids) == self.max_new_tokens else ""
                 if row.finish:
                     break
 
@@ -254,7 +264,10 @@ class Continuous:
         """Takes the ended answers out; the last ones move to where they were, so that the slots in use stay the first."""
         ended = [row for row in self.active if row.finish]
         for slot in reversed([i for i, row in enumerate(self.active) if row.finish]):
+            if self.active[slot].finish == "error":
+                self.slots.wipe(slot)
             last = self.active.pop()
+            self.chooser.remove(slot)
             if slot < len(self.active):
                 self.active[slot] = last
                 self.slots.move(len(self.active), slot, last.length)
@@ -263,6 +276,11 @@ class Continuous:
         if ended:  # a recorded step takes in slots that nobody uses any more: they shall write where every slot has a place
             self.slots.lengths[len(self.active) :] = 0
         return ended
+
+    def _make_room(self, length: int, most: int) -> None:
+        """For slots of `length` places; where they are too short they double, up to as many as could ever be needed."""
+        if not self.slots.holds(self.slots.rows, length):
+            self._reserve(self.slots.rows, max(length, min(2 * self.slots.length, most)), self.positions)
 
     def _reserve(self, rows: int, length: int, positions: Tensor) -> None:
         if self.slots.holds(rows, length):

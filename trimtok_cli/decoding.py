@@ -12,32 +12,24 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from trimtok_cli.choosing import Chooser
 from trimtok_cli.memory import in_halves, rows_for
 from trimtok_cli.models.base import Adapter
+from trimtok_cli.rules import Answer, Rules
+from trimtok_cli.sampling import Sampling
 from trimtok_cli.timing import Clock
 from trimtok_cli.tokens import Prompt
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """temperature 0 is greedy; else softmax at that temperature among the fewest tokens that hold `top_p` of it.
-
-    Every sample draws from a generator of its own, so that its answer does not depend on its batch.
-    """
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-
-
-@dataclass(frozen=True)
 class Generated:
-    """ids without the end token; steps counts it. finish: stop or length. logits (steps, V) only where asked for."""
+    """ids without the end token; steps counts it. finish: stop, length or error. logits (steps, V) only where asked for."""
 
     ids: tuple[int, ...]
     steps: int
     finish: str
     logits: Tensor | None = None
+    error: Exception | None = None
 
 
 @dataclass(frozen=True)
@@ -61,43 +53,74 @@ Take = Callable[[int], Sequence[tuple[Any, Prompt | Exception]]]
 """take(count) hands over up to `count` prompts, each with a key to know it by, or what became of one instead; none at the end."""
 
 
-def apart(taken: Sequence[tuple[Any, Prompt | Exception]]) -> tuple[list[tuple[Any, Prompt]], list[Done]]:
-    """The prompts, and those that are lost already."""
-    lost = [Done(key, None, Times(0.0, 0.0), 1, found) for key, found in taken if isinstance(found, Exception)]
-    return [(key, found) for key, found in taken if not isinstance(found, Exception)], lost
+def apart(
+    taken: Sequence[tuple[Any, Prompt | Exception]], rules: Rules | None = None
+) -> tuple[list[tuple[Any, Prompt]], list[Done]]:
+    """The prompts, and those that are lost already, or by `rules` leave no room for an answer."""
+    prompts, lost = [], []
+    for key, found in taken:
+        try:
+            if isinstance(found, Exception):
+                raise found
+            if rules is not None:
+                rules.limit(found)
+            prompts.append((key, found))
+        except Exception as error:
+            lost.append(Done(key, None, Times(0.0, 0.0), 1, error))
+    return prompts, lost
+
+
+def done_of(key: Any, said: Generated, times: Times, beside: int) -> Done:
+    """What became of a prompt: its answer, or what kept it from one."""
+    return Done(key, None if said.error else said, times, beside, said.error)
+
+
+def generated(answer: Answer, logits: Tensor | None = None) -> Generated:
+    """logits: (at least so many steps, V); what a finished answer went on to say beside its batch does not count."""
+    steps = len(answer.ids)
+    return Generated(answer.said, steps, answer.finish, None if logits is None else logits[:steps], answer.error)
 
 
 @torch.inference_mode()
 def generate(
-    adapter: Adapter, prompts: Sequence[Prompt], *, max_new_tokens: int, sampling: Sampling | None = None,
-    stop: bool = True, keep_logits: bool = False,
+    adapter: Adapter, prompts: Sequence[Prompt], *, max_new_tokens: int | None = None, sampling: Sampling | None = None,
+    stop: bool = True, keep_logits: bool = False, rules: Rules | None = None,
 ) -> tuple[list[Generated], Times]:  # fmt: skip
-    """Answers for a batch of prompts. `stop` False ignores the end token: a fixed number of steps, for measuring."""
+    """Answers for a batch of prompts. `stop` False ignores the end token: a fixed number of steps, for measuring.
+
+    rules: the generation settings, where they were made before; else they are made of the others. logits are the model's own.
+    SampleError where a prompt leaves no room for an answer; an answer that fails on its way carries its error.
+    """
     clock = Clock(adapter.device)
+    rules = rules or Rules(adapter, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
+    answers, chooser = [rules.answer(prompt) for prompt in prompts], Chooser(rules)
+    chooser.admit(answers)
     embeds, mask, positions = pad_left(prompts)
     cache = DynamicCache(config=adapter.model.get_decoder().config)
-    ends = torch.tensor(adapter.end_ids if stop else (), device=adapter.device)
-    sampling = sampling or Sampling()
-    dice = [torch.Generator(adapter.device).manual_seed(sampling.seed) for _ in prompts] if sampling.temperature else []
     logits = adapter.forward(embeds, mask, positions, cache, prompts)
-    chosen, kept_logits = [choose(logits, sampling, dice)], [logits] if keep_logits else []
-    finished = torch.isin(chosen[-1], ends)
+    chosen, kept_logits = chooser(logits), [logits] if keep_logits else []
+    under_way = _take(answers, chosen)
     prefill = clock.mark()
-    for _ in range(max_new_tokens - 1):
-        if bool(finished.all()):
-            break
+    while under_way:
         positions = positions[..., -1:] + 1
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        logits = adapter.forward(adapter.embed_ids(chosen[-1][:, None]), mask, positions, cache)
-        chosen.append(choose(logits, sampling, dice))
-        finished |= torch.isin(chosen[-1], ends)
+        logits = adapter.forward(adapter.embed_ids(chosen.clamp(min=0)[:, None]), mask, positions, cache)
+        chosen = chooser(logits)
+        under_way = _take(answers, chosen)
         if keep_logits:
             kept_logits.append(logits)
-    all_logits = torch.stack(kept_logits, 1) if keep_logits else None
-    rows = torch.stack(chosen, 1).tolist()
-    answers = [_cut(row, set(ends.tolist()), None if all_logits is None else all_logits[i]) for i, row in enumerate(rows)]
-    return answers, Times(prefill, clock.mark())
+    all_logits = torch.stack(kept_logits, 1) if keep_logits else [None] * len(answers)
+    said = [generated(answer, of_it) for answer, of_it in zip(answers, all_logits, strict=True)]
+    return said, Times(prefill, clock.mark())
+
+
+def _take(answers: Sequence[Answer], chosen: Tensor) -> bool:
+    """A token for each answer that goes on; whether any goes on still."""
+    for answer, token in zip(answers, chosen.tolist(), strict=True):
+        if not answer.finish:
+            answer.take(token)
+    return not all(answer.finish for answer in answers)
 
 
 class Batches:
@@ -106,16 +129,18 @@ class Batches:
     None takes as many as memory allows.
     """
 
-    def __init__(self, adapter: Adapter, *, rows: int | None, max_new_tokens: int, sampling: Sampling | None = None) -> None:
-        self.adapter, self.rows, self.options = adapter, rows, {"max_new_tokens": max_new_tokens, "sampling": sampling}
+    def __init__(
+        self, adapter: Adapter, *, rows: int | None, max_new_tokens: int | None = None, sampling: Sampling | None = None
+    ) -> None:
+        self.adapter, self.rows, self.rules = adapter, rows, Rules(adapter, max_new_tokens=max_new_tokens, sampling=sampling)
 
     def run(self, take: Take) -> Iterator[Done]:
         """As `Continuous.run`. A batch that breaks is run again in halves."""
         while taken := take(self.rows or 1):  # the first prompt shows what one takes
-            group, lost = apart(taken)
+            group, lost = apart(taken, self.rules)
             yield from lost
             if group and self.rows is None:
-                self.rows = rows_for(self.adapter, len(group[0][1]), self.options["max_new_tokens"])
+                self.rows = rows_for(self.adapter, len(group[0][1]), likely_length(self.adapter, self.rules, group[0][1]))
             for (key, _), made in in_halves(self._answer, group, self.adapter.device):
                 if isinstance(made, Exception):
                     yield Done(key, None, Times(0.0, 0.0), 1, made)
@@ -124,9 +149,15 @@ class Batches:
 
     def _answer(self, group: list[tuple[Any, Prompt]]) -> list[Done]:
         size = len(group)
-        answers, times = generate(self.adapter, [prompt for _, prompt in group], **self.options)
+        answers, times = generate(self.adapter, [prompt for _, prompt in group], rules=self.rules)
         share = Times(times.prefill / size, times.decode / size)
-        return [Done(key, said, share, size) for (key, _), said in zip(group, answers, strict=True)]
+        return [done_of(key, said, share, size) for (key, _), said in zip(group, answers, strict=True)]
+
+
+def likely_length(adapter: Adapter, rules: Rules, prompt: Prompt) -> int:
+    """New tokens that memory is counted for: no more than the model has positions for, however many are allowed."""
+    places = getattr(adapter.model.get_decoder().config, "max_position_embeddings", None) or rules.most
+    return min(rules.most, max(places - len(prompt), 1))
 
 
 def pad_left(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -143,26 +174,3 @@ def pad_left(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor | None, Tensor]:
         mask[row, start:] = 1
     # Without padding there is no mask: attention kernels are faster, and the library builds the causal one itself.
     return embeds, None if all(len(prompt) == longest for prompt in prompts) else mask, positions
-
-
-def choose(logits: Tensor, sampling: Sampling, dice: Sequence[torch.Generator | None]) -> Tensor:
-    """(B, V) -> (B,) token ids."""
-    if not sampling.temperature:
-        return logits.argmax(-1)
-    shares, ids = (logits.float() / sampling.temperature).softmax(-1).sort(-1, descending=True)
-    shares[shares.cumsum(-1) - shares > sampling.top_p] = 0
-    # As torch.multinomial draws one, which checks its shares on the host and so waits for the device.
-    times = torch.stack([torch.empty_like(row).exponential_(generator=die) for row, die in zip(shares, dice, strict=True)])
-    return ids.gather(-1, (shares / times).argmax(-1, keepdim=True)).squeeze(-1)
-
-
-def _cut(row: list[int], ends: set[int], logits: Tensor | None) -> Generated:
-    """Up to the first end token; what a finished row went on to say beside its batch does not count."""
-    end = next((i for i, token in enumerate(row) if token in ends), None)
-    steps = len(row) if end is None else end + 1
-    return Generated(
-        tuple(row if end is None else row[:end]),
-        steps,
-        "length" if end is None else "stop",
-        None if logits is None else logits[:steps],
-    )

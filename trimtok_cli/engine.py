@@ -14,13 +14,15 @@ import torch
 from trimtok_cli.ahead import AHEAD, prepare_ahead
 from trimtok_cli.continuous import Continuous
 from trimtok_cli.data import Comparison, Kept, Result, Sample, Seconds, TokenCounts
-from trimtok_cli.decoding import Batches, Done, Take, Times, apart, generate
+from trimtok_cli.decoding import Batches, Done, Take, Times, apart, done_of, generate
 from trimtok_cli.errors import ModelError, SampleError, sentence
 from trimtok_cli.memory import MOST_ROWS, forget_frames, in_halves
 from trimtok_cli.models.base import Adapter
 from trimtok_cli.models.positions import shortage, steps_that_fit
 from trimtok_cli.prepare import Ask, Failed, Prepared, prepare
 from trimtok_cli.pruners import PRUNERS, Pruner, reads_tower
+from trimtok_cli.rules import Rules
+from trimtok_cli.sampling import Lots
 from trimtok_cli.stages import RunningStages, layer_mean, reduce_prompts
 from trimtok_cli.timing import Clock, peak_bytes, reset_peak
 from trimtok_cli.tokens import Prompt, VisualTokens
@@ -71,8 +73,20 @@ class Lost:
 def answer(adapter: Adapter, pruner: Pruner | None, samples: Sequence[Sample], ask: Ask) -> list[Result]:
     """One batch, top to bottom. Raises SampleError (or what the libraries raise) if any of the samples cannot be answered."""
     reset_peak(adapter.device)
-    prepared = [prepare(adapter.preprocessor, sample, ask) for sample in samples]
+    prepared = list(seeded((prepare(adapter.preprocessor, sample, ask) for sample in samples), ask))
     return finish(adapter, pruner, encode(adapter, prepared, taps=reads_tower(pruner)), ask)
+
+
+def seeded(prepared: Iterable[Prepared | Failed], ask: Ask) -> Iterator[Prepared | Failed]:
+    """Each with a seed of its own, by what is asked; in the order of the samples."""
+    lots = Lots()
+    for each in prepared:
+        number = lots.number(each.sample.names, question_of(each.sample, ask))
+        yield replace(each, seed=number) if isinstance(each, Prepared) else each
+
+
+def question_of(sample: Sample, ask: Ask) -> str:
+    return ask.prompt if sample.question is None else sample.question
 
 
 @torch.inference_mode()
@@ -80,7 +94,9 @@ def encode(adapter: Adapter, prepared: Sequence[Prepared], *, taps: bool = True)
     """The vision tower and the projector, and the dense prompts. taps: whether a pruner may ask something of the tower."""
     clock = Clock(adapter.device)
     tokens = adapter.encode_many([each.inputs for each in prepared], taps=taps)
-    prompts = [adapter.embed(each.inputs, visual) for each, visual in zip(prepared, tokens, strict=True)]
+    prompts = [
+        replace(adapter.embed(each.inputs, visual), seed=each.seed) for each, visual in zip(prepared, tokens, strict=True)
+    ]
     return Encoded(prepared, tokens, prompts, clock.mark() / len(prepared))
 
 
@@ -149,7 +165,8 @@ class _Inside:
     """Prompts one by one, under a pruner that reduces inside the language model."""
 
     def __init__(self, adapter: Adapter, pruner: Pruner, ask: Ask) -> None:
-        self.adapter, self.pruner, self.ask = adapter, pruner, ask
+        self.adapter, self.pruner = adapter, pruner
+        self.rules = Rules(adapter, max_new_tokens=ask.max_new_tokens, sampling=ask.sampling)
 
     def run(self, take: Take) -> Iterator[Done]:
         while taken := take(1):
@@ -166,12 +183,10 @@ class _Inside:
     def _one(self, each: Waiting, prompt: Prompt) -> Done:
         decoder, renumber = self.adapter.model.get_decoder(), self.adapter.renumbers
         with RunningStages(decoder, self.pruner, prompt, each.tokens, renumber=renumber) as stages:
-            (said,), times = generate(
-                self.adapter, [stages.plain], max_new_tokens=self.ask.max_new_tokens, sampling=self.ask.sampling
-            )
+            (said,), times = generate(self.adapter, [stages.plain], rules=self.rules)
         spent = replace(each.seconds, prune=each.seconds.prune + stages.seconds)
-        done = replace(each, kept=tuple(stages.kept), seconds=spent)
-        return Done(done, said, Times(times.prefill - stages.seconds, times.decode), 1)
+        key = replace(each, kept=tuple(stages.kept), seconds=spent)
+        return done_of(key, said, Times(times.prefill - stages.seconds, times.decode), 1)
 
 
 def result_of(adapter: Adapter, pruner: Pruner | None, done: Done) -> Result:
@@ -205,7 +220,7 @@ def answer_all(
         AHEAD * workers, 2 * (batch_size or MOST_ROWS[adapter.device.type])
     )  # the next batch is prepared while this one runs
     with closing(prepare_ahead(adapter.preprocessor, samples, ask, workers=workers, ahead=ahead)) as prepared:
-        yield from _in_order(adapter, pruner, enumerate(prepared), ask, batch_size)
+        yield from _in_order(adapter, pruner, enumerate(seeded(prepared, ask)), ask, batch_size)
 
 
 def _in_order(
@@ -248,10 +263,12 @@ def compare_all(adapter: Adapter, pruners: Sequence[Pruner | None], samples: Ite
     shared = language_model(adapter, None, ask, rows=1)  # one cache for all of them, as each would have in a run of its own
     loops = [language_model(adapter, pruner, ask, rows=1) if goes_inside(adapter, pruner) else shared for pruner in pruners]
     taps, warm = reads_tower(*pruners), False
+    lots = Lots()
     for number, sample in enumerate(samples):
         try:
             reset_peak(adapter.device)
-            batch = encode(adapter, [prepare(adapter.preprocessor, sample, ask)], taps=taps)
+            seed = lots.number(sample.names, question_of(sample, ask))
+            batch = encode(adapter, [replace(prepare(adapter.preprocessor, sample, ask), seed=seed)], taps=taps)
             if not warm:
                 batch = encode(adapter, batch.prepared, taps=taps)
                 for pruner, loop in zip(pruners, loops, strict=True):
@@ -287,8 +304,7 @@ def _attempt(adapter: Adapter, pruner: Pruner | None, batch: Encoded, ask: Ask, 
 def failure(sample: Sample, pruner: Pruner | None, ask: Ask, error: Exception) -> Result:
     """The row of a sample that could not be answered."""
     log.debug("sample %s failed", sample.id, exc_info=error)
-    question = ask.prompt if sample.question is None else sample.question
-    return Result(sample, question, method=method_name(pruner), error=sentence(error))
+    return Result(sample, question_of(sample, ask), method=method_name(pruner), error=sentence(error))
 
 
 def method_name(pruner: Pruner | None) -> str:

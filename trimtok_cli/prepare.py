@@ -6,13 +6,13 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from trimtok_cli.data import Media, Sample, Seconds
-from trimtok_cli.decoding import Sampling
 from trimtok_cli.errors import ModelError, SampleError, sentence
 from trimtok_cli.limit import TimeUp, within
 from trimtok_cli.media.images import load_image, shrunk
 from trimtok_cli.media.video import FrameRule, load_video
 from trimtok_cli.memory import out_of_memory
 from trimtok_cli.models.preprocessor import Inputs, Preprocessor
+from trimtok_cli.sampling import Sampling, check_length
 from trimtok_cli.timing import Clock
 
 log = logging.getLogger("trimtok")
@@ -27,11 +27,12 @@ class Ask:
     decode: `continuous` (a static cache, and a waiting prompt takes the place of an answer that ends) or `simple` (batch by
     batch, a cache that grows).
     timeout: seconds for reading and preparing one sample; decoding its video comes on top, with the time of `frames`.
+    max_new_tokens: None is the checkpoint's own number, else 128; sampling: what overrules its generation settings.
     """
 
     prompt: str = ""
     system: str = ""
-    max_new_tokens: int = 128
+    max_new_tokens: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
     frames: FrameRule = field(default_factory=FrameRule)
     video_as: str = "auto"
@@ -43,16 +44,20 @@ class Ask:
         """Seconds until this sample fails."""
         return self.timeout + (self.frames.timeout if sample.video is not None else 0)
 
+    def __post_init__(self) -> None:
+        check_length(self.max_new_tokens)
+
 
 @dataclass(frozen=True)
 class Prepared:
-    """A sample read from disk and put into the model's words; its times so far."""
+    """A sample read from disk and put into the model's words; its times so far. seed: what its lots are drawn by."""
 
     sample: Sample
     question: str
     inputs: Inputs
     media: tuple[Media, ...]
     seconds: Seconds
+    seed: int = 0
 
 
 @dataclass(frozen=True)

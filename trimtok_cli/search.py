@@ -26,6 +26,8 @@ def withdrawal_kls(adapter: Adapter, samples: Iterable[Sample], ask: Ask) -> dic
         batch = encode(adapter, [prepare(adapter.preprocessor, sample, ask)])
         prompt, tokens = batch.prompts[0], batch.tokens[0]
         (dense,), _ = generate(adapter, [prompt], max_new_tokens=1, stop=False, keep_logits=True)
+        if dense.error:
+            raise dense.error
         for layer, kls in found.items():
             pruner = VTW(Budget(tokens=1), layer=layer)
             with RunningStages(adapter.model.get_decoder(), pruner, prompt, tokens, renumber=adapter.renumbers) as stages:

@@ -86,6 +86,10 @@ class Slots(Cache):
         self.store[:, :, target, :, :length] = self.store[:, :, source, :, :length]
         self.lengths[target] = self.lengths[source]
 
+    def wipe(self, slot: int) -> None:
+        """Zeros in place of what an answer left that was not made of numbers: whoever comes next masks it, not more."""
+        self.store[:, :, slot] = 0
+
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """keys and values (B, heads, S, head_dim) of one layer -> those that its attention is to see."""
         if self.store is None:

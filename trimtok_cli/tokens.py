@@ -86,6 +86,7 @@ class Prompt:
     visual (N,): the rows of embeds that are visual tokens; alive (N,): their numbers in the dense prompt (added tokens
     count on from the dense number). instruction (T,): the rows that hold the user's own words. deepstack (L, N, D): what is
     added to the visual rows behind each of the first L decoder layers, where a family does that.
+    ids: those of the dense prompt, placeholders included, whatever is pruned. seed: what this sample's lots are drawn by.
     """
 
     embeds: Tensor
@@ -94,6 +95,8 @@ class Prompt:
     alive: Tensor
     instruction: Tensor
     deepstack: Tensor | None = None
+    ids: Tensor | None = None
+    seed: int = 0
 
     def __len__(self) -> int:
         return len(self.embeds)

@@ -13,7 +13,7 @@ from trimtok_cli.catalog import locate
 from trimtok_cli.commands import options as o
 from trimtok_cli.commands.destination import Destination, find_destination, open_answers
 from trimtok_cli.commands.guard import guarded
-from trimtok_cli.commands.run import describe, load, pruning
+from trimtok_cli.commands.run import describe, generation, load, pruning
 from trimtok_cli.commands.screen import FEW, Screen
 from trimtok_cli.commands.tables import sample_table, summary_table
 from trimtok_cli.config import RunConfig, resolve
@@ -57,6 +57,9 @@ def compare(
     max_new_tokens: o.MaxNewTokens = None,
     temperature: o.Temperature = None,
     top_p: o.TopP = None,
+    top_k: o.TopK = None,
+    repetition_penalty: o.RepetitionPenalty = None,
+    greedy: o.Greedy = None,
     seed: o.Seed = None,
     frames: o.Frames = None,
     fps: o.Fps = None,
@@ -104,7 +107,8 @@ def run_comparison(config: RunConfig, source: Source, screen: Screen, *, out: st
                     screen.show(sample_table(comparison))
                 screen.advance(*comparison.results)
     finally:
-        close(comparisons, config, describe(adapter), destination, screen, partial(load_video, rule=ask.frames))
+        most, load_clip = most_new_tokens(adapter, config), partial(load_video, rule=ask.frames)
+        close(comparisons, most, describe(adapter), destination, screen, load_clip)
     return EXIT_SOME_FAILED if any(r.error for c in comparisons for r in c.results) else EXIT_OK
 
 
@@ -143,9 +147,14 @@ def comparison_record(comparison: Comparison, model: str) -> dict[str, Any]:
     return {**shared, "reference": list(comparison.sample.answers), "runs": runs}
 
 
+def most_new_tokens(adapter, config: RunConfig) -> str:
+    most = generation(adapter, config)["max_new_tokens"]["value"]
+    return "as many as max_length of the checkpoint allows" if most is None else str(most)
+
+
 def close(
     comparisons: Sequence[Comparison],
-    config: RunConfig,
+    most: str,
     model: dict[str, str],
     destination: Destination,
     screen: Screen,
@@ -167,7 +176,7 @@ def close(
     facts = {
         "Model": f"{model['name']} ({model['family']}{', ' + model['commit'][:12] if model['commit'] else ''})",
         "Device": f"{model['device']}, {model['dtype']}, {model['threads']} CPU threads",
-        "Samples": f"{len(comparisons)}, one at a time, after a warm-up; at most {config.max_new_tokens} new tokens",
+        "Samples": f"{len(comparisons)}, one at a time, after a warm-up; at most {most} new tokens",
         "Text tokens": f"{statistics.median(words):.0f} (median)" if words else "",
         "Versions": f"torch {found['torch']}, transformers {found['transformers']}, Python {found['python']}",
         "Date": time.strftime("%Y-%m-%d %H:%M"),

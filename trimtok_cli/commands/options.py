@@ -14,7 +14,7 @@ MODEL, PRUNING, ANSWERS, VIDEO, OUTPUT = "Model", "Pruning", "Answers", "Video",
 
 def flags(given: Mapping[str, Any]) -> dict[str, Any]:
     """What of a command's arguments is a setting of the run (its `locals()` on entry), by the names of RunConfig."""
-    names = {field.name for field in dataclasses.fields(RunConfig)}
+    names = {field.name for field in dataclasses.fields(RunConfig) if field.init}
     return {name: value for name, value in given.items() if name in names} | {"params": parse_params(given["param"])}
 
 
@@ -146,13 +146,50 @@ Timeout = Annotated[
     ),
 ]
 MaxNewTokens = Annotated[
-    int | None, _option("--max-new-tokens", shown=str(RunConfig.max_new_tokens), panel=ANSWERS, help="Longest answer, in tokens.")
+    int | None,
+    _option("--max-new-tokens", shown="the checkpoint's, else 128", panel=ANSWERS, help="Longest answer, in tokens."),
 ]
 Temperature = Annotated[
-    float | None, _option("--temperature", shown="0, greedy", panel=ANSWERS, help="Sample at this temperature.")
+    float | None,
+    _option(
+        "--temperature", shown="the checkpoint's, else greedy", panel=ANSWERS, help="Sample at this temperature; 0 is greedy."
+    ),
 ]
 TopP = Annotated[
-    float | None, _option("--top-p", shown="1", panel=ANSWERS, help="Sample among the likeliest tokens that hold this share.")
+    float | None,
+    _option(
+        "--top-p",
+        shown="the checkpoint's, else 1",
+        panel=ANSWERS,
+        help="Where answers are sampled: among the likeliest tokens that hold this share.",
+    ),
+]
+TopK = Annotated[
+    int | None,
+    _option(
+        "--top-k",
+        shown="the checkpoint's, else 50",
+        panel=ANSWERS,
+        help="Where answers are sampled: among so many of the likeliest tokens; 0 for all.",
+    ),
+]
+RepetitionPenalty = Annotated[
+    float | None,
+    _option(
+        "--repetition-penalty",
+        shown="the checkpoint's, else 1",
+        panel=ANSWERS,
+        help="Divides the scores of tokens that the prompt or the answer has; 1 is none.",
+    ),
+]
+Greedy = Annotated[
+    bool | None,
+    typer.Option(
+        "--greedy/--no-greedy",
+        show_default=False,
+        rich_help_panel=ANSWERS,
+        help="The likeliest token each time, whatever the checkpoint says of sampling, beams and other searches.",
+    ),
 ]
 Seed = Annotated[int | None, _option("--seed", shown="0", panel=ANSWERS, help="For sampling, and for methods that draw lots.")]
 Limit = Annotated[int | None, _option("--limit", "-n", panel=OUTPUT, help="Stop after this many samples.")]

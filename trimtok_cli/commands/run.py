@@ -20,10 +20,11 @@ FEW_INPUTS = 32  # a worker takes seconds to start
 def load(config: RunConfig, screen: Screen):
     """The adapter and what to ask of it. Heavy imports happen here, after arguments and inputs have been looked at."""
     screen.say(f"loading {config.model} ...", "dim")
-    from trimtok_cli.decoding import Sampling
     from trimtok_cli.media.video import FrameRule
     from trimtok_cli.models import load_model
     from trimtok_cli.prepare import Ask
+    from trimtok_cli.rules import Rules
+    from trimtok_cli.told import notes
 
     adapter = load_model(
         config.model,
@@ -36,11 +37,20 @@ def load(config: RunConfig, screen: Screen):
     frames = FrameRule(
         config.frames, config.fps or None, config.start, config.end or None, config.video_backend, config.video_timeout
     )
-    sampling = Sampling(config.temperature, config.top_p, config.seed)
+    for note in notes(Rules(adapter, max_new_tokens=config.max_new_tokens, sampling=config.sampling), config.sources):
+        screen.say(note, "dim")
     return adapter, Ask(
-        config.prompt, config.system, config.max_new_tokens, sampling, frames, config.video_as, config.max_pixels, config.decode,
-        config.timeout,
+        config.prompt, config.system, config.max_new_tokens, config.sampling, frames, config.video_as, config.max_pixels,
+        config.decode, timeout=config.timeout,
     )  # fmt: skip
+
+
+def generation(adapter, config: RunConfig) -> dict[str, Any]:
+    """What run.json says of how answers are made: each setting, its value, and who said it."""
+    from trimtok_cli.rules import Rules
+    from trimtok_cli.told import described
+
+    return described(Rules(adapter, max_new_tokens=config.max_new_tokens, sampling=config.sampling), config.sources)
 
 
 def pruning(config: RunConfig, method: str) -> dict[str, Any]:
@@ -101,8 +111,9 @@ def run(
     finally:
         if destination.manifest:
             write_run(
-                destination.manifest, config, summary, run=name, command=command, interrupted=interrupted, model=describe(adapter)
-            )
+                destination.manifest, config, summary, run=name, command=command, interrupted=interrupted,
+                model=describe(adapter), generation=generation(adapter, config),
+            )  # fmt: skip
         screen.say(closing_line(summary, screen.noun))
         if destination.answers:
             screen.say(f"answers in {destination}", "dim")

@@ -225,7 +225,7 @@ class Adapter(ABC):
         embeds = self.embed_ids(ids)
         embeds[visual] = tokens.embeds.to(embeds.dtype)
         alive = torch.arange(len(visual), device=self.device)
-        return Prompt(embeds, self.positions(inputs), visual, alive, rows, tokens.deepstack)
+        return Prompt(embeds, self.positions(inputs), visual, alive, rows, tokens.deepstack, ids)
 
     def embed_ids(self, ids: Tensor) -> Tensor:
         """(...,) token ids -> (..., D); a fresh tensor."""
