@@ -49,9 +49,6 @@ _OTHERS = (
 
 def picture(head: bytes) -> tuple[str, int]:
     """Pillow's name of the picture's format and the offset at which it begins; ("", 0) where it is none that is read."""
-    if found := _STARTS.search(head[: _FRONT + 16]):
-        mark = found.group()
-        return {b"\xff": "JPEG", b"\x89": "PNG", b"G": "GIF", b"R": "WEBP"}[mark[:1]], found.start()
     if head[4:8] == b"ftyp":
         brands = [head[at : at + 4] for at in (8, *range(16, min(int.from_bytes(head[:4], "big"), len(head)), 4))]
         if brands[0] in _AVIF or (brands[0] in _HEIF and brands[0] in (b"mif1", b"msf1") and any(b in _AVIF for b in brands)):
@@ -67,7 +64,12 @@ def picture(head: bytes) -> tuple[str, int]:
         return "PPM", 0
     if head[:4] == b"\0\0\1\0" and head[4:6] != b"\0\0":
         return "ICO", 0
-    return ("QOI", 0) if head[:4] == b"qoif" else ("", 0)
+    if head[:4] == b"qoif":
+        return "QOI", 0
+    if found := _STARTS.search(head[: _FRONT + 16]):
+        mark = found.group()[:1]
+        return {b"\xff": "JPEG", b"\x89": "PNG", b"G": "GIF", b"R": "WEBP"}[mark], found.start()
+    return "", 0
 
 
 def container(head: bytes) -> str:

@@ -252,12 +252,13 @@ def ends_in_grey(image: Image.Image) -> bool:
     width, height = image.size
     corner = image.crop((max(width - 8, 0), max(height - 8, 0), width, height))
     spread = corner.getextrema()
-    return all(low == high == 128 for low, high in (spread if isinstance(spread[0], tuple) else (spread,)))
+    grey = 127 if image.mode == "CMYK" else 128  # ink is stored the other way round
+    return all(low == high == grey for low, high in (spread if isinstance(spread[0], tuple) else (spread,)))
 
 
 def all_there(marks: Marks) -> bool:
     """Whether a JPEG's pixels all come from the file: what lacks data changes when other data follows."""
-    data, last = marks.data[: marks.end], 7
+    data, last = marks.data[: marks.end].rstrip(b"\xff"), 7
     if restarts := re.findall(rb"\xff([\xd0-\xd7])", data[-(1 << 20) :]):
         last = restarts[-1][0] & 7
     filler = b"".join(_FILLER + bytes((0xFF, 0xD0 | (last + 1 + i) % 8)) for i in range(8)) if restarts else _FILLER * 4
