@@ -47,7 +47,7 @@ def refuse_irregular(status: stat_result, name: str, kind: str) -> None:
         raise MediaError(f"{name} is empty (0 bytes); fetch or save it again")
 
 
-def plain(error: BaseException) -> str:
+def plain(error: BaseException | str) -> str:
     """A library's reason without what it quotes: bytes of a file are nobody's to print."""
     text = re.split(r"[:'\"(<\\]", " ".join(str(error).split()))[0].strip()[:120]
     return text or type(error).__name__

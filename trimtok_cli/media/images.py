@@ -8,6 +8,7 @@ import ctypes
 import struct
 import threading
 import warnings
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -30,6 +31,8 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 MOST_BYTES = 1_500_000_000  # of memory for one picture at its peak, copies included: 179 million pixels of plain RGB
+MOST_PIXELS = 179_000_000
+_USUAL = 0.1  # seconds: for how long browsers show a frame that tells no time, or hardly any
 MOST_FRAMES = 10_000  # further ones are not counted
 _ICON = 8_000_000  # pixels: Pillow decodes an icon while it opens it
 # Bytes a pixel that a decoder holds beside the picture itself.
@@ -48,7 +51,7 @@ _TURNS = {
 _OPENING = threading.Lock()  # Pillow's own pixel limit is one global number
 
 
-def load_image(path: Path, *, background: Color = (255, 255, 255), max_pixels: int = 179_000_000) -> tuple[Image.Image, Media]:
+def load_image(path: Path, *, background: Color = (255, 255, 255), max_pixels: int = MOST_PIXELS) -> tuple[Image.Image, Media]:
     """The image as upright RGB, transparent pixels laid on `background`; of several frames or pages the first."""
     name = short(path)
     with blamed(name), warnings.catch_warnings():
@@ -56,6 +59,41 @@ def load_image(path: Path, *, background: Color = (255, 255, 255), max_pixels: i
         refuse_irregular(path.stat(), name, "image")
         with path.open("rb") as file:
             return _load(file, name, background, max_pixels)
+
+
+def animation(path: Path, name: str) -> Iterator[tuple[float, Callable[[], tuple[Image.Image, tuple[str, ...]]]]]:
+    """Of each frame how long it is shown, in seconds, and a function that gives it as upright RGB, with its warnings.
+
+    Call it before the next frame is asked for. A picture that does not move has one frame. Errors are as in `load_image`.
+    """
+    with blamed(name), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        refuse_irregular(path.stat(), name, "image")
+        with path.open("rb") as file:
+            image, mended = open_picture(file, name, MOST_PIXELS)
+            if image.format not in ("GIF", "WEBP", "PNG", "AVIF") or getattr(image, "n_frames", 1) < 2:
+                yield _USUAL, lambda: _still(path)
+                return
+            turn = _TURNS.get(_orientation(image))
+            for number in range(min(image.n_frames, MOST_FRAMES)):
+                image.seek(number)
+                if image.format in ("WEBP", "AVIF"):  # only then does Pillow know
+                    image.load()
+                if number == 0 and image.info.get("default_image"):  # shown by those who cannot show the others
+                    continue
+                seconds = float(image.info.get("duration") or 0) / 1000
+                yield seconds if seconds > 0.01 else _USUAL, lambda: _frame(image, mended, turn)
+
+
+def _still(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
+    image, media = load_image(path)
+    return image, media.warnings
+
+
+def _frame(image: Image.Image, mended: mend.Mended, turn: Image.Transpose | None) -> tuple[Image.Image, tuple[str, ...]]:
+    image.load()
+    rgb, notes = _to_rgb(image, mended, (255, 255, 255))
+    return rgb if turn is None else rgb.transpose(turn), notes
 
 
 def shrunk(image: Image.Image, max_pixels: int) -> Image.Image:

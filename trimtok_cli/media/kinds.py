@@ -79,7 +79,7 @@ def container(head: bytes) -> str:
     if head[:4] == b"RIFF":
         return "avi" if head[8:12] in (b"AVI ", b"AVIX") else ""
     for packet, first in ((188, 0), (192, 4)):
-        marks = head[first::packet]
+        marks = head[first::packet][:5]
         if len(marks) > 1 and set(marks) == {ord("G")}:
             return "ts"
     return next((kind for mark, kind in _CONTAINERS.items() if head.startswith(mark)), "")
