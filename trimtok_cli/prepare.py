@@ -9,6 +9,7 @@ from trimtok_cli.data import Media, Sample, Seconds
 from trimtok_cli.decoding import Sampling
 from trimtok_cli.errors import ModelError, SampleError, sentence
 from trimtok_cli.media.images import load_image, shrunk
+from trimtok_cli.media.kinds import by_content
 from trimtok_cli.media.video import FrameRule, load_video
 from trimtok_cli.models.preprocessor import Inputs, Preprocessor
 from trimtok_cli.timing import Clock
@@ -70,6 +71,7 @@ def prepare(preprocessor: Preprocessor, sample: Sample, ask: Ask) -> Prepared:
     """Read the images and the video, then the chat template and the processor."""
     if sample.problem:
         raise SampleError(sample.problem)
+    given, sample = sample, by_content(sample)
     if sample.video is not None and ask.video_as == "video" and not preprocessor.has_video:
         raise ModelError(f"--video-as video: {preprocessor.name} has no video path of its own; use --video-as frames.")
     clock = Clock(torch.device("cpu"))
@@ -89,4 +91,4 @@ def prepare(preprocessor: Preprocessor, sample: Sample, ask: Ask) -> Prepared:
                 duration=clip.duration, times=clip.times,
             )
         )  # fmt: skip
-    return Prepared(sample, question, inputs, tuple(media), seconds)
+    return Prepared(given, question, inputs, tuple(media), seconds)

@@ -55,7 +55,7 @@ def plain(error: BaseException | str) -> str:
 
 @contextmanager
 def blamed(name: str) -> Iterator[None]:
-    """Whatever goes wrong with the file `name` becomes a MediaError of one sentence. A broken file makes a library raise anything."""
+    """Whatever goes wrong with the file `name` becomes a MediaError; a broken file makes a library raise anything."""
     try:
         yield
     except MediaError:

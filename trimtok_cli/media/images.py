@@ -179,7 +179,7 @@ def _open(file: BinaryIO, format: str, name: str, max_pixels: int) -> Image.Imag
         try:
             return Image.open(file, formats=[format])
         except UnidentifiedImageError:
-            raise ValueError("its header is broken") from None
+            raise ValueError("its header is broken or of a rare kind") from None
         except Image.DecompressionBombError:
             most = min(_ICON, max_pixels)
             raise MediaError(f"{name} is an icon of more pixels than the limit of {most}; make it smaller") from None
@@ -219,7 +219,7 @@ def _refuse_costly(image: Image.Image, mended: mend.Mended, name: str) -> None:
 
 @cache
 def _silence_libtiff() -> None:
-    """Keeps libtiff from printing to standard error past everybody; Pillow raises what matters. Where it cannot be found, it prints."""
+    """Keeps libtiff from printing to standard error past everybody; Pillow raises what matters. Where it is built in, it prints."""
     with suppress(Exception):
         library = ctypes.CDLL(Image.core.__file__)
         for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):

@@ -2,8 +2,12 @@
 
 import re
 import stat
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
+
+from trimtok_cli.data import Sample
 
 HEAD = 4096  # bytes that are looked at
 _FRONT = 64  # bytes that may stand before a picture: white space or a header that a server let slip in
@@ -111,6 +115,19 @@ def kind_of(path: Path) -> str:
         if format:
             return "animated" if _moves(file, head, format, start) else "image"
     return "video" if container(head) else "other"
+
+
+def by_content(sample: Sample) -> Sample:
+    """The sample with an only image that is a video as its video, and an only video that is a still picture as its image."""
+    with suppress(OSError, ValueError):  # what cannot be opened says so when it is loaded
+        question = sample.question
+        if sample.video is not None and not sample.images and kind_of(sample.video) == "image":
+            question = question and question.replace("<video>", "<image>")
+            return replace(sample, images=(sample.video,), video=None, question=question)
+        if sample.video is None and len(sample.images) == 1 and kind_of(sample.images[0]) == "video":
+            question = question and question.replace("<image>", "<video>")
+            return replace(sample, images=(), video=sample.images[0], question=question)
+    return sample
 
 
 def _moves(file: BinaryIO, head: bytes, format: str, start: int) -> bool:

@@ -1,7 +1,7 @@
 """A decoded picture of any mode -> 8-bit RGB as a browser shows it, and what had to be decided on the way.
 
-Colour profiles are applied (PNG's gAMA and cHRM chunks are not), transparent pixels laid on a background, grey of more than 8 bits
-brought to 8. Works in bands where a picture would otherwise be copied in wide numbers. Knows no file.
+Colour profiles are applied (PNG's gAMA and cHRM chunks are not), transparent pixels laid on a background, grey of more than
+8 bits brought to 8. Works in bands where a picture would otherwise be copied in wide numbers. Knows no file.
 """
 
 from collections.abc import Iterator
@@ -64,7 +64,7 @@ def _darkness(image: Image.Image) -> _Notes:
 
 
 def _grey(image: Image.Image, bits: int) -> tuple[Image.Image, Image.Image | None, _Notes]:
-    """8-bit grey, the mask of what is clear, and notes. Only 16 bits have a known white; others are stretched, and that is said."""
+    """8-bit grey, the mask of what is clear, and notes. Only 16 bits have a known white; others are stretched, which is said."""
     import numpy as np  # here, as few images need it
 
     low, high, whole = _range(image)

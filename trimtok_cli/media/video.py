@@ -100,8 +100,9 @@ def pick_times(starts: Sequence[float], duration: float, rule: FrameRule) -> lis
         return []
     count = max(1, min(rule.frames, int(span * _FINEST)))
     step = span / count
-    if rule.fps is not None and (wanted := max(1, math.ceil(span * min(rule.fps, _FINEST) - 0.5 - _SLACK))) <= count:
-        count, step = wanted, min(span, 1 / rule.fps)
+    rate = None if rule.fps is None else min(rule.fps, _FINEST)
+    if rate is not None and (wanted := max(1, math.ceil(span * rate - 0.5 - _SLACK))) <= count:
+        count, step = wanted, min(span, 1 / rate)
     shown, slot = set(), 0
     while slot < count:
         number = max(0, bisect_right(starts, rule.start + (slot + 0.5) * step + _SLACK) - 1)
@@ -174,7 +175,7 @@ def _ask_child(request: dict[str, Any], seconds: float) -> Clip | dict[str, str]
     pipe: tuple[int, ...] = ()
     try:
         pipe = lifeline, _ = os.pipe()  # closes with this process, however that ends, and the child with it
-        # A session of its own: Ctrl-C is for this process, which then ends the child. One thread for numpy, which computes nothing.
+        # A session of its own: Ctrl-C is for this process, which then ends the child. numpy computes nothing in it.
         options = {"stdin": lifeline, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "start_new_session": True}
         process = subprocess.Popen(
             command(_CHILD, json.dumps(request | {"seconds": seconds})), env=os.environ | {"OPENBLAS_NUM_THREADS": "1"}, **options
