@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import zlib
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -115,7 +116,7 @@ def test_what_would_take_too_much_is_refused_before_it_is_decoded(tmp_path, what
     path = tmp_path / "bomb"
     path.write_bytes(LARGE[what]())
     began = time.process_time()
-    with pytest.raises(MediaError, match="limit|scans|larger than itself") as caught:
+    with pytest.raises(MediaError, match=r"limit|scans|larger than itself") as caught:
         load_image(path)
     assert time.process_time() - began < 3 and str(caught.value).startswith(f"{path} ")
 
@@ -249,10 +250,8 @@ def test_libtiff_prints_nothing(tmp_path, capfd):
             damaged = np.frombuffer(data, np.uint8).copy()
             damaged[random.integers(0, len(data), 40)] = random.integers(0, 256, 40)
             (tmp_path / "a.tif").write_bytes(damaged.tobytes())
-            try:
+            with suppress(MediaError):
                 load_image(tmp_path / "a.tif", max_pixels=1_000_000)
-            except MediaError:
-                pass
     assert capfd.readouterr() == ("", "")
 
 

@@ -459,7 +459,7 @@ def test_a_jpeg_that_lacks_pixels_is_refused(tmp_path, kind, closed):
     for at in cuts:
         (tmp_path / "a.jpg").write_bytes(data[:at] + b"\xff\xd9" * closed)
         try:
-            image, media = load_image(tmp_path / "a.jpg")
+            image, _ = load_image(tmp_path / "a.jpg")
         except MediaError as error:
             assert "cut short" in str(error)
             continue

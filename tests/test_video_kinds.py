@@ -330,5 +330,5 @@ def test_a_decoder_that_is_killed_is_no_damage(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("load", [load_image, lambda path: load_video(path, FrameRule())], ids=["image", "video"])
 def test_a_nul_in_a_name_is_no_damage(load):
-    with pytest.raises(MediaError, match="cannot be read .*check the path"):
+    with pytest.raises(MediaError, match=r"cannot be read .*check the path"):
         load(Path("nul\0.mp4"))

@@ -1,9 +1,17 @@
-"""What a video file's own boxes say of its length, so that one that is cut short need not be decoded to be refused."""
+"""What a video file's own boxes say: its length, so that a cut one need not be decoded to be refused, and its turn."""
 
+import math
+import os
+import re
+import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from typing import BinaryIO
 
+from trimtok_cli.media.kinds import HEAD, container
+
+_MOST_INDEX = 100_000_000  # bytes
 MOST_BOXES = 1000  # an hour in fragments has more, but the index stands before them
 
 
@@ -52,3 +60,23 @@ def _vint(data: bytes, at: int) -> tuple[int, int]:
     """A Matroska number and the offset behind it."""
     length = 9 - (data[at] if at < len(data) else 128).bit_length()
     return int.from_bytes(data[at : at + length], "big") & ((1 << 7 * length) - 1), at + length
+
+
+def rotation_of(path: str) -> int:
+    """Degrees clockwise by which an MP4's display matrix turns its first picture track; 0 for other files."""
+    with open(path, "rb") as file:
+        if container(file.read(HEAD)) != "mp4":
+            return 0
+        size = os.fstat(file.fileno()).st_size
+        at, length = next(((at, length) for kind, at, length in mp4_boxes(file, size) if kind == b"moov"), (0, 0))
+        if length > _MOST_INDEX:
+            raise ValueError("its index is very long")
+        file.seek(at)
+        moov = file.read(length)
+    for found in re.finditer(b"tkhd", moov):
+        matrix = found.end() + (52 if moov[found.end()] == 1 else 40)
+        with suppress(struct.error):
+            cos, sin, width = (struct.unpack_from(">i", moov, matrix + place)[0] for place in (0, 4, 36))
+            if width:  # a sound track has none
+                return round(math.degrees(math.atan2(sin, cos)) / 90) * 90 % 360
+    return 0

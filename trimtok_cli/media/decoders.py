@@ -9,12 +9,10 @@ import math
 import os
 import re
 import signal
-import struct
 import sys
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from fractions import Fraction
 from functools import partial
 from importlib.util import find_spec
@@ -26,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from trimtok_cli.errors import MediaError
-from trimtok_cli.media.containers import mp4_boxes
+from trimtok_cli.media.containers import rotation_of
 from trimtok_cli.media.files import machine_fault, plain
 from trimtok_cli.media.images import animation
 from trimtok_cli.media.kinds import DEMUXERS, HEAD, container
@@ -36,7 +34,6 @@ from trimtok_cli.media.video import FrameRule, pick_times
 _THREADS = 4
 _MANY = 9_000_000  # pixels of a frame from which on one thread decodes: each further one holds frames of its own
 _CLOSE = 1e-3  # seconds: decord tells times in 32-bit floats
-_MOST_INDEX = 100_000_000  # bytes
 MOST_FRAME = 36_000_000  # pixels of one frame; an 8K video has 33 million
 MOST_PIXELS = 179_000_000  # of all frames that are taken: as many as an image may have
 _STRANGE = 8  # a pixel so many times as wide as high, or the reverse, is not believed
@@ -119,7 +116,7 @@ def _read_decord(path: str, name: str, rule: FrameRule, last: bool) -> _Read:
     if not seeks and not last:
         raise ValueError("decord may take the wrong frame")
     chosen, answer = _answer(name, list(map(float, starts)), duration, rule)
-    rotation = _rotation_of(path)  # decord has turned the frames
+    rotation = rotation_of(path)  # decord has turned the frames
     fit = partial(_fitted, shape=1 / shape if rotation % 180 else shape, most=MOST_PIXELS // len(chosen), answer=answer)
     if seeks:
         frames = [fit(reader[number].asnumpy()) for number in chosen]
@@ -166,26 +163,6 @@ def _fitted(pixels: np.ndarray, *, shape: Fraction, most: int, answer: dict[str,
     if scale < 1:
         answer["warnings"] = [f"its frames were shrunk to {size[0]} x {size[1]}, as so many would not fit into memory"]
     return pixels if size == (width, height) else np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
-
-
-def _rotation_of(path: str) -> int:
-    """Degrees clockwise by which an MP4's display matrix turns its first picture track; 0 for other files."""
-    with open(path, "rb") as file:
-        if container(file.read(HEAD)) != "mp4":
-            return 0
-        size = os.fstat(file.fileno()).st_size
-        at, length = next(((at, length) for kind, at, length in mp4_boxes(file, size) if kind == b"moov"), (0, 0))
-        if length > _MOST_INDEX:
-            raise ValueError("its index is very long")
-        file.seek(at)
-        moov = file.read(length)
-    for found in re.finditer(b"tkhd", moov):
-        matrix = found.end() + (52 if moov[found.end()] == 1 else 40)
-        with suppress(struct.error):
-            cos, sin, width = (struct.unpack_from(">i", moov, matrix + place)[0] for place in (0, 4, 36))
-            if width:  # a sound track has none
-                return round(math.degrees(math.atan2(sin, cos)) / 90) * 90 % 360
-    return 0
 
 
 def _open(path: str, name: str) -> tuple[Any, Any]:

@@ -219,7 +219,7 @@ def _refuse_costly(image: Image.Image, mended: mend.Mended, name: str) -> None:
 
 @cache
 def _silence_libtiff() -> None:
-    """Keeps libtiff from printing to standard error past everybody; Pillow raises what matters. Where it is built in, it prints."""
+    """Keeps libtiff from printing to standard error; Pillow raises what matters. Where it is built in, it prints."""
     with suppress(Exception):
         library = ctypes.CDLL(Image.core.__file__)
         for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):

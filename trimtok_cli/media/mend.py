@@ -196,8 +196,7 @@ def _jpeg(file: BinaryIO, start: int, name: str) -> Mended:
 
 
 def _marks(data: bytes) -> Marks:
-    scans, at, ended, left = 0, 2, False, {}
-    progressive = False
+    scans, end, ended, left, progressive = 0, len(data), False, {}, False
     for kind, at, body in _segments(data):
         if kind in (0xC0, 0xC1, 0xC2) and len(body) >= 6:
             progressive = kind == 0xC2
@@ -212,9 +211,10 @@ def _marks(data: bytes) -> Marks:
                     count = last + 1 - first if progressive else 64
                     first = first if progressive else 0
                     left[component][first : first + count] = [low if progressive else 0] * count
-        ended = kind == 0xD9
+        if kind == 0xD9:
+            ended, end = True, at
     whole = bool(scans) and not any(map(any, left.values()))
-    return Marks(data, scans, at if ended else len(data), ended, whole, progressive)
+    return Marks(data, scans, end, ended, whole, progressive)
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, bytes]]:

@@ -5,6 +5,7 @@ Colour profiles are applied (PNG's gAMA and cHRM chunks are not), transparent pi
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from io import BytesIO
 from typing import Any
 
@@ -151,19 +152,26 @@ def _srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, _Note
     fits = {"L": image.mode in _GREY, "RGB": image.mode not in ("CMYK", "LAB"), "CMYK": image.mode == "CMYK"}.get(mode, False)
     if not fits:
         return image.convert("RGB"), (_NO_PROFILE,)
+    try:
+        change = _to_srgb(profile, mode)
+    except (OSError, ValueError, TypeError):  # lcms raises no other for what is no profile
+        return image.convert("RGB"), (_NO_PROFILE,)
+    return image.convert("RGB") if change is None else change.apply(image if image.mode == mode else image.convert(mode)), ()
+
+
+@lru_cache(maxsize=4)  # the pictures of a folder mostly share one
+def _to_srgb(profile: bytes, mode: str) -> Any:
+    """What turns pixels of `mode` into sRGB; None where nothing is to be done."""
     from PIL import ImageCms
 
+    source, target = ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.createProfile("sRGB")
     try:
-        source = ImageCms.ImageCmsProfile(BytesIO(profile))
-        flags = ImageCms.Flags.BLACKPOINTCOMPENSATION
         change = ImageCms.buildTransform(
-            source, ImageCms.createProfile("sRGB"), mode, "RGB", ImageCms.Intent.PERCEPTUAL, flags=flags
-        )  # fmt: skip
-        if mode != "CMYK" and _changes_nothing(change, mode):
-            return image.convert("RGB"), ()
-        return change.apply(image if image.mode == mode else image.convert(mode)), ()
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        return image.convert("RGB"), (_NO_PROFILE,)
+            source, target, mode, "RGB", ImageCms.Intent.PERCEPTUAL, flags=ImageCms.Flags.BLACKPOINTCOMPENSATION
+        )
+    except ImageCms.PyCMSError as error:
+        raise ValueError(str(error)) from error
+    return None if mode != "CMYK" and _changes_nothing(change, mode) else change
 
 
 def _changes_nothing(change: Any, mode: str) -> bool:
