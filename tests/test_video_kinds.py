@@ -224,6 +224,12 @@ def test_a_frame_over_the_limit_is_refused(tmp_path, monkeypatch):
         load_video(make_clip(tmp_path / "a.mp4", 4), FrameRule())
 
 
+def test_large_frames_are_left_to_pyav_which_holds_few(tmp_path, monkeypatch):
+    monkeypatch.setattr(video, "_CHILD", PATHS + "from trimtok_cli.media import decoders; decoders._MANY = 6000; decoders.main()")
+    clip = load_video(make_clip(tmp_path / "a.mp4", 4), FrameRule(frames=2))
+    assert numbers(clip) == [1, 3] and clip.decoder == "pyav"
+
+
 @pytest.mark.parametrize("place", ["before the index", "behind it"])
 def test_a_flood_of_boxes_is_passed_by(tmp_path, place):
     data, flood = make_clip(tmp_path / "a.mp4", 4).read_bytes(), struct.pack(">I4s", 8, b"free") * 500_000

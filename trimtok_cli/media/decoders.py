@@ -26,7 +26,7 @@ from PIL import Image
 from trimtok_cli.errors import MediaError
 from trimtok_cli.media.containers import rotation_of
 from trimtok_cli.media.files import machine_fault, plain
-from trimtok_cli.media.images import animation
+from trimtok_cli.media.images import MOST_FRAMES, animation
 from trimtok_cli.media.kinds import DEMUXERS, HEAD, container
 from trimtok_cli.media.packets import SEEKS, Clock, Packets, usual_end
 from trimtok_cli.media.video import FrameRule, pick_times
@@ -141,6 +141,8 @@ def _packets_say(path: str, name: str) -> tuple[list[float], float, bool, Fracti
     """When frames are shown, how long the video is (seconds), whether decord's seeking is right here, and a pixel's shape."""
     container, stream = _open(path, name)
     with container:
+        if stream.codec_context.width * stream.codec_context.height > _MANY:
+            raise ValueError("decord holds too many frames of this size")
         packets = Packets.of(container, stream)
         if not packets.shown:
             return [], 0.0, False, Fraction(1)
@@ -274,5 +276,7 @@ def _read_pillow(path: str, name: str, rule: FrameRule, last: bool) -> _Read:
             image, notes = take()
             pixels = np.asarray(image)
             frames.append(_fitted(pixels, shape=Fraction(1), most=MOST_PIXELS // len(chosen), answer=answer))
+    if len(lengths) == MOST_FRAMES:
+        notes = [*notes, f"only its first {MOST_FRAMES} frames were looked at"]
     answer["warnings"] = [*notes, *answer["warnings"]]
     return _alike(answer | {"rotation": 0}, frames)
