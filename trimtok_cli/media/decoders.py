@@ -9,6 +9,7 @@ import math
 import os
 import re
 import signal
+import struct
 import sys
 import threading
 from bisect import bisect_right
@@ -254,9 +255,18 @@ def _upright(frame: Any, *, name: str, shape: Fraction, most: int, answer: dict[
     if frame.is_corrupt:
         raise ValueError(f"the frame at {frame.time or 0:.2f} seconds is damaged")
     _refuse_large(name, frame)
-    turn = round(-frame.rotation / 90) * 90 % 360
+    turn = _turn(frame)
     answer.setdefault("rotation", turn)
     return np.rot90(_fitted(frame.to_ndarray(format="rgb24"), shape=shape, most=most, answer=answer), -turn // 90)
+
+
+def _turn(frame: Any) -> int:
+    """Degrees clockwise, a multiple of 90; by the display matrix where PyAV (14.0) does not work it out."""
+    if hasattr(frame, "rotation"):
+        return round(-frame.rotation / 90) * 90 % 360
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    cos, sin = struct.unpack_from("=2i", bytes(matrix)) if matrix is not None else (1, 0)
+    return round(math.degrees(math.atan2(sin, cos)) / 90) * 90 % 360
 
 
 def _alike(answer: dict[str, Any], frames: list[np.ndarray]) -> _Read:

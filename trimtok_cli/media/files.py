@@ -50,7 +50,7 @@ def refuse_irregular(status: stat_result, name: str, kind: str) -> None:
 def plain(error: BaseException | str) -> str:
     """A library's reason without what it quotes: bytes of a file are nobody's to print."""
     text = re.split(r"[:'\"(<\\]", " ".join(str(error).split()))[0].strip()[:120]
-    return text or type(error).__name__
+    return text or (type(error).__name__ if isinstance(error, BaseException) else "no reason is given")
 
 
 @contextmanager
