@@ -9,6 +9,7 @@ from trimtok_cli.data import Media, Sample, Seconds
 from trimtok_cli.errors import ModelError, SampleError, sentence
 from trimtok_cli.limit import TimeUp, within
 from trimtok_cli.media.images import load_image, shrunk
+from trimtok_cli.media.kinds import by_content
 from trimtok_cli.media.video import FrameRule, load_video
 from trimtok_cli.memory import out_of_memory
 from trimtok_cli.models.preprocessor import Inputs, Preprocessor
@@ -101,6 +102,7 @@ def prepare(preprocessor: Preprocessor, sample: Sample, ask: Ask) -> Prepared:
 def _prepare(preprocessor: Preprocessor, sample: Sample, ask: Ask) -> Prepared:
     if sample.problem:
         raise SampleError(sample.problem)
+    given, sample = sample, by_content(sample)
     if sample.video is not None and ask.video_as == "video" and not preprocessor.has_video:
         raise ModelError(f"--video-as video: {preprocessor.name} has no video path of its own; use --video-as frames.")
     clock = Clock(torch.device("cpu"))
@@ -120,4 +122,4 @@ def _prepare(preprocessor: Preprocessor, sample: Sample, ask: Ask) -> Prepared:
                 duration=clip.duration, times=clip.times,
             )
         )  # fmt: skip
-    return Prepared(sample, question, inputs, tuple(media), seconds)
+    return Prepared(given, question, inputs, tuple(media), seconds)

@@ -8,29 +8,35 @@ and no command line.
 import json
 import math
 import os
-import stat
+import signal
 import subprocess
-import tempfile
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from PIL import Image
 
 from trimtok_cli.child import command
 from trimtok_cli.errors import MediaError, UsageError
+from trimtok_cli.media.containers import missing
+from trimtok_cli.media.files import blamed, machine_fault, refuse_irregular, short
+from trimtok_cli.media.kinds import HEAD, container, looks_like, picture
 
 # What a search of a folder takes for a video. A file that is named explicitly may have any suffix.
 VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp", ".ogv"}
+    {".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".mkv", ".webm", ".avi", ".divx", ".wmv", ".asf", ".flv", ".ogv"}
+    | {".ogm", ".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".vob", ".ts", ".m2ts", ".mts", ".m2t", ".mxf", ".rm", ".rmvb", ".ivf"}
+    | {".y4m"}
 )
 
 _PACKAGES = {"decord": "decord", "pyav": "av"}
+_FINEST = 1e9  # frames a second: more are no more
 _SLACK = 1e-3  # seconds: decord tells times in 32-bit floats, Matroska rounds them to milliseconds
 _CHILD = "from trimtok_cli.media.decoders import main; main()"
 
@@ -68,7 +74,7 @@ class Clip:
     """Frames of a video, upright RGB; `times` are when each is first shown, in seconds after the video's first frame.
 
     `duration` is in seconds; `fps`, `num_frames` are the whole file's, fps on average; `width`, `height` are upright pixels;
-    `rotation` is how far the stored pictures were turned clockwise; `decoder` is decord or pyav.
+    `rotation` is how far the stored pictures were turned clockwise; `decoder` is decord, pyav or, for pictures, pillow.
     """
 
     frames: tuple[Image.Image, ...]
@@ -92,99 +98,54 @@ def pick_times(starts: Sequence[float], duration: float, rule: FrameRule) -> lis
     span = min(duration, math.inf if rule.end is None else rule.end) - rule.start
     if span <= 0 or not starts:
         return []
-    count, step = rule.frames, span / rule.frames
-    if rule.fps is not None and (wanted := max(1, math.ceil(span * rule.fps - 0.5 - _SLACK))) <= rule.frames:
-        count, step = wanted, min(span, 1 / rule.fps)
-    shown = (bisect_right(starts, rule.start + (slot + 0.5) * step + _SLACK) - 1 for slot in range(count))
-    return sorted({max(0, number) for number in shown})
+    count = max(1, min(rule.frames, int(span * _FINEST)))
+    step = span / count
+    rate = None if rule.fps is None else min(rule.fps, _FINEST)
+    if rate is not None and (wanted := max(1, math.ceil(span * rate - 0.5 - _SLACK))) <= count:
+        count, step = wanted, min(span, 1 / rate)
+    shown, slot = set(), 0
+    while slot < count:
+        number = max(0, bisect_right(starts, rule.start + (slot + 0.5) * step + _SLACK) - 1)
+        shown.add(number)
+        if number + 1 == len(starts):
+            break
+        # Slots in which the same frame stays are passed over, all but the last, so that rounding does no harm.
+        after = math.floor((starts[number + 1] - _SLACK - rule.start) / step - 0.5) - 1
+        slot = max(slot + 1, after)
+    return sorted(shown)
 
 
 def load_video(path: Path, rule: FrameRule) -> Clip:
-    """The frames that `rule` asks for. MediaError, one sentence, where the file or its span holds none or no decoder is there."""
-    name = str(path) if len(str(path)) <= 300 else f"{str(path)[:300]}..."
-    try:
-        _check(path, name)
+    """The frames that `rule` asks for. MediaError, one sentence, where the file or its span holds none or no decoder is there.
+
+    The file is told by its content: of an animated GIF, WebP or PNG the frames are taken, of a still picture the one it is.
+    """
+    name = short(path)
+    with blamed(name):
+        if not _check(path, name):
+            return _decode(path, name, rule, ["pillow"])
         wanted = [rule.backend] if rule.backend != "auto" else list(_PACKAGES)
         decoders = [decoder for decoder in wanted if find_spec(_PACKAGES[decoder])]
         if not decoders:
             commands = " or: ".join(f"pip install {_PACKAGES[decoder]}" for decoder in wanted)
             raise MediaError(f"{name} is a video, which needs one more package; run: {commands}")
         return _decode(path, name, rule, decoders)
-    except FileNotFoundError as error:
-        raise MediaError(f"{name} does not exist; check its name and folder") from error
-    except PermissionError as error:
-        raise MediaError(f"{name} may not be read by this user; change its permissions") from error
-    except MemoryError as error:
-        raise MediaError(f"{name} does not fit into memory; ask for fewer frames or make it smaller") from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise MediaError(f"{name} cannot be read ({getattr(error, 'strerror', None) or error}); check the path") from error
 
 
-def _check(path: Path, name: str) -> None:
-    """Refuses what no decoder need see. An allow-list: FFmpeg would follow a playlist to other files, whatever its name."""
+def _check(path: Path, name: str) -> bool:
+    """Refuses what no decoder need see, by an allow-list of kinds; True for a video, False for a picture."""
     status = path.stat()
-    if stat.S_ISDIR(status.st_mode):
-        raise MediaError(f"{name} is a folder, not a video; name the files in it")
-    if not stat.S_ISREG(status.st_mode):
-        raise MediaError(f"{name} is not a regular file; name a video file")
-    if not status.st_size:
-        raise MediaError(f"{name} is empty (0 bytes); fetch or save it again")
+    refuse_irregular(status, name, "video")
     with path.open("rb") as file:
-        head = file.read(256)
-        kind = file_kind(head)
+        head = file.read(HEAD)
+        if picture(head)[0]:
+            return False
+        kind = container(head)
         if not kind:
-            raise MediaError(f"{name} is not a video of a known kind (it starts with {head[:16]!r}); save it as MP4")
-        if kind == "mp4":
-            boxes = list(mp4_boxes(file, status.st_size))
-            missing = max(
-                (at + length - status.st_size for box, at, length in boxes if box in (b"mdat", b"moov", b"moof")), default=0
-            )
-            reason = "its index is missing" if b"moov" not in {box for box, _, _ in boxes} else ""
-        else:
-            missing, reason = _told_size(kind, head) - status.st_size, ""
-        if missing > 0 or reason:
-            reason = f"its last {missing} bytes are missing" if missing > 0 else reason
+            raise MediaError(f"{name} is not a video of a known kind (it looks like {looks_like(head)}); save it as MP4")
+        if reason := missing(file, head, kind, status.st_size):
             raise MediaError(f"{name} is damaged or cut short ({reason}); fetch or save it again")
-
-
-def file_kind(head: bytes) -> str:
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"):
-        return "mp4"
-    if head[:1] == head[188:189] == b"G" or head[4:5] == head[196:197] == b"G":
-        return "ts"
-    starts = {b"\x1aE\xdf\xa3": "mkv", b"RIFF": "avi", b"\0\0\1\xba": "mpg", b"\0\0\1\xb3": "mpg", b"0&\xb2u": "wmv"}
-    return (starts | {b"FLV\1": "flv", b"OggS": "ogg"}).get(head[:4], "")
-
-
-def mp4_boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:
-    """(type, offset, length in bytes) of an MP4's outermost boxes."""
-    at = 0
-    while at + 8 <= size:
-        file.seek(at)
-        head = file.read(16)
-        length = int.from_bytes(head[:4], "big")
-        length = {0: size - at, 1: int.from_bytes(head[8:], "big")}.get(length, length)
-        if length < 8:
-            return
-        yield head[4:8], at, length
-        at += length
-
-
-def _told_size(kind: str, head: bytes) -> int:
-    """How many bytes the header says the file has; 0 where it does not say."""
-    if kind == "avi":
-        return 8 + int.from_bytes(head[4:8], "little")
-    if kind == "mkv":
-        header, at = _vint(head, 4)
-        length, start = _vint(head, at + header + 4)  # past the segment's own four-byte mark
-        return 0 if length == (1 << 7 * (start - at - header - 4)) - 1 else start + length  # all ones: a live recording
-    return 0
-
-
-def _vint(data: bytes, at: int) -> tuple[int, int]:
-    """A Matroska number and the offset behind it."""
-    length = 9 - (data[at] if at < len(data) else 128).bit_length()
-    return int.from_bytes(data[at : at + length], "big") & ((1 << 7 * length) - 1), at + length
+    return True
 
 
 def _decode(path: Path, name: str, rule: FrameRule, decoders: list[str]) -> Clip:
@@ -209,31 +170,52 @@ def _decode(path: Path, name: str, rule: FrameRule, decoders: list[str]) -> Clip
 
 def _ask_child(request: dict[str, Any], seconds: float) -> Clip | dict[str, str]:
     """The Clip, or why there is none: `final` is a sentence for the user, `reason` leaves it to the next decoder."""
-    lifeline, held = os.pipe()  # closes with this process, however that ends, and the child with it
-    process = None
+    name, late = request["name"], threading.Event()
+    process = timer = None
+    pipe: tuple[int, ...] = ()
     try:
-        with tempfile.TemporaryFile() as out:
-            # A session of its own: Ctrl-C is for this process, which then ends the child.
-            pipes = {"stdin": lifeline, "stdout": out, "stderr": subprocess.PIPE}
-            process = subprocess.Popen(
-                command(_CHILD, json.dumps(request | {"seconds": seconds})), **pipes, start_new_session=True
-            )  # fmt: skip
-            try:
-                process.communicate(timeout=max(seconds, 0.001))
-            except subprocess.TimeoutExpired:
-                return {"reason": "timeout"}
-            out.seek(0)
-            answer = json.loads(out.readline()) if process.returncode == 0 else {"reason": "the decoder crashed"}
-            if "times" not in answer:
-                return answer
-            size = answer["width"], answer["height"]
-            frames = (Image.frombytes("RGB", size, out.read(size[0] * size[1] * 3)) for _ in answer["times"])
-            lists = {"frames": tuple(frames), "times": tuple(answer["times"]), "warnings": tuple(answer["warnings"])}
-            return Clip(**answer | lists)
+        pipe = lifeline, _ = os.pipe()  # closes with this process, however that ends, and the child with it
+        # A session of its own: Ctrl-C is for this process, which then ends the child. numpy computes nothing in it.
+        options = {"stdin": lifeline, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "start_new_session": True}
+        process = subprocess.Popen(
+            command(_CHILD, json.dumps(request | {"seconds": seconds})), env=os.environ | {"OPENBLAS_NUM_THREADS": "1"}, **options
+        )
+        timer = threading.Timer(max(seconds, 0.001), lambda: (late.set(), process.kill()))
+        timer.daemon = True
+        timer.start()
+        return _said(process, name, late)
+    except (OSError, RuntimeError) as error:  # RuntimeError: no further thread
+        what = machine_fault(error) or f"{getattr(error, 'strerror', None) or error}; free what the machine is short of"
+        raise MediaError(f"{name} cannot be decoded, as no decoder process can be started: {what}") from error
     finally:
+        if timer is not None:
+            timer.cancel()
         if process is not None:
             process.kill()
             process.wait()
-            process.stderr.close()
-        os.close(lifeline)
-        os.close(held)
+            process.stdout.close()
+        for end in pipe:
+            os.close(end)
+
+
+def _said(process: subprocess.Popen, name: str, late: threading.Event) -> Clip | dict[str, str]:
+    """What the child wrote before it ended."""
+    out, size, frames = process.stdout, (0, 0), []
+    ready = out.readline() == b"ready\n"
+    with suppress(ValueError):  # of what is no JSON, and of pixels that did not all come
+        answer = json.loads(out.readline())
+        if "times" not in answer:
+            return answer
+        size = answer["width"], answer["height"]
+        frames = [Image.frombytes("RGB", size, out.read(size[0] * size[1] * 3)) for _ in answer["times"]]
+        lists = {"frames": tuple(frames), "times": tuple(answer["times"]), "warnings": tuple(answer["warnings"])}
+        return Clip(**answer | lists)
+    code = process.wait()
+    if late.is_set():
+        return {"reason": "timeout"}
+    if hasattr(signal, "SIGKILL") and code == -signal.SIGKILL:
+        return {"final": f"{name} was not decoded: its decoder was killed, as the system does when memory is short; free some"}
+    if not ready:
+        short_of = "as where memory, processes or disk are short; free some"
+        return {"final": f"{name} was not decoded (the decoder crashed before it opened the file), {short_of}"}
+    return {"reason": "the decoder crashed"}

@@ -18,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from trimtok_cli.data import Comparison, Result, Seconds
 from trimtok_cli.errors import MediaError
+from trimtok_cli.media.kinds import by_content
 from trimtok_cli.report import summary
 
 LONGEST_SIDE, JPEG_QUALITY, FLAT_COLORS = 640, 85, 256
@@ -134,7 +135,7 @@ def _pane(comparison: Comparison, number: int, pictures: Sequence[Picture]) -> d
 
 def _pictures(comparison: Comparison, load: Callable, load_clip: Callable) -> Iterator[Picture]:
     """Images in the prompt's order, and of a video every frame that has tokens."""
-    sample = comparison.sample
+    sample = by_content(comparison.sample)
     names = iter(zip(sample.images, [*sample.names, *(path.name for path in sample.images[len(sample.names) :])], strict=False))
     kinds = comparison.kinds or ("image",) * len(sample.images) + ("video",) * (sample.video is not None)
     for number, kind in enumerate(kinds):

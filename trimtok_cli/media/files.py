@@ -1,0 +1,76 @@
+"""The words for a file that cannot be read: whose fault it is, the file's, its path's or the machine's. Opens nothing."""
+
+import errno
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import stat_result
+
+from trimtok_cli.errors import MediaError
+
+# What the machine lacks is not put on the file. errno -> (what, what to do)
+_MACHINE = {
+    errno.EMFILE: ("this process may open no more files", "raise the limit with `ulimit -n`"),
+    errno.ENFILE: ("this machine may open no more files", "close other programs"),
+    errno.ENOMEM: ("there is not enough memory", "use fewer workers or close other programs"),
+    errno.EAGAIN: ("this user may start no more processes or threads", "raise the limit with `ulimit -u`"),
+    errno.ENOSPC: ("the disk is full", "free some space"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space"),
+    errno.EROFS: ("the disk may not be written to", "name another folder"),
+}
+
+
+def short(path: object) -> str:
+    """A path as a message names it: base64 data where a path should be floods no screen."""
+    text = str(path)
+    return text if len(text) <= 300 else f"{text[:300]}..."
+
+
+def machine_fault(error: BaseException) -> str:
+    """`what; what to do` where the machine lacks something; empty where the error is of another kind."""
+    if isinstance(error, MemoryError):
+        return "; ".join(_MACHINE[errno.ENOMEM])
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):
+        return "; ".join(_MACHINE[errno.EAGAIN])
+    return "; ".join(_MACHINE.get(getattr(error, "errno", None) or 0, ()))
+
+
+def refuse_irregular(status: stat_result, name: str, kind: str) -> None:
+    """`kind` is what the file should be: image or video. Opening a named pipe would wait forever."""
+    article = "an" if kind == "image" else "a"
+    if stat.S_ISDIR(status.st_mode):
+        raise MediaError(f"{name} is a folder, not {article} {kind}; name the files in it")
+    if not stat.S_ISREG(status.st_mode):
+        raise MediaError(f"{name} is not a regular file; name {article} {kind} file")
+    if not status.st_size:
+        raise MediaError(f"{name} is empty (0 bytes); fetch or save it again")
+
+
+def plain(error: BaseException | str) -> str:
+    """A library's reason without what it quotes: bytes of a file are nobody's to print."""
+    text = re.split(r"[:'\"(<\\]", " ".join(str(error).split()))[0].strip()[:120]
+    return text or (type(error).__name__ if isinstance(error, BaseException) else "no reason is given")
+
+
+@contextmanager
+def blamed(name: str) -> Iterator[None]:
+    """Whatever goes wrong with the file `name` becomes a MediaError; a broken file makes a library raise anything."""
+    try:
+        yield
+    except MediaError:
+        raise
+    except FileNotFoundError as error:
+        raise MediaError(f"{name} does not exist; check its name and folder") from error
+    except PermissionError as error:
+        raise MediaError(f"{name} may not be read by this user; change its permissions") from error
+    except MemoryError as error:
+        raise MediaError(f"{name} does not fit into memory; make it smaller or use fewer workers") from error
+    except Exception as error:
+        if fault := machine_fault(error):
+            raise MediaError(f"{name} cannot be read, as {fault}") from error
+        if isinstance(error, OSError) and error.errno:  # Pillow's own OSErrors carry no number
+            raise MediaError(f"{name} cannot be read ({error.strerror}); check the path") from error
+        if isinstance(error, ValueError) and "\0" in name:
+            raise MediaError(f"{name} cannot be read (a NUL character in its name); check the path") from error
+        raise MediaError(f"{name} is damaged or cut short ({plain(error)}); fetch or save it again") from error

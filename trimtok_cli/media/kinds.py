@@ -1,0 +1,146 @@
+"""What a file is by its first bytes, whatever its name ends with. Knows no decoder."""
+
+import re
+import stat
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
+
+from trimtok_cli.data import Sample
+
+HEAD = 4096  # bytes that are looked at
+_FRONT = 64  # bytes that may stand before a picture: white space or a header that a server let slip in
+
+_HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+_AVIF = (b"avif", b"avis")
+_STARTS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP", re.DOTALL)
+_BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
+
+# The demuxer of FFmpeg that each container is read with; no other ever sees the file.
+DEMUXERS = {
+    "mp4": "mov", "ts": "mpegts", "mkv": "matroska", "avi": "avi", "mpg": "mpeg", "m2v": "mpegvideo", "wmv": "asf", "flv": "flv",
+    "ogg": "ogg", "mxf": "mxf", "ivf": "ivf", "y4m": "yuv4mpegpipe", "rm": "rm", "h264": "h264", "hevc": "hevc",
+}  # fmt: skip
+_CONTAINERS = {
+    b"\x1aE\xdf\xa3": "mkv", b"\0\0\1\xba": "mpg", b"\0\0\1\xb3": "m2v", b"0&\xb2u": "wmv", b"FLV\1": "flv", b"OggS": "ogg",
+    b"\x06\x0e+4\x02\x05\x01\x01\r\x01\x02": "mxf", b"DKIF": "ivf", b"YUV4MPEG2 ": "y4m", b".RMF": "rm",
+    b"\0\0\0\1g": "h264", b"\0\0\0\1'": "h264", b"\0\0\0\1\t": "h264", b"\0\0\0\1@\1": "hevc",
+}  # fmt: skip
+
+# What else a file may be, so that a message can say it without quoting the file. The first that fits is taken.
+_OTHERS = (
+    (rb"\s*$", "nothing but white space"),
+    (rb"\0+$", "nothing but zeros"),
+    (rb"version https://git-lfs", "a Git LFS pointer, not the file itself"),
+    (rb"(?i)\W*<(!doctype html|html|head|body|script)", "an HTML page"),
+    (rb"(?is)\W*(<\?xml.{0,2000}|<!--.{0,2000}|<!doctype )?<?svg\b", "an SVG drawing"),
+    (rb"\W*<\?xml", "an XML file"),
+    (rb"PK\x03\x04|PK\x05\x06", "a ZIP archive"),
+    (rb"\x1f\x8b|BZh|7z\xbc\xaf|Rar!|\xfd7zXZ|\x28\xb5\x2f\xfd", "a packed archive"),
+    (rb"%PDF", "a PDF"),
+    (rb"%!PS|\xc5\xd0\xd3\xc6", "a PostScript file"),
+    (rb"8BPS", "a Photoshop document"),
+    (rb"\xff\x0a|\0\0\0\x0cJXL ", "a JPEG XL picture"),
+    (rb"ID3|fLaC|RIFF....WAVE|\xff[\xfb\xf3\xf1\xf9]", "a sound file"),
+    (rb"#EXTM3U|ffconcat|v=0\r?\n", "a playlist, not a video"),
+    (rb"MZ|\x7fELF", "a program"),
+    (rb"PAR1|\x89HDF|SQLite format|\x93NUMPY", "a data file"),
+    (rb"(?s).{128}DICM", "a DICOM file"),
+    (rb"\s*[{\[]\s*[\"{\[\]}]", "a JSON file"),
+)
+
+
+def picture(head: bytes) -> tuple[str, int]:
+    """Pillow's name of the picture's format and the offset at which it begins; ("", 0) where it is none that is read."""
+    if head[4:8] == b"ftyp":
+        brands = [head[at : at + 4] for at in (8, *range(16, min(int.from_bytes(head[:4], "big"), len(head)), 4))]
+        if brands[0] in _AVIF or (brands[0] in _HEIF and brands[0] in (b"mif1", b"msf1") and any(b in _AVIF for b in brands)):
+            return "AVIF", 0
+        return ("HEIF", 0) if brands[0] in _HEIF else ("", 0)
+    if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in _BMP_HEADERS:
+        return "BMP", 0
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "TIFF", 0
+    if head[:4] in (b"\0\0\0\x0c", b"\xff\x4f\xff\x51") and (head[0] or head[4:8] == b"jP  "):
+        return "JPEG2000", 0
+    if re.match(rb"P([1-7fF]|0CMYK|yCMYK|yRGBA|yP)[\s#]", head):
+        return "PPM", 0
+    if head[:4] == b"\0\0\1\0" and head[4:6] != b"\0\0":
+        return "ICO", 0
+    if head[:4] == b"qoif":
+        return "QOI", 0
+    if found := _STARTS.search(head[: _FRONT + 16]):
+        mark = found.group()[:1]
+        return {b"\xff": "JPEG", b"\x89": "PNG", b"G": "GIF", b"R": "WEBP"}[mark], found.start()
+    return "", 0
+
+
+def container(head: bytes) -> str:
+    """The kind of video file, a key of DEMUXERS; empty where it is none. An allow-list: FFmpeg would follow a playlist."""
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot") and not picture(head)[0]:
+        return "" if head[8:12] == b"crx " and head[4:8] == b"ftyp" else "mp4"  # a Canon raw photo
+    if head[:4] == b"RIFF":
+        return "avi" if head[8:12] in (b"AVI ", b"AVIX") else ""
+    for packet, first in ((188, 0), (192, 4)):
+        marks = head[first::packet][:5]
+        if len(marks) > 1 and set(marks) == {ord("G")}:
+            return "ts"
+    return next((kind for mark, kind in _CONTAINERS.items() if head.startswith(mark)), "")
+
+
+def looks_like(head: bytes) -> str:
+    """A few words for the user; no byte of the file is in them."""
+    if container(head):
+        return "a video"
+    if format := picture(head)[0]:
+        return f"{'an' if format in ('AVIF', 'HEIF', 'ICO') else 'a'} {format} picture"
+    for pattern, words in _OTHERS:
+        if re.match(pattern, head, re.DOTALL):
+            return words
+    text = not re.search(rb"[\0-\x08\x0e-\x1a\x1c-\x1f\x7f]", head)
+    return "a text file" if text else "nothing known"
+
+
+def kind_of(path: Path) -> str:
+    """`image`, `video`, `animated` (a GIF that loops, WebP, PNG or AVIF with several frames) or `other`, by content.
+
+    Reads a few kB at most. OSError, ValueError (a NUL in the path) where the file cannot be opened.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        return "other"
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+        format, start = picture(head)
+        if format:
+            return "animated" if _moves(file, head, format, start) else "image"
+    return "video" if container(head) else "other"
+
+
+def by_content(sample: Sample) -> Sample:
+    """The sample with an only image that is a video as its video, and an only video that is a still picture as its image."""
+    with suppress(OSError, ValueError):  # what cannot be opened says so when it is loaded
+        question = sample.question
+        if sample.video is not None and not sample.images and kind_of(sample.video) == "image":
+            question = question and question.replace("<video>", "<image>")
+            return replace(sample, images=(sample.video,), video=None, question=question)
+        if sample.video is None and len(sample.images) == 1 and kind_of(sample.images[0]) == "video":
+            question = question and question.replace("<image>", "<video>")
+            return replace(sample, images=(), video=sample.images[0], question=question)
+    return sample
+
+
+def _moves(file: BinaryIO, head: bytes, format: str, start: int) -> bool:
+    if format == "GIF":
+        return any(mark in head for mark in (b"NETSCAPE2.0", b"ANIMEXTS1.0"))
+    if format == "WEBP":
+        return head[start + 12 : start + 16] == b"VP8X" and bool(head[start + 20 : start + 21] > b"" and head[start + 20] & 2)
+    if format == "PNG":
+        at = start + 8
+        for _ in range(100):
+            file.seek(at)
+            chunk = file.read(8)
+            if chunk[4:] in (b"acTL", b"IDAT", b""):
+                return chunk[4:] == b"acTL"
+            at += 12 + int.from_bytes(chunk[:4], "big")
+    return format == "AVIF" and head[8:12] == b"avis"
