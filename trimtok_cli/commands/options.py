@@ -144,6 +144,18 @@ Root = Annotated[
     Path | None,
     _option("--image-root", shown="the question file's folder", panel=OUTPUT, help="Where image paths in a question file start."),
 ]
+TextOnly = Annotated[
+    bool,
+    typer.Option("--allow-text-only", rich_help_panel=OUTPUT, help="Ask rows without a picture, too; otherwise they fail."),
+]
+Outside = Annotated[
+    bool,
+    typer.Option(
+        "--allow-outside",
+        rich_help_panel=OUTPUT,
+        help="Open pictures outside of --image-root: absolute paths, .. and links in a question file may lead anywhere.",
+    ),
+]
 Out = Annotated[
     str | None,
     _option(

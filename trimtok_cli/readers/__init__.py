@@ -1,5 +1,7 @@
-"""From what the user names to samples: `read_images`, `read_questions`, and `read_any` for either. Opens no image."""
+"""From what the user names to samples: `read_images`, `read_questions`, and `read_any` for either. Decodes no image."""
 
+import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,11 +14,27 @@ __all__ = ["Source", "read_any", "read_images", "read_questions"]
 
 
 def read_any(
-    sources: Sequence[str], *, recursive: bool = False, image_root: Path | None = None, limit: int | None = None
+    sources: Sequence[str],
+    *,
+    recursive: bool = False,
+    image_root: Path | None = None,
+    limit: int | None = None,
+    allow_text_only: bool = False,
+    allow_outside: bool = False,
 ) -> Source:
-    """One question file, or any number of images, folders, patterns and lists."""
-    if not any(map(is_question_file, sources)):
-        return read_images(sources, recursive=recursive, limit=limit)
-    if len(sources) > 1:
+    """One question file, or any number of images, folders, patterns and lists. A .json among images is one of their sidecars."""
+    if len(sources) == 1 and (is_question_file(sources[0]) or _is_pipe(sources[0])):
+        return read_questions(
+            sources[0], image_root=image_root, limit=limit, allow_text_only=allow_text_only, allow_outside=allow_outside
+        )
+    questions = [source for source in sources if is_question_file(source)]
+    if any(source.lower().endswith(".jsonl") for source in questions) or (questions and len(questions) == len(sources)):
         raise UsageError("a question file must be the only source; put all questions into one file")
-    return read_questions(sources[0], image_root=image_root, limit=limit)
+    return read_images(sources, recursive=recursive, limit=limit)
+
+
+def _is_pipe(source: str) -> bool:
+    try:
+        return stat.S_ISFIFO(os.stat(source).st_mode)
+    except (OSError, ValueError):
+        return False
