@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import picture
 from trimtok_cli.errors import UsageError
 from trimtok_cli.readers import folders, read_any, read_images, read_questions
 from trimtok_cli.readers import text as text_module
@@ -46,7 +45,8 @@ def ids(source):
 # The picture of a row
 
 
-UNDERSTOOD = ["image", "images", "image_path", "Image-Path", "IMAGE", "imageFile", "img", "imgs", "img_path", "picture", "photo"] + [
+UNDERSTOOD = [
+    "image", "images", "image_path", "Image-Path", "IMAGE", "imageFile", "img", "imgs", "img_path", "picture", "photo",
     "file_name", "fileName", "filename", "filepath", "file_path", "path", "file", "url", "image_url", "image_id", "src",
 ]  # fmt: skip
 
@@ -57,7 +57,7 @@ def test_a_picture_under_any_clear_name_is_the_rows_picture(column):
     assert (sample.images, sample.names, sample.id, sample.problem) == ((Path("a.png"),), ("a.png",), 7, "")
 
 
-@pytest.mark.parametrize("column", ["video", "video_name", "video_path", "Video", "clip", "file_name", "path", "videos"])
+@pytest.mark.parametrize("column", ["video", "video_name", "video_path", "Video", "clip", "file_name", "path", "videos", "media"])
 def test_a_video_under_any_clear_name_is_the_rows_video(column):
     value = ["v.mp4"] if column == "videos" else "v.mp4"
     (sample,) = read_questions(questions({column: value, "text": "What?", "question_id": 1})).samples
@@ -68,7 +68,7 @@ def test_a_video_under_any_clear_name_is_the_rows_video(column):
     "row",
     [
         {"foto": "a.png"}, {"bild": "x/a.JPG"}, {"left": "a.png", "right": "b.png"}, {"image_1": "a.png", "image_2": "b.png"},
-        {"image": "a.png", "image_2": "b.png"}, {"media": {"path": "a.png"}}, {"media": ["v.mp4"]}, {"image_id": 123456},
+        {"image": "a.png", "image_2": "b.png"}, {"media": {"path": "a.png"}}, {"image_id": 123456},
         {"image_id": "000123"}, {"image_bytes": "iVBORw0"}, {"scan": "data:image/png;base64,AAAA"}, {"image_path": "a.png", "img": "b.png"},
         {"image_url": "https://example.com/a.png"}, {"image_url": {"url": "https://example.com/a"}}, {"url": "http://e.com/a.png?w=1"},
         {"image": {"path": "a.png", "bytes": None}}, {"image": "https://example.com/a"}, {"mask": "a.tga"}, {"frames": ["a.png", "b.png"]},
@@ -408,16 +408,26 @@ def test_folders_that_link_to_each_other_are_visited_once():
     assert time.perf_counter() - begun < 5
 
 
-def test_fifteen_hundred_folders_within_each_other():
+@pytest.fixture
+def deep():
+    """1,500 folders within each other and a picture in the last; taken away again, as pytest would recurse."""
     here = os.getcwd()
-    try:
-        for _ in range(1500):
-            os.mkdir("d")
-            os.chdir("d")
-        Path("a.png").write_bytes(PNG)
-    finally:
-        os.chdir(here)
-    (found,) = ids(read_images(["d"], recursive=True))
+    for _ in range(1500):
+        os.mkdir("d")
+        os.chdir("d")
+    Path("a.png").write_bytes(PNG)
+    os.chdir(here)
+    yield "d"
+    for _ in range(1500):
+        os.chdir("d")
+    Path("a.png").unlink()
+    for _ in range(1500):
+        os.chdir("..")
+        os.rmdir("d")
+
+
+def test_fifteen_hundred_folders_within_each_other(deep):
+    (found,) = ids(read_images([deep], recursive=True))
     assert found == "d/" * 1499 + "a.png"
     assert len(ids(read_images(["d/**/*.png"]))) == 1
 
@@ -461,7 +471,8 @@ def test_a_pattern_of_many_stars_ends():
 # Names
 
 
-NAMES = [b"#001.png", b" blank.png", b"blank2.png ", b"two\nlines.png", b"caf\xe9.png", "图.png".encode(), b"%s.png", b"[bold].png"] + [
+NAMES = [
+    b"#001.png", b" blank.png", b"blank2.png ", b"two\nlines.png", b"caf\xe9.png", "图.png".encode(), b"%s.png", b"[bold].png",
     b"a" * 250 + b".png", b"\x1b[31m.png", b"-dash.png", "e\u0301\u202e.png".encode(), b"back\\slash.png", b"'\".png", b"tab\t.png",
 ]  # fmt: skip
 
@@ -543,7 +554,8 @@ def test_pictures_outside_the_root_are_opened_only_where_that_is_allowed():
     os.symlink("../secret/s.png", "data/link.png")
     os.symlink("../secret", "data/folder")
     os.symlink("sub", "data/inner")
-    outside = ["../secret/s.png", str(Path("secret/s.png").resolve()), "sub/../../secret/s.png", "link.png", "folder/s.png"] + [
+    outside = [
+        "../secret/s.png", str(Path("secret/s.png").resolve()), "sub/../../secret/s.png", "link.png", "folder/s.png",
         "folder/../secret/s.png", "/etc/passwd", "/", "..",
     ]  # fmt: skip
     inside = ["in.png", "./in.png", "sub/../in.png", str(Path("data/in.png").resolve()), "inner/x.png", "nowhere.png", "..png"]

@@ -18,7 +18,7 @@ from trimtok_cli.media.video import VIDEO_SUFFIXES
 # Endings of files that lie beside pictures and are none: they are not opened in a search.
 NO_MEDIA_SUFFIXES = frozenset({
     ".txt", ".json", ".jsonl", ".ndjson", ".xml", ".xmp", ".csv", ".tsv", ".md", ".html", ".htm", ".yaml", ".yml", ".ini",
-    ".toml", ".db", ".log", ".srt", ".vtt", ".ass", ".pdf", ".zip", ".gz", ".tar", ".py", ".sh", ".npy", ".npz", ".pt", ".pth", ".bin",
+    ".db", ".log", ".srt", ".vtt", ".ass", ".pdf", ".zip", ".gz", ".tar", ".py", ".sh", ".npy", ".npz", ".pt", ".pth", ".bin",
     ".safetensors", ".parquet", ".mp3", ".wav", ".flac", ".ogg", ".opus", ".m4a", ".aac", ".aae", ".part", ".crdownload",
 })  # fmt: skip
 # Folders that a NAS or a system keeps for itself, in lower case; hidden ones are passed over anyway.
@@ -36,7 +36,7 @@ class Passed:
         self.troubles: list[str] = []
 
     def add(self, name: str) -> None:
-        self.endings[shortened(os.path.splitext(name)[1].lower(), 12) or (os.path.basename(name)[:1] and "no ending")] += 1
+        self.endings[shortened(os.path.splitext(name)[1].lower(), 12) or "without ending"] += 1
 
     def trouble(self, name: str, error: OSError) -> None:
         self.troubles.append(f"{name} was passed over ({error.strerror})")

@@ -262,7 +262,7 @@ def _entry(entry: str, exact: bool, folder: Path) -> Sample | None:
         problem = f"{shown!r} does not exist; it is not UTF-8, so if it was written as text, save the list as UTF-8"
     if problem:
         return Sample(id=shown, names=(shown,), problem=problem)
-    return _sample(name, Path(name))
+    return _sample(shown, Path(name))
 
 
 def _placed(name: str, folder: Path) -> Path | None:

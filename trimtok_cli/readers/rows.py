@@ -124,7 +124,7 @@ class _Columns:
 
     def check_shape(self) -> None:
         has_question = any(name in self.plain for name in ("text", "question"))
-        if what := foreign(set(self.plain), has_question):
+        if what := foreign({plain(name) for name in self.row}, has_question):
             raise _Problem(f"this looks like {what}; {WANTED}")
         captioned = "file_name" in self.full and "text" in self.plain and "question" not in self.plain
         if captioned and "questionid" not in self.plain:

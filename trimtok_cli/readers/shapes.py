@@ -63,7 +63,7 @@ def binary(head: bytes, *, list_of_names: bool = False) -> str:
     if kind := head_kind(head):
         return "a picture" if kind == "image" else "a video"
     zeros = head[:4096].count(b"\0")
-    if zeros and head[1:64:2].count(0) >= len(head[1:64:2]) * 0.9 and len(head) > 3:
+    if zeros and len(head) > 3 and any(head[start:64:2].count(0) >= len(head[start:64:2]) * 0.9 for start in (0, 1)):
         return "UTF-16 text, not UTF-8; save it as UTF-8"
     return "binary data, not UTF-8 text" if zeros and not list_of_names else ""
 

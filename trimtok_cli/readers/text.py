@@ -9,6 +9,8 @@ import select
 import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import chain
 from typing import Any, BinaryIO
 
 from trimtok_cli.errors import UsageError
@@ -64,14 +66,17 @@ class Tape:
         if file is None:
             yield from (_encoded(line) for line in self.stream)
             return
-        first = file.readline(HEAD)
-        self.look(first)
-        line = first if first.endswith(b"\n") else first + file.readline(LONGEST)
-        while line:
+        first = [file.readline(HEAD)]
+        if _is_binary(first[0]):
+            first.append(file.readline(HEAD))  # a PNG's mark goes on behind a line's end
+        self.look(b"".join(first))
+        if not first[-1].endswith(b"\n"):
+            first[-1] += file.readline(LONGEST)
+        for line in chain(first, iter(partial(file.readline, LONGEST), b"")):
             if len(line) >= LONGEST:
                 raise UsageError(f"a row is longer than {LONGEST >> 20} MB: this is no file of questions, one on each line")
-            yield line
-            line = file.readline(LONGEST)
+            if line:
+                yield line
 
 
 def names(stream: Any, look: Callable[[bytes], None]) -> Iterator[tuple[str, bool]]:
@@ -88,16 +93,22 @@ def names(stream: Any, look: Callable[[bytes], None]) -> Iterator[tuple[str, boo
     look(left)
     exact = b"\0" in left
     mark = b"\0" if exact else b"\n"
+    endless = False  # the entry is longer than any name: its beginning stands for it
     while chunk:
         *whole, left = left.split(mark)
-        yield from ((_name(each, exact), exact) for each in whole)
-        if len(left) > _LONGEST_NAME:
+        yield from ((_name(each, exact), exact) for each in whole[endless and bool(whole) :])
+        endless = endless and not whole
+        if len(left) > _LONGEST_NAME and not endless:
             yield _name(left, exact), exact
-            left = b""
+            endless = True
         chunk = read(HEAD)
-        left += chunk
-    if left:
+        left = chunk if endless else left + chunk
+    if left and not endless:
         yield _name(left, exact), exact
+
+
+def _is_binary(line: bytes) -> bool:
+    return any(byte < 9 or byte > 127 for byte in line[:16]) and line.endswith(b"\n")
 
 
 def _name(entry: bytes, exact: bool) -> str:
