@@ -3,15 +3,25 @@
 import io
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
+import uuid
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from tests.conftest import picture
+from trimtok_cli.cli import app
+from trimtok_cli.data import Result, Sample
 from trimtok_cli.errors import UsageError
 from trimtok_cli.readers import folders, read_any, read_images, read_questions
 from trimtok_cli.readers import text as text_module
+from trimtok_cli.writers.answers import to_line, writable
+
+ROOT = str(Path(__file__).parent.parent)
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 30
 JPEG = b"\xff\xd8\xff\xe0" + b"\0" * 30
@@ -79,7 +89,7 @@ def test_a_picture_that_is_not_understood_fails_its_row_and_the_column_is_named(
     path = questions({"image": "ok.png", "text": "?"}, {"text": "What?", "question_id": 5, **row})
     _, sample = read_questions(path, allow_text_only=text_only).samples
     assert sample.problem and not sample.images and sample.video is None and sample.id == 5
-    assert any(column in sample.problem for column in row) or "nothing is fetched" in sample.problem
+    assert any(column in sample.problem for column in row) or "nothing is fetched" in sample.problem or "data:" in sample.problem
 
 
 def test_a_row_without_a_picture_is_answered_only_where_that_is_allowed():
@@ -114,6 +124,11 @@ def test_a_broken_row_takes_no_other_rows_id():
     path = questions(sound[0], "{broken", sound[1], "[]", {"image": "a.png", "text": "?"}, {"question_id": None, "text": "?"}, *sound[2:])
     found = ids(read_questions(path))
     assert len(set(found)) == len(found) == 8
+
+
+def test_half_a_character_fails_its_row():
+    _, sample = read_questions(questions(ROW, {**ROW, "text": "\ud83d?"})).samples
+    assert "half a character" in sample.problem
 
 
 def test_columns_ride_along_and_depth_is_bounded():
@@ -240,7 +255,9 @@ def test_a_pipe_is_read_once_and_its_rows_are_answered():
     content = "".join(json.dumps(ROW | {"question_id": number}) + "\n" for number in range(2000)).encode()
     with pipe(content) as path:
         source = read_questions(path)
-        assert source.total is None and ids(source) == list(range(2000))
+        samples = list(source.samples)
+        assert source.total is None and [sample.id for sample in samples] == list(range(2000))
+        assert samples[0].images == (Path("a.png"),)  # from the current folder
     with pipe(content) as path:
         assert len(list(read_any([path]).samples)) == 2000
     with pipe(b"a.png\nb.png\n") as path:
@@ -418,12 +435,7 @@ def deep():
     Path("a.png").write_bytes(PNG)
     os.chdir(here)
     yield "d"
-    for _ in range(1500):
-        os.chdir("d")
-    Path("a.png").unlink()
-    for _ in range(1500):
-        os.chdir("..")
-        os.rmdir("d")
+    subprocess.run(["rm", "-rf", "d"], check=True)
 
 
 def test_fifteen_hundred_folders_within_each_other(deep):
@@ -576,3 +588,105 @@ def test_a_snapshot_of_the_hub_is_a_folder_of_links():
     os.symlink("../../other/s.png", snapshot / "s.png")
     first, second = read_questions(questions(ROW, {**ROW, "image": "s.png"}, name=snapshot / "q.jsonl")).samples
     assert not first.problem and "--allow-outside" in second.problem
+
+
+# From the command line to the file that is written
+
+
+def run(*args, code=0, stdin=None):
+    done = CliRunner().invoke(app, [str(arg) for arg in args], input=stdin)
+    assert done.exit_code == code, f"{done.exit_code}\n{done.stderr}\n{done.exception!r}"
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def written(path):
+    return [json.loads(line) for line in Path(path).read_bytes().split(b"\n") if line]
+
+
+@pytest.mark.parametrize("way", ["folder", "named", "stdin", "nul", "compare", "workers"])
+def test_no_name_ends_a_run_and_each_has_its_row(way, llava_folder):
+    names = [b"in/#1.png", b"in/caf\xe9.png", b"in/ blank .png", b"in/\x1b[31m.png", "in/图.png".encode()]
+    for number, name in enumerate(names):
+        put(name, b"")
+        picture(number).save(os.fsdecode(name))
+    put("in/broken.png", b"nothing")
+    options = ["-m", llava_folder, "--max-new-tokens", 1, "--keep", 4, "-o", "out"]
+    paths = [os.fsdecode(name) for name in names]
+    stdin = {"stdin": b"\n".join(names), "nul": b"\0".join(names)}.get(way)
+    if way == "named":
+        run("caption", *paths, "in/broken.png", *options, code=3)
+    elif way == "compare":
+        run("compare", "in", *options, code=3)
+    elif stdin:
+        run("caption", "-", *options, stdin=stdin)
+    else:
+        run("caption", "in", *options, *(["--workers", 1] if way == "workers" else []), code=3)
+    found = written("out/compare.jsonl" if way == "compare" else "out/answers.jsonl")
+    assert {row["image"].rpartition("/")[2] for row in found} >= {path.rpartition("/")[2] for path in paths}
+    assert len(found) == len(names) + (stdin is None)
+
+
+def test_rows_are_answered_or_failed_and_all_of_them_are_written(llava_folder):
+    picture(1).save("a.png")
+    rows = [
+        {"question_id": 1.0, "image": "a.png", "text": "?", "note": float("nan")}, {"image_path": "a.png", "text": "?", "id": "\ud83d"},
+        {"question_id": 3, "foto": "a.png", "text": "?"}, {"question_id": 4, "text": "\ud83d", "image": "a.png"}, "{broken",
+        {"question_id": 6, "image": "data:image/png;base64," + "A" * 50_000, "text": "?"}, {"question_id": 7, "image": "/etc/passwd", "text": "?"},
+    ]  # fmt: skip
+    done = run("vqa", questions(*rows), "-m", llava_folder, "--max-new-tokens", 1, "-o", "o.jsonl", code=3)
+    found = written("o.jsonl")
+    assert [row["question_id"] for row in found] == [1.0, "\ud83d", 3, 4, "line 5", 6, 7]
+    assert [row["metadata"]["status"] for row in found] == ["ok", "ok"] + ["error"] * 5
+    assert found[0]["note"] is None and len(done.stderr) < 10_000 and Path("o.jsonl").stat().st_size < 50_000
+    assert "5 failed" in done.stderr
+
+
+def test_a_file_of_another_shape_is_exit_2_and_no_model_is_looked_for():
+    put("metadata.jsonl", b'{"file_name": "a.png", "text": "a cat"}\n'), put("rows.csv", b"image,question\n"), put("a.txt", b"text")
+    for args in (["vqa", "metadata.jsonl"], ["vqa", "rows.csv"], ["compare", "metadata.jsonl"], ["caption", "a.txt"], ["vqa", "a.txt"]):
+        done = run(*args, "-m", "no-such-model", code=2)
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    for command in ("caption", "vqa"):
+        assert run(command, "-", "-m", "no-such-model", code=2, stdin="").stderr.count("\n") == 1
+
+
+def test_a_question_without_a_picture_is_asked_where_that_is_allowed(llava_folder):
+    path = questions({"question_id": 1, "text": "Who?"})
+    run("vqa", path, "-m", llava_folder, "-o", "o", code=2)
+    for command in ("vqa", "compare"):
+        run(command, path, "-m", llava_folder, "--allow-text-only", "--max-new-tokens", 1, "--keep", 4, "-o", f"{command}.jsonl")
+        assert len(written(f"{command}.jsonl")) == 1
+
+
+def test_a_result_whose_columns_cannot_be_written_has_failed_and_its_row_is_written():
+    deep = []
+    for _ in range(5000):
+        deep = [deep]
+    for extra in ({"x": deep}, {"x": {1, 2}}, {("a", "b"): 1}):
+        result, row = writable(Result(Sample("one", extra=extra), "?", answer="yes", finish="stop"), model="m", run="r")
+        assert "cannot be written" in result.error and row["metadata"]["status"] == "error" and row["question_id"] == "one"
+        to_line(row)
+
+
+def test_no_number_is_written_that_json_does_not_know_however_deep_it_stands():
+    deep = value = []
+    for _ in range(400):
+        value.append([])
+        value = value[0]
+    value.append(float("nan"))
+    line = to_line({"x": deep, "y": {"z": [float("inf"), 1.5]}})
+    assert "NaN" not in line and json.loads(line)["y"] == {"z": [None, 1.5]} and value[0] != value[0]
+
+
+def test_an_answers_id_is_the_uuid_it_was():
+    result = Result(Sample("é", names=("a.png",)), "why?")
+    wanted = uuid.uuid5(uuid.NAMESPACE_URL, "r/é/['a.png']/why?").hex
+    assert writable(result, model="m", run="r")[1]["answer_id"] == wanted
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-16"])
+def test_standard_output_is_utf8_whatever_its_encoding_is_called(encoding):
+    code = "from trimtok_cli.writers.answers import JsonLines\nwith JsonLines(None) as file: file.write({'image': '图\\udce9.png'})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": ROOT})
+    assert json.loads(done.stdout.decode()) == {"image": "图\udce9.png"} and done.stdout.endswith(b"\n") and not done.stderr

@@ -209,7 +209,10 @@ def _list_file(path: str) -> list[Sample]:
 
 
 def _first_at_once(samples: Iterator[Sample]) -> Iterator[Sample]:
-    first = next(samples, None)
+    try:
+        first = next(samples, None)
+    except OSError as error:
+        raise UsageError(f"standard input cannot be read ({error.strerror or error})") from error
     if first is None:
         raise UsageError(_NOTHING_ON_STDIN)
     return chain([first], samples)

@@ -32,17 +32,19 @@ def read_questions(
     allow_text_only: bool = False,
     allow_outside: bool = False,
 ) -> Source:
-    """Rows of the file `path`, or of stdin for "-". Image names are relative to `image_root`, else to the file's folder.
+    """Rows of the file `path`, or of stdin for "-". Image names are relative to `image_root`, else to the file's folder, and
+    may not leave it without `allow_outside`. allow_text_only: rows without a picture are asked as they are.
 
     UsageError where no row can be answered. Rows of a regular file are counted first and read again, as they are asked for.
     """
-    root = image_root or (Path() if path == "-" else Path(path).parent)
+    nameless = path == "-" or path.startswith(("/dev/", "/proc/"))  # a shell's <(...) lies in no folder of anybody's
+    root = image_root or (Path() if nameless else Path(path).parent)
     reading = _Reading("stdin" if path == "-" else path, Rules(root, allow_text_only, allow_outside))
-    if path == "-":
-        if sys.stdin is None:
-            raise UsageError("standard input is closed; name a question file")
-        return reading.stream(sys.stdin).first(limit)
+    if path == "-" and sys.stdin is None:
+        raise UsageError("standard input is closed; name a question file")
     try:
+        if path == "-":
+            return reading.stream(sys.stdin).first(limit)
         if os.path.isdir(path):
             raise UsageError(f"{path} cannot be read as questions: it is a folder; use `trimtok caption {path}`")
         return (reading.file() if is_regular(path) else reading.stream(open_bytes(path))).first(limit)

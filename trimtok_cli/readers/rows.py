@@ -93,7 +93,7 @@ class Rules:
         """Where the picture lies. A name that no file of this folder can have is a problem."""
         shown = shown_name(name)
         if name[:5].lower() == "data:":
-            raise _Problem(f"{shown} holds the picture itself (a data: URI), which is not read; save it as a file and name that")
+            raise _Problem("the row holds the picture itself (a data: URI), which is not read; save it as a file and name that")
         if _ADDRESS.match(name):
             raise _Problem(f"{shown} is an address, and nothing is fetched; download it and name the file")
         path = self.root / name
@@ -156,6 +156,8 @@ class _Columns:
             raise _Problem('there is no question; put it under "text"')
         if not isinstance(text, str):
             raise _Problem(f"{column} is not a string")
+        if not _is_unicode(text):
+            raise _Problem(f"{column} holds half a character (a lone surrogate), which no model can read; write it whole")
         return text
 
     def pictures(self) -> Sequence[str]:
@@ -231,6 +233,14 @@ def references(row: dict[str, Any]) -> tuple[str, ...]:
         if answers:
             return answers
     return ()
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _as_list(value: Any) -> Sequence[Any]:

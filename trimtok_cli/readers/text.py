@@ -91,7 +91,7 @@ def names(stream: Any, look: Callable[[bytes], None]) -> Iterator[tuple[str, boo
         chunk = read(HEAD)
         left += chunk
     look(left)
-    exact = b"\0" in left
+    exact = left.count(b"\0") > left.count(b"\n")  # a stray NUL in a list of lines is that line's fault alone
     mark = b"\0" if exact else b"\n"
     endless = False  # the entry is longer than any name: its beginning stands for it
     while chunk:
