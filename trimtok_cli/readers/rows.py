@@ -65,6 +65,10 @@ class Rules:
         snapshot = re.match(r"(.+)/snapshots/[^/]+(/|$)", real)  # the hub's cache: links to the blobs beside it
         return (real, snapshot[1] + "/blobs") if snapshot else (real,)
 
+    @cached_property
+    def _folders(self) -> dict[str, str]:
+        return {}
+
     def sample(self, row: Any, name: str, place: str, otherwise: str | int) -> Sample:
         """The sample of the row at `place` (line 4) of file `name`. A row without an id gets `otherwise`, if broken `place`."""
         if not isinstance(row, dict):
@@ -99,7 +103,7 @@ class Rules:
         path = self.root / name
         try:
             os.fsencode(name)
-            real = os.path.realpath(path)
+            real = self._real(path)
         except ValueError:
             raise _Problem(f"{shown!r} is no name that a file can have") from None
         if "\0" in name:
@@ -107,6 +111,14 @@ class Rules:
         if self.outside or any(real == folder or real.startswith(folder.rstrip(os.sep) + os.sep) for folder in self.allowed):
             return path
         raise _Problem(f"{shown} lies outside of {self.root}; name its folder with --image-root, or add --allow-outside")
+
+    def _real(self, path: Path) -> str:
+        """Where a path leads. A folder's own way is looked up once, as most rows name files of the same one."""
+        folder, name = os.path.split(path)
+        if folder not in self._folders:
+            self._folders[folder] = os.path.realpath(folder)
+        real = os.path.join(self._folders[folder], name)
+        return os.path.realpath(real) if name in ("", ".", "..") or os.path.islink(real) else real
 
 
 def broken(name: str, place: str, problem: str) -> Sample:
