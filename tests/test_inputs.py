@@ -319,6 +319,14 @@ def test_nothing_on_standard_input_is_an_error(monkeypatch):
     assert "names no images" in refusal(read_images, ["@" + put("empty.txt", b"")])
 
 
+def test_a_source_says_what_it_reads():
+    put("in/a.png"), put("list", b"in/a.png\n")
+    path = questions(ROW, name="stdin")
+    assert read_questions(path).files == (Path("stdin"),) and ids(read_questions(path)) == [1]
+    assert set(read_images(["in", "@list"]).files) == {Path("in"), Path("list"), Path("in/a.png")}
+    assert read_images(["-"], stdin=io.StringIO("a.png\n"), limit=1).files == (0,)
+
+
 # Which file a row is about
 
 
@@ -366,8 +374,8 @@ def test_named_files_that_are_no_pictures_are_passed_over_and_counted():
     notes = " ".join(source.notes)
     assert f"{len(SIDECARS) + 1} files passed over" in notes and ".txt" in notes and "no images in photos/sub" in notes
     assert "passed over" in " ".join(read_images(["photos"]).notes)
-    if compared := [name for name in names if not name.endswith(".jsonl")]:
-        assert len(list(read_any(compared).samples)) == 3
+    assert len(list(read_any(names).samples)) == 3
+    assert "only source" in refusal(read_any, [*names, questions(ROW)])
 
 
 def test_where_all_that_was_named_is_no_picture_that_is_an_error():

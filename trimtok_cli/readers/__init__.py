@@ -22,15 +22,23 @@ def read_any(
     allow_text_only: bool = False,
     allow_outside: bool = False,
 ) -> Source:
-    """One question file, or any number of images, folders, patterns and lists. A .json among images is one of their sidecars."""
+    """One question file, or any number of images, folders, patterns and lists. JSON among images is one of their sidecars."""
     if len(sources) == 1 and (is_question_file(sources[0]) or _is_pipe(sources[0])):
         return read_questions(
             sources[0], image_root=image_root, limit=limit, allow_text_only=allow_text_only, allow_outside=allow_outside
         )
     questions = [source for source in sources if is_question_file(source)]
-    if any(source.lower().endswith(".jsonl") for source in questions) or (questions and len(questions) == len(sources)):
+    if questions and (len(questions) == len(sources) or any(map(_holds_questions, questions))):
         raise UsageError("a question file must be the only source; put all questions into one file")
     return read_images(sources, recursive=recursive, limit=limit)
+
+
+def _holds_questions(source: str) -> bool:
+    """Whether a .jsonl is a question file; a folder's own metadata.jsonl is none."""
+    try:
+        return source.lower().endswith(".jsonl") and bool(read_questions(source, limit=1))
+    except UsageError:
+        return False
 
 
 def _is_pipe(source: str) -> bool:

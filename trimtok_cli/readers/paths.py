@@ -46,17 +46,20 @@ def read_images(
     if "-" in sources and stdin is None:
         raise UsageError("standard input is closed; name image files or folders")
     if list(sources) == ["-"]:
-        return Source(_first_at_once(_listed(stdin, Path(), "standard input")), None).first(limit)
+        return Source(_first_at_once(_listed(stdin, Path(), "standard input")), None, (0,)).first(limit)
     parts = [[] if source == "-" else _expand(source, recursive, len(sources) == 1, passed) for source in sources]
     if not any(parts) and "-" not in sources:
         told = f"; they are {passed.endings_told()}" if passed.endings else ""
         raise UsageError(f"none of the {len(sources)} names that were given is a picture, a video or a folder with any{told}")
     many_folders = sum(os.path.isdir(source) or source[:1] == "@" for source in sources) + ("-" in sources) > 1
     parts, notes = _told_apart(parts, many_folders)
+    found = list(chain.from_iterable(parts))
+    named = [0 if source == "-" else Path(source.removeprefix("@")) for source in sources]
+    files = (*named, *(path for sample in found for path in (*sample.images, sample.video) if path))
     if "-" not in sources:
-        return Source(list(chain.from_iterable(parts)), sum(map(len, parts)), passed.notes() + notes).first(limit)
+        return Source(found, len(found), files, passed.notes() + notes).first(limit)
     streamed = [_late(stdin) if source == "-" else part for source, part in zip(sources, parts, strict=True)]
-    return Source(chain.from_iterable(streamed), None, passed.notes() + notes).first(limit)
+    return Source(chain.from_iterable(streamed), None, files, passed.notes() + notes).first(limit)
 
 
 def is_question_file(source: str) -> bool:

@@ -37,9 +37,10 @@ def read_questions(
 
     UsageError where no row can be answered. Rows of a regular file are counted first and read again, as they are asked for.
     """
-    nameless = path == "-" or path.startswith(("/dev/", "/proc/"))  # a shell's <(...) lies in no folder of anybody's
+    # A shell's <(...) is a name in /dev, which is no folder with pictures.
+    nameless = path == "-" or (path.startswith(("/dev/", "/proc/")) and not os.path.isfile(path))
     root = image_root or (Path() if nameless else Path(path).parent)
-    reading = _Reading("stdin" if path == "-" else path, Rules(root, allow_text_only, allow_outside))
+    reading = _Reading(path, Rules(root, allow_text_only, allow_outside))
     if path == "-" and sys.stdin is None:
         raise UsageError("standard input is closed; name a question file")
     try:
@@ -57,7 +58,8 @@ class _Reading:
     """One file or stream of rows. has_ids: its first sound row has an id, so a row's number might be another row's id."""
 
     def __init__(self, path: str, rules: Rules) -> None:
-        self.path, self.name, self.rules = path, shortened(path), rules
+        self.path, self.name, self.rules = path, "stdin" if path == "-" else shortened(path), rules
+        self.files: tuple[Path | int, ...] = (0,) if path == "-" else (Path(path),)
         self.has_ids: bool | None = None
 
     def stream(self, stream: Any) -> Source:
@@ -75,7 +77,7 @@ class _Reading:
                 raise self._refusal(tape, seen[0], len(seen))
         else:
             raise self._refusal(tape, seen[0] if seen else None, len(seen))
-        return Source(chain(seen, self._late(samples)), None)
+        return Source(chain(seen, self._late(samples)), None, self.files)
 
     def file(self) -> Source:
         """Read to the first sound row, counted to the end, and read again as samples are asked for."""
@@ -97,9 +99,9 @@ class _Reading:
                 raise self._refusal(tape, first, total)
             if begins[0].startswith("["):
                 whole = [*self._array(self._bytes())]
-                return Source(whole, len(whole))
+                return Source(whole, len(whole), self.files)
             total += sum(1 for line in lines if _content(line))
-            return Source(self._again(total, tape), total)
+            return Source(self._again(total, tape), total, self.files)
 
     def _again(self, total: int, counted: Tape) -> Iterator[Sample]:
         """The rows, read anew. Where they are not those that were counted, one more row says so and fails."""

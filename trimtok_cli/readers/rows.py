@@ -38,6 +38,7 @@ _MAYBE = frozenset(("url", "imageid", "imgid", "uri", "src", "media"))
 _VIDEOS = frozenset(
     f"{what}{which}" for what in ("video", "clip") for which in ("", "s", "path", "file", "name", "filename", "url")
 )
+_LIKE_QUESTIONS = frozenset(("prompt", "query", "instruction", "questions", "input", "ask", "q", "caption", "sentence"))
 _FURTHER = re.compile(r"(image|img|picture|photo|pic|video|clip)s?\d+")  # image2, video_2
 _HINTS = re.compile(r"image|img|pic|photo|video|clip|file|path|url|media|pixel")
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
@@ -90,7 +91,7 @@ class Rules:
         except _Problem as problem:
             return Sample(**found | {"images": (), "video": None}, problem=f"{name} {place}: {problem}")
         found["id"] = otherwise if own is None else own
-        used = {"question_id", "image", "video", text, "video_name"}
+        used = {"question_id", "image", "video", text, "video_name" if "video" not in columns.full else ""}
         return Sample(**found, answers=references(row), extra={column: row[column] for column in row if column not in used})
 
     def _located(self, name: str) -> Path:
@@ -115,6 +116,8 @@ class Rules:
     def _real(self, path: Path) -> str:
         """Where a path leads. A folder's own way is looked up once, as most rows name files of the same one."""
         folder, name = os.path.split(path)
+        if len(self._folders) > 10_000:
+            self._folders.clear()
         if folder not in self._folders:
             self._folders[folder] = os.path.realpath(folder)
         real = os.path.join(self._folders[folder], name)
@@ -165,7 +168,8 @@ class _Columns:
     def question(self, column: str) -> str:
         text = self.row.get(column)
         if not column or (isinstance(text, str) and not text.strip()):
-            raise _Problem('there is no question; put it under "text"')
+            near = next((name for name in self.full if plain(name) in _LIKE_QUESTIONS), "")
+            raise _Problem('there is no question; put it under "text"' + f' ("{near}" is not read as one)' * bool(near))
         if not isinstance(text, str):
             raise _Problem(f"{column} is not a string")
         if not _is_unicode(text):

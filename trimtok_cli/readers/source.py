@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 
 from trimtok_cli.data import Sample
 
@@ -11,11 +12,13 @@ from trimtok_cli.data import Sample
 class Source:
     """`samples` is to be walked once; `total` is None where the end is not known beforehand (stdin).
 
+    files: what the samples come from, as far as it is known beforehand; 0 is standard input. No output may be one of them.
     notes: sentences for the user, such as how many files were passed over.
     """
 
     samples: Iterable[Sample]
     total: int | None
+    files: tuple[Path | int, ...] = ()
     notes: tuple[str, ...] = ()
 
     def first(self, limit: int | None) -> "Source":
