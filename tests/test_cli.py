@@ -89,6 +89,7 @@ def test_vqa_carries_columns_through_and_streams_to_stdout(llava_folder, picture
     done = run(
         "vqa",
         file,
+        "--allow-text-only",
         "--image-root",
         pictures[0].parent,
         "-m",

@@ -195,8 +195,8 @@ def rows(path, *lines, mode="\n"):
     return str(path)
 
 
-def read(*args, **options):
-    source = read_questions(*args, **options)
+def read(*args, allow_text_only=True, **options):
+    source = read_questions(*args, allow_text_only=allow_text_only, **options)
     samples = list(source.samples)
     assert source.total == len(samples)
     return samples
@@ -208,7 +208,7 @@ def test_llava_rows(here):
         {"question_id": 7, "image": "a b.jpg", "text": " Wo?\n", "category": "x"},
         {"question_id": "7", "image": "/abs.png", "text": "b"},
     )
-    first, second = read(path)
+    first, second = read(path, allow_outside=True)
     assert (first.id, first.images, first.names, first.question) == (7, (Path("d/a b.jpg"),), ("a b.jpg",), " Wo?\n")
     assert first.extra == {"category": "x"} and first.answers == () and first.video is None and not first.problem
     assert second.id == "7" and second.images == (Path("/abs.png"),) and second.extra == {}
@@ -253,32 +253,32 @@ def test_references_and_they_ride_along(here, columns, expected):
 
 def test_a_broken_row_fails_alone(here):
     broken = [
-        ("{nope", 1, "not valid JSON"),
-        ("[1]", 2, "not a JSON object"),
+        ("{nope", "line 2", "not valid JSON"),
+        ("[1]", "line 3", "not a JSON object"),
         ({"question_id": "k"}, "k", '"text"'),
         ({"question_id": 9, "text": "  "}, 9, '"text"'),
         ({"question_id": 9, "text": ["t"]}, 9, "text is not a string"),
         ({"question_id": "k", "text": "t", "image": 5}, "k", "image is neither"),
-        ({"text": "t", "image": ["a", None]}, 7, "image is neither"),
-        ({"text": "t", "image": {"bytes": "x"}}, 8, "image is neither"),
-        ({"text": "t", "question_id": {"a": 1}}, 9, "question_id is neither"),
-        ({"text": "t", "question_id": True}, 10, "question_id is neither"),
-        ({"text": "t", "video": 5}, 11, "video is not"),
-        ("[" * 100_000, 12, "not valid JSON"),
-        ('{"question_id": ' + "1" * 5000 + "}", 13, "not valid JSON"),
+        ({"text": "t", "image": ["a", None]}, "line 8", "image is neither"),
+        ({"text": "t", "image": {"bytes": "x"}}, "line 9", "image is neither"),
+        ({"text": "t", "question_id": {"a": 1}}, "line 10", "question_id is neither"),
+        ({"text": "t", "question_id": True}, "line 11", "question_id is neither"),
+        ({"text": "t", "video": 5}, "line 12", "video is not"),
+        ("[" * 100_000, "line 13", "not valid JSON"),
+        ('{"question_id": ' + "1" * 5000 + "}", "line 14", "not valid JSON"),
     ]
     samples = read(rows("q.jsonl", {"text": "fine"}, *(row for row, _, _ in broken), {"text": "fine too"}))
     assert samples[0].question == "fine" and samples[-1].question == "fine too" and samples[-1].id == len(broken) + 1
     for line, (sample, (_, key, said)) in enumerate(zip(samples[1:-1], broken, strict=True), start=2):
         assert sample.id == key and said in sample.problem and f"q.jsonl line {line}" in sample.problem
-        assert "\n" not in sample.problem and sample.question is None
+        assert "\n" not in sample.problem and not sample.images and sample.video is None
 
 
 def test_lines(here):
     separator = {"text": "one\u2028two\x85three\x0bfour"}
     path = rows("q.jsonl", "\ufeff", separator, "", "   ", {"text": "b"}, "{", mode="\r\n")
     first, second, third = read(path)
-    assert first.question == separator["text"] and (first.id, second.id, third.id) == (0, 1, 2)
+    assert first.question == separator["text"] and (first.id, second.id, third.id) == (0, 1, "line 6")
     assert "line 6" in third.problem  # blank lines count as lines of the file
     path = rows("q.jsonl", "\ufeff" + json.dumps({"text": "a"}), '\ufeff{"text": "b"}', "\ufeff")  # files joined by `cat`
     assert [sample.question for sample in read(path)] == ["a", "b"]
@@ -306,11 +306,11 @@ def test_question_files_that_are_refused(here):
 
 def test_questions_are_lazy_and_leave_no_file_open(here):
     path = rows("q.jsonl", *({"text": str(number)} for number in range(1000)))
-    samples = iter(read_questions(path).samples)
+    samples = iter(read_questions(path, allow_text_only=True).samples)
     assert next(samples).question == "0"
     del samples  # an open file would be a ResourceWarning, and warnings are errors
     Path(path).write_text('{"text": "new"}')
-    source = read_questions(path)
+    source = read_questions(path, allow_text_only=True)
     Path(path).write_text('{"text": "newer"}')
     assert next(iter(source.samples)).question == "newer"  # rows are read when they are asked for
 
@@ -318,7 +318,7 @@ def test_questions_are_lazy_and_leave_no_file_open(here):
 def test_questions_on_stdin(here, monkeypatch):
     for text in ('{"text": "a", "image": "i.png"}\n\n{"text": "b"}\n', '\n[{"text": "a", "image": "i.png"},\n {"text": "b"}]'):
         monkeypatch.setattr("sys.stdin", io.StringIO("\ufeff" + text))
-        source = read_questions("-")
+        source = read_questions("-", allow_text_only=True)
         first, second = source.samples
         assert source.total is None and first.images == (Path("i.png"),) and second.id == 1
 

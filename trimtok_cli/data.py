@@ -17,7 +17,7 @@ class Sample:
     `extra` holds every further column of the input. A row that could not be read carries its sentence in `problem`.
     """
 
-    id: str | int
+    id: str | int | float
     images: tuple[Path, ...] = ()
     names: tuple[str, ...] = ()
     video: Path | None = None
@@ -25,6 +25,16 @@ class Sample:
     answers: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """The text, or its beginning and how long it is."""
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+
+
+def shown_name(name: str) -> str:
+    """An image's name as it is shown and written: whole, but for what can be no file's name, such as base64 data."""
+    return shortened(name, 60) if name[:5].lower() == "data:" else shortened(name, 4096)
 
 
 @dataclass(frozen=True, slots=True)

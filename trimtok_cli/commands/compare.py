@@ -13,7 +13,7 @@ from trimtok_cli.catalog import locate
 from trimtok_cli.commands import options as o
 from trimtok_cli.commands.destination import Destination, find_destination, open_answers
 from trimtok_cli.commands.guard import guarded
-from trimtok_cli.commands.run import describe, generation, load, pruning
+from trimtok_cli.commands.run import describe, generation, load, pruning, tell
 from trimtok_cli.commands.screen import FEW, Screen
 from trimtok_cli.commands.tables import sample_table, summary_table
 from trimtok_cli.config import RunConfig, resolve
@@ -69,6 +69,8 @@ def compare(
     video_as: o.VideoAs = None,
     video_timeout: o.VideoTimeout = None,
     image_root: o.Root = None,
+    allow_text_only: o.TextOnly = False,
+    allow_outside: o.Outside = False,
     recursive: o.Recursive = False,
     limit: o.Limit = None,
     out: o.Out = None,
@@ -80,8 +82,17 @@ def compare(
 ) -> int:
     """Answer every sample dense and pruned, the vision tower run once for both, and say what changed and what it saved."""
     settings = resolve(o.flags(locals()), config)
-    source = read_any(sources, recursive=recursive, image_root=image_root, limit=settings.limit or None)
-    return run_comparison(settings, source, Screen(quiet=quiet, noun="samples"), out=out, overwrite=overwrite, verbose=verbose)
+    source = read_any(
+        sources,
+        recursive=recursive,
+        image_root=image_root,
+        limit=settings.limit or None,
+        allow_text_only=allow_text_only,
+        allow_outside=allow_outside,
+    )
+    screen = Screen(quiet=quiet, noun="samples")
+    tell(source, screen)
+    return run_comparison(settings, source, screen, out=out, overwrite=overwrite, verbose=verbose)
 
 
 def run_comparison(config: RunConfig, source: Source, screen: Screen, *, out: str | None, overwrite: bool, verbose: bool) -> int:

@@ -196,7 +196,26 @@ Limit = Annotated[int | None, _option("--limit", "-n", panel=OUTPUT, help="Stop 
 Recursive = Annotated[bool, typer.Option("--recursive", "-r", rich_help_panel=OUTPUT, help="Search folders within folders.")]
 Root = Annotated[
     Path | None,
-    _option("--image-root", shown="the question file's folder", panel=OUTPUT, help="Where image paths in a question file start."),
+    typer.Option(
+        "--image-root",
+        show_default="the question file's folder",
+        rich_help_panel=OUTPUT,
+        exists=True,
+        file_okay=False,
+        help="Where image paths in a question file start, and what they may not leave.",
+    ),
+]
+TextOnly = Annotated[
+    bool,
+    typer.Option("--allow-text-only", rich_help_panel=OUTPUT, help="Ask rows without a picture, too; otherwise they fail."),
+]
+Outside = Annotated[
+    bool,
+    typer.Option(
+        "--allow-outside",
+        rich_help_panel=OUTPUT,
+        help="Open pictures outside of --image-root, too, that absolute paths, .. or links of a question file lead to.",
+    ),
 ]
 Out = Annotated[
     str | None,

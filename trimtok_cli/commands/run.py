@@ -11,10 +11,16 @@ from trimtok_cli.commands.screen import FEW, Screen
 from trimtok_cli.config import RunConfig
 from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED
 from trimtok_cli.readers import Source
-from trimtok_cli.writers.answers import record
+from trimtok_cli.writers.answers import writable
 from trimtok_cli.writers.run_json import RunSummary, write_run
 
 FEW_INPUTS = 32  # a worker takes seconds to start
+
+
+def tell(source: Source, screen: Screen) -> None:
+    """What was noticed while the inputs were looked for."""
+    for note in source.notes:
+        screen.say(f"note: {note}", "yellow")
 
 
 def load(config: RunConfig, screen: Screen):
@@ -102,7 +108,8 @@ def run(
     try:
         with file, closing(results), screen.track(source.total):
             for result in results:
-                file.write(record(result, model=config.model, run=name))
+                result, row = writable(result, model=config.model, run=name)
+                file.write(row)
                 summary.add(result)
                 if show or result.error:
                     screen.answer(result)

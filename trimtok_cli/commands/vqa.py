@@ -57,6 +57,8 @@ def vqa(
     video_as: o.VideoAs = None,
     video_timeout: o.VideoTimeout = None,
     image_root: o.Root = None,
+    allow_text_only: o.TextOnly = False,
+    allow_outside: o.Outside = False,
     limit: o.Limit = None,
     out: o.Out = None,
     overwrite: o.Overwrite = False,
@@ -67,6 +69,12 @@ def vqa(
 ) -> int:
     """Answer questions about images: one answer per row, in the file's order, ready for LLaVA's scorers."""
     settings = resolve(o.flags(locals()), config)
-    source = read_questions(questions, image_root=image_root, limit=settings.limit or None)
+    source = read_questions(
+        questions,
+        image_root=image_root,
+        limit=settings.limit or None,
+        allow_text_only=allow_text_only,
+        allow_outside=allow_outside,
+    )
     screen = Screen(quiet=quiet, noun="questions")
     return run("vqa", settings, source, out=out, overwrite=overwrite, screen=screen, verbose=verbose)

@@ -1,5 +1,7 @@
-"""From what the user names to samples: `read_images`, `read_questions`, and `read_any` for either. Opens no image."""
+"""From what the user names to samples: `read_images`, `read_questions`, and `read_any` for either. Decodes no image."""
 
+import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,11 +14,35 @@ __all__ = ["Source", "read_any", "read_images", "read_questions"]
 
 
 def read_any(
-    sources: Sequence[str], *, recursive: bool = False, image_root: Path | None = None, limit: int | None = None
+    sources: Sequence[str],
+    *,
+    recursive: bool = False,
+    image_root: Path | None = None,
+    limit: int | None = None,
+    allow_text_only: bool = False,
+    allow_outside: bool = False,
 ) -> Source:
-    """One question file, or any number of images, folders, patterns and lists."""
-    if not any(map(is_question_file, sources)):
-        return read_images(sources, recursive=recursive, limit=limit)
-    if len(sources) > 1:
+    """One question file, or any number of images, folders, patterns and lists. JSON among images is one of their sidecars."""
+    if len(sources) == 1 and (is_question_file(sources[0]) or _is_pipe(sources[0])):
+        return read_questions(
+            sources[0], image_root=image_root, limit=limit, allow_text_only=allow_text_only, allow_outside=allow_outside
+        )
+    questions = [source for source in sources if is_question_file(source)]
+    if questions and (len(questions) == len(sources) or any(map(_holds_questions, questions))):
         raise UsageError("a question file must be the only source; put all questions into one file")
-    return read_questions(sources[0], image_root=image_root, limit=limit)
+    return read_images(sources, recursive=recursive, limit=limit)
+
+
+def _holds_questions(source: str) -> bool:
+    """Whether a .jsonl is a question file; a folder's own metadata.jsonl is none."""
+    try:
+        return source.lower().endswith(".jsonl") and bool(read_questions(source, limit=1))
+    except UsageError:
+        return False
+
+
+def _is_pipe(source: str) -> bool:
+    try:
+        return stat.S_ISFIFO(os.stat(source).st_mode)
+    except (OSError, ValueError):
+        return False

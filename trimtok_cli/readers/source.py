@@ -1,21 +1,29 @@
 """What every reader hands back: samples in input order, and how many. Knows no format."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 
 from trimtok_cli.data import Sample
 
 
 @dataclass(frozen=True)
 class Source:
-    """`samples` is to be walked once; `total` is None where the end is not known beforehand (stdin)."""
+    """`samples` is to be walked once; `total` is None where the end is not known beforehand (stdin).
+
+    files: what the samples come from, as far as it is known beforehand; 0 is standard input. No output may be one of them.
+    notes: sentences for the user, such as how many files were passed over.
+    """
 
     samples: Iterable[Sample]
     total: int | None
+    files: tuple[Path | int, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def first(self, limit: int | None) -> "Source":
         """The same source cut after `limit` samples; None cuts nothing."""
         if limit is None:
             return self
-        return Source(islice(self.samples, limit), None if self.total is None else min(limit, self.total))
+        total = None if self.total is None else min(limit, self.total)
+        return replace(self, samples=islice(self.samples, limit), total=total)

@@ -3,15 +3,20 @@
 LLaVA's own scorers read the first keys and ignore the rest; the same keys stand in every line, failed or not. Knows no model.
 """
 
+import errno
+import hashlib
 import json
 import math
+import os
 import sys
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from trimtok_cli.data import Media, Result
+from trimtok_cli.errors import sentence
 
 FIRST_KEYS = ("question_id", "prompt", "text", "answer_id", "model_id", "image")
 
@@ -29,7 +34,7 @@ def record(result: Result, *, model: str, run: str) -> dict[str, Any]:
         "question_id": sample.id,
         "prompt": result.question,
         "text": result.answer,
-        "answer_id": uuid.uuid5(uuid.NAMESPACE_URL, f"{run}/{sample.id}/{names}/{result.question}").hex,
+        "answer_id": _answer_id(f"{run}/{sample.id}/{names}/{result.question}"),
         "model_id": model,
         "image": names[0] if len(names) == 1 else names if names else "",
         "metadata": {
@@ -61,6 +66,25 @@ def record(result: Result, *, model: str, run: str) -> dict[str, Any]:
     return row
 
 
+def writable(result: Result, **names: str) -> tuple[Result, dict[str, Any]]:
+    """The result and its record. Where further columns of the input cannot be written, the result has failed, and says so."""
+    try:
+        row = record(result, **names)
+        to_line(row)
+    except Exception as error:
+        bare = replace(result.sample, extra={})
+        problem = f"the row's columns cannot be written ({sentence(error)})"
+        result = replace(result, sample=bare, answer="", finish="error", error=problem)
+        row = record(result, **names)
+    return result, row
+
+
+def _answer_id(text: str) -> str:
+    """uuid5 of the text, which may hold what UTF-8 cannot (a file name of any bytes)."""
+    named = uuid.NAMESPACE_URL.bytes + text.encode("utf-8", "surrogatepass")
+    return uuid.UUID(bytes=hashlib.sha1(named).digest()[:16], version=5).hex
+
+
 def _video(media: Sequence[Media]) -> dict[str, Any]:
     """Decoder, seconds, frames of the file, and times of those that were read; of the same shape where there is no video."""
     found = next((each for each in media if each.times), Media(frames=0))
@@ -76,12 +100,19 @@ def to_line(row: dict[str, Any]) -> str:
         return json.dumps(_finite(row), ensure_ascii=False, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """A copy with null for every float that is no number, however deep it stands; without recursion."""
+    copy = dict(row)
+    left: list[dict | list] = [copy]
+    while left:
+        holder = left.pop()
+        for key, value in list(holder.items() if isinstance(holder, dict) else enumerate(holder)):
+            if isinstance(value, float) and not math.isfinite(value):
+                holder[key] = None
+            elif isinstance(value, (dict, list)):
+                holder[key] = value.copy()
+                left.append(holder[key])
+    return copy
 
 
 class JsonLines:
@@ -91,18 +122,20 @@ class JsonLines:
     """
 
     def __init__(self, path: Path | None, *, replace: bool = False) -> None:
-        mode = "w" if replace else "x"
-        self.file: TextIO = sys.stdout if path is None else path.open(mode, encoding="utf-8", newline="\n")
+        # Standard output is written as bytes: UTF-8 whatever the terminal or the locale says.
+        self.own = path is not None
+        if path is None and sys.stdout is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        self.file: BinaryIO = path.open("wb" if replace else "xb") if path else sys.stdout.buffer
 
     def write(self, row: dict[str, Any]) -> None:
         # A lone surrogate (a file name that is not UTF-8) cannot be encoded; it is written as an escape.
-        line = to_line(row).encode("utf-8", "backslashreplace").decode("utf-8")
-        self.file.write(line + "\n")
+        self.file.write((to_line(row) + "\n").encode("utf-8", "backslashreplace"))
         self.file.flush()
 
     def __enter__(self) -> "JsonLines":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.file is not sys.stdout:
+        if self.own:
             self.file.close()
