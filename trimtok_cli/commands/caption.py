@@ -65,4 +65,5 @@ def caption(
     """Caption images: one answer per image, in input order, with token counts and times."""
     settings = resolve(o.flags(locals()), config)
     source = read_images(sources, recursive=recursive, limit=settings.limit or None, stdin=sys.stdin)
-    return run("caption", settings, source, out=out, overwrite=overwrite, screen=Screen(quiet=quiet), verbose=verbose)
+    screen = Screen(quiet=quiet)
+    return run("caption", settings, source, out=out, overwrite=overwrite, screen=screen, verbose=verbose, config_file=config)

@@ -64,4 +64,4 @@ def vqa(
     settings = resolve(o.flags(locals()), config)
     source = read_questions(questions, image_root=image_root, limit=settings.limit or None)
     screen = Screen(quiet=quiet, noun="questions")
-    return run("vqa", settings, source, out=out, overwrite=overwrite, screen=screen, verbose=verbose)
+    return run("vqa", settings, source, out=out, overwrite=overwrite, screen=screen, verbose=verbose, config_file=config)

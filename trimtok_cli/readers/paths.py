@@ -29,16 +29,19 @@ def read_images(
     if not sources:
         raise UsageError("no images were named; give image files, folders, patterns, @list.txt or - for paths on stdin")
     parts: list[Iterable[Sample]] = []
+    files: list[Path | int] = []
     total: int | None = 0
     for source in sources:
         if source == "-":
             parts.append(_listed(stdin or sys.stdin, Path()))
+            files.append(0)
             total = None
         else:
             found = _expand(source, recursive)
             parts.append(found)
+            files += [Path(source.removeprefix("@")), *(path for each in found for path in (*each.images, each.video) if path)]
             total = None if total is None else total + len(found)
-    return Source(chain.from_iterable(parts), total).first(limit)
+    return Source(chain.from_iterable(parts), total, tuple(files)).first(limit)
 
 
 def is_question_file(source: str) -> bool:

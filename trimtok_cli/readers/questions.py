@@ -21,7 +21,7 @@ _REFERENCES = ("answers", "answer", "gt_answer", "label")  # the first that hold
 def read_questions(path: str, *, image_root: Path | None = None, limit: int | None = None) -> Source:
     """Rows of the file `path`, or of stdin for "-". Image names are relative to `image_root`, else to the file's folder."""
     if path == "-":
-        return Source(_samples(sys.stdin, "stdin", image_root or Path()), None).first(limit)
+        return Source(_samples(sys.stdin, "stdin", image_root or Path()), None, (0,)).first(limit)
     file, root = Path(path), image_root or Path(path).parent
     try:
         with file.open(encoding="utf-8-sig", newline="\n") as lines:  # "\n" alone ends a row: U+2028 may stand inside one
@@ -38,7 +38,7 @@ def read_questions(path: str, *, image_root: Path | None = None, limit: int | No
         raise UsageError(f"{path} cannot be read ({error.strerror}); check the question file's name") from error
     if not total:
         raise UsageError(f"{path} holds no questions; write one JSON object a line")
-    return Source(samples, total).first(limit)
+    return Source(samples, total, (file,)).first(limit)
 
 
 def _stream(file: Path, root: Path) -> Iterator[Sample]:

@@ -3,19 +3,24 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 from trimtok_cli.data import Sample
 
 
 @dataclass(frozen=True)
 class Source:
-    """`samples` is to be walked once; `total` is None where the end is not known beforehand (stdin)."""
+    """`samples` is to be walked once; `total` is None where the end is not known beforehand (stdin).
+
+    files: what the samples come from, as far as it is known beforehand; 0 is standard input. No output may be one of them.
+    """
 
     samples: Iterable[Sample]
     total: int | None
+    files: tuple[Path | int, ...] = ()
 
     def first(self, limit: int | None) -> "Source":
         """The same source cut after `limit` samples; None cuts nothing."""
         if limit is None:
             return self
-        return Source(islice(self.samples, limit), None if self.total is None else min(limit, self.total))
+        return Source(islice(self.samples, limit), None if self.total is None else min(limit, self.total), self.files)
