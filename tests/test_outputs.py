@@ -398,7 +398,7 @@ def test_a_document_that_cannot_be_written_leaves_the_old_one(monkeypatch):
         file.write(data[:3])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(whole, "_write", full)
+    monkeypatch.setattr(whole, "put", full)
     with pytest.raises(OSError):
         whole.write_whole(Path("run.json"), "new one")
     assert Path("run.json").read_text() == "old" and len(list(Path().iterdir())) == 1

@@ -14,7 +14,7 @@ from trimtok_cli.commands import options as o
 from trimtok_cli.commands.destination import Destination, claimed
 from trimtok_cli.commands.guard import guarded
 from trimtok_cli.commands.output import Output, finish
-from trimtok_cli.commands.run import check_video, describe, load, pruning, reads
+from trimtok_cli.commands.run import check_stdin, check_video, describe, load, pruning, reads
 from trimtok_cli.commands.screen import FEW, Screen
 from trimtok_cli.commands.tables import sample_table, summary_table
 from trimtok_cli.config import RunConfig, resolve
@@ -76,6 +76,7 @@ def compare(
 ) -> int:
     """Answer every sample dense and pruned, the vision tower run once for both, and say what changed and what it saved."""
     settings = resolve(o.flags(locals()), config)
+    check_stdin(*sources)
     source = read_any(sources, recursive=recursive, image_root=image_root, limit=settings.limit or None)
     screen = Screen(quiet=quiet, noun="samples")
     return run_comparison(settings, source, screen, out=out, overwrite=overwrite, verbose=verbose, config_file=config)

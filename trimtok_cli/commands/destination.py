@@ -19,7 +19,7 @@ from pathlib import Path
 from trimtok_cli import ending
 from trimtok_cli.errors import TrimtokError, UsageError
 from trimtok_cli.writers.lock import Busy, Lock
-from trimtok_cli.writers.whole import beside, create, discard
+from trimtok_cli.writers.whole import beside, create, discard, put
 from trimtok_cli.yaml_text import brief
 
 OWN = Path("trimtok-out")  # where the folders lie that nobody named
@@ -104,7 +104,7 @@ def _hold(destination: Destination, overwrite: bool, undo: ExitStack) -> None:
     trial = beside(destination.answers, "new")
     undo.callback(discard, trial)
     with create(trial) as file:
-        file.write(b"\0" * TRIED)
+        put(file, b"\0" * TRIED)
         os.fsync(file.fileno())
     discard(trial)
 

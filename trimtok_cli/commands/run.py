@@ -1,6 +1,7 @@
 """The run that `caption` and `vqa` share: model, pruner, stream of samples, answers to disk, manifest at the end."""
 
 import os
+import sys
 import uuid
 from collections.abc import Generator
 from contextlib import closing
@@ -137,6 +138,12 @@ def reads(config: RunConfig, source: Source, config_file: str | None) -> list[Pa
     folders = [Path(folder).expanduser() for folder in (config.model, config.clip_text) if folder]
     found = [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
     return [*source.files, *([config_file] if config_file else []), *found]
+
+
+def check_stdin(*sources: str) -> None:
+    """UsageError if paths or questions are to come from a standard input that is closed."""
+    if "-" in sources and sys.stdin is None:
+        raise UsageError("standard input is closed, so nothing can be read from -; name a file or a folder.")
 
 
 def check_video(adapter, config: RunConfig) -> None:

@@ -31,7 +31,7 @@ def write_whole(path: Path, text: str) -> None:
     temporary = beside(path, "tmp")
     try:
         with create(temporary) as file:
-            _write(file, text.encode("utf-8", "backslashreplace"))
+            put(file, text.encode("utf-8", "backslashreplace"))
         temporary.replace(path)
     except BaseException:
         discard(temporary)
@@ -50,7 +50,7 @@ class Lines:
         if not os.fstat(self.file.fileno()).st_nlink:
             raise FileNotFoundError
         try:
-            _write(self.file, line)
+            put(self.file, line)
         except BaseException:
             with suppress(OSError):
                 self.file.truncate(self.end)
@@ -62,7 +62,7 @@ class Lines:
         self.file.close()
 
 
-def _write(file: BinaryIO, data: bytes) -> None:
+def put(file: BinaryIO, data: bytes) -> None:
     """All of it: a disk that is nearly full takes a part first and refuses the rest."""
     rest = memoryview(data)
     while rest:
