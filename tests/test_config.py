@@ -70,3 +70,36 @@ def test_budgets(text, dense, kept):
 def test_what_is_no_budget(text):
     with pytest.raises(ValueError, match="keep must be a count"):
         parse_budget(text)
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "says"),
+    [("trimtokenator", {"pool": "abc"}, "pool of trimtokenator must be a number, got abc"), ("trimtokenator", {"pool": True}, "must be a number, got true"),
+     ("trimtokenator", {"align": 3}, "must be text"), ("trimtokenator", {"pool": [0.5]}, "got a list"), ("prumerge", {"plus": 1}, "true or false"),
+     ("fastv", {"layer": "2"}, "whole number"), ("fastv", {"layer": 2.5}, "whole number"), ("visionzip", {"contextual": None}, "got nothing"),
+     ("trimtokenator", {"pool": 10**30}, "pool"), ("trimtokenator", {"k" * 10_000: 1}, "no parameter")],
+)  # fmt: skip
+def test_a_parameter_of_the_wrong_kind_is_said_before_a_model_is_loaded(method, params, says):
+    with pytest.raises(UsageError, match=says) as caught:
+        build_pruner(method, {"keep": 64, **params})
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("name", ["keep", "trimtokenator.keep", "budget", "counts", "seed"])
+def test_a_setting_of_the_run_is_no_parameter(name):
+    """run.json would say the one and the run do the other."""
+    from trimtok_cli.commands.run import pruning
+
+    with pytest.raises(UsageError, match="setting of the whole run; use --"):
+        pruning(RunConfig(params={name: 3}), "trimtokenator")
+    assert pruning(RunConfig(params={"trimtokenator.seed": 3}), "trimtokenator")["seed"] == 3
+
+
+def test_a_benchmark_is_read_within_the_same_bounds():
+    from trimtok_cli.bench.spec import read_bench
+
+    for text in ("rounds: " + "9" * 400, "a: &a [*a]", "grid: [" * 100, "rounds: 2024-01-01", "pruner: {keep: 10000000000}", "grid: " + "x" * 99_000):
+        Path("b.yaml").write_text(text)
+        with pytest.raises(UsageError) as caught:
+            read_bench("b.yaml")
+        assert len(str(caught.value)) < 500

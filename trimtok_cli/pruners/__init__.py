@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from trimtok_cli.errors import UsageError
 from trimtok_cli.pruners.base import Pruner, ScoringPruner, Stage
@@ -20,6 +20,7 @@ from trimtok_cli.pruners.trimtokenator import TrimTokenator
 from trimtok_cli.pruners.visionzip import VisionZip
 from trimtok_cli.pruners.vispruner import VisPruner
 from trimtok_cli.pruners.vtw import VTW
+from trimtok_cli.yaml_text import brief
 
 PRUNERS: dict[str, type[Pruner] | None] = {
     "dense": None,
@@ -49,7 +50,7 @@ def build_pruner(name: str, params: Mapping[str, Any]) -> Pruner | None:
     Raises UsageError for an unknown name or parameter and for a value that the method refuses.
     """
     if name not in PRUNERS:
-        raise UsageError(f"--method {name} is not known: choose from {', '.join(PRUNERS)}{_suggest(name, PRUNERS)}.")
+        raise UsageError(f"--method {brief(name)} is not known: choose from {', '.join(PRUNERS)}{_suggest(name, PRUNERS)}.")
     kind = PRUNERS[name]
     try:
         keep = parse_budget(params.get("keep", "all"))
@@ -62,7 +63,11 @@ def build_pruner(name: str, params: Mapping[str, Any]) -> Pruner | None:
     given = {key: value for key, value in params.items() if key not in unused}
     for key in given.keys() - {"budget"}:
         if key not in known:
-            raise UsageError(f"{name} has no parameter {key!r}: it takes {', '.join(known) or 'none'}{_suggest(key, known)}.")
+            takes = ", ".join(known) or "none"
+            raise UsageError(f"{name} has no parameter {brief(key)!r}: it takes {takes}{_suggest(key, known)}.")
+    for each in dataclasses.fields(kind):
+        if each.name in known and each.name in given:
+            _check_type(each, given[each.name], name)
     try:
         return kind(keep=keep, **given)
     except (ValueError, TypeError) as error:
@@ -78,6 +83,15 @@ def own_params(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
 def reads_tower(*pruners: Pruner | None) -> bool:
     """Whether any of them asks something of the vision tower besides the tokens."""
     return any(pruner is not None and pruner.reads_tower for pruner in pruners)
+
+
+def _check_type(wanted: dataclasses.Field, value: Any, method: str) -> None:
+    """UsageError for a text where a number is wanted, and the like; what the number may be the method itself says."""
+    kinds = get_args(wanted.type) or (wanted.type,)
+    if type(value) not in kinds and not (float in kinds and type(value) is int):
+        words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+        said = " or ".join(words[kind] for kind in kinds if kind in words)
+        raise UsageError(f"--param {wanted.name} of {method} must be {said}, got {brief(value)}.")
 
 
 def _suggest(word: str, known) -> str:
