@@ -141,6 +141,10 @@ NAMES = {
     "there": "--overwrite",
     "mine": "--overwrite",
     "folder.jsonl": "is a folder",
+    "piped": "plain file",
+    "device": "plain file",
+    "inner": "is a folder",
+    "waiting": "--overwrite",
 }
 
 
@@ -153,8 +157,15 @@ def test_a_name_that_no_output_can_have_is_refused_and_nothing_changes(name, pic
     for folder, content in (("there", "answers.jsonl"), ("mine", "run.json")):
         Path(folder).mkdir()
         Path(folder, content).write_text("{}\n")
-    os.mkfifo("unread")
+    for folder in ("piped", "device", "waiting"):
+        Path(folder).mkdir()
+    os.mkfifo("piped/answers.jsonl")
+    os.mkfifo("waiting/run.json")
+    Path("device/answers.jsonl").symlink_to("/dev/null")
+    Path("inner/answers.jsonl").mkdir(parents=True)
     before = set(Path().rglob("*"))
+    if NAMES[name] != "--overwrite":
+        run("caption", pictures[0], "-o", name, "--overwrite", code=2)
     done = run("caption", pictures[0], "-o", name, code=2)
     assert NAMES[name] in done.stderr and len(done.stderr.strip().splitlines()) == 1
     assert set(Path().rglob("*")) == before

@@ -135,4 +135,6 @@ def _plot(document: dict[str, Any], destination: Destination, screen: Screen) ->
     except ImportError:
         screen.say("no plots: they need matplotlib (pip install 'trimtok[plot]')", "dim")
         plots = []
+    except OSError as error:
+        raise TrimtokError(f"a plot cannot be written ({error.strerror}); the raw numbers are in {destination}.") from None
     screen.say(f"raw numbers in {destination}" + "".join(f", plot in {path}" for path in plots), "dim")

@@ -121,8 +121,6 @@ def refuse_inputs(destination: Destination, reads: Iterable[str | Path | int]) -
 
 def _refuse_others(destination: Destination, overwrite: bool) -> None:
     """UsageError if something would be replaced without leave; an empty file and the manifest of a run without answers may be."""
-    if destination.answers.is_dir():
-        raise UsageError(f"--out {destination} is a folder: name a file in it.")
     holds = destination.answers.exists() and destination.answers.stat().st_size > 0
     began = holds or destination.manifest is None or not _never_began(destination.manifest)
     for path in [destination.answers] * holds + destination.beside:
@@ -150,7 +148,7 @@ def _answers(out: str | None, command: str, name: str, undo: ExitStack) -> Path:
         mode = 0
     folder = stat.S_ISDIR(mode) or out.endswith(("/", os.sep))
     if mode and not folder and not stat.S_ISREG(mode):
-        raise UsageError(f"--out {brief(out)} is neither a folder nor a plain file: use -o - and redirect standard output to it.")
+        raise UsageError(f"--out {brief(out)} is no plain file and no folder: use -o - and redirect standard output to it.")
     if path.suffix.lower() in (".jsonl", ".json") and not out.endswith(("/", os.sep)):
         return _followed(path)
     if not folder and _ENDING.fullmatch(path.suffix):
@@ -165,7 +163,13 @@ def _answers(out: str | None, command: str, name: str, undo: ExitStack) -> Path:
 
 def _followed(path: Path) -> Path:
     """A link is followed once, here: what is replaced is the file that it leads to, beside which all is written."""
-    return Path(os.path.realpath(path)) if os.path.islink(path) else path
+    path = Path(os.path.realpath(path)) if os.path.islink(path) else path
+    mode = path.stat().st_mode if os.path.exists(path) else stat.S_IFREG
+    if stat.S_ISDIR(mode):
+        raise UsageError(f"--out {path} is a folder: name a file in it.")
+    if not stat.S_ISREG(mode):
+        raise UsageError(f"--out {path} is no plain file: use -o - and redirect standard output to it.")
+    return path
 
 
 def _free_folder(name: str, undo: ExitStack) -> Path:
@@ -202,6 +206,8 @@ def _identity(file: str | Path | int) -> tuple[int, int] | None:
 
 def _never_began(manifest: Path) -> bool:
     """Is this the manifest of a run that was interrupted before its first answer?"""
+    if not manifest.is_file():  # a pipe would be waited for
+        return False
     try:
         found = json.loads(manifest.read_text(encoding="utf-8"))
         counts = found["counts"]

@@ -85,7 +85,10 @@ def finish(path: Path, write: Callable[[], None], failed: bool) -> None:
     """Writes a file at the end of a run. TrimtokError if that fails, unless the run had `failed`: then its own error is told."""
     try:
         write()
+    except BrokenPipeError:
+        if not failed:
+            raise
     except OSError as error:
         if not failed:
             said = f"{path} cannot be written ({error.strerror or error}): the answers themselves are safe"
-            raise TrimtokError(f"{said}; make room and run again with --overwrite to have it.") from error
+            raise TrimtokError(f"{said}; run again with --overwrite to have it.") from error

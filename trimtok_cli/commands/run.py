@@ -4,7 +4,7 @@ import os
 import sys
 import uuid
 from collections.abc import Generator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -124,20 +124,22 @@ def write_all(
         raise
     finally:
         failed = failure is not None and not isinstance(failure, KeyboardInterrupt)
-        if file.began and (file.count or not failed):
-            finish(destination.manifest, manifest, failure is not None)
         file.close(failed)
         screen.say(closing_line(summary, screen.noun))
         if file.began and file.count:
             screen.say(f"answers in {destination}", "dim")
+        if file.began and (file.count or not failed):
+            finish(destination.manifest, manifest, failure is not None)
     return EXIT_SOME_FAILED if summary.failed else EXIT_OK
 
 
 def reads(config: RunConfig, source: Source, config_file: str | None) -> list[Path | str | int]:
     """All files that a run reads, as far as they are known: what the samples come from, the settings, a model's own folder."""
-    folders = [Path(folder).expanduser() for folder in (config.model, config.clip_text) if folder]
-    found = [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
-    return [*source.files, *([config_file] if config_file else []), *found]
+    found: list[Path | str | int] = [*source.files, *([config_file] if config_file else [])]
+    for folder in (config.model, config.clip_text):
+        with suppress(OSError, ValueError):  # it is the name of a checkpoint, or loading it will say what is wrong
+            found += Path(folder or os.devnull).expanduser().iterdir()
+    return found
 
 
 def check_stdin(*sources: str) -> None:
