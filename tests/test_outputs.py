@@ -18,6 +18,7 @@ from trimtok_cli.commands import compare as compare_command
 from trimtok_cli.commands import destination as places
 from trimtok_cli.commands import run as run_command
 from trimtok_cli.commands.destination import claimed
+from trimtok_cli.commands.output import Output
 from trimtok_cli.errors import TrimtokError, UsageError
 from trimtok_cli.writers import whole
 from trimtok_cli.writers.lock import Busy, Lock
@@ -333,6 +334,22 @@ def test_the_manifest_says_interrupted_from_the_first_answer_to_the_last(llava_f
     assert [count for _, count in seen] == list(range(1, 8))
     assert all(manifest["interrupted"] is True and manifest["run"] != name for manifest, _ in seen)
     assert json.loads(Path("o/run.json").read_text())["interrupted"] is False and len(list(Path("o").iterdir())) == 2
+
+
+def test_what_told_of_the_old_answers_goes_when_they_go():
+    """Whenever a run is killed, no manifest and no page stands beside answers that are not its own."""
+    names = ("a.jsonl", "a.run.json", "a.html")
+    for name in names:
+        Path(name).write_text("old\n")
+    place = places.Destination(*map(Path, names))
+    seen = []
+    output = Output(place, begin=lambda: seen.append(sorted(path.name for path in Path().glob("a*"))))
+    assert not seen and all(Path(name).read_text() == "old\n" for name in names)
+    output.write({"new": 1})
+    assert seen == [["a.jsonl"]] and rows(Path("a.jsonl")) == [{"new": 1}]
+    output.write({"new": 2})
+    output.close(failed=True)
+    assert len(seen) == 1 and len(rows(Path("a.jsonl"))) == 2 and len(list(Path().iterdir())) == 1
 
 
 class Full:

@@ -18,7 +18,7 @@ from tests.test_cli import rows
 
 ROOT = Path(__file__).parent.parent
 CHILD = r'''
-import sys, time, types
+import os, sys, time, types
 from types import SimpleNamespace
 
 WHERE = sys.argv.pop(1)
@@ -48,6 +48,8 @@ class Deleted:
 def answer_all(adapter, pruner, samples, ask, **_):
     from trimtok_cli.data import Result
     at("before the first")
+    for number in (1, 2) if WHERE == "noisy" else ():  # as native libraries do
+        os.write(number, b"noise")
     try:
         for number, sample in enumerate(samples):
             if number == 2:
@@ -224,7 +226,7 @@ CLOSED = {
 @pytest.mark.parametrize("case", CLOSED.values(), ids=CLOSED.keys())
 def test_streams_that_are_closed_or_full_end_no_run_that_does_not_need_them(case, child):
     arguments, shell, code, says = case
-    _, err = ended(child(*arguments, shell=shell), code)
+    _, err = ended(child(*arguments, shell=shell, where="noisy" if "full" not in shell else ""), code)
     assert says in err and (not says or len(err.strip().splitlines()) <= 3)
     if code == 0 and "o" in arguments:
         answers = Path("o/answers.jsonl").read_bytes()
