@@ -1,5 +1,6 @@
 """Defaults < YAML < environment < flags, and what is said of a value that does not fit."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,25 @@ def test_a_benchmark_is_read_within_the_same_bounds():
         with pytest.raises(UsageError) as caught:
             read_bench("b.yaml")
         assert len(str(caught.value)) < 500
+
+
+def test_a_field_of_any_type_is_converted_and_checked():
+    """Truth values, and numbers that may be left to the checkpoint, beside those that RunConfig has today."""
+    from trimtok_cli.config import _check, _convert, setting
+
+    @dataclasses.dataclass
+    class Fields:
+        trust: bool = setting(False)
+        top_k: int | None = setting(None, least=0)
+        share: float | None = setting(None, above=0, most=1)
+
+    trust, top_k, share = dataclasses.fields(Fields)
+    assert [_convert(trust, value, "x") for value in ("yes", "False", "1", True)] == [True, False, True, True]
+    assert [_convert(top_k, value, "x") for value in ("3", 3, None, 3.0)] == [3, 3, None, 3]
+    assert [_convert(share, value, "x") for value in ("0.5", 1, None)] == [0.5, 1.0, None]
+    for wanted, value in ((trust, "maybe"), (trust, 1), (trust, None), (top_k, "-1"), (top_k, "none"), (top_k, True), (share, "nan"), (share, 0), (share, "2")):
+        with pytest.raises(UsageError, match="x must be"):
+            _convert(wanted, value, "x")
+        if not isinstance(value, str):
+            with pytest.raises(UsageError, match="x must be"):
+                _check(wanted, value, "x")

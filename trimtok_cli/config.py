@@ -17,6 +17,8 @@ from trimtok_cli.errors import UsageError
 from trimtok_cli.yaml_text import MOST_CHARACTERS, brief, load
 
 CAPTION_PROMPT = "Describe the image in one sentence."
+YES_OR_NO = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_WORDS = {bool: "true or false", float: "a number", int: "a whole number", str: "text", dict: "names and values"}
 PREFIX = "TRIMTOK_"  # of environment variables
 PRESETS = tuple(path for path in (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs") if path.is_dir())
 
@@ -72,7 +74,7 @@ class RunConfig:
         return None if self.batch_size == "auto" else self.batch_size
 
     def __post_init__(self) -> None:
-        for each in dataclasses.fields(self):
+        for each in (each for each in dataclasses.fields(self) if each.init):
             _check(each, getattr(self, each.name), _flag(each.name))
         if self.end and self.end <= self.start:
             raise UsageError(f"--end must be later than --start, got {self.end:g} and {self.start:g} seconds.")
@@ -80,7 +82,7 @@ class RunConfig:
 
 def resolve(flags: Mapping[str, Any], config: str | None = None, environ: Mapping[str, str] = os.environ) -> RunConfig:
     """Lay the sources over each other; a flag that is None was not given. Raises UsageError."""
-    fields = {f.name: f for f in dataclasses.fields(RunConfig)}
+    fields = {f.name: f for f in dataclasses.fields(RunConfig) if f.init}
     given: dict[str, Any] = {}
     if config is not None:
         path, values = read_yaml(config, as_text=fields.keys() - {"params"})
@@ -155,7 +157,9 @@ def _convert(wanted: dataclasses.Field, value: Any, where: str) -> Any:
     kinds = _kinds(wanted)
     if isinstance(value, str):
         text = value.strip()
-        if not (str in kinds and (text == "auto" or len(kinds) == 1)):
+        if bool in kinds:
+            value = YES_OR_NO.get(text.lower(), value)
+        elif not (str in kinds and (text == "auto" or len(kinds) == 1)):
             value = _number(int if int in kinds else float, text, value)
         elif len(kinds) > 1:
             value = text
@@ -193,10 +197,9 @@ def _check(wanted: dataclasses.Field, value: Any, where: str) -> None:
         if len(kinds) == 1:
             return _check_text(bounds, value, where)
     auto = "auto or " * (len(kinds) > 1 and str in kinds)
-    number = int in kinds or float in kinds
-    fits = isinstance(value, (int, float) if float in kinds else int) and not isinstance(value, bool)
-    if not number or not fits:
-        said = "a number" if float in kinds else "a whole number" if number else "text"
+    fits = isinstance(value, (*kinds, int) if float in kinds else kinds) and isinstance(value, bool) == (bool in kinds)
+    if not fits or isinstance(value, str):
+        said = next(word for kind, word in _WORDS.items() if kind in kinds)
         raise UsageError(f"{where} must be {auto}{said}, got {brief(value)}.")
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{where} must be {auto}a finite number, got {value}.")
