@@ -1,5 +1,6 @@
 """Defaults < YAML < environment < flags, and what is said of a value that does not fit."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,58 @@ def test_budgets(text, dense, kept):
 def test_what_is_no_budget(text):
     with pytest.raises(ValueError, match="keep must be a count"):
         parse_budget(text)
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "says"),
+    [("trimtokenator", {"pool": "abc"}, "pool of trimtokenator must be a number, got abc"), ("trimtokenator", {"pool": True}, "must be a number, got true"),
+     ("trimtokenator", {"align": 3}, "must be text"), ("trimtokenator", {"pool": [0.5]}, "got a list"), ("prumerge", {"plus": 1}, "true or false"),
+     ("fastv", {"layer": "2"}, "whole number"), ("fastv", {"layer": 2.5}, "whole number"), ("visionzip", {"contextual": None}, "got nothing"),
+     ("trimtokenator", {"pool": 10**30}, "pool"), ("trimtokenator", {"k" * 10_000: 1}, "no parameter")],
+)  # fmt: skip
+def test_a_parameter_of_the_wrong_kind_is_said_before_a_model_is_loaded(method, params, says):
+    with pytest.raises(UsageError, match=says) as caught:
+        build_pruner(method, {"keep": 64, **params})
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("name", ["keep", "trimtokenator.keep", "budget", "counts", "seed"])
+def test_a_setting_of_the_run_is_no_parameter(name):
+    """run.json would say the one and the run do the other."""
+    from trimtok_cli.commands.run import pruning
+
+    with pytest.raises(UsageError, match="setting of the whole run; use --"):
+        pruning(RunConfig(params={name: 3}), "trimtokenator")
+    assert pruning(RunConfig(params={"trimtokenator.seed": 3}), "trimtokenator")["seed"] == 3
+
+
+def test_a_benchmark_is_read_within_the_same_bounds():
+    from trimtok_cli.bench.spec import read_bench
+
+    for text in ("rounds: " + "9" * 400, "a: &a [*a]", "grid: [" * 100, "rounds: 2024-01-01", "pruner: {keep: 10000000000}", "grid: " + "x" * 99_000):
+        Path("b.yaml").write_text(text)
+        with pytest.raises(UsageError) as caught:
+            read_bench("b.yaml")
+        assert len(str(caught.value)) < 500
+
+
+def test_a_field_of_any_type_is_converted_and_checked():
+    """Truth values, and numbers that may be left to the checkpoint, beside those that RunConfig has today."""
+    from trimtok_cli.config import _check, _convert, setting
+
+    @dataclasses.dataclass
+    class Fields:
+        trust: bool = setting(False)
+        top_k: int | None = setting(None, least=0)
+        share: float | None = setting(None, above=0, most=1)
+
+    trust, top_k, share = dataclasses.fields(Fields)
+    assert [_convert(trust, value, "x") for value in ("yes", "False", "1", True)] == [True, False, True, True]
+    assert [_convert(top_k, value, "x") for value in ("3", 3, None, 3.0)] == [3, 3, None, 3]
+    assert [_convert(share, value, "x") for value in ("0.5", 1, None)] == [0.5, 1.0, None]
+    for wanted, value in ((trust, "maybe"), (trust, 1), (trust, None), (top_k, "-1"), (top_k, "none"), (top_k, True), (share, "nan"), (share, 0), (share, "2")):
+        with pytest.raises(UsageError, match="x must be"):
+            _convert(wanted, value, "x")
+        if not isinstance(value, str):
+            with pytest.raises(UsageError, match="x must be"):
+                _check(wanted, value, "x")

@@ -1,6 +1,17 @@
-"""python -m trimtok_cli"""
+"""The command `trimtok`, and `python -m trimtok_cli`: signals are handled before anything that takes time is imported."""
 
-from trimtok_cli.cli import main
+from trimtok_cli.ending import protected
+
+
+def main() -> None:
+    protected(_start)
+
+
+def _start() -> None:
+    from trimtok_cli.cli import app
+
+    app()
+
 
 if __name__ == "__main__":
     main()

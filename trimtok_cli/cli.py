@@ -6,6 +6,7 @@ import typer
 
 from trimtok_cli import __version__
 from trimtok_cli.commands import bench, caption, compare, methods, models, vqa
+from trimtok_cli.ending import protected
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -39,4 +40,4 @@ def options(
 
 
 def main() -> None:
-    app()
+    protected(app)

@@ -7,66 +7,72 @@ import dataclasses
 import difflib
 import math
 import os
-from collections.abc import Mapping
+import types
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any
-
-import yaml
+from typing import Any, get_args
 
 from trimtok_cli.errors import UsageError
-from trimtok_cli.sampling import Sampling, check_length
+from trimtok_cli.sampling import MOST_SEED, MOST_TOKENS, Sampling
+from trimtok_cli.yaml_text import MOST_CHARACTERS, brief, load
 
 CAPTION_PROMPT = "Describe the image in one sentence."
-CHOICES = {
-    "budget": ("equal", "tokens", "diversity"),
-    "budget_counts": ("final", "layer-mean"),
-    "video_backend": ("auto", "decord", "pyav"),
-    "video_as": ("auto", "video", "frames"),
-    "decode": ("continuous", "simple"),
-}
-YES_OR_NO = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+YES_OR_NO = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_WORDS = {bool: "true or false", float: "a number", int: "a whole number", str: "text", dict: "names and values"}
+PREFIX = "TRIMTOK_"  # of environment variables
 PRESETS = tuple(path for path in (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs") if path.is_dir())
+
+
+def setting(
+    default: Any, *, least: float | None = None, above: float | None = None, most: float | None = None,
+    choices: Sequence[str] = (), empty: bool = False, path: bool = False,
+) -> Any:  # fmt: skip
+    """A field of RunConfig and what its values may be: bounds (`above` is exclusive), choices; a text may be empty, or a path."""
+    bounds = {"least": least, "above": above, "most": most, "choices": tuple(choices), "empty": empty, "path": path}
+    return field(default=default, metadata=bounds)
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides what a run computes; run.json holds it as it was resolved."""
+    """Everything that decides what a run computes; run.json holds it as it was resolved. UsageError where a value does not fit.
 
-    model: str = "llava-1.5-7b"
-    revision: str = ""
-    trust_remote_code: bool = False
-    device: str = "auto"
-    dtype: str = "auto"
-    method: str = "trimtokenator"
-    keep: str = "11.1%"  # the paper's headline: 64 of 576, 320 of 2880
+    A bound is where a larger value means nothing more, or a mistake: no model reads 10,000 frames.
+    """
+
+    model: str = setting("llava-1.5-7b", path=True)
+    revision: str = setting("", empty=True)
+    trust_remote_code: bool = setting(False)
+    device: str = setting("auto")
+    dtype: str = setting("auto")
+    method: str = setting("trimtokenator")
+    keep: str = setting("11.1%")  # the paper's headline: 64 of 576, 320 of 2880
     params: dict[str, Any] = field(default_factory=dict)
-    prompt: str = CAPTION_PROMPT
-    system: str = ""
-    budget: str = "equal"
-    budget_counts: str = "final"
-    frames: int = 8
-    fps: float = 0.0  # 0 is: `frames` of them, whatever the video's length
-    start: float = 0.0
-    end: float = 0.0  # 0 is the video's end
-    video_backend: str = "auto"
-    video_as: str = "auto"
-    video_timeout: float = 120.0
-    clip_text: str = ""
-    max_pixels: int = 0  # 0 is no limit of ours
-    batch_size: int | str = 1  # or auto
-    decode: str = "continuous"
-    workers: int | str = "auto"
-    timeout: float = 120.0
-    max_new_tokens: int | None = None  # None, here and below: what the checkpoint says
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    repetition_penalty: float | None = None
-    greedy: bool = False
-    seed: int = 0
-    limit: int = 0  # 0 is no limit
+    prompt: str = setting(CAPTION_PROMPT)
+    system: str = setting("", empty=True)
+    budget: str = setting("equal", choices=("equal", "tokens", "diversity"))
+    budget_counts: str = setting("final", choices=("final", "layer-mean"))
+    frames: int = setting(8, least=1, most=10_000)
+    fps: float = setting(0.0, least=0, most=1000)  # 0 is: `frames` of them, whatever the video's length
+    start: float = setting(0.0, least=0, most=10**7)
+    end: float = setting(0.0, least=0, most=10**7)  # 0 is the video's end
+    video_backend: str = setting("auto", choices=("auto", "decord", "pyav"))
+    video_as: str = setting("auto", choices=("auto", "video", "frames"))
+    video_timeout: float = setting(120.0, above=0, most=86_400)
+    clip_text: str = setting("", empty=True, path=True)
+    max_pixels: int = setting(0, least=0, most=10**10)  # 0 is no limit of ours
+    batch_size: int | str = setting(1, least=1, most=4096)  # or auto
+    decode: str = setting("continuous", choices=("continuous", "simple"))
+    workers: int | str = setting("auto", least=0, most=256)
+    timeout: float = setting(120.0, above=0, most=86_400)
+    max_new_tokens: int | None = setting(None, least=1, most=131_072)  # None, here and below: what the checkpoint says
+    temperature: float | None = setting(None, least=0, most=100)
+    top_p: float | None = setting(None, above=0, most=1)
+    top_k: int | None = setting(None, least=0, most=MOST_TOKENS)
+    repetition_penalty: float | None = setting(None, least=0.01, most=100)
+    greedy: bool = setting(False)
+    seed: int = setting(0, least=0, most=MOST_SEED)
+    limit: int = setting(0, least=0, most=10**12)  # 0 is no limit
     sources: dict[str, str] = field(default_factory=dict, init=False, compare=False)  # who said what; the rest are defaults
 
     @property
@@ -79,24 +85,10 @@ class RunConfig:
         return Sampling(self.temperature, self.top_p, self.seed, self.top_k, self.repetition_penalty, self.greedy)
 
     def __post_init__(self) -> None:
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise UsageError(f"{_flag(name)} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
-        if min(self.fps, self.start, self.end) < 0 or self.video_timeout <= 0:
-            raise UsageError("--fps, --start and --end must not be negative, and --video-timeout must be more than 0.")
-        if not 0 < self.timeout < math.inf:
-            raise UsageError(f"--timeout must be more than 0 seconds, got {self.timeout:g}.")
+        for each in (each for each in dataclasses.fields(self) if each.init):
+            _check(each, getattr(self, each.name), _flag(each.name))
         if self.end and self.end <= self.start:
             raise UsageError(f"--end must be later than --start, got {self.end:g} and {self.start:g} seconds.")
-        for name, least in (("workers", 0), ("batch_size", 1)):
-            value = getattr(self, name)
-            if value != "auto" and value < least:
-                raise UsageError(f"{_flag(name)} must be auto or at least {least}, got {value}.")
-        if self.frames < 1:
-            raise UsageError(f"--frames must be at least 1, got {self.frames}.")
-        if min(self.limit, self.max_pixels) < 0:
-            raise UsageError(f"--limit and --max-pixels must not be negative, got {self.limit} and {self.max_pixels}.")
-        check_length(self.max_new_tokens)
         self.sampling  # noqa: B018 which says what is wrong with it
 
 
@@ -105,16 +97,24 @@ def resolve(flags: Mapping[str, Any], config: str | None = None, environ: Mappin
     fields = {f.name: f for f in dataclasses.fields(RunConfig) if f.init}
     given: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    if config:
-        path, values = read_yaml(config)
+    if config is not None:
+        path, values = read_yaml(config, as_text=fields.keys() - {"params"})
         for key in values:
             if key not in fields:
-                raise UsageError(f"{path}: unknown key {key!r}{_suggest(key, fields)}; known keys are {', '.join(fields)}.")
-        given |= {key: _convert(fields[key], value, f"{path}: {key}") for key, value in values.items()}
+                near = _suggest(key, fields)
+                raise UsageError(f"{path}: unknown key {brief(key)!r}{near}; known keys are {', '.join(fields)}.")
+        given |= {key: _convert(fields[key], value, f"{path}: {key} ({_flag(key)})") for key, value in values.items()}
         sources |= dict.fromkeys(given, "config file")
-    for key in fields:
-        if (value := environ.get(f"TRIMTOK_{key.upper()}")) not in (None, ""):
-            given[key] = _convert(fields[key], value, f"environment variable TRIMTOK_{key.upper()}")
+    for variable, value in environ.items():
+        if variable.startswith(PREFIX) and value:
+            key = variable.removeprefix(PREFIX).lower()
+            if key not in fields:
+                known = [PREFIX + name.upper() for name in fields]
+                raise UsageError(
+                    f"environment variable {brief(variable)} is no setting{_suggest(variable, known)}; settings are {PREFIX} and "
+                    f"one of {', '.join(fields).upper()}."
+                )
+            given[key] = _convert(fields[key], value, f"environment variable {variable}")
             sources[key] = "environment"
     for key, value in flags.items():
         if value is not None:
@@ -126,22 +126,33 @@ def resolve(flags: Mapping[str, Any], config: str | None = None, environ: Mappin
     return config
 
 
-def read_yaml(name: str, *, inside: str = ".", flag: str = "--config") -> tuple[str, dict[str, Any]]:
-    """A YAML file by path, or a shipped preset by its name (`llava-1.5-7b`); presets lie in the folder `inside` of configs/."""
-    path = Path(name)
-    if not path.is_file():
-        named = [folder / inside / f"{name.removesuffix('.yaml')}.yaml" for folder in PRESETS]
-        path = next((p for p in named if p.is_file()), path)
-    if not path.is_file():
-        known = sorted({p.stem for folder in PRESETS for p in (folder / inside).glob("*.yaml")})
-        raise UsageError(f"{flag} {name}: there is no such file, and no preset of that name; presets are {', '.join(known)}.")
+def read_yaml(
+    name: str, *, inside: str = ".", flag: str = "--config", as_text: Collection[str] = ()
+) -> tuple[str, dict[str, Any]]:
+    """A YAML file by path, or a shipped preset by its name (`llava-1.5-7b`); presets lie in the folder `inside` of configs/.
+
+    as_text: keys whose values are taken as they are written, not as YAML's numbers and truth values.
+    """
+    path, where = Path(name), f"{flag} {brief(name)}"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{flag} {name}: cannot be read as YAML ({' '.join(str(error).split())}).") from None
+        if not path.is_file():
+            named = [folder / inside / f"{name.removesuffix('.yaml')}.yaml" for folder in PRESETS]
+            path = next((p for p in named if p.is_file()), path)
+        if not path.is_file():
+            known = sorted({p.stem for folder in PRESETS for p in (folder / inside).glob("*.yaml")})
+            raise UsageError(f"{where}: there is no such file, and no preset of that name; presets are {', '.join(known)}.")
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(MOST_CHARACTERS + 1)
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a name that no file can have
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UsageError(f"{where}: cannot be read as YAML ({reason}).") from None
+    values = load(text, f"{where}:", as_text=as_text)
     if not isinstance(values, dict):
-        raise UsageError(f"{flag} {name}: must hold `key: value` lines.")
-    return str(path), {str(key).replace("-", "_"): value for key, value in values.items()}
+        raise UsageError(f"{where}: must hold `key: value` lines.")
+    found = {str(key).replace("-", "_"): value for key, value in values.items()}
+    if len(found) < len(values):
+        raise UsageError(f"{where}: holds one key twice, with - and with _; keep one of them.")
+    return str(path), found
 
 
 def parse_params(pairs: list[str] | None) -> dict[str, Any] | None:
@@ -151,44 +162,112 @@ def parse_params(pairs: list[str] | None) -> dict[str, Any] | None:
     params = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise UsageError(f"--param {pair}: write it as NAME=VALUE, for example --param pool=0.9.")
-        params[key.strip()] = yaml.safe_load(value)
+        if not equals or not key.strip():
+            raise UsageError(f"--param {brief(pair)}: write it as NAME=VALUE, for example --param pool=0.9.")
+        params[key.strip()] = load(value, f"--param {brief(pair)}")
     return params
 
 
 def _convert(wanted: dataclasses.Field, value: Any, where: str) -> Any:
-    """The value in the field's own type. YAML gives numbers where text is meant (keep: 64), the environment only text."""
-    if wanted.name == "params":
-        value = yaml.safe_load(value) if isinstance(value, str) else value
-        if not isinstance(value, dict):
-            raise UsageError(f"{where} must hold names and values, for example {{pool: 0.9}}.")
-        return value
-    if wanted.type is bool:
-        known = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-        if (said := str(value).strip().lower()) not in known:
-            raise UsageError(f"{where} must be true or false, got {value!r}.")
-        return known[said]
-    either = wanted.type == int | str
-    if either and str(value).strip() == "auto":
-        return "auto"
-    may_be_none = isinstance(wanted.type, UnionType) and type(None) in wanted.type.__args__
-    if may_be_none and value is None:
-        return None
-    if wanted.type is bool:
-        if str(value).strip().lower() not in YES_OR_NO:
-            raise UsageError(f"{where} must be true or false, got {value!r}.")
-        return YES_OR_NO[str(value).strip().lower()]
-    kind = int if either else wanted.type.__args__[0] if may_be_none else wanted.type
+    """The value in the field's own type, and within its bounds. A text is read as a number where one is wanted."""
+    if wanted.name == "params" and isinstance(value, str):
+        value = load(value, where)
+    kinds = _kinds(wanted)
+    if isinstance(value, str):
+        text = value.strip()
+        if bool in kinds:
+            value = YES_OR_NO.get(text.lower(), value)
+        elif not (str in kinds and (text == "auto" or len(kinds) == 1)):
+            value = _number(int if int in kinds else float, text, value)
+        elif len(kinds) > 1:
+            value = text
+    elif str in kinds and len(kinds) == 1 and isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value) if abs(value) < 2**63 else value
+    elif int in kinds and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    _check(wanted, value, where)
+    return float(value) if float in kinds and isinstance(value, int) else value
+
+
+def _number(kind: type, text: str, value: str) -> Any:
+    """The number that a text says; the text itself where it says none, for the check to refuse."""
     try:
-        if isinstance(value, (list, dict, bool)) or value is None:
-            raise ValueError
-        if kind is int and float(value) != int(float(value)):
-            raise ValueError
-        return kind(value)
-    except (ValueError, TypeError, OverflowError):
-        said = {int: "a whole number", float: "a number"}.get(kind, "text")
-        raise UsageError(f"{where} must be {'auto or ' * either}{said}, got {value!r}.") from None
+        return kind(text)
+    except ValueError:
+        pass
+    try:
+        number = float(text)
+    except ValueError:
+        return value
+    return int(number) if number.is_integer() else value
+
+
+def _check(wanted: dataclasses.Field, value: Any, where: str) -> None:
+    """UsageError where a value is not of the field's type or not within its bounds."""
+    kinds, bounds = _kinds(wanted), wanted.metadata
+    if wanted.type == dict[str, Any]:
+        return _check_params(value, where)
+    if value is None and type(None) in get_args(wanted.type):
+        return None
+    if isinstance(value, str) and str in kinds:
+        if len(kinds) > 1 and value == "auto":
+            return None
+        if len(kinds) == 1:
+            return _check_text(bounds, value, where)
+    auto = "auto or " * (len(kinds) > 1 and str in kinds)
+    fits = isinstance(value, (*kinds, int) if float in kinds else kinds) and isinstance(value, bool) == (bool in kinds)
+    if not fits or isinstance(value, str):
+        said = next(word for kind, word in _WORDS.items() if kind in kinds)
+        raise UsageError(f"{where} must be {auto}{said}, got {brief(value)}.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{where} must be {auto}a finite number, got {value}.")
+    least, above, most = (bounds.get(name) for name in ("least", "above", "most"))
+    if least is not None and value < least:
+        raise UsageError(f"{where} must be {auto}at least {least:,}, got {brief(value)}.")
+    if above is not None and value <= above:
+        raise UsageError(f"{where} must be {auto}more than {above:,}, got {brief(value)}.")
+    if most is not None and value > most:
+        raise UsageError(f"{where} must be {auto}at most {most:,}, got {brief(value)}.")
+
+
+def _check_text(bounds: Mapping[str, Any], value: str, where: str) -> None:
+    if "\0" in value:
+        raise UsageError(f"{where} must not hold a NUL character.")
+    if not value.strip() and not bounds.get("empty", True):
+        raise UsageError(f"{where} must not be empty.")
+    if bounds.get("choices") and value not in bounds["choices"]:
+        near = _suggest(value, bounds["choices"])
+        raise UsageError(f"{where} must be one of {', '.join(bounds['choices'])}, got {brief(value)!r}{near}.")
+    if bounds.get("path") and value.startswith("~"):
+        try:
+            Path(value).expanduser()
+        except RuntimeError:
+            raise UsageError(f"{where} {brief(value)}: there is no such user; write the path in full.") from None
+
+
+def _check_params(value: Any, where: str) -> None:
+    """Names with plain values: what a method makes of them is its own affair."""
+    if not isinstance(value, dict) or not all(isinstance(key, str) and key for key in value):
+        raise UsageError(f"{where} must hold names and values, for example {{pool: 0.9}}, got {brief(value)}.")
+    waiting = [(f"{where}: {brief(key)}", each) for key, each in value.items()]
+    while waiting:
+        name, each = waiting.pop()
+        if isinstance(each, (list, tuple)):
+            waiting += [(name, item) for item in each]
+        elif isinstance(each, dict):
+            _check_params(each, name)
+        elif isinstance(each, float) and not math.isfinite(each):
+            raise UsageError(f"{name} must be a finite number, got {each}.")
+        elif isinstance(each, int) and abs(each) >= 2**63:
+            raise UsageError(f"{name} is too large a number, got {brief(each)}.")
+        elif not isinstance(each, (str, int, float, type(None))):
+            raise UsageError(f"{name} must be a number, text or true or false, got {brief(each)}; put it in quotes to mean text.")
+
+
+def _kinds(wanted: dataclasses.Field) -> tuple[type, ...]:
+    """The types that a field may have: (int, str) of `int | str`, (float,) of `float | None`."""
+    union = isinstance(wanted.type, types.UnionType)
+    return tuple(kind for kind in get_args(wanted.type) if kind is not type(None)) if union else (wanted.type,)
 
 
 def _flag(name: str) -> str:
@@ -196,5 +275,5 @@ def _flag(name: str) -> str:
 
 
 def _suggest(word: str, known) -> str:
-    near = difflib.get_close_matches(word, list(known), 1)
+    near = difflib.get_close_matches(word[:60], list(known), 1)
     return f" (did you mean {near[0]!r}?)" if near else ""

@@ -13,6 +13,7 @@ from typing import Any
 
 from trimtok_cli.config import CAPTION_PROMPT, read_yaml
 from trimtok_cli.errors import UsageError
+from trimtok_cli.yaml_text import brief
 
 Numbers, Names = tuple[int, ...], tuple[str, ...]
 
@@ -130,15 +131,15 @@ def read_bench(name: str, **flags: Any) -> Bench:
 def build(kind: type, values: Any, where: str) -> Any:
     """A dataclass of this file from plain values."""
     if not isinstance(values, Mapping):
-        raise UsageError(f"{where} must hold `key: value` lines, got {values!r}.")
+        raise UsageError(f"{where} must hold `key: value` lines, got {brief(values)}.")
     fields = {f.name: f for f in dataclasses.fields(kind)}
     given = {}
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in fields:
-            near = difflib.get_close_matches(name, list(fields), 1)
+            near = difflib.get_close_matches(name[:60], list(fields), 1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise UsageError(f"{where}: unknown key {key!r}{hint}; known keys are {', '.join(fields)}.")
+            raise UsageError(f"{where}: unknown key {brief(name)!r}{hint}; known keys are {', '.join(fields)}.")
         given[name] = _convert(fields[name].type, value, f"{where}: {name}")
     made = kind(**given)
     _check(made, where)
@@ -155,17 +156,18 @@ def _convert(wanted: Any, value: Any, where: str) -> Any:
         return build(wanted, value, where)
     if getattr(wanted, "__origin__", wanted) is dict:
         if not isinstance(value, dict):
-            raise UsageError(f"{where} must hold names and values, got {value!r}.")
+            raise UsageError(f"{where} must hold names and values, got {brief(value)}.")
         return value
     whole = isinstance(value, int) and not isinstance(value, bool)
     fits = {int: whole, bool: isinstance(value, bool), str: isinstance(value, (str, int, float)) and not isinstance(value, bool)}
     if not fits[wanted]:
         kind = {int: "a whole number", bool: "true or false", str: "text"}[wanted]
-        raise UsageError(f"{where} must be {kind}, got {value!r}.")
+        raise UsageError(f"{where} must be {kind}, got {brief(value)}.")
     return wanted(value)
 
 
 LEAST = {"rounds": 0, "warmups": 0, "seed": 0}  # every other number is at least 1
+MOST = 10**9
 
 
 def _check(made: Any, where: str) -> None:
@@ -173,11 +175,13 @@ def _check(made: Any, where: str) -> None:
         value = getattr(made, each.name)
         numbers = [n for n in (value if isinstance(value, tuple) else [value]) if type(n) is int]
         if any(n < LEAST.get(each.name, 1) for n in numbers):
-            raise UsageError(f"{where}: {each.name} must be at least {LEAST.get(each.name, 1)}, got {value}.")
+            raise UsageError(f"{where}: {each.name} must be at least {LEAST.get(each.name, 1)}, got {brief(min(numbers))}.")
+        if any(n > MOST for n in numbers):
+            raise UsageError(f"{where}: {each.name} must be at most {MOST:,}, got {brief(max(numbers))}.")
         if each.name == "model" and not value:
             raise UsageError(f"{where} names no model.")
         if each.name == "image" and re.fullmatch(r"\d+x\d+", value) is None and not Path(value).exists():
-            raise UsageError(f"{where}: image must be WIDTHxHEIGHT, or a file or folder that is there, got {value!r}.")
+            raise UsageError(f"{where}: image must be WIDTHxHEIGHT, or a file or folder that is there, got {brief(value)!r}.")
     if isinstance(made, Bench) and not made.rounds:
         raise UsageError(f"{where}: rounds must be at least 1.")
     if isinstance(made, Bench) and not (made.grid or made.pruner or made.decode or made.overhead or made.memory):

@@ -7,16 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
+from trimtok_cli import ending
 from trimtok_cli.bench.derive import changes, derive
 from trimtok_cli.bench.spec import PARTS, read_bench
 from trimtok_cli.bench.tables import ceilings_line, change_table, tables
 from trimtok_cli.commands import options as o
-from trimtok_cli.commands.destination import Destination, find_destination
+from trimtok_cli.commands.destination import Destination, claimed
 from trimtok_cli.commands.guard import guarded
 from trimtok_cli.commands.screen import Screen
 from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED, TrimtokError, UsageError
+from trimtok_cli.writers.whole import write_whole
 
-NAME = "bench.json"
+NAME, PLOTS = "bench.json", ("kept.png", "batch.png")
 EXAMPLES = (
     "Examples:\n\n"
     "trimtok bench\n\n"
@@ -60,22 +62,28 @@ def bench(
         preset, random_weights=random_weights or None, rounds=rounds, device=device, dtype=dtype, seed=seed
     )  # fmt: skip
     earlier = read_document(against) if against is not None else None
-    destination = find_destination(out, "bench", name=NAME, overwrite=overwrite)
     screen = Screen(quiet=quiet)
-    screen.say("importing torch and transformers", "dim")
-    from trimtok_cli.bench.run import run_bench
+    read = [preset, *([against / NAME if against.is_dir() else against] if against else [])]
+    with claimed(out, "bench", read, overwrite=overwrite, name=NAME, plots=PLOTS) as destination:
+        screen.say("importing torch and transformers", "dim")
+        from trimtok_cli.bench.run import run_bench
 
-    measured: dict[str, Any] = {"preset": preset, "bench": dataclasses.asdict(asked)}
+        measured: dict[str, Any] = {"preset": preset, "bench": dataclasses.asdict(asked)}
 
-    def save(so_far: dict[str, Any]) -> None:
-        measured.update(so_far)
-        write(destination, measured)
+        def save(so_far: dict[str, Any]) -> None:
+            measured.update(so_far)
+            write(destination, measured)
 
-    try:
-        run_bench(asked, lambda line: screen.say(line, "dim"), save)
-    finally:  # of an interrupted run, what it measured
-        if "ceilings" in measured:
-            _finish(derive(measured), earlier, destination, screen)
+        def say(line: str) -> None:
+            ending.look()
+            screen.say(line, "dim")
+
+        with ending.under_way():
+            try:
+                run_bench(asked, say, save)
+            finally:  # of an interrupted run, what it measured
+                if "ceilings" in measured:
+                    _finish(derive(measured), earlier, destination, screen)
     failed = any(row["error"] for part in PARTS for row in measured[part])
     return EXIT_SOME_FAILED if failed else EXIT_OK
 
@@ -84,7 +92,7 @@ def _finish(document: dict[str, Any], earlier: dict[str, Any] | None, destinatio
     """The file, the tables, the change to an earlier one, the plots."""
     write(destination, document)
     if destination.answers is None:
-        typer.echo(json.dumps(document, ensure_ascii=False))
+        typer.echo(json.dumps(document))  # ASCII: it is read in any encoding
     screen.say(ceilings_line(document), "bold")
     for table in tables(document):
         screen.show(table)
@@ -99,11 +107,8 @@ def write(destination: Destination, document: dict[str, Any]) -> None:
     """bench.json, whole or not at all; it is written anew after every row, so that an interrupted run leaves what it measured."""
     if destination.answers is None:
         return
-    temporary = destination.answers.with_name(destination.answers.name + ".tmp")
     try:
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        temporary.replace(destination.answers)
+        write_whole(destination.answers, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
         raise TrimtokError(f"--out: {destination} cannot be written ({error.strerror}); choose another --out.") from None
 
@@ -130,4 +135,6 @@ def _plot(document: dict[str, Any], destination: Destination, screen: Screen) ->
     except ImportError:
         screen.say("no plots: they need matplotlib (pip install 'trimtok[plot]')", "dim")
         plots = []
+    except OSError as error:
+        raise TrimtokError(f"a plot cannot be written ({error.strerror}); the raw numbers are in {destination}.") from None
     screen.say(f"raw numbers in {destination}" + "".join(f", plot in {path}" for path in plots), "dim")

@@ -7,7 +7,7 @@ import typer
 
 from trimtok_cli.commands import options as o
 from trimtok_cli.commands.guard import guarded
-from trimtok_cli.commands.run import run, tell
+from trimtok_cli.commands.run import check_stdin, run, tell
 from trimtok_cli.commands.screen import Screen
 from trimtok_cli.config import resolve
 from trimtok_cli.readers import read_images
@@ -69,7 +69,8 @@ def caption(
 ) -> int:
     """Caption images: one answer per image, in input order, with token counts and times."""
     settings = resolve(o.flags(locals()), config)
+    check_stdin(*sources)
     source = read_images(sources, recursive=recursive, limit=settings.limit or None, stdin=sys.stdin)
     screen = Screen(quiet=quiet)
     tell(source, screen)
-    return run("caption", settings, source, out=out, overwrite=overwrite, screen=screen, verbose=verbose)
+    return run("caption", settings, source, out=out, overwrite=overwrite, screen=screen, verbose=verbose, config_file=config)

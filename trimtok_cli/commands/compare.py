@@ -2,18 +2,20 @@
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
 import typer
 
+from trimtok_cli import ending
 from trimtok_cli.catalog import locate
 from trimtok_cli.commands import options as o
-from trimtok_cli.commands.destination import Destination, find_destination, open_answers
+from trimtok_cli.commands.destination import Destination, claimed
 from trimtok_cli.commands.guard import guarded
-from trimtok_cli.commands.run import describe, generation, load, pruning, tell
+from trimtok_cli.commands.output import Output, finish
+from trimtok_cli.commands.run import check_stdin, check_video, describe, generation, load, pruning, reads, tell
 from trimtok_cli.commands.screen import FEW, Screen
 from trimtok_cli.commands.tables import sample_table, summary_table
 from trimtok_cli.config import RunConfig, resolve
@@ -82,6 +84,7 @@ def compare(
 ) -> int:
     """Answer every sample dense and pruned, the vision tower run once for both, and say what changed and what it saved."""
     settings = resolve(o.flags(locals()), config)
+    check_stdin(*sources)
     source = read_any(
         sources,
         recursive=recursive,
@@ -92,34 +95,59 @@ def compare(
     )
     screen = Screen(quiet=quiet, noun="samples")
     tell(source, screen)
-    return run_comparison(settings, source, screen, out=out, overwrite=overwrite, verbose=verbose)
+    return run_comparison(settings, source, screen, out=out, overwrite=overwrite, verbose=verbose, config_file=config)
 
 
-def run_comparison(config: RunConfig, source: Source, screen: Screen, *, out: str | None, overwrite: bool, verbose: bool) -> int:
+def run_comparison(
+    config: RunConfig, source: Source, screen: Screen, *, out: str | None, overwrite: bool, verbose: bool,
+    config_file: str | None = None,
+) -> int:  # fmt: skip
     """Every sample of a source dense and pruned, to the file, the terminal and the page; the exit code."""
     locate(config.model)
     pruners = build_pruners(config)
-    destination = find_destination(out, "compare", name="compare.jsonl", overwrite=overwrite)
-    adapter, ask = load(config, screen)
-    from trimtok_cli.engine import compare_all
+    read = reads(config, source, config_file)
+    with claimed(out, "compare", read, overwrite=overwrite, name="compare.jsonl", page=True) as destination:
+        adapter, ask = load(config, screen)
+        check_video(adapter, config)
+        from trimtok_cli.engine import compare_all
+
+        with ending.under_way():
+            results = compare_all(adapter, pruners, source.samples, ask)
+            show = verbose or (source.total is not None and source.total <= FEW)
+            return write_all(results, source.total, destination, config, adapter, ask, screen, show)
+
+
+def write_all(
+    results: Iterable[Comparison], total: int | None, destination: Destination, config: RunConfig, adapter, ask, screen: Screen,
+    show: bool,
+) -> int:  # fmt: skip
+    """Comparisons to the file, the screen and the page, as they come; the exit code."""
     from trimtok_cli.media.video import load_video
 
     comparisons: list[Comparison] = []
-    show = verbose or (source.total is not None and source.total <= FEW)
-    file = open_answers(destination, overwrite=overwrite)
+    failure = None
+    file = Output(destination)
     try:
-        with file, screen.track(source.total):
-            for comparison in compare_all(adapter, pruners, source.samples, ask):
+        with screen.track(total):
+            for comparison in results:
+                ending.look()
                 file.write(comparison_record(comparison, config.model))
                 # The page shows the first of them; of the others the summary needs no places, which are most of the memory.
                 shown = len(comparisons) < PAGE_SAMPLES
                 comparisons.append(comparison if shown else replace(comparison, boxes=(), visual_index=(), frame=()))
-                if show:
+                if show and not screen.quiet:
                     screen.show(sample_table(comparison))
+                elif errors := [result.error for result in comparison.results if result.error]:
+                    screen.failure(comparison.sample, errors[0])
                 screen.advance(*comparison.results)
+    except BaseException as error:
+        failure = error
+        raise
     finally:
+        file.close(failure is not None and not isinstance(failure, KeyboardInterrupt))
         most, load_clip = most_new_tokens(adapter, config), partial(load_video, rule=ask.frames)
-        close(comparisons, most, describe(adapter), destination, screen, load_clip)
+        last = partial(close, comparisons, most, describe(adapter), destination, screen, load_clip)
+        finish(destination.page, last, failure is not None)
     return EXIT_SOME_FAILED if any(r.error for c in comparisons for r in c.results) else EXIT_OK
 
 

@@ -3,19 +3,15 @@
 import functools
 import logging
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 
 import typer
 
 from trimtok_cli.commands.screen import Screen
 from trimtok_cli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, TrimtokError
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, handled like Ctrl-C: what is written stays written."""
 
 
 def guarded(command: Callable[..., int]) -> Callable[..., None]:
@@ -25,35 +21,50 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
     def run(*args, **options) -> None:
         debug = bool(options.get("debug"))
         _quieten(debug)
-        signal.signal(signal.SIGTERM, _terminate)
         try:
             code = command(*args, **options)
+            _flush()
         except TrimtokError as error:
             if debug:
                 raise
             code = _say(str(error), error.exit_code)
         except KeyboardInterrupt as error:
-            code = _say("interrupted", EXIT_INTERRUPTED + 13 * isinstance(error, Terminated))
+            code = _say("interrupted", getattr(error, "exit_code", EXIT_INTERRUPTED))
         except BrokenPipeError:  # `-o - | head`: whoever read our output has had enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = EXIT_FAILURE
         except Exception as error:
             if debug:
                 raise
             first = (str(error).strip() or "no message").splitlines()[0]
             code = _say(f"{type(error).__name__}: {first} (run again with --debug for the whole story)", EXIT_FAILURE)
+        _give_up_stdout()
         raise typer.Exit(code)
 
     return run
 
 
 def _say(message: str, code: int) -> int:
-    Screen().error(message)
+    with suppress(OSError):  # nobody reads standard error, and there is nowhere else to say so
+        Screen().error(message)
     return code
 
 
-def _terminate(*_: object) -> None:
-    raise Terminated
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise TrimtokError(f"standard output cannot be written ({error.strerror}); make room and run again.") from None
+
+
+def _give_up_stdout() -> None:
+    """What standard output did not take is thrown away, or Python would try once more at its exit and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _quieten(debug: bool) -> None:

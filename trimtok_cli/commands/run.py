@@ -1,15 +1,21 @@
 """The run that `caption` and `vqa` share: model, pruner, stream of samples, answers to disk, manifest at the end."""
 
 import os
+import sys
 import uuid
-from contextlib import closing
+from collections.abc import Generator
+from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any
 
+from trimtok_cli import ending
 from trimtok_cli.catalog import locate
-from trimtok_cli.commands.destination import find_destination, open_answers
+from trimtok_cli.commands.destination import Destination, claimed
+from trimtok_cli.commands.output import Output, finish
 from trimtok_cli.commands.screen import FEW, Screen
 from trimtok_cli.config import RunConfig
-from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED
+from trimtok_cli.data import Result
+from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED, ModelError, UsageError
 from trimtok_cli.readers import Source
 from trimtok_cli.writers.answers import writable
 from trimtok_cli.writers.run_json import RunSummary, write_run
@@ -64,6 +70,9 @@ def pruning(config: RunConfig, method: str) -> dict[str, Any]:
     from trimtok_cli.pruners import own_params
 
     shared = {"keep": config.keep, "budget": config.budget, "counts": config.budget_counts, "seed": config.seed}
+    if found := [name for name in (*shared, f"{method}.keep") if name in config.params]:
+        option = "budget-counts" if found[0] == "counts" else found[0].removeprefix(f"{method}.")
+        raise UsageError(f"--param {found[0]}: this is a setting of the whole run; use --{option}.")
     return shared | own_params(method, config.params)
 
 
@@ -87,44 +96,86 @@ def count_workers(setting: int | str, device: str, total: int | None) -> int:
 
 
 def run(
-    command: str, config: RunConfig, source: Source, *, out: str | None, overwrite: bool, screen: Screen, verbose: bool
-) -> int:
-    """Answers every sample; the exit code. Ctrl-C keeps what is written, and run.json says that the run was interrupted."""
+    command: str, config: RunConfig, source: Source, *, out: str | None, overwrite: bool, screen: Screen, verbose: bool,
+    config_file: str | None = None,
+) -> int:  # fmt: skip
+    """Answers every sample; the exit code. A signal keeps what is written, and run.json says that the run was interrupted."""
     locate(config.model)  # a name that is none is said before torch is imported
     from trimtok_cli.pruners import build_pruner
 
     pruner = build_pruner(config.method, pruning(config, config.method))
-    destination = find_destination(out, command, overwrite=overwrite)
-    adapter, ask = load(config, screen)
-    from trimtok_cli.engine import answer_all
-    from trimtok_cli.stages import check_method
+    with claimed(out, command, reads(config, source, config_file), overwrite=overwrite) as destination:
+        adapter, ask = load(config, screen)
+        check_video(adapter, config)
+        from trimtok_cli.engine import answer_all
+        from trimtok_cli.stages import check_method
 
-    check_method(adapter, pruner)
-    name, summary, interrupted = uuid.uuid4().hex[:12], RunSummary(), True
-    show = verbose or (source.total is not None and source.total <= FEW)
-    file = open_answers(destination, overwrite=overwrite)
-    workers = count_workers(config.workers, adapter.device.type, source.total)
-    results = answer_all(adapter, pruner, source.samples, ask, batch_size=config.rows, workers=workers)
+        check_method(adapter, pruner)
+        with ending.under_way():
+            workers = count_workers(config.workers, adapter.device.type, source.total)
+            results = answer_all(adapter, pruner, source.samples, ask, batch_size=config.rows, workers=workers)
+            facts = {"run": uuid.uuid4().hex[:12], "command": command, "model": describe(adapter)}
+            facts["generation"] = generation(adapter, config)
+            show = verbose or (source.total is not None and source.total <= FEW)
+            return write_all(results, source.total, destination, config, facts, screen, show)
+
+
+def write_all(
+    results: Generator[Result], total: int | None, destination: Destination, config: RunConfig, facts: dict[str, Any],
+    screen: Screen, show: bool,
+) -> int:  # fmt: skip
+    """Results to the file, the screen and the manifest, as they come; the exit code. `show`: every answer, not failures alone."""
+    summary, interrupted, failure = RunSummary(), True, None
+
+    def manifest() -> None:
+        if destination.manifest:
+            write_run(destination.manifest, config, summary, interrupted=interrupted, **facts)
+
+    file = Output(destination, begin=manifest)
     try:
-        with file, closing(results), screen.track(source.total):
+        with closing(results), screen.track(total):
             for result in results:
-                result, row = writable(result, model=config.model, run=name)
+                ending.look()
+                result, row = writable(result, model=config.model, run=facts["run"])
                 file.write(row)
                 summary.add(result)
                 if show or result.error:
                     screen.answer(result)
                 screen.advance(result)
         interrupted = False
+    except BaseException as error:
+        failure = error
+        raise
     finally:
-        if destination.manifest:
-            write_run(
-                destination.manifest, config, summary, run=name, command=command, interrupted=interrupted,
-                model=describe(adapter), generation=generation(adapter, config),
-            )  # fmt: skip
+        failed = failure is not None and not isinstance(failure, KeyboardInterrupt)
+        file.close(failed)
         screen.say(closing_line(summary, screen.noun))
-        if destination.answers:
+        if file.began and file.count:
             screen.say(f"answers in {destination}", "dim")
+        if file.began and (file.count or not failed):
+            finish(destination.manifest, manifest, failure is not None)
     return EXIT_SOME_FAILED if summary.failed else EXIT_OK
+
+
+def reads(config: RunConfig, source: Source, config_file: str | None) -> list[Path | str | int]:
+    """All files that a run reads, as far as they are known: what the samples come from, the settings, a model's own folder."""
+    found: list[Path | str | int] = [*source.files, *([config_file] if config_file else [])]
+    for folder in (config.model, config.clip_text):
+        with suppress(OSError, ValueError):  # it is the name of a checkpoint, or loading it will say what is wrong
+            found += Path(folder or os.devnull).expanduser().iterdir()
+    return found
+
+
+def check_stdin(*sources: str) -> None:
+    """UsageError if paths or questions are to come from a standard input that is closed."""
+    if "-" in sources and sys.stdin is None:
+        raise UsageError("standard input is closed, so nothing can be read from -; name a file or a folder.")
+
+
+def check_video(adapter, config: RunConfig) -> None:
+    """ModelError if videos shall take a path that the family does not have: said before the run, not at the first video."""
+    if config.video_as == "video" and not adapter.preprocessor.has_video:
+        raise ModelError(f"--video-as video: {config.model} has no video path of its own; use --video-as frames.")
 
 
 def closing_line(summary: RunSummary, noun: str) -> str:

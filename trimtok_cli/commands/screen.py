@@ -1,21 +1,51 @@
 """What the user sees while a run goes on, on stderr: a progress bar on a terminal, plain lines elsewhere.
 
-File names and answers are other people's text: they are printed as they are, never as markup. Knows no model.
+File names and answers are other people's text: they are printed by `shown`, never as markup and never as commands of the
+terminal. Knows no model.
 """
 
 import os
+import re
 import sys
 import time
+from contextlib import suppress
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from trimtok_cli.data import Result
+from trimtok_cli.data import Result, Sample
 
 PLAIN_EVERY = 10.0  # seconds between plain lines where there is no terminal
 FEW = 50  # so many answers are shown without -v
+
+
+# Control characters (ESC and its 8-bit forms among them), and those that turn the direction of a line around.
+_CONTROLS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]")
+LONGEST_NAME, LONGEST_WORD = 160, 300
+
+
+def shown(text: str) -> str:
+    """Other people's text for a terminal: on one line, and whatever would steer the terminal is written out (`\\x1b`)."""
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def shortened(text: str, most: int = LONGEST_NAME) -> str:
+    """A name as `shown`; of a long one (a path of many folders, a data: URI) the beginning and the end."""
+    if len(text) > most:
+        text = f"{text[: most // 2]} ... {text[-most // 4 :]} ({len(text):,} characters)"
+    return shown(text)
+
+
+def names(sample: Sample) -> str:
+    """What a sample is about, on one line."""
+    return shortened(", ".join(map(shortened, sample.names)), 4 * LONGEST_NAME) or "(no image)"
+
+
+def message(text: str) -> str:
+    """An error or a note; one word of it may be as long as a data: URI."""
+    return shown(re.sub(rf"\S{{{LONGEST_WORD},}}", lambda found: shortened(found[0]), text))
 
 
 class Screen:
@@ -31,14 +61,29 @@ class Screen:
 
     def say(self, text: str | Text = "", style: str = "") -> None:
         if not self.quiet:
-            self.console.print(Text(text, style) if isinstance(text, str) else text, soft_wrap=True)
+            self._print(Text(shown(text), style) if isinstance(text, str) else text, soft_wrap=True)
 
     def show(self, table) -> None:
         if not self.quiet:
-            self.console.print(table)
+            self._print(table)
 
-    def error(self, message: str) -> None:
-        self.console.print(Text("error: ", "bold red").append(message, "default"), soft_wrap=True)
+    def error(self, text: str) -> None:
+        self._print(Text("error: ", "bold red").append(message(text), "default"), soft_wrap=True)
+
+    def failure(self, sample: Sample, error: str) -> None:
+        """An item that failed is an error: `quiet` does not hide it."""
+        line = Text(names(sample), "bold").append("  failed: ", "red").append(message(error), "default")
+        self._print(line, soft_wrap=True)
+
+    def _print(self, what, **options) -> None:
+        """A full disk under a log of standard error must not end the run; a reader that has gone away does."""
+        try:
+            self.console.print(what, **options)
+        except BrokenPipeError:
+            raise
+        except OSError:
+            with suppress(OSError):
+                self.console.file.flush()
 
     def track(self, total: int | None) -> Self:
         self.total, self.start, self.told = total, time.perf_counter(), time.perf_counter()
@@ -79,9 +124,8 @@ class Screen:
 
     def answer(self, result: Result) -> None:
         """One answer in two lines: what it was about and what it cost, then the answer."""
-        name = ", ".join(result.sample.names) or "(no image)"
         if result.error:
-            self.say(Text(name, "bold").append("  failed: ", "red").append(result.error, "default"))
+            self.failure(result.sample, result.error)
             return
         tokens, seconds = result.tokens, result.seconds
         cost = (
@@ -89,8 +133,9 @@ class Screen:
             f" (vision {1000 * seconds.encode:.0f}, prune {1000 * seconds.prune:.1f},"
             f" prefill {1000 * seconds.prefill:.0f}, decode {1000 * seconds.decode:.0f})"
         )
-        self.say(Text(name, "bold").append(cost, "dim not bold"))
-        asked = f"{result.question} → " if result.sample.question is not None else ""
-        self.say(Text("  ").append(asked, "dim").append(result.answer, "green" if result.finish == "stop" else "yellow"))
+        self.say(Text(names(result.sample), "bold").append(cost, "dim not bold"))
+        asked = f"{message(result.question)} → " if result.sample.question is not None else ""
+        answer = "\n  ".join(map(shown, result.answer.splitlines()))
+        self.say(Text("  ").append(asked, "dim").append(answer, "green" if result.finish == "stop" else "yellow"))
         for warning in result.warnings:
-            self.say(Text(f"  note: {warning}", "yellow"))
+            self.say(Text(f"  note: {message(warning)}", "yellow"))

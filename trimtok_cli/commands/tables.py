@@ -6,6 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from trimtok_cli.commands.screen import message, names, shown
 from trimtok_cli.data import Comparison, Result
 from trimtok_cli.report.summary import Row, duration
 
@@ -13,9 +14,9 @@ from trimtok_cli.report.summary import Row, duration
 def sample_table(comparison: Comparison) -> Table:
     """Prompt, reference, and a line for each setting: answer, tokens, time of each stage."""
     first = comparison.results[0]
-    title = Text(", ".join(comparison.sample.names) or "(no image)", "bold").append(f"  {first.question}", "not bold")
+    title = Text(names(comparison.sample), "bold").append(f"  {message(first.question)}", "not bold")
     if comparison.sample.answers:
-        title.append(f"  reference: {' / '.join(dict.fromkeys(comparison.sample.answers))}", "dim not bold")
+        title.append(f"  reference: {message(' / '.join(dict.fromkeys(comparison.sample.answers)))}", "dim not bold")
     table = Table(title=title, title_justify="left", expand=False, show_edge=False, pad_edge=False)
     table.add_column("method")
     table.add_column("answer", ratio=1, overflow="fold")
@@ -28,13 +29,13 @@ def sample_table(comparison: Comparison) -> Table:
 
 def _cells(result: Result, dense: Result) -> list[Text]:
     if result.error:
-        return [Text(result.method), Text(f"failed: {result.error}", "red")]
+        return [Text(result.method), Text(f"failed: {message(result.error)}", "red")]
     same = result.answer.strip() == dense.answer.strip()
     s = result.seconds
     times = [Text(duration(value)) for value in (s.encode, s.prune, s.prefill, s.decode, s.total)]
     return [
         Text(result.method),
-        Text(result.answer, "" if result is dense else "green" if same else "yellow"),
+        Text("\n".join(map(shown, result.answer.splitlines())), "" if result is dense else "green" if same else "yellow"),
         Text(str(result.tokens.kept)),
         *times,
     ]
@@ -45,11 +46,12 @@ def summary_table(rows: Sequence[Row]) -> Table:
     table = Table(title="Medians over samples", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("setting", no_wrap=True)
     for name in ("same as dense", "correct", "visual tokens", "vision", "prune", "prefill", "decode", "total"):
-        table.add_column(name, justify="right", no_wrap=name in ("prefill", "total"))  # a time and its ratio stay together
+        whole = name in ("same as dense", "prefill", "total")  # a time and its ratio stay together
+        table.add_column(name, justify="right", no_wrap=whole)
     for i, row in enumerate(rows):
         now, pace = row.median, lambda value: f" ({value:.1f}×)" if value else ""
         table.add_row(
-            Text(row.label),
+            Text(shown(row.label)),
             f"{row.same} of {row.samples}" if i else "",
             f"{row.matched} of {row.referenced}" if row.referenced else "",
             str(now.kept),

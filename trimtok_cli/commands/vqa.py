@@ -6,7 +6,7 @@ import typer
 
 from trimtok_cli.commands import options as o
 from trimtok_cli.commands.guard import guarded
-from trimtok_cli.commands.run import run
+from trimtok_cli.commands.run import check_stdin, run
 from trimtok_cli.commands.screen import Screen
 from trimtok_cli.config import resolve
 from trimtok_cli.readers import read_questions
@@ -69,6 +69,7 @@ def vqa(
 ) -> int:
     """Answer questions about images: one answer per row, in the file's order, ready for LLaVA's scorers."""
     settings = resolve(o.flags(locals()), config)
+    check_stdin(questions)
     source = read_questions(
         questions,
         image_root=image_root,
@@ -77,4 +78,4 @@ def vqa(
         allow_outside=allow_outside,
     )
     screen = Screen(quiet=quiet, noun="questions")
-    return run("vqa", settings, source, out=out, overwrite=overwrite, screen=screen, verbose=verbose)
+    return run("vqa", settings, source, out=out, overwrite=overwrite, screen=screen, verbose=verbose, config_file=config)

@@ -22,6 +22,7 @@ from trimtok_cli.pruners.visionzip import VisionZip
 from trimtok_cli.pruners.vispruner import VisPruner
 from trimtok_cli.pruners.vtw import VTW
 from trimtok_cli.tokens import EncoderTap
+from trimtok_cli.yaml_text import brief
 
 PRUNERS: dict[str, type[Pruner] | None] = {
     "dense": None,
@@ -59,7 +60,7 @@ def build_pruner(name: str, params: Mapping[str, Any]) -> Pruner | None:
     Raises UsageError for an unknown name or parameter and for a value that the method refuses.
     """
     if name not in PRUNERS:
-        raise UsageError(f"--method {name} is not known: choose from {', '.join(PRUNERS)}{_suggest(name, PRUNERS)}.")
+        raise UsageError(f"--method {brief(name)} is not known: choose from {', '.join(PRUNERS)}{_suggest(name, PRUNERS)}.")
     kind = PRUNERS[name]
     _check_names(params)
     try:
@@ -73,7 +74,7 @@ def build_pruner(name: str, params: Mapping[str, Any]) -> Pruner | None:
     given = {key: value for key, value in params.items() if key not in unused}
     for key in given.keys() - {"budget"}:
         if key not in known:
-            raise UsageError(f"{name} has no parameter {key!r}: it takes {_list(known)}{_suggest(key, known)}.")
+            raise UsageError(f"{name} has no parameter {brief(key)!r}: it takes {_list(known)}{_suggest(key, known)}.")
     try:
         pruner = kind(keep=keep, **given)
     except (ValueError, TypeError) as error:

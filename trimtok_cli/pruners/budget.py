@@ -5,6 +5,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from trimtok_cli.yaml_text import brief
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -44,7 +46,7 @@ def parse_budget(text: str | int | float) -> Budget:
     said = str(text).strip().lower()
     if said == "all":
         return Budget()
-    if re.fullmatch(r"\d+", said) and int(said) > 0:
+    if re.fullmatch(r"\d{1,18}", said) and int(said) > 0:
         return Budget(tokens=int(said))
     match = re.fullmatch(r"(\d+\.?\d*|\.\d+)(%?)", said)
     if match:
@@ -53,4 +55,4 @@ def parse_budget(text: str | int | float) -> Budget:
             return Budget(share=share)
         if share == 1:
             return Budget()
-    raise ValueError(f"keep must be a count (64), a share (11% or 0.11) or all, got {str(text)!r}")
+    raise ValueError(f"keep must be a count (64), a share (11% or 0.11) or all, got {brief(str(text))!r}")

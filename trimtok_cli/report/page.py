@@ -20,6 +20,7 @@ from trimtok_cli.data import Comparison, Result, Seconds
 from trimtok_cli.errors import MediaError
 from trimtok_cli.media.kinds import by_content
 from trimtok_cli.report import summary
+from trimtok_cli.writers.whole import write_whole
 
 LONGEST_SIDE, JPEG_QUALITY, FLAT_COLORS = 640, 85, 256
 BARS = (("load", "load, prepare"), ("encode", "encode"), ("prune", "prune"), ("prefill", "prefill"), ("decode", "decode"))
@@ -62,7 +63,7 @@ def write_page(
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     # A file name that is no valid Unicode holds lone surrogates; they become "?" rather than end the page.
-    path.write_text(page, encoding="utf-8", errors="replace", newline="\n")
+    write_whole(path, page.encode("utf-8", "replace").decode("utf-8"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import Any
 from trimtok_cli import __version__
 from trimtok_cli.config import RunConfig
 from trimtok_cli.data import Result, Seconds
+from trimtok_cli.writers.whole import write_whole
 
 STAGES = tuple(field.name for field in dataclasses.fields(Seconds))
 
@@ -71,9 +72,7 @@ def write_run(path: Path, config: RunConfig, summary: RunSummary, **facts: Any) 
         **facts, "trimtok": __version__, "started": summary.started, "config": dataclasses.asdict(config),
         "versions": versions(), **summary.as_dict(),
     }  # fmt: skip
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 
 def versions() -> dict[str, str]:

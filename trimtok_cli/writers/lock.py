@@ -1,0 +1,104 @@
+"""A file beside an output that says which run writes it, so that a second run on the same output is refused.
+
+The system's own lock (flock) tells a run that is alive from one that was killed; where there is none, the process number does.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import stat
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a file that is open cannot be removed: that is lock enough
+    fcntl = None
+
+_UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+
+
+class Busy(Exception):
+    """Another run holds the lock, or what stands there is no lock of ours; the message says which."""
+
+
+class Lock:
+    """Taken by `take`, given back by `release`; a killed run leaves the file, and the next one on that machine takes it over."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.file = path, -1
+
+    def take(self) -> None:
+        """Raises Busy, or the OSError of a place that cannot be written."""
+        while self.file < 0:
+            if fcntl is None:
+                with contextlib.suppress(FileNotFoundError):
+                    self.path.unlink()
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+            try:
+                self._hold(file)
+                # Whoever held it before may have removed the file in between: then ours is another one.
+                if _same(file, self.path):
+                    text = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n"
+                    os.ftruncate(file, 0)
+                    os.pwrite(file, text.encode(), 0) if hasattr(os, "pwrite") else os.write(file, text.encode())
+                    self.file = file
+            finally:
+                if self.file != file:
+                    os.close(file)
+
+    def release(self) -> None:
+        if self.file >= 0:
+            with contextlib.suppress(OSError):
+                if _same(self.file, self.path):
+                    self.path.unlink()
+            os.close(self.file)
+            self.file = -1
+
+    def _hold(self, file: int) -> None:
+        holder = self._holder(file)
+        who = f"process {holder.get('pid')} on {holder.get('host')}"
+        free = True
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in _UNSUPPORTED:
+                    raise Busy(f"another run ({who}) is writing it" if holder else "another run is about to write it") from None
+                free = not holder or not _alive(holder.get("pid"))
+        if holder and holder.get("host") != socket.gethostname():
+            raise Busy(f"another run ({who}) is writing it; if that run is gone, remove {self.path}")
+        if not free:
+            raise Busy(f"another run ({who}) is writing it")
+
+    def _holder(self, file: int) -> dict:
+        """What the lock says; empty where it says nothing yet. Busy if the file is somebody else's."""
+        foreign = Busy(f"{self.path} is in the way and is not trimtok's")
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise foreign
+        text = os.pread(file, 1000, 0) if hasattr(os, "pread") else os.read(file, 1000)
+        if not text:
+            return {}
+        try:
+            found = json.loads(text)
+            return {"pid": int(found["pid"]), "host": str(found["host"])}
+        except (ValueError, KeyError, TypeError):
+            raise foreign from None
+
+
+def _same(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), os.lstat(path))
+    except OSError:
+        return False
+
+
+def _alive(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return number != os.getpid()

@@ -1,0 +1,69 @@
+"""Files that are whole or not there: documents that are written beside their place and moved, lines that are never cut."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+
+def beside(path: Path, ending: str) -> Path:
+    """The hidden name under which a file is written before it takes its place."""
+    return path.with_name(f".{path.name}.{ending}")
+
+
+def create(path: Path) -> BinaryIO:
+    """A new file, without a buffer. What a killed run left under the name is removed first, and a link is never followed."""
+    discard(path)
+    return path.open("xb", buffering=0)
+
+
+def discard(path: Path) -> None:
+    """Removes a file, if it is there and can be."""
+    with suppress(OSError):
+        path.unlink()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A document as UTF-8, whole or not at all: after an OSError what stood there still does, and nothing is left beside it.
+
+    A character that is none (from a file name that is not UTF-8) is written as an escape, which JSON reads back.
+    """
+    temporary = beside(path, "tmp")
+    try:
+        with create(temporary) as file:
+            put(file, text.encode("utf-8", "backslashreplace"))
+        temporary.replace(path)
+    except BaseException:
+        discard(temporary)
+        raise
+
+
+class Lines:
+    """A new file of lines. A line is written whole or, after an OSError, not at all; a killed process loses no line written."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = create(path)
+        self.end = 0
+
+    def append(self, line: bytes) -> None:
+        """FileNotFoundError where the file was removed meanwhile; any other OSError of the disk."""
+        if not os.fstat(self.file.fileno()).st_nlink:
+            raise FileNotFoundError
+        try:
+            put(self.file, line)
+        except BaseException:
+            with suppress(OSError):
+                self.file.truncate(self.end)
+                self.file.seek(self.end)
+            raise
+        self.end += len(line)
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def put(file: BinaryIO, data: bytes) -> None:
+    """All of it: a disk that is nearly full takes a part first and refuses the rest."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]

@@ -1,0 +1,94 @@
+"""YAML that somebody else may have written, read within bounds: of size, depth and work, with no tags and no key twice.
+
+Knows no setting. Values in messages are shortened, so that a hostile one costs neither time nor screen.
+"""
+
+from collections import Counter
+from collections.abc import Collection
+from typing import Any
+
+import yaml
+
+from trimtok_cli.errors import UsageError
+
+MOST_CHARACTERS, MOST_DEPTH, MOST_VALUES = 100_000, 50, 20_000
+_TAG = "tag:yaml.org,2002:"
+_TAGS = {_TAG + name for name in ("str", "int", "float", "bool", "null", "map", "seq", "merge", "timestamp")}
+
+
+def load(text: str, where: str, *, as_text: Collection[str] = ()) -> Any:
+    """The value that `text` holds; `where` begins the sentence of the UsageError that anything else ends in.
+
+    as_text: keys of the topmost mapping whose values are taken as they are written: there 0012 stays 0012, and yes stays yes.
+    """
+    if len(text) > MOST_CHARACTERS:
+        raise UsageError(f"{where} is too long to be settings ({len(text)} characters, at most {MOST_CHARACTERS}).")
+    loader = None
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _measure(node, where, {}, ())
+        if isinstance(node, yaml.MappingNode):
+            loader.flatten_mapping(node)
+            node.value = [(key, _as_written(key, value, as_text)) for key, value in node.value]
+        return loader.construct_document(node)
+    except RecursionError:
+        raise UsageError(f"{where} is nested too deeply: settings are at most {MOST_DEPTH} deep.") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{where} cannot be read as YAML ({brief(' '.join(str(error).split()), 200)}).") from None
+    except (ValueError, TypeError, OverflowError, AttributeError) as error:  # a date that is none, a number of 5,000 digits
+        raise UsageError(f"{where} holds a value that YAML cannot read ({brief(str(error), 200)}).") from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def brief(value: Any, most: int = 60) -> str:
+    """A value as a message shows it: a short text or number itself, of anything longer its beginning, of the rest its type."""
+    if isinstance(value, str):
+        shown = value if value.isprintable() else ascii(value[: 2 * most])[1:-1]
+        return shown if len(value) <= most else f"{shown[:most]}... ({len(value)} characters)"
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"a number of about {value.bit_length() * 3 // 10} digits"
+    if value is None:
+        return "nothing"
+    if isinstance(value, (int, float)):
+        return str(value).lower() if isinstance(value, bool) else str(value)
+    return {list: "a list", tuple: "a list", dict: "names and values"}.get(type(value), f"a {type(value).__name__}")
+
+
+def _measure(node: yaml.Node, where: str, known: dict[int, int], above: tuple[int, ...]) -> int:
+    """How many values a node stands for, each alias counted as what it repeats."""
+    if node.tag not in _TAGS:
+        tag = brief(node.tag.removeprefix(_TAG))
+        raise UsageError(f"{where} has the tag {tag}: settings are plain text, numbers, lists and names.")
+    if id(node) in known:
+        return known[id(node)]
+    if id(node) in above:
+        raise UsageError(f"{where} holds a list or mapping that contains itself.")
+    if len(above) >= MOST_DEPTH:
+        raise UsageError(f"{where} is nested too deeply: settings are at most {MOST_DEPTH} deep.")
+    parts: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        keys = Counter((key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if twice := [key for (_, key), times in keys.items() if times > 1]:
+            raise UsageError(f"{where} holds the key {brief(twice[0])} twice.")
+        parts = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        parts = node.value
+    count = 1
+    for part in parts:
+        count += _measure(part, where, known, (*above, id(node)))
+        if count > MOST_VALUES:
+            raise UsageError(f"{where} stands for too many values: settings hold at most {MOST_VALUES}.")
+    known[id(node)] = count
+    return count
+
+
+def _as_written(key: yaml.Node, value: yaml.Node, names: Collection[str]) -> yaml.Node:
+    plain = isinstance(key, yaml.ScalarNode) and isinstance(value, yaml.ScalarNode) and value.tag != _TAG + "null"
+    if plain and key.value.replace("-", "_") in names:
+        return yaml.ScalarNode(_TAG + "str", value.value, value.start_mark, value.end_mark)
+    return value
