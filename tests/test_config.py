@@ -75,9 +75,10 @@ def test_what_is_no_budget(text):
 
 @pytest.mark.parametrize(
     ("method", "params", "says"),
-    [("trimtokenator", {"pool": "abc"}, "pool of trimtokenator must be a number, got abc"), ("trimtokenator", {"pool": True}, "must be a number, got true"),
-     ("trimtokenator", {"align": 3}, "must be text"), ("trimtokenator", {"pool": [0.5]}, "got a list"), ("prumerge", {"plus": 1}, "true or false"),
-     ("fastv", {"layer": "2"}, "whole number"), ("fastv", {"layer": 2.5}, "whole number"), ("visionzip", {"contextual": None}, "got nothing"),
+    [("trimtokenator", {"pool": "abc"}, "of trimtokenator: pool .*, got 'abc'"), ("trimtokenator", {"pool": True}, "pool .*, got True"),
+     ("trimtokenator", {"align": 3}, "align must be one of .*, got 3"), ("trimtokenator", {"pool": [0.5]}, "pool .*, got .0.5."),
+     ("prumerge", {"plus": 1}, "true or false"), ("fastv", {"layer": "2"}, "layer .*, got '2'"), ("fastv", {"layer": 2.5}, "layer .*, got 2.5"),
+     ("visionzip", {"contextual": None}, "contextual .*, got None"),
      ("trimtokenator", {"pool": 10**30}, "pool"), ("trimtokenator", {"k" * 10_000: 1}, "no parameter")],
 )  # fmt: skip
 def test_a_parameter_of_the_wrong_kind_is_said_before_a_model_is_loaded(method, params, says):
@@ -86,14 +87,13 @@ def test_a_parameter_of_the_wrong_kind_is_said_before_a_model_is_loaded(method, 
     assert len(str(caught.value)) < 500
 
 
-@pytest.mark.parametrize("name", ["keep", "trimtokenator.keep", "budget", "counts", "seed"])
+@pytest.mark.parametrize("name", ["keep", "trimtokenator.keep", "budget", "counts", "seed", "trimtokenator.seed"])
 def test_a_setting_of_the_run_is_no_parameter(name):
     """run.json would say the one and the run do the other."""
     from trimtok_cli.commands.run import pruning
 
-    with pytest.raises(UsageError, match="setting of the whole run; use --"):
+    with pytest.raises(UsageError, match="would overrule --[a-z-]+: use --"):
         pruning(RunConfig(params={name: 3}), "trimtokenator")
-    assert pruning(RunConfig(params={"trimtokenator.seed": 3}), "trimtokenator")["seed"] == 3
 
 
 def test_a_benchmark_is_read_within_the_same_bounds():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from trimtok_cli.config import RunConfig, parse_params, resolve
 from trimtok_cli.errors import UsageError
 
-FIELDS = {field.name: field for field in dataclasses.fields(RunConfig)}
+FIELDS = {field.name: field for field in dataclasses.fields(RunConfig) if field.init}
 NUMBERS = [name for name, field in FIELDS.items() if {"least", "above"} & {k for k, v in field.metadata.items() if v is not None}]
 TEXTS = [name for name, field in FIELDS.items() if field.type is str]
 fuzz = settings(max_examples=150, deadline=4000, derandomize=True, suppress_health_check=list(HealthCheck))

@@ -201,7 +201,7 @@ def test_a_home_folder_is_found_and_endings_in_folders_are_not_files(llava_folde
 
 def test_a_run_that_never_began_leaves_nothing(pictures):
     for out in (["-o", "a/b"], ["-o", "x.jsonl"], []):
-        run("caption", pictures[0], "-m", "./gone", *out, code=1)
+        run("caption", pictures[0], "-m", "./gone", *out, code=2)
     assert [path.name for path in Path().iterdir()] == ["pictures"]
 
 

@@ -72,7 +72,8 @@ def start():
     from trimtok_cli.commands import run
     fake("trimtok_cli.pruners", build_pruner=lambda *_: None, own_params=lambda *_: {})
     fake("trimtok_cli.engine", answer_all=answer_all)
-    run.load, run.describe = load, lambda _: {}
+    fake("trimtok_cli.stages", check_method=lambda *_: None)
+    run.load, run.describe, run.generation = load, lambda _: {}, lambda *_: {}
     write = run.write_run
     def write_run(*given, **facts):
         if not facts["interrupted"]:
@@ -196,7 +197,8 @@ def test_a_signal_that_was_to_be_ignored_is(child):
 
 def test_the_real_program_leaves_at_once_while_libraries_are_imported(tmp_path):
     (tmp_path / "a.png").touch()
-    command = [sys.executable, "-X", "importtime", "-m", "trimtok_cli", "caption", "a.png", "-m", "./gone"]
+    (tmp_path / "model").mkdir()
+    command = [sys.executable, "-X", "importtime", "-m", "trimtok_cli", "caption", "a.png", "-m", "./model"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
     for line in process.stderr:
         if b"torch" in line:

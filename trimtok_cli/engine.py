@@ -13,18 +13,18 @@ import torch
 
 from trimtok_cli.ahead import AHEAD, prepare_ahead
 from trimtok_cli.continuous import Continuous
-from trimtok_cli.data import Comparison, Kept, Result, Sample, Seconds, TokenCounts
+from trimtok_cli.data import Comparison, Kept, Result, Sample, Seconds
 from trimtok_cli.decoding import Batches, Done, Take, Times, apart, done_of, generate
-from trimtok_cli.errors import ModelError, SampleError, sentence
+from trimtok_cli.errors import ModelError
 from trimtok_cli.memory import MOST_ROWS, forget_frames, in_halves
 from trimtok_cli.models.base import Adapter
-from trimtok_cli.models.positions import shortage, steps_that_fit
 from trimtok_cli.prepare import Ask, Failed, Prepared, prepare
-from trimtok_cli.pruners import PRUNERS, Pruner, reads_tower
+from trimtok_cli.pruners import Pruner, reads_tower
+from trimtok_cli.results import failure, positions_used, question_of, result_of, too_long
 from trimtok_cli.rules import Rules
 from trimtok_cli.sampling import Lots
-from trimtok_cli.stages import RunningStages, layer_mean, reduce_prompts
-from trimtok_cli.timing import Clock, peak_bytes, reset_peak
+from trimtok_cli.stages import RunningStages, reduce_prompts
+from trimtok_cli.timing import Clock, reset_peak
 from trimtok_cli.tokens import Prompt, VisualTokens
 
 log = logging.getLogger("trimtok")
@@ -85,10 +85,6 @@ def seeded(prepared: Iterable[Prepared | Failed], ask: Ask) -> Iterator[Prepared
         yield replace(each, seed=number) if isinstance(each, Prepared) else each
 
 
-def question_of(sample: Sample, ask: Ask) -> str:
-    return ask.prompt if sample.question is None else sample.question
-
-
 @torch.inference_mode()
 def encode(adapter: Adapter, prepared: Sequence[Prepared], *, taps: bool = True) -> Encoded:
     """The vision tower and the projector, and the dense prompts. taps: whether a pruner may ask something of the tower."""
@@ -116,17 +112,6 @@ def prune(adapter: Adapter, pruner: Pruner | None, batch: Encoded) -> list[Waiti
         )
         for each, visual, prompt, alive in zip(batch.prepared, batch.tokens, prompts, kept, strict=True)
     ]  # fmt: skip
-
-
-def positions_used(adapter: Adapter, prompt: Prompt) -> int:
-    """Up to a prompt's last position. The ids of M-RoPE are not its tokens' numbers, and pruning does not change them."""
-    return len(prompt) if adapter.renumbers else int(prompt.positions.max()) + 1
-
-
-def too_long(adapter: Adapter, each: Waiting) -> SampleError | None:
-    """The error of a sample whose prompt, pruned, is longer than the model's positions."""
-    said = shortage(adapter.num_positions, each.positions, visual=len(each.prompt.visual))
-    return SampleError(said) if said else None
 
 
 def finish(adapter: Adapter, pruner: Pruner | None, batch: Encoded, ask: Ask, loop=None) -> list[Result]:
@@ -189,25 +174,6 @@ class _Inside:
         return done_of(key, said, Times(times.prefill - stages.seconds, times.decode), 1)
 
 
-def result_of(adapter: Adapter, pruner: Pruner | None, done: Done) -> Result:
-    """An answer ends where the model's positions end, as at the most new tokens that it may have."""
-    each, said, limit, notes = done.key, done.said, adapter.num_positions, []
-    text, left = len(each.prompt) - len(each.prompt.visual), len(each.kept[-1].tokens)
-    dense = text + each.num_visual if adapter.renumbers else each.positions
-    if shortage(limit, dense, visual=each.num_visual):
-        notes.append(f"not pruned, the prompt takes {dense:,} positions and the model has {limit:,}: dense cannot answer it")
-    steps = steps_that_fit(limit, each.positions, said.steps)
-    if steps < said.steps:
-        said = replace(said, ids=said.ids[:steps], steps=steps, finish="length")
-        notes.append(f"the answer was cut off where the model's {limit:,} positions end")
-    counts = TokenCounts(text, each.num_visual, left, layer_mean(each.kept, adapter.num_layers), said.steps)
-    return Result(
-        each.prepared.sample, each.prepared.question, adapter.decode(said.ids), method_name(pruner), counts,
-        replace(each.seconds, prefill=done.times.prefill, decode=done.times.decode), peak_bytes(adapter.device), each.kept,
-        each.grid, said.finish, "", each.prepared.inputs.text, each.prepared.media, done.beside, tuple(notes),
-    )  # fmt: skip
-
-
 def answer_all(
     adapter: Adapter, pruner: Pruner | None, samples: Iterable[Sample], ask: Ask, *, batch_size: int | None = 1, workers: int = 0
 ) -> Iterator[Result]:
@@ -219,12 +185,14 @@ def answer_all(
     ahead = max(
         AHEAD * workers, 2 * (batch_size or MOST_ROWS[adapter.device.type])
     )  # the next batch is prepared while this one runs
+    loop = language_model(adapter, pruner, ask, rows=batch_size)
     with closing(prepare_ahead(adapter.preprocessor, samples, ask, workers=workers, ahead=ahead)) as prepared:
-        yield from _in_order(adapter, pruner, enumerate(seeded(prepared, ask)), ask, batch_size)
+        stream = seeded(prepared, ask) if loop.rules.samples else prepared  # what was asked before is only kept where it matters
+        yield from _in_order(adapter, pruner, enumerate(stream), ask, loop)
 
 
 def _in_order(
-    adapter: Adapter, pruner: Pruner | None, stream: Iterator[tuple[int, Prepared | Failed]], ask: Ask, rows: int | None
+    adapter: Adapter, pruner: Pruner | None, stream: Iterator[tuple[int, Prepared | Failed]], ask: Ask, loop
 ) -> Iterator[Result]:
     """Answers end in any order; each waits here for those before it."""
     ready: dict[int, Result] = {}
@@ -244,7 +212,7 @@ def _in_order(
             found.append((Lost(each.sample, number), error) if error else (made, made.prompt))
         return found
 
-    for done in language_model(adapter, pruner, ask, rows=rows).run(take):
+    for done in loop.run(take):
         error = done.error and failure(done.key.sample, pruner, ask, done.error)
         ready[done.key.number] = error or result_of(adapter, pruner, done)
         while upcoming in ready:
@@ -299,14 +267,3 @@ def _attempt(adapter: Adapter, pruner: Pruner | None, batch: Encoded, ask: Ask, 
         raise
     except Exception as error:
         return failure(batch.prepared[0].sample, pruner, ask, error)
-
-
-def failure(sample: Sample, pruner: Pruner | None, ask: Ask, error: Exception) -> Result:
-    """The row of a sample that could not be answered."""
-    log.debug("sample %s failed", sample.id, exc_info=error)
-    return Result(sample, question_of(sample, ask), method=method_name(pruner), error=sentence(error))
-
-
-def method_name(pruner: Pruner | None) -> str:
-    """The name under which a pruner stands in the registry."""
-    return next(name for name, kind in PRUNERS.items() if kind is (None if pruner is None else type(pruner)))

@@ -70,9 +70,6 @@ def pruning(config: RunConfig, method: str) -> dict[str, Any]:
     from trimtok_cli.pruners import own_params
 
     shared = {"keep": config.keep, "budget": config.budget, "counts": config.budget_counts, "seed": config.seed}
-    if found := [name for name in (*shared, f"{method}.keep") if name in config.params]:
-        option = "budget-counts" if found[0] == "counts" else found[0].removeprefix(f"{method}.")
-        raise UsageError(f"--param {found[0]}: this is a setting of the whole run; use --{option}.")
     return shared | own_params(method, config.params)
 
 
