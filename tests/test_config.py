@@ -92,7 +92,7 @@ def test_a_setting_of_the_run_is_no_parameter(name):
     """run.json would say the one and the run do the other."""
     from trimtok_cli.commands.run import pruning
 
-    with pytest.raises(UsageError, match="would overrule --[a-z-]+: use --"):
+    with pytest.raises(UsageError, match=r"would overrule --[a-z-]+: use --"):
         pruning(RunConfig(params={name: 3}), "trimtokenator")
 
 

@@ -115,6 +115,7 @@ def test_without_workers_a_sample_that_takes_too_long_fails_alone(adapter, monke
         monkeypatch.setattr(type(adapter.preprocessor), "prepare", lazy)
     else:
         monkeypatch.setattr(preparing, place, lambda *_: work())
+        monkeypatch.setattr(preparing, "by_content", lambda sample: sample)  # else a picture is no video, whatever it is called
     ask = Ask("What?", frames=FrameRule(timeout=0.1), timeout=0.3)
     found = list(prepare_ahead(adapter.preprocessor, [Sample(1), Sample(2, **slow), Sample(3)], ask))
     assert [type(each) for each in found] == [Prepared, Failed, Prepared]
@@ -145,7 +146,7 @@ def test_the_limit_is_an_option(llava_folder, pictures, monkeypatch):
     assert json.loads(Path("caption/run.json").read_text())["config"]["timeout"] == 1
     for value in ("0", "-1", "nan", "inf"):
         done = CliRunner().invoke(app, ["caption", str(pictures[0]), "--timeout", value])
-        assert done.exit_code == 2 and "--timeout must be more than 0" in done.stderr
+        assert done.exit_code == 2 and "--timeout must be " in done.stderr
 
 
 def test_in_a_worker_too_late_too_large_or_not_to_be_sent_is_a_failed_row(adapter):
