@@ -37,6 +37,14 @@ LEANED_ON = (
         "transformers.image_processing_backends:TorchvisionBackend.rescale_and_normalize",
         "bytes become floats on the device; a processor without it (Pillow's backend) makes its own floats",
     ),
+    Leaned("transformers:GenerationMixin._get_logits_processor", "`generate`'s own processors, a set an answer (rules.py)"),
+    Leaned("transformers:GenerationMixin._prepare_generation_config", "the checkpoint's word over the defaults (rules.py)"),
+    Leaned("transformers:GenerationMixin._get_stopping_criteria", "stop strings and what else ends an answer (rules.py)"),
+    Leaned("transformers:GenerationMixin._prepare_special_tokens", "end tokens as tensors, which the processors read (rules.py)"),
+    Leaned("transformers.generation:GenerationMode", "searches that cannot be had token by token are refused by name (rules.py)"),
+    Leaned("transformers.quantizers.auto:AUTO_QUANTIZER_MAPPING", "quantized weights of an unknown kind are refused"),
+    Leaned("transformers.utils:is_accelerate_available", "quantized weights are laid out for a device where accelerate is there"),
+    Leaned("transformers:ProcessorMixin.__call__", "`return_text_replacement_offsets`: where placeholders grew (chat.py)"),
     Leaned("transformers:AttentionInterface.register", "queries and keys are noted where a module would attend (attention.py)"),
     Leaned("transformers:PretrainedConfig.get_config_dict", "the family's name, before the library refuses an unknown one"),
     Leaned("transformers:PreTrainedModel.get_decoder", "the language model: layers, their `self_attn`, config, `rotary_emb`"),
@@ -50,6 +58,8 @@ LEANED_ON = (
     Leaned("torch.cuda:set_sync_debug_mode", "a step that waits for the device is found out before it is recorded (graphs.py)"),
     Leaned("torch.backends.cuda:matmul", "full float32 in the searches: `fp32_precision`, before it `allow_tf32`", "torch 2.9"),
     Leaned("PIL.Image:OPEN", "formats that this Pillow can open, an allow-list is cut to them (media/images.py)"),
+    Leaned("PIL.Image:MAX_IMAGE_PIXELS", "one global number, set and put back around opening a file (media/images.py)"),
+    Leaned("PIL.Image:core.__file__", "libtiff's message handler is in the library that Pillow loaded (images.py)"),
 )
 
 
