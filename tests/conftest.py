@@ -12,6 +12,18 @@ from PIL import Image
 
 from tests import tiny
 
+# A fast path held against a slow and obvious one: what every version of the libraries must keep. `pytest -m oracle` runs these.
+ORACLES = {
+    "attention", "continuous", "families", "frame_times", "generation_config", "leaned_on", "not_numbers", "oracles", "pixels",
+    "published", "stage_masks", "stages", "taps", "tower", "user_text",
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items) -> None:
+    for item in items:
+        if item.path.stem.removeprefix("test_") in ORACLES:
+            item.add_marker("oracle")
+
 
 @pytest.fixture(scope="session")
 def llava_folder(tmp_path_factory) -> Path:
