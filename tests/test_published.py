@@ -19,6 +19,7 @@ from trimtok_cli.models import load_model
 from trimtok_cli.models.chat import has_start
 from trimtok_cli.prepare import Ask
 from trimtok_cli.pruners import build_pruner
+from trimtok_cli.sampling import Sampling
 
 QUESTION = "What is it? a b"
 COMPLETED = {"llava-1.5-13b", "joycaption-beta-one"}  # whose files are not enough for the library itself
@@ -83,7 +84,7 @@ def test_the_dense_prompt_has_the_librarys_logits(published):
 
 def test_dense_is_generate_and_pruning_answers(published, sample):
     _, _, adapter = published
-    ask = Ask(max_new_tokens=NEW_TOKENS)
+    ask = Ask(max_new_tokens=NEW_TOKENS, sampling=Sampling(greedy=True))
     dense, = answer_all(adapter, None, [sample], ask)
     inputs = adapter.prepare([picture(1, 130, 80)], QUESTION)
     batch = batch_of(adapter.processor, inputs.text)
