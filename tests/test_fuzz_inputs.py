@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from trimtok_cli.data import Result, Sample
 from trimtok_cli.errors import TrimtokError, UsageError
-from trimtok_cli.media.sniff import head_kind, media_kind
+from trimtok_cli.media.kinds import head_kind, media_kind
 from trimtok_cli.readers import read_any, read_images, read_questions
 from trimtok_cli.writers.answers import to_line, writable
 

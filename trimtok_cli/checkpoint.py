@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from trimtok_cli.wording import brief
+
 SETTINGS = (
     "config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json",
     "video_preprocessor_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -96,7 +98,7 @@ def check_config(config: dict[str, Any]) -> None:
         for name in ("num_hidden_layers", "depth"):
             layers = part.get(name, 1)
             if not isinstance(layers, int) or not 0 < layers <= MOST_LAYERS:
-                raise Broken(f"its config.json says {name}: {str(layers)[:40]}, which no model has; {AGAIN}")
+                raise Broken(f"its config.json says {name}: {brief(layers)}, which no model has; {AGAIN}")
 
 
 def check_files(folder: Path, settings: dict[str, dict[str, Any]]) -> None:
@@ -126,10 +128,10 @@ def _check_sizes(config: dict[str, Any], sizes: set[int]) -> None:
         for name in ("hidden_size", "intermediate_size"):
             width = part.get(name)
             if width is not None and width not in sizes:
-                raise Broken(f"its config.json says {name}: {str(width)[:40]}, and none of its tensors is that wide; {AGAIN}")
+                raise Broken(f"its config.json says {name}: {brief(width)}, and none of its tensors is that wide; {AGAIN}")
     rows = text.get("vocab_size", 0)
     if not isinstance(rows, int) or rows > 16 * max(sizes):
-        raise Broken(f"its config.json says vocab_size: {str(rows)[:40]}, and none of its tensors is that long; {AGAIN}")
+        raise Broken(f"its config.json says vocab_size: {brief(rows)}, and none of its tensors is that long; {AGAIN}")
 
 
 def check_adapter(settings: dict[str, Any]) -> None:
@@ -138,7 +140,7 @@ def check_adapter(settings: dict[str, Any]) -> None:
     if not isinstance(base, str) or not base:
         raise Broken("its adapter_config.json does not say its base_model_name_or_path")
     if importlib.util.find_spec("peft") is None:
-        raise Broken(f"it holds a PEFT adapter (for {base[:80]}), and peft is not installed: pip install peft")
+        raise Broken(f"it holds a PEFT adapter (for {brief(base, 80)}), and peft is not installed: pip install peft")
 
 
 def quantization(config: dict[str, Any]) -> str:

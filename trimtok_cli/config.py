@@ -4,7 +4,6 @@ Knows no model and no method; `keep` and method parameters stay as the user wrot
 """
 
 import dataclasses
-import difflib
 import math
 import os
 import types
@@ -15,7 +14,8 @@ from typing import Any, get_args
 
 from trimtok_cli.errors import UsageError
 from trimtok_cli.sampling import MOST_SEED, MOST_TOKENS, Sampling
-from trimtok_cli.yaml_text import MOST_CHARACTERS, brief, load
+from trimtok_cli.wording import brief, suggestion
+from trimtok_cli.yaml_text import MOST_CHARACTERS, load
 
 CAPTION_PROMPT = "Describe the image in one sentence."
 YES_OR_NO = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
@@ -101,7 +101,7 @@ def resolve(flags: Mapping[str, Any], config: str | None = None, environ: Mappin
         path, values = read_yaml(config, as_text=fields.keys() - {"params"})
         for key in values:
             if key not in fields:
-                near = _suggest(key, fields)
+                near = suggestion(key, fields)
                 raise UsageError(f"{path}: unknown key {brief(key)!r}{near}; known keys are {', '.join(fields)}.")
         given |= {key: _convert(fields[key], value, f"{path}: {key} ({_flag(key)})") for key, value in values.items()}
         sources |= dict.fromkeys(given, "config file")
@@ -111,8 +111,8 @@ def resolve(flags: Mapping[str, Any], config: str | None = None, environ: Mappin
             if key not in fields:
                 known = [PREFIX + name.upper() for name in fields]
                 raise UsageError(
-                    f"environment variable {brief(variable)} is no setting{_suggest(variable, known)}; settings are {PREFIX} and "
-                    f"one of {', '.join(fields).upper()}."
+                    f"environment variable {brief(variable)} is no setting{suggestion(variable, known)}; settings are "
+                    f"{PREFIX} and one of {', '.join(fields).upper()}."
                 )
             given[key] = _convert(fields[key], value, f"environment variable {variable}")
             sources[key] = "environment"
@@ -236,7 +236,7 @@ def _check_text(bounds: Mapping[str, Any], value: str, where: str) -> None:
     if not value.strip() and not bounds.get("empty", True):
         raise UsageError(f"{where} must not be empty.")
     if bounds.get("choices") and value not in bounds["choices"]:
-        near = _suggest(value, bounds["choices"])
+        near = suggestion(value, bounds["choices"])
         raise UsageError(f"{where} must be one of {', '.join(bounds['choices'])}, got {brief(value)!r}{near}.")
     if bounds.get("path") and value.startswith("~"):
         try:
@@ -272,8 +272,3 @@ def _kinds(wanted: dataclasses.Field) -> tuple[type, ...]:
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _suggest(word: str, known) -> str:
-    near = difflib.get_close_matches(word[:60], list(known), 1)
-    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -6,9 +6,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from trimtok_cli.commands.screen import message, names, shown
+from trimtok_cli.commands.screen import message, names
 from trimtok_cli.data import Comparison, Result
 from trimtok_cli.report.summary import Row, duration
+from trimtok_cli.wording import shown
 
 
 def sample_table(comparison: Comparison) -> Table:

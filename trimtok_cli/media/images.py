@@ -21,8 +21,9 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from trimtok_cli.data import Media
 from trimtok_cli.errors import MediaError
 from trimtok_cli.media import kinds, mend, pixels
-from trimtok_cli.media.files import blamed, refuse_irregular, short
+from trimtok_cli.media.files import blamed, refuse_irregular
 from trimtok_cli.media.pixels import Color
+from trimtok_cli.wording import shortened
 
 # What a search of a folder takes for an image. A file that is named explicitly may have any suffix.
 IMAGE_SUFFIXES = frozenset(
@@ -53,7 +54,7 @@ _OPENING = threading.Lock()  # Pillow's own pixel limit is one global number
 
 def load_image(path: Path, *, background: Color = (255, 255, 255), max_pixels: int = MOST_PIXELS) -> tuple[Image.Image, Media]:
     """The image as upright RGB, transparent pixels laid on `background`; of several frames or pages the first."""
-    name = short(path)
+    name = shortened(str(path), 300)
     with blamed(name), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # of broken EXIF and the like; what matters raises
         refuse_irregular(path.stat(), name, "image")

@@ -21,6 +21,7 @@ from trimtok_cli.models.llava import Llava
 from trimtok_cli.models.llava_next import LlavaNext, LlavaOnevision
 from trimtok_cli.models.loading import Folder, check_weights, find_folder, strip
 from trimtok_cli.models.qwen import Qwen2VL, Qwen3VL
+from trimtok_cli.wording import brief
 
 ADAPTERS: dict[str, type[Adapter]] = {
     "llava": Llava,
@@ -129,7 +130,7 @@ def _check_family(settings: dict[str, dict], model: str) -> None:
     """
     family = settings.get("config.json", {}).get("model_type")
     if isinstance(family, str) and family not in ADAPTERS and family not in OTHER_LAYOUTS:
-        raise ModelError(f"--model {model} is of the family {family[:60]!r}; supported are {', '.join(sorted(ADAPTERS))}.")
+        raise ModelError(f"--model {model} is of the family {brief(family)!r}; supported are {', '.join(sorted(ADAPTERS))}.")
 
 
 def _network(folder: Folder, config, kind: torch.dtype, place: torch.device, quantized: str):
@@ -140,7 +141,7 @@ def _network(folder: Folder, config, kind: torch.dtype, place: torch.device, qua
     """
     if quantized and not any(name.startswith(quantized) for name in AUTO_QUANTIZER_MAPPING):  # they would be read as they lie
         version = transformers.__version__
-        raise folder.error(f"its weights are quantized by {quantized[:40]!r}, which transformers {version} does not know")
+        raise folder.error(f"its weights are quantized by {brief(quantized)!r}, which transformers {version} does not know")
     more = {"device_map": {"": place}} if quantized and is_accelerate_available() else {}
     network, info = folder.load(
         "weights", AutoModelForImageTextToText.from_pretrained, config=config, dtype=kind, attn_implementation="sdpa",

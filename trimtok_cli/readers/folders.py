@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
-from trimtok_cli.data import shortened
 from trimtok_cli.media.images import IMAGE_SUFFIXES
-from trimtok_cli.media.sniff import media_kind
+from trimtok_cli.media.kinds import media_kind
 from trimtok_cli.media.video import VIDEO_SUFFIXES
+from trimtok_cli.wording import shortened
 
 # Endings of files that lie beside pictures and are none: they are not opened in a search.
 NO_MEDIA_SUFFIXES = frozenset({
@@ -61,6 +61,11 @@ def known_kind(name: str) -> str:
     """`image` or `video`, by the ending alone."""
     ending = os.path.splitext(name)[1].lower()
     return "image" if ending in IMAGE_SUFFIXES else "video" if ending in VIDEO_SUFFIXES else ""
+
+
+def likely_kind(path: Path) -> str:
+    """By the ending where it is known, and only else by content: `image`, `video`, "" or `unknown`."""
+    return known_kind(path.name) or media_kind(path)
 
 
 def walk(
