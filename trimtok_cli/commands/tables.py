@@ -50,6 +50,9 @@ def summary_table(rows: Sequence[Row]) -> Table:
         whole = name in ("same as dense", "prefill", "total")  # a time and its ratio stay together
         table.add_column(name, justify="right", no_wrap=whole)
     for i, row in enumerate(rows):
+        if not row.samples:
+            table.add_row(Text(shown(row.label)), "none answered" if i else "")
+            continue
         now, pace = row.median, lambda value: f" ({value:.1f}×)" if value else ""
         table.add_row(
             Text(shown(row.label)),
