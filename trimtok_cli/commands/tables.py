@@ -51,7 +51,7 @@ def summary_table(rows: Sequence[Row]) -> Table:
         table.add_column(name, justify="right", no_wrap=whole)
     for i, row in enumerate(rows):
         if not row.samples:
-            table.add_row(Text(shown(row.label)), "none answered" if i else "")
+            table.add_row(Text(shown(row.label)), "nothing to compare")
             continue
         now, pace = row.median, lambda value: f" ({value:.1f}×)" if value else ""
         table.add_row(
