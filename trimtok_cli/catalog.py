@@ -1,4 +1,4 @@
-"""Checkpoints with short names: alias, hub id, family, dense visual tokens, licence. Facts only; loads nothing.
+"""Checkpoints with short names (alias, hub id, family, dense visual tokens, licence), and what a name means. Loads nothing.
 
 Licences are as known when this was written; the checkpoint's card has the last word.
 """

@@ -176,10 +176,9 @@ def weight_files(folder: Path, settings: dict[str, dict[str, Any]]) -> Iterator[
 def _no_weights(folder: Path) -> str:
     if unfinished := _unfinished(folder):
         return f"it has no weights{unfinished}; {AGAIN}"
-    if any(folder.glob("*.gguf")):
-        return "it holds GGUF files, which transformers does not load for this family; use the original checkpoint"
-    others = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt"))
-    if others:
+    if gguf := _gguf(folder):
+        return gguf
+    if others := _weights(folder):
         return f"its weights are named as transformers does not name them ({others[0]}); use a checkpoint that transformers saved"
     return f"it has no weights (model.safetensors); {AGAIN}"
 
@@ -188,12 +187,22 @@ def _no_config(folder: Path) -> str:
     within = sorted(path.parent for path in [*folder.glob("*/config.json"), *folder.glob("snapshots/*/config.json")])
     if within:
         return f"it has no config.json; did you mean {within[0]}?"
-    if any(folder.glob("*.gguf")):
-        return "it holds GGUF files, which other programs read; use the original checkpoint, a folder with a config.json"
-    weights = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt"))
-    if weights:
+    if gguf := _gguf(folder):
+        return gguf
+    if weights := _weights(folder):
         return f"it holds weights ({weights[0]}) but no config.json; use a checkpoint in the layout that transformers saves"
     return f"it has no config.json{_unfinished(folder)}; name the folder of a checkpoint"
+
+
+def _gguf(folder: Path) -> str:
+    if not any(folder.glob("*.gguf")):
+        return ""
+    return "it holds GGUF files, which other programs read; use the original checkpoint, a folder with a config.json"
+
+
+def _weights(folder: Path) -> list[str]:
+    """The files that hold weights by their ending, whatever they are called."""
+    return sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt"))
 
 
 def _unfinished(folder: Path) -> str:

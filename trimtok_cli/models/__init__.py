@@ -1,4 +1,8 @@
-"""The model families: `config.model_type` to Adapter. Loading happens here."""
+"""The model families: `config.model_type` to Adapter; `load_model`, from a name to an Adapter on its device.
+
+The steps of loading are elsewhere: `catalog` says what a name means, `hub` downloads, `checkpoint` looks at the folder, `loading`
+has transformers load each part, `fitting` makes the processor fit the model.
+"""
 
 from functools import partial
 

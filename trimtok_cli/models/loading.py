@@ -1,5 +1,5 @@
-"""Everything that is loaded by transformers, in one place: no code of a checkpoint runs unless it is trusted, and what cannot be
-loaded is one sentence. Knows no family.
+"""How transformers loads each part of a folder: no code of a checkpoint runs unless it is trusted, and what cannot be loaded, or
+was loaded without some of its weights, is one sentence. Knows no family.
 """
 
 import contextlib
