@@ -61,13 +61,11 @@ def read_settings(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def check(folder: Path) -> dict[str, dict[str, Any]]:
-    """The settings of a whole checkpoint that answers questions about images. Raises Broken."""
-    settings = read_settings(folder)
+def check(folder: Path, settings: dict[str, dict[str, Any]]) -> None:
+    """That a folder with these settings is a whole checkpoint that answers questions about images. Raises Broken."""
     if "config.json" not in settings:
         raise Broken(_no_config(folder))
-    config = settings["config.json"]
-    check_config(config)
+    check_config(settings["config.json"])
     check_files(folder, settings)
     for name in (*TOKENIZERS, *PROCESSORS):
         if (folder / name).is_file():
@@ -76,7 +74,6 @@ def check(folder: Path) -> dict[str, dict[str, Any]]:
         raise Broken(f"it has no tokenizer ({TOKENIZERS[0]} or {TOKENIZERS[1]}); copy those files into it")
     if not any((folder / name).is_file() for name in PROCESSORS):
         raise Broken(f"it has no image processor ({PROCESSORS[1]}); copy that file into it")
-    return settings
 
 
 def check_config(config: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 MOST_BYTES = 1_500_000_000  # of memory for one picture at its peak, copies included: 179 million pixels of plain RGB
-MOST_PIXELS = 179_000_000
+MOST_PIXELS = 179_000_000  # of an image, and of all frames that are taken of a video
 _USUAL = 0.1  # seconds: for how long browsers show a frame that tells no time, or hardly any
 MOST_FRAMES = 10_000  # further ones are not counted
 _ICON = 8_000_000  # pixels: Pillow decodes an icon while it opens it

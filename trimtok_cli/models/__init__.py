@@ -93,8 +93,9 @@ def load_model(
     transformers.utils.logging.disable_progress_bar()
     with folder.sentences():
         base = _base(folder)
-        _check_family(read_settings(base.path), model)
-        settings = check(base.path)
+        settings = read_settings(base.path)
+        _check_family(settings, model)
+        check(base.path, settings)
     config = base.load("config.json", AutoConfig.from_pretrained)
     strip(config)
     processor = base.load("processor", AutoProcessor.from_pretrained)

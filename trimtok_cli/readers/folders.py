@@ -41,9 +41,9 @@ class Passed:
     def trouble(self, name: str, error: OSError) -> None:
         self.troubles.append(f"{name} was passed over ({error.strerror})")
 
-    def endings_told(self, most: int = 6) -> str:
-        told = [f"{count} {ending}" for ending, count in self.endings.most_common(most)]
-        return ", ".join(told + ["..."] * (len(self.endings) > most))
+    def endings_told(self) -> str:
+        told = [f"{count} {ending}" for ending, count in self.endings.most_common(6)]
+        return ", ".join(told + ["..."] * (len(self.endings) > 6))
 
     def notes(self) -> tuple[str, ...]:
         count = sum(self.endings.values())
