@@ -145,7 +145,7 @@ def test_a_change_within_the_spread_is_not_marked():
 
 
 BAD = [
-    ({"grdi": []}, "did you mean 'grid'"), ({"grid": [{"model": "tiny", "kep": 3}]}, "did you mean 'keep'"), ({}, "measures nothing"),
+    ({"grdi": []}, "did you mean grid"), ({"grid": [{"model": "tiny", "kep": 3}]}, "did you mean keep"), ({}, "measures nothing"),
     ({"grid": [{"keep": [4]}]}, "names no model"), ({"grid": [{"model": "tiny", "batch": [0]}]}, "batch must be at least 1"),
     ({"grid": [{"model": "tiny", "batch": "many"}]}, "batch must be a whole number"), ({"grid": "tiny"}, "must hold `key: value` lines"),
     ({"grid": [{"model": "tiny", "method": "magic"}]}, "--method magic is not known"),

@@ -129,7 +129,7 @@ def test_a_text_that_means_nothing_is_refused(name):
 def test_a_name_of_nobody_and_choices_are_checked_before_anything_is_loaded():
     for name in ("model", "clip_text"):
         refused(lambda name=name: resolve({name: "~nosuchuser/x"}, None, {}), "no such user")
-    refused(lambda: resolve({"video_as": "vidoe"}, None, {}), "did you mean 'video'")
+    refused(lambda: resolve({"video_as": "vidoe"}, None, {}), "did you mean video")
 
 
 @pytest.mark.parametrize("pair", ["pool=[", "pool={", "pool=" + "[" * 3000, "pool=" + "9" * 5000, "pool=.nan", "=1", " =1", "pool", "pool=!!python/x y",
@@ -139,7 +139,7 @@ def test_a_parameter_that_cannot_be_read_is_one_sentence(pair):
 
 
 def test_an_unknown_environment_variable_is_an_error_like_an_unknown_key():
-    refused(lambda: resolve({}, None, {"TRIMTOK_KEPP": "64"}), "TRIMTOK_KEPP", "did you mean 'TRIMTOK_KEEP'")
+    refused(lambda: resolve({}, None, {"TRIMTOK_KEPP": "64"}), "TRIMTOK_KEPP", "did you mean TRIMTOK_KEEP")
     refused(lambda: resolve({}, None, {"TRIMTOK_PARAMS": "{"}), "TRIMTOK_PARAMS")
     assert resolve({}, None, {"TRIMTOK_KEPP": "", "OTHER": "1"}) == RunConfig()
 

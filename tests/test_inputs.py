@@ -672,9 +672,9 @@ def test_a_result_whose_columns_cannot_be_written_has_failed_and_its_row_is_writ
     for _ in range(5000):
         deep = [deep]
     for extra in ({"x": deep}, {"x": {1, 2}}, {("a", "b"): 1}):
-        result, row = writable(Result(Sample("one", extra=extra), "?", answer="yes", finish="stop"), model="m", run="r")
+        result, line = writable(Result(Sample("one", extra=extra), "?", answer="yes", finish="stop"), model="m", run="r")
+        row = json.loads(line)
         assert "cannot be written" in result.error and row["metadata"]["status"] == "error" and row["question_id"] == "one"
-        to_line(row)
 
 
 def test_no_number_is_written_that_json_does_not_know_however_deep_it_stands():
@@ -690,11 +690,11 @@ def test_no_number_is_written_that_json_does_not_know_however_deep_it_stands():
 def test_an_answers_id_is_the_uuid_it_was():
     result = Result(Sample("é", names=("a.png",)), "why?")
     wanted = uuid.uuid5(uuid.NAMESPACE_URL, "r/é/['a.png']/why?").hex
-    assert writable(result, model="m", run="r")[1]["answer_id"] == wanted
+    assert json.loads(writable(result, model="m", run="r")[1])["answer_id"] == wanted
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-16"])
 def test_standard_output_is_utf8_whatever_its_encoding_is_called(encoding):
-    code = "from trimtok_cli.writers.answers import JsonLines\nwith JsonLines(None) as file: file.write({'image': '图\\udce9.png'})"
+    code = "from trimtok_cli.writers.whole import Printed\nfrom trimtok_cli.writers.answers import line_of\nPrinted().append(line_of({'image': '图\\udce9.png'}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": ROOT})
     assert json.loads(done.stdout.decode()) == {"image": "图\udce9.png"} and done.stdout.endswith(b"\n") and not done.stderr

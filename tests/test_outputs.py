@@ -345,9 +345,9 @@ def test_what_told_of_the_old_answers_goes_when_they_go():
     seen = []
     output = Output(place, begin=lambda: seen.append(sorted(path.name for path in Path().glob("a*"))))
     assert not seen and all(Path(name).read_text() == "old\n" for name in names)
-    output.write({"new": 1})
+    output.write(b'{"new": 1}\n')
     assert seen == [["a.jsonl"]] and rows(Path("a.jsonl")) == [{"new": 1}]
-    output.write({"new": 2})
+    output.write(b'{"new": 2}\n')
     output.close(failed=True)
     assert len(seen) == 1 and len(rows(Path("a.jsonl"))) == 2 and len(list(Path().iterdir())) == 1
 

@@ -6,12 +6,16 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
+from trimtok_cli.commands.run import closing_line
+from trimtok_cli.commands.tables import summary_table
 from trimtok_cli.data import Comparison, Kept, Media, Result, Sample, Seconds, TokenCounts
 from trimtok_cli.errors import MediaError
 from trimtok_cli.report import write_page
 from trimtok_cli.report.page import diff
 from trimtok_cli.report.summary import duration, explain, pace, summarize
+from trimtok_cli.writers.run_json import RunSummary
 
 GRID = tuple((x / 4, y / 4, (x + 1) / 4, (y + 1) / 4) for y in range(4) for x in range(4))
 DENSE = Seconds(load=0.01, prepare=0.01, encode=0.05, prefill=0.08, decode=0.05)
@@ -257,3 +261,27 @@ def test_durations_and_paces():
         "0.0 ms", "1.6 ms", "100 ms", "457 ms", "1.00 s", "9.99 s", "61.3 s",
     ]  # fmt: skip
     assert [pace(r) for r in (None, 1.04, 2.0, 0.5)] == ["", "as fast as dense", "2.0× faster", "2.0× slower"]
+
+
+@pytest.mark.parametrize("answers", [("red", None), (None, "red"), (None, None)])
+def test_a_setting_without_a_sample_to_compare_shows_no_numbers(answers, tmp_path):
+    rows = summarize([make(*answers)])
+    console = Console(width=120, record=True, file=(tmp_path / "out").open("w"))
+    console.print(summary_table(rows))
+    text = console.export_text()
+    lines = [line for line in text.splitlines() if line.strip().startswith(("dense", "trimtokenator"))]
+    empty = [line for line, row in zip(lines, rows, strict=True) if not row.samples]
+    assert empty and all("nothing to compare" in line and not any(map(str.isdigit, line)) for line in empty)
+    write_page(tmp_path / "page.html", [make(*answers)], title="", facts={}, sentence=explain(rows), load_clip=None, limit=1)
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "0 of 0" not in page and page.count("nothing to compare</td>") == (len(empty) if any(r.samples for r in rows) else 0)
+
+
+@pytest.mark.parametrize(("finishes", "said"), [("stop", ""), ("length", "1 answer was"), ("length length stop", "2 answers were")])
+def test_what_was_cut_off_is_counted_with_both_of_its_causes(finishes, said):
+    summary = RunSummary()
+    for finish in finishes.split():
+        summary.add(Result(Sample("a"), "?", answer="red", finish=finish))
+    line = closing_line(summary, "images")
+    assert ("cut off" in line) == bool(said)
+    assert not said or line.endswith(f"; {said} cut off at --max-new-tokens or where the model's positions end")

@@ -1,14 +1,14 @@
-"""Checkpoints with short names: alias, hub id, family, dense visual tokens, licence. Facts only; loads nothing.
+"""Checkpoints with short names (alias, hub id, family, dense visual tokens, licence), and what a name means. Loads nothing.
 
 Licences are as known when this was written; the checkpoint's card has the last word.
 """
 
-import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from trimtok_cli.errors import UsageError
+from trimtok_cli.wording import suggestion
 
 _LLAVA, _NEXT = "576 an image", "up to 2,880 an image"
 _ONEVISION = "729 a tile, 196 a frame"
@@ -71,9 +71,10 @@ def locate(model: str, flag: str = "--model") -> Path | str:
         return source
     if not short:
         raise UsageError(f"{flag} {model}: no such folder, and no hub id (owner/name).")
-    near = difflib.get_close_matches(model, short, 1)
-    hint = f"did you mean {near[0]}?" if near else "`trimtok models` lists the short names."
-    raise UsageError(f"{flag} {model}: no such folder, and neither a hub id (owner/name) nor a short name; {hint}")
+    near = suggestion(model, short)
+    raise UsageError(
+        f"{flag} {model}: no such folder, and neither a hub id (owner/name) nor a short name{near}; `trimtok models` lists those."
+    )
 
 
 def in_cache(hub_id: str) -> bool:

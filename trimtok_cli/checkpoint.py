@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from trimtok_cli.wording import brief
+
 SETTINGS = (
     "config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json",
     "video_preprocessor_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -59,13 +61,11 @@ def read_settings(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def check(folder: Path) -> dict[str, dict[str, Any]]:
-    """The settings of a whole checkpoint that answers questions about images. Raises Broken."""
-    settings = read_settings(folder)
+def check(folder: Path, settings: dict[str, dict[str, Any]]) -> None:
+    """That a folder with these settings is a whole checkpoint that answers questions about images. Raises Broken."""
     if "config.json" not in settings:
         raise Broken(_no_config(folder))
-    config = settings["config.json"]
-    check_config(config)
+    check_config(settings["config.json"])
     check_files(folder, settings)
     for name in (*TOKENIZERS, *PROCESSORS):
         if (folder / name).is_file():
@@ -74,7 +74,6 @@ def check(folder: Path) -> dict[str, dict[str, Any]]:
         raise Broken(f"it has no tokenizer ({TOKENIZERS[0]} or {TOKENIZERS[1]}); copy those files into it")
     if not any((folder / name).is_file() for name in PROCESSORS):
         raise Broken(f"it has no image processor ({PROCESSORS[1]}); copy that file into it")
-    return settings
 
 
 def check_config(config: dict[str, Any]) -> None:
@@ -96,7 +95,7 @@ def check_config(config: dict[str, Any]) -> None:
         for name in ("num_hidden_layers", "depth"):
             layers = part.get(name, 1)
             if not isinstance(layers, int) or not 0 < layers <= MOST_LAYERS:
-                raise Broken(f"its config.json says {name}: {str(layers)[:40]}, which no model has; {AGAIN}")
+                raise Broken(f"its config.json says {name}: {brief(layers)}, which no model has; {AGAIN}")
 
 
 def check_files(folder: Path, settings: dict[str, dict[str, Any]]) -> None:
@@ -126,10 +125,10 @@ def _check_sizes(config: dict[str, Any], sizes: set[int]) -> None:
         for name in ("hidden_size", "intermediate_size"):
             width = part.get(name)
             if width is not None and width not in sizes:
-                raise Broken(f"its config.json says {name}: {str(width)[:40]}, and none of its tensors is that wide; {AGAIN}")
+                raise Broken(f"its config.json says {name}: {brief(width)}, and none of its tensors is that wide; {AGAIN}")
     rows = text.get("vocab_size", 0)
     if not isinstance(rows, int) or rows > 16 * max(sizes):
-        raise Broken(f"its config.json says vocab_size: {str(rows)[:40]}, and none of its tensors is that long; {AGAIN}")
+        raise Broken(f"its config.json says vocab_size: {brief(rows)}, and none of its tensors is that long; {AGAIN}")
 
 
 def check_adapter(settings: dict[str, Any]) -> None:
@@ -138,7 +137,7 @@ def check_adapter(settings: dict[str, Any]) -> None:
     if not isinstance(base, str) or not base:
         raise Broken("its adapter_config.json does not say its base_model_name_or_path")
     if importlib.util.find_spec("peft") is None:
-        raise Broken(f"it holds a PEFT adapter (for {base[:80]}), and peft is not installed: pip install peft")
+        raise Broken(f"it holds a PEFT adapter (for {brief(base, 80)}), and peft is not installed: pip install peft")
 
 
 def quantization(config: dict[str, Any]) -> str:
@@ -174,10 +173,9 @@ def weight_files(folder: Path, settings: dict[str, dict[str, Any]]) -> Iterator[
 def _no_weights(folder: Path) -> str:
     if unfinished := _unfinished(folder):
         return f"it has no weights{unfinished}; {AGAIN}"
-    if any(folder.glob("*.gguf")):
-        return "it holds GGUF files, which transformers does not load for this family; use the original checkpoint"
-    others = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt"))
-    if others:
+    if gguf := _gguf(folder):
+        return gguf
+    if others := _weights(folder):
         return f"its weights are named as transformers does not name them ({others[0]}); use a checkpoint that transformers saved"
     return f"it has no weights (model.safetensors); {AGAIN}"
 
@@ -186,12 +184,22 @@ def _no_config(folder: Path) -> str:
     within = sorted(path.parent for path in [*folder.glob("*/config.json"), *folder.glob("snapshots/*/config.json")])
     if within:
         return f"it has no config.json; did you mean {within[0]}?"
-    if any(folder.glob("*.gguf")):
-        return "it holds GGUF files, which other programs read; use the original checkpoint, a folder with a config.json"
-    weights = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt"))
-    if weights:
+    if gguf := _gguf(folder):
+        return gguf
+    if weights := _weights(folder):
         return f"it holds weights ({weights[0]}) but no config.json; use a checkpoint in the layout that transformers saves"
     return f"it has no config.json{_unfinished(folder)}; name the folder of a checkpoint"
+
+
+def _gguf(folder: Path) -> str:
+    if not any(folder.glob("*.gguf")):
+        return ""
+    return "it holds GGUF files, which other programs read; use the original checkpoint, a folder with a config.json"
+
+
+def _weights(folder: Path) -> list[str]:
+    """The files that hold weights by their ending, whatever they are called."""
+    return sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt"))
 
 
 def _unfinished(folder: Path) -> str:

@@ -4,33 +4,25 @@ Knows no model and no method; `keep` and method parameters stay as the user wrot
 """
 
 import dataclasses
-import difflib
 import math
 import os
 import types
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+from trimtok_cli.bounds import check_number, flag, like, setting
 from trimtok_cli.errors import UsageError
-from trimtok_cli.sampling import MOST_SEED, MOST_TOKENS, Sampling
-from trimtok_cli.yaml_text import MOST_CHARACTERS, brief, load
+from trimtok_cli.sampling import LENGTH, Sampling
+from trimtok_cli.wording import brief, suggestion
+from trimtok_cli.yaml_text import MOST_CHARACTERS, load
 
 CAPTION_PROMPT = "Describe the image in one sentence."
 YES_OR_NO = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _WORDS = {bool: "true or false", float: "a number", int: "a whole number", str: "text", dict: "names and values"}
 PREFIX = "TRIMTOK_"  # of environment variables
 PRESETS = tuple(path for path in (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs") if path.is_dir())
-
-
-def setting(
-    default: Any, *, least: float | None = None, above: float | None = None, most: float | None = None,
-    choices: Sequence[str] = (), empty: bool = False, path: bool = False,
-) -> Any:  # fmt: skip
-    """A field of RunConfig and what its values may be: bounds (`above` is exclusive), choices; a text may be empty, or a path."""
-    bounds = {"least": least, "above": above, "most": most, "choices": tuple(choices), "empty": empty, "path": path}
-    return field(default=default, metadata=bounds)
 
 
 @dataclass(frozen=True)
@@ -65,13 +57,13 @@ class RunConfig:
     decode: str = setting("continuous", choices=("continuous", "simple"))
     workers: int | str = setting("auto", least=0, most=256)
     timeout: float = setting(120.0, above=0, most=86_400)
-    max_new_tokens: int | None = setting(None, least=1, most=131_072)  # None, here and below: what the checkpoint says
-    temperature: float | None = setting(None, least=0, most=100)
-    top_p: float | None = setting(None, above=0, most=1)
-    top_k: int | None = setting(None, least=0, most=MOST_TOKENS)
-    repetition_penalty: float | None = setting(None, least=0.01, most=100)
-    greedy: bool = setting(False)
-    seed: int = setting(0, least=0, most=MOST_SEED)
+    max_new_tokens: int | None = setting(None, **LENGTH)  # None, here and below: what the checkpoint says
+    temperature: float | None = like(Sampling, "temperature")
+    top_p: float | None = like(Sampling, "top_p")
+    top_k: int | None = like(Sampling, "top_k")
+    repetition_penalty: float | None = like(Sampling, "repetition_penalty")
+    greedy: bool = like(Sampling, "greedy")
+    seed: int = like(Sampling, "seed")
     limit: int = setting(0, least=0, most=10**12)  # 0 is no limit
     sources: dict[str, str] = field(default_factory=dict, init=False, compare=False)  # who said what; the rest are defaults
 
@@ -86,7 +78,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for each in (each for each in dataclasses.fields(self) if each.init):
-            _check(each, getattr(self, each.name), _flag(each.name))
+            _check(each, getattr(self, each.name), flag(each.name))
         if self.end and self.end <= self.start:
             raise UsageError(f"--end must be later than --start, got {self.end:g} and {self.start:g} seconds.")
         self.sampling  # noqa: B018 which says what is wrong with it
@@ -101,9 +93,9 @@ def resolve(flags: Mapping[str, Any], config: str | None = None, environ: Mappin
         path, values = read_yaml(config, as_text=fields.keys() - {"params"})
         for key in values:
             if key not in fields:
-                near = _suggest(key, fields)
+                near = suggestion(key, fields)
                 raise UsageError(f"{path}: unknown key {brief(key)!r}{near}; known keys are {', '.join(fields)}.")
-        given |= {key: _convert(fields[key], value, f"{path}: {key} ({_flag(key)})") for key, value in values.items()}
+        given |= {key: _convert(fields[key], value, f"{path}: {key} ({flag(key)})") for key, value in values.items()}
         sources |= dict.fromkeys(given, "config file")
     for variable, value in environ.items():
         if variable.startswith(PREFIX) and value:
@@ -111,14 +103,14 @@ def resolve(flags: Mapping[str, Any], config: str | None = None, environ: Mappin
             if key not in fields:
                 known = [PREFIX + name.upper() for name in fields]
                 raise UsageError(
-                    f"environment variable {brief(variable)} is no setting{_suggest(variable, known)}; settings are {PREFIX} and "
-                    f"one of {', '.join(fields).upper()}."
+                    f"environment variable {brief(variable)} is no setting{suggestion(variable, known)}; settings are "
+                    f"{PREFIX} and one of {', '.join(fields).upper()}."
                 )
             given[key] = _convert(fields[key], value, f"environment variable {variable}")
             sources[key] = "environment"
     for key, value in flags.items():
         if value is not None:
-            value = _convert(fields[key], value, _flag(key))
+            value = _convert(fields[key], value, flag(key))
             given[key] = given.get(key, {}) | value if key == "params" else value
             sources[key] = "flag"
     config = RunConfig(**given)
@@ -219,15 +211,7 @@ def _check(wanted: dataclasses.Field, value: Any, where: str) -> None:
     if not fits or isinstance(value, str):
         said = next(word for kind, word in _WORDS.items() if kind in kinds)
         raise UsageError(f"{where} must be {auto}{said}, got {brief(value)}.")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UsageError(f"{where} must be {auto}a finite number, got {value}.")
-    least, above, most = (bounds.get(name) for name in ("least", "above", "most"))
-    if least is not None and value < least:
-        raise UsageError(f"{where} must be {auto}at least {least:,}, got {brief(value)}.")
-    if above is not None and value <= above:
-        raise UsageError(f"{where} must be {auto}more than {above:,}, got {brief(value)}.")
-    if most is not None and value > most:
-        raise UsageError(f"{where} must be {auto}at most {most:,}, got {brief(value)}.")
+    check_number(bounds, value, f"{where} must be {auto}".rstrip())
 
 
 def _check_text(bounds: Mapping[str, Any], value: str, where: str) -> None:
@@ -236,7 +220,7 @@ def _check_text(bounds: Mapping[str, Any], value: str, where: str) -> None:
     if not value.strip() and not bounds.get("empty", True):
         raise UsageError(f"{where} must not be empty.")
     if bounds.get("choices") and value not in bounds["choices"]:
-        near = _suggest(value, bounds["choices"])
+        near = suggestion(value, bounds["choices"])
         raise UsageError(f"{where} must be one of {', '.join(bounds['choices'])}, got {brief(value)!r}{near}.")
     if bounds.get("path") and value.startswith("~"):
         try:
@@ -268,12 +252,3 @@ def _kinds(wanted: dataclasses.Field) -> tuple[type, ...]:
     """The types that a field may have: (int, str) of `int | str`, (float,) of `float | None`."""
     union = isinstance(wanted.type, types.UnionType)
     return tuple(kind for kind in get_args(wanted.type) if kind is not type(None)) if union else (wanted.type,)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _suggest(word: str, known) -> str:
-    near = difflib.get_close_matches(word[:60], list(known), 1)
-    return f" (did you mean {near[0]!r}?)" if near else ""

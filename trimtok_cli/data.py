@@ -27,16 +27,6 @@ class Sample:
     problem: str = ""
 
 
-def shortened(text: str, most: int = 200) -> str:
-    """The text, or its beginning and how long it is."""
-    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
-
-
-def shown_name(name: str) -> str:
-    """An image's name as it is shown and written: whole, but for what can be no file's name, such as base64 data."""
-    return shortened(name, 60) if name[:5].lower() == "data:" else shortened(name, 4096)
-
-
 @dataclass(frozen=True, slots=True)
 class Media:
     """What an image or video file was before it became RGB: pixels upright, the file's own mode, EXIF orientation 1..8.

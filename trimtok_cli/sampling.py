@@ -5,16 +5,16 @@ Knows no model and no torch: the settings are checked before anything is loaded.
 
 import hashlib
 import json
-import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+from trimtok_cli.bounds import check_number, flag, setting
 from trimtok_cli.errors import UsageError
 
 COLDEST = 1e-30  # below it scores divided by the temperature leave float32
 MOST_TOKENS = 2**31 - 1
-MOST_SEED = 2**63 - 1
+LENGTH = {"least": 1, "most": MOST_TOKENS}  # of an answer
 
 
 @dataclass(frozen=True)
@@ -26,25 +26,20 @@ class Sampling:
     Every sample draws from a generator of its own, made of `seed` and of what is asked, so that no answer depends on its batch.
     """
 
-    temperature: float | None = None
-    top_p: float | None = None
-    seed: int = 0
-    top_k: int | None = None
-    repetition_penalty: float | None = None
-    greedy: bool = False
+    temperature: float | None = setting(None, least=0, most=10**6)
+    top_p: float | None = setting(None, above=0, most=1)
+    seed: int = setting(0, least=0, most=2**63 - 1)
+    top_k: int | None = setting(None, least=0, most=MOST_TOKENS)
+    repetition_penalty: float | None = setting(None, least=0.01, most=100)
+    greedy: bool = setting(False)
 
     def __post_init__(self) -> None:
-        heat, share, penalty = self.temperature, self.top_p, self.repetition_penalty
-        if heat is not None and not (heat == 0 or COLDEST <= heat < math.inf):
+        for each in fields(self):
+            if (value := getattr(self, each.name)) is not None:
+                check_number(each.metadata, value, f"{flag(each.name)} must be")
+        heat = self.temperature
+        if heat and heat < COLDEST:
             raise UsageError(f"--temperature must be 0 (greedy) or a number of at least {COLDEST:g}, got {heat}.")
-        if share is not None and not 0 < share <= 1:
-            raise UsageError(f"--top-p must be in (0, 1], got {share}.")
-        if self.top_k is not None and not 0 <= self.top_k <= MOST_TOKENS:
-            raise UsageError(f"--top-k must be 0 (no bound) or a number of tokens, got {self.top_k}.")
-        if penalty is not None and not 0.01 <= penalty <= 100:
-            raise UsageError(f"--repetition-penalty must be from 0.01 to 100 (1 is none), got {penalty}.")
-        if not 0 <= self.seed <= MOST_SEED:
-            raise UsageError(f"--seed must be from 0 to {MOST_SEED} (2**63 - 1), got {self.seed}.")
         if self.greedy and heat:
             raise UsageError(f"--greedy and --temperature {heat:g} contradict each other; give one of them.")
 
@@ -60,8 +55,8 @@ class Sampling:
 
 def check_length(max_new_tokens: int | None) -> None:
     """UsageError where an answer cannot have so many tokens; None is the checkpoint's own number."""
-    if max_new_tokens is not None and not 1 <= max_new_tokens <= MOST_TOKENS:
-        raise UsageError(f"--max-new-tokens must be at least 1 and at most {MOST_TOKENS}, got {max_new_tokens}.")
+    if max_new_tokens is not None:
+        check_number(LENGTH, max_new_tokens, "--max-new-tokens must be")
 
 
 class Lots:

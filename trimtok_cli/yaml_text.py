@@ -1,6 +1,6 @@
 """YAML that somebody else may have written, read within bounds: of size, depth and work, with no tags and no key twice.
 
-Knows no setting. Values in messages are shortened, so that a hostile one costs neither time nor screen.
+Knows no setting.
 """
 
 from collections import Counter
@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from trimtok_cli.errors import UsageError
+from trimtok_cli.wording import brief
 
 MOST_CHARACTERS, MOST_DEPTH, MOST_VALUES = 100_000, 50, 20_000
 _TAG = "tag:yaml.org,2002:"
@@ -43,20 +44,6 @@ def load(text: str, where: str, *, as_text: Collection[str] = ()) -> Any:
     finally:
         if loader is not None:
             loader.dispose()
-
-
-def brief(value: Any, most: int = 60) -> str:
-    """A value as a message shows it: a short text or number itself, of anything longer its beginning, of the rest its type."""
-    if isinstance(value, str):
-        shown = value if value.isprintable() else ascii(value[: 2 * most])[1:-1]
-        return shown if len(value) <= most else f"{shown[:most]}... ({len(value)} characters)"
-    if isinstance(value, int) and value.bit_length() > 128:
-        return f"a number of about {value.bit_length() * 3 // 10} digits"
-    if value is None:
-        return "nothing"
-    if isinstance(value, (int, float)):
-        return str(value).lower() if isinstance(value, bool) else str(value)
-    return {list: "a list", tuple: "a list", dict: "names and values"}.get(type(value), f"a {type(value).__name__}")
 
 
 def _measure(node: yaml.Node, where: str, known: dict[int, int], above: tuple[int, ...]) -> int:

@@ -4,7 +4,6 @@ Lists may be written as single values: `batch: 8` is `batch: [8]`.
 """
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Any
 
 from trimtok_cli.config import CAPTION_PROMPT, read_yaml
 from trimtok_cli.errors import UsageError
-from trimtok_cli.yaml_text import brief
+from trimtok_cli.wording import brief, suggestion
 
 Numbers, Names = tuple[int, ...], tuple[str, ...]
 
@@ -137,9 +136,8 @@ def build(kind: type, values: Any, where: str) -> Any:
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in fields:
-            near = difflib.get_close_matches(name[:60], list(fields), 1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise UsageError(f"{where}: unknown key {brief(name)!r}{hint}; known keys are {', '.join(fields)}.")
+            near = suggestion(name, fields)
+            raise UsageError(f"{where}: unknown key {brief(name)!r}{near}; known keys are {', '.join(fields)}.")
         given[name] = _convert(fields[name].type, value, f"{where}: {name}")
     made = kind(**given)
     _check(made, where)

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
@@ -22,7 +22,7 @@ from trimtok_cli.config import RunConfig, resolve
 from trimtok_cli.data import Comparison
 from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED, UsageError
 from trimtok_cli.readers import Source, read_any
-from trimtok_cli.writers.answers import record
+from trimtok_cli.writers.answers import line_of, record
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -108,22 +108,24 @@ def run_comparison(
     read = reads(config, source, config_file)
     with claimed(out, "compare", read, overwrite=overwrite, name="compare.jsonl", page=True) as destination:
         adapter, ask = load(config, screen)
+        most = generation(adapter, config, screen)["max_new_tokens"]["value"]
         check_video(adapter, config)
         from trimtok_cli.engine import compare_all
+        from trimtok_cli.media.video import load_video
 
         with ending.under_way():
             results = compare_all(adapter, pruners, source.samples, ask)
             show = verbose or (source.total is not None and source.total <= FEW)
-            return write_all(results, source.total, destination, config, adapter, ask, screen, show)
+            load_clip = partial(load_video, rule=ask.frames)
+            last = partial(close, most=most, model=describe(adapter), destination=destination, screen=screen, load_clip=load_clip)
+            return write_all(results, source.total, destination, config.model, last, screen, show)
 
 
 def write_all(
-    results: Iterable[Comparison], total: int | None, destination: Destination, config: RunConfig, adapter, ask, screen: Screen,
-    show: bool,
+    results: Iterable[Comparison], total: int | None, destination: Destination, model: str,
+    last: Callable[[Sequence[Comparison]], None], screen: Screen, show: bool,
 ) -> int:  # fmt: skip
-    """Comparisons to the file, the screen and the page, as they come; the exit code."""
-    from trimtok_cli.media.video import load_video
-
+    """Comparisons to the file and the screen as they come, and `last` with all of them; the exit code."""
     comparisons: list[Comparison] = []
     failure = None
     file = Output(destination)
@@ -131,7 +133,7 @@ def write_all(
         with screen.track(total):
             for comparison in results:
                 ending.look()
-                file.write(comparison_record(comparison, config.model))
+                file.write(line_of(comparison_record(comparison, model)))
                 # The page shows the first of them; of the others the summary needs no places, which are most of the memory.
                 shown = len(comparisons) < PAGE_SAMPLES
                 comparisons.append(comparison if shown else replace(comparison, boxes=(), visual_index=(), frame=()))
@@ -145,9 +147,7 @@ def write_all(
         raise
     finally:
         file.close(failure is not None and not isinstance(failure, KeyboardInterrupt))
-        most, load_clip = most_new_tokens(adapter, config), partial(load_video, rule=ask.frames)
-        last = partial(close, comparisons, most, describe(adapter), destination, screen, load_clip)
-        finish(destination.page, last, failure is not None)
+        finish(destination.page, partial(last, comparisons), failure is not None)
     return EXIT_SOME_FAILED if any(r.error for c in comparisons for r in c.results) else EXIT_OK
 
 
@@ -186,14 +186,10 @@ def comparison_record(comparison: Comparison, model: str) -> dict[str, Any]:
     return {**shared, "reference": list(comparison.sample.answers), "runs": runs}
 
 
-def most_new_tokens(adapter, config: RunConfig) -> str:
-    most = generation(adapter, config)["max_new_tokens"]["value"]
-    return "as many as max_length of the checkpoint allows" if most is None else str(most)
-
-
 def close(
     comparisons: Sequence[Comparison],
-    most: str,
+    *,
+    most: int | None,
     model: dict[str, str],
     destination: Destination,
     screen: Screen,
@@ -207,10 +203,12 @@ def close(
     if not comparisons:
         return
     rows, found = summarize(comparisons), versions()
-    screen.show(summary_table(rows))
+    if any(row.samples for row in rows):
+        screen.show(summary_table(rows))
     screen.say(explain(rows), "bold")
     if destination.answers is None:
         return
+    most = "as many as max_length of the checkpoint allows" if most is None else most
     words = [r.tokens.text for c in comparisons for r in c.results[:1] if not r.error]
     facts = {
         "Model": f"{model['name']} ({model['family']}{', ' + model['commit'][:12] if model['commit'] else ''})",

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from trimtok_cli import ending
 from trimtok_cli.errors import TrimtokError, UsageError
+from trimtok_cli.wording import brief
 from trimtok_cli.writers.lock import Busy, Lock
 from trimtok_cli.writers.whole import beside, create, discard, put
-from trimtok_cli.yaml_text import brief
 
 OWN = Path("trimtok-out")  # where the folders lie that nobody named
 TRIED = 64 * 1024  # bytes that the disk must take before a model is loaded

@@ -8,8 +8,7 @@ from typing import Any
 
 from trimtok_cli.commands.destination import Destination
 from trimtok_cli.errors import TrimtokError
-from trimtok_cli.writers.answers import JsonLines, to_line
-from trimtok_cli.writers.whole import Lines, beside, discard
+from trimtok_cli.writers.whole import Lines, Printed, beside, discard
 
 
 class Output:
@@ -23,15 +22,15 @@ class Output:
     def __init__(self, destination: Destination, begin: Callable[[], None] = lambda: None) -> None:
         self.destination, self.begin, self.count, self.began = destination, begin, 0, False
         self.lines: Lines | None = None
-        self.stdout = JsonLines(None) if destination.answers is None else None
+        self.printed = Printed() if destination.answers is None else None
         if destination.answers is not None:
             self.lines = self._told(lambda: Lines(beside(destination.answers, "new")))
             if not any(path.exists() for path in [destination.answers, *destination.beside]):
                 self._told(self._take_place)
 
-    def write(self, row: dict[str, Any]) -> None:
+    def write(self, line: bytes) -> None:
         """One answer. TrimtokError with what is safe if it cannot be written; BrokenPipeError if nobody reads standard output."""
-        self._told(lambda: self._write(row))
+        self._told(lambda: self._write(line))
         self.count += 1
 
     def close(self, failed: bool) -> None:
@@ -46,12 +45,11 @@ class Output:
             for path in self.destination.beside if failed else ():
                 discard(path)
 
-    def _write(self, row: dict[str, Any]) -> None:
+    def _write(self, line: bytes) -> None:
         if self.lines is None:
-            self.stdout.write(row)
+            self.printed.append(line)
             return
-        # A lone surrogate (a file name that is not UTF-8) cannot be encoded; it is written as an escape.
-        self.lines.append((to_line(row) + "\n").encode("utf-8", "backslashreplace"))
+        self.lines.append(line)
         if not self.began:
             self._take_place()
 

@@ -35,8 +35,6 @@ def load(config: RunConfig, screen: Screen):
     from trimtok_cli.media.video import FrameRule
     from trimtok_cli.models import load_model
     from trimtok_cli.prepare import Ask
-    from trimtok_cli.rules import Rules
-    from trimtok_cli.told import notes
 
     adapter = load_model(
         config.model,
@@ -49,20 +47,21 @@ def load(config: RunConfig, screen: Screen):
     frames = FrameRule(
         config.frames, config.fps or None, config.start, config.end or None, config.video_backend, config.video_timeout
     )
-    for note in notes(Rules(adapter, max_new_tokens=config.max_new_tokens, sampling=config.sampling), config.sources):
-        screen.say(note, "dim")
     return adapter, Ask(
         config.prompt, config.system, config.max_new_tokens, config.sampling, frames, config.video_as, config.max_pixels,
         config.decode, timeout=config.timeout,
     )  # fmt: skip
 
 
-def generation(adapter, config: RunConfig) -> dict[str, Any]:
-    """What run.json says of how answers are made: each setting, its value, and who said it."""
+def generation(adapter, config: RunConfig, screen: Screen) -> dict[str, Any]:
+    """What run.json says of how answers are made: each setting, its value, and who said it. What is unusual is said at once."""
     from trimtok_cli.rules import Rules
-    from trimtok_cli.told import described
+    from trimtok_cli.told import described, notes
 
-    return described(Rules(adapter, max_new_tokens=config.max_new_tokens, sampling=config.sampling), config.sources)
+    rules = Rules(adapter, max_new_tokens=config.max_new_tokens, sampling=config.sampling)
+    for note in notes(rules, config.sources):
+        screen.say(note, "dim")
+    return described(rules, config.sources)
 
 
 def pruning(config: RunConfig, method: str) -> dict[str, Any]:
@@ -103,6 +102,7 @@ def run(
     pruner = build_pruner(config.method, pruning(config, config.method))
     with claimed(out, command, reads(config, source, config_file), overwrite=overwrite) as destination:
         adapter, ask = load(config, screen)
+        facts = {"generation": generation(adapter, config, screen)}
         check_video(adapter, config)
         from trimtok_cli.engine import answer_all
         from trimtok_cli.stages import check_method
@@ -111,8 +111,7 @@ def run(
         with ending.under_way():
             workers = count_workers(config.workers, adapter.device.type, source.total)
             results = answer_all(adapter, pruner, source.samples, ask, batch_size=config.rows, workers=workers)
-            facts = {"run": uuid.uuid4().hex[:12], "command": command, "model": describe(adapter)}
-            facts["generation"] = generation(adapter, config)
+            facts |= {"run": uuid.uuid4().hex[:12], "command": command, "model": describe(adapter)}
             show = verbose or (source.total is not None and source.total <= FEW)
             return write_all(results, source.total, destination, config, facts, screen, show)
 
@@ -133,8 +132,8 @@ def write_all(
         with closing(results), screen.track(total):
             for result in results:
                 ending.look()
-                result, row = writable(result, model=config.model, run=facts["run"])
-                file.write(row)
+                result, line = writable(result, model=config.model, run=facts["run"])
+                file.write(line)
                 summary.add(result)
                 if show or result.error:
                     screen.answer(result)
@@ -180,6 +179,7 @@ def closing_line(summary: RunSummary, noun: str) -> str:
     line = f"{count} {noun}, {summary.failed} failed"
     if summary.done:
         line += f", {summary.visual / summary.done:.0f} → {summary.kept / summary.done:.0f} visual tokens a sample"
-    cut = summary.finish["length"]
-    line += f", {count / seconds:.2f} {noun}/s" + (f"; {cut} answers were cut off at --max-new-tokens" if cut else "")
+    line += f", {count / seconds:.2f} {noun}/s"
+    if cut := summary.finish["length"]:
+        line += f"; {cut} answer{'s were' if cut > 1 else ' was'} cut off at --max-new-tokens or where the model's positions end"
     return line

@@ -16,36 +16,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.text import Text
 
 from trimtok_cli.data import Result, Sample
+from trimtok_cli.wording import brief, shortened, shown
 
 PLAIN_EVERY = 10.0  # seconds between plain lines where there is no terminal
 FEW = 50  # so many answers are shown without -v
-
-
-# Control characters (ESC and its 8-bit forms among them), and those that turn the direction of a line around.
-_CONTROLS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]")
 LONGEST_NAME, LONGEST_WORD = 160, 300
-
-
-def shown(text: str) -> str:
-    """Other people's text for a terminal: on one line, and whatever would steer the terminal is written out (`\\x1b`)."""
-    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
-
-
-def shortened(text: str, most: int = LONGEST_NAME) -> str:
-    """A name as `shown`; of a long one (a path of many folders, a data: URI) the beginning and the end."""
-    if len(text) > most:
-        text = f"{text[: most // 2]} ... {text[-most // 4 :]} ({len(text):,} characters)"
-    return shown(text)
 
 
 def names(sample: Sample) -> str:
     """What a sample is about, on one line."""
-    return shortened(", ".join(map(shortened, sample.names)), 4 * LONGEST_NAME) or "(no image)"
+    return brief(", ".join(shortened(name, LONGEST_NAME) for name in sample.names), 4 * LONGEST_NAME) or "(no image)"
 
 
 def message(text: str) -> str:
     """An error or a note; one word of it may be as long as a data: URI."""
-    return shown(re.sub(rf"\S{{{LONGEST_WORD},}}", lambda found: shortened(found[0]), text))
+    return shown(re.sub(rf"\S{{{LONGEST_WORD},}}", lambda found: shortened(found[0], LONGEST_NAME), text))
 
 
 class Screen:

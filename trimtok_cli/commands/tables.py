@@ -6,9 +6,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from trimtok_cli.commands.screen import message, names, shown
+from trimtok_cli.commands.screen import message, names
 from trimtok_cli.data import Comparison, Result
 from trimtok_cli.report.summary import Row, duration
+from trimtok_cli.wording import shown
 
 
 def sample_table(comparison: Comparison) -> Table:
@@ -49,6 +50,9 @@ def summary_table(rows: Sequence[Row]) -> Table:
         whole = name in ("same as dense", "prefill", "total")  # a time and its ratio stay together
         table.add_column(name, justify="right", no_wrap=whole)
     for i, row in enumerate(rows):
+        if not row.samples:
+            table.add_row(Text(shown(row.label)), "nothing to compare")
+            continue
         now, pace = row.median, lambda value: f" ({value:.1f}×)" if value else ""
         table.add_row(
             Text(shown(row.label)),

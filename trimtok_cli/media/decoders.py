@@ -27,7 +27,7 @@ from trimtok_cli.child import end_with_parent
 from trimtok_cli.errors import MediaError
 from trimtok_cli.media.containers import rotation_of
 from trimtok_cli.media.files import machine_fault, plain
-from trimtok_cli.media.images import MOST_FRAMES, animation
+from trimtok_cli.media.images import MOST_FRAMES, MOST_PIXELS, animation
 from trimtok_cli.media.kinds import DEMUXERS, HEAD, container
 from trimtok_cli.media.packets import SEEKS, Clock, Packets, usual_end
 from trimtok_cli.media.video import FrameRule, pick_times
@@ -36,7 +36,6 @@ _THREADS = 4
 _MANY = 9_000_000  # pixels of a frame from which on one thread decodes: each further one holds frames of its own
 _CLOSE = 1e-3  # seconds: decord tells times in 32-bit floats
 MOST_FRAME = 36_000_000  # pixels of one frame; an 8K video has 33 million
-MOST_PIXELS = 179_000_000  # of all frames that are taken: as many as an image may have
 _STRANGE = 8  # a pixel so many times as wide as high, or the reverse, is not believed
 _Read = tuple[dict[str, Any], list[np.ndarray]]
 

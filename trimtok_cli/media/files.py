@@ -21,12 +21,6 @@ _MACHINE = {
 }
 
 
-def short(path: object) -> str:
-    """A path as a message names it: base64 data where a path should be floods no screen."""
-    text = str(path)
-    return text if len(text) <= 300 else f"{text[:300]}..."
-
-
 def machine_fault(error: BaseException) -> str:
     """`what; what to do` where the machine lacks something; empty where the error is of another kind."""
     if isinstance(error, MemoryError):

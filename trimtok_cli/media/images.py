@@ -21,8 +21,9 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from trimtok_cli.data import Media
 from trimtok_cli.errors import MediaError
 from trimtok_cli.media import kinds, mend, pixels
-from trimtok_cli.media.files import blamed, refuse_irregular, short
+from trimtok_cli.media.files import blamed, refuse_irregular
 from trimtok_cli.media.pixels import Color
+from trimtok_cli.wording import shortened
 
 # What a search of a folder takes for an image. A file that is named explicitly may have any suffix.
 IMAGE_SUFFIXES = frozenset(
@@ -31,7 +32,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 MOST_BYTES = 1_500_000_000  # of memory for one picture at its peak, copies included: 179 million pixels of plain RGB
-MOST_PIXELS = 179_000_000
+MOST_PIXELS = 179_000_000  # of an image, and of all frames that are taken of a video
 _USUAL = 0.1  # seconds: for how long browsers show a frame that tells no time, or hardly any
 MOST_FRAMES = 10_000  # further ones are not counted
 _ICON = 8_000_000  # pixels: Pillow decodes an icon while it opens it
@@ -53,7 +54,7 @@ _OPENING = threading.Lock()  # Pillow's own pixel limit is one global number
 
 def load_image(path: Path, *, background: Color = (255, 255, 255), max_pixels: int = MOST_PIXELS) -> tuple[Image.Image, Media]:
     """The image as upright RGB, transparent pixels laid on `background`; of several frames or pages the first."""
-    name = short(path)
+    name = shortened(str(path), 300)
     with blamed(name), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # of broken EXIF and the like; what matters raises
         refuse_irregular(path.stat(), name, "image")

@@ -1,5 +1,6 @@
-"""What a file is by its first bytes, whatever its name ends with. Knows no decoder."""
+"""What a file is by its first bytes, whatever its name ends with. Knows no decoder; whether a file is sound is theirs to say."""
 
+import os
 import re
 import stat
 from contextlib import suppress
@@ -9,11 +10,13 @@ from typing import BinaryIO
 
 from trimtok_cli.data import Sample
 
+UNKNOWN = "unknown"  # empty, missing, or not to be opened by this user: nothing can be said of its content
 HEAD = 4096  # bytes that are looked at
 _FRONT = 64  # bytes that may stand before a picture: white space or a header that a server let slip in
 
 _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 _AVIF = (b"avif", b"avis")
+_NO_PICTURES = (b"M4A ", b"M4B ", b"M4P ", b"crx ")  # songs, audio books, raw photographs
 _STARTS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP", re.DOTALL)
 _BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
 
@@ -42,7 +45,7 @@ _OTHERS = (
     (rb"%!PS|\xc5\xd0\xd3\xc6", "a PostScript file"),
     (rb"8BPS", "a Photoshop document"),
     (rb"\xff\x0a|\0\0\0\x0cJXL ", "a JPEG XL picture"),
-    (rb"ID3|fLaC|RIFF....WAVE|\xff[\xfb\xf3\xf1\xf9]", "a sound file"),
+    (rb"ID3|fLaC|RIFF....WAVE|....ftypM4[ABP] |\xff[\xfb\xf3\xf1\xf9]", "a sound file"),
     (rb"#EXTM3U|ffconcat|v=0\r?\n", "a playlist, not a video"),
     (rb"MZ|\x7fELF", "a program"),
     (rb"PAR1|\x89HDF|SQLite format|\x93NUMPY", "a data file"),
@@ -64,9 +67,9 @@ def picture(head: bytes) -> tuple[str, int]:
         return "TIFF", 0
     if head[:4] in (b"\0\0\0\x0c", b"\xff\x4f\xff\x51") and (head[0] or head[4:8] == b"jP  "):
         return "JPEG2000", 0
-    if re.match(rb"P([1-7fF]|0CMYK|yCMYK|yRGBA|yP)[\s#]", head):
+    if re.match(rb"P([1-6fF]|0CMYK|yCMYK|yRGBA|yP)\s[\d\s#]", head):
         return "PPM", 0
-    if head[:4] == b"\0\0\1\0" and head[4:6] != b"\0\0":
+    if head[:4] == b"\0\0\1\0" and 0 < int.from_bytes(head[4:6], "little") < 256:
         return "ICO", 0
     if head[:4] == b"qoif":
         return "QOI", 0
@@ -79,12 +82,12 @@ def picture(head: bytes) -> tuple[str, int]:
 def container(head: bytes) -> str:
     """The kind of video file, a key of DEMUXERS; empty where it is none. An allow-list: FFmpeg would follow a playlist."""
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot") and not picture(head)[0]:
-        return "" if head[8:12] == b"crx " and head[4:8] == b"ftyp" else "mp4"  # a Canon raw photo
+        return "" if head[4:8] == b"ftyp" and head[8:12] in _NO_PICTURES else "mp4"
     if head[:4] == b"RIFF":
         return "avi" if head[8:12] in (b"AVI ", b"AVIX") else ""
     for packet, first in ((188, 0), (192, 4)):
         marks = head[first::packet][:5]
-        if len(marks) > 1 and set(marks) == {ord("G")}:
+        if len(marks) > 1 and set(marks) == {ord("G")} and re.search(rb"[\0\xff]", head):  # a text may say G so often
             return "ts"
     return next((kind for mark, kind in _CONTAINERS.items() if head.startswith(mark)), "")
 
@@ -100,6 +103,32 @@ def looks_like(head: bytes) -> str:
             return words
     text = not re.search(rb"[\0-\x08\x0e-\x1a\x1c-\x1f\x7f]", head)
     return "a text file" if text else "nothing known"
+
+
+def head_kind(head: bytes) -> str:
+    """`image`, `video` or "" for neither, of a file that begins with these bytes.
+
+    A picture behind some other bytes, which is mended when it is loaded, is none here: a text may speak of GIF89a.
+    """
+    kind, (format, start) = container(head), picture(head)
+    if format:
+        return "" if start else "image"
+    return "video" if kind and (kind != "ogg" or b"\x80theora" in head) else ""
+
+
+def media_kind(path: str | os.PathLike[str]) -> str:
+    """As `head_kind`, or `unknown` where there is nothing to look at. Never raises, and opens no pipe and no device.
+
+    A search of folders asks this of names whose ending says nothing (`d`, `b.jpg_large`, `c.jpg?width=1200`).
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return ""
+        with open(path, "rb") as file:
+            head = file.read(HEAD)
+    except (OSError, ValueError):
+        return UNKNOWN
+    return head_kind(head) if head else UNKNOWN
 
 
 def kind_of(path: Path) -> str:

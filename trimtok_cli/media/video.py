@@ -25,8 +25,9 @@ from PIL import Image
 from trimtok_cli.child import command
 from trimtok_cli.errors import MediaError, UsageError
 from trimtok_cli.media.containers import missing
-from trimtok_cli.media.files import blamed, machine_fault, refuse_irregular, short
+from trimtok_cli.media.files import blamed, machine_fault, refuse_irregular
 from trimtok_cli.media.kinds import HEAD, container, looks_like, picture
+from trimtok_cli.wording import shortened
 
 # What a search of a folder takes for a video. A file that is named explicitly may have any suffix.
 VIDEO_SUFFIXES = frozenset(
@@ -120,7 +121,7 @@ def load_video(path: Path, rule: FrameRule) -> Clip:
 
     The file is told by its content: of an animated GIF, WebP or PNG the frames are taken, of a still picture the one it is.
     """
-    name = short(path)
+    name = shortened(str(path), 300)
     with blamed(name):
         if not _check(path, name):
             return _decode(path, name, rule, ["pillow"])

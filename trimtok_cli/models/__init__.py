@@ -1,4 +1,8 @@
-"""The model families: `config.model_type` to Adapter. Loading happens here."""
+"""The model families: `config.model_type` to Adapter; `load_model`, from a name to an Adapter on its device.
+
+The steps of loading are elsewhere: `catalog` says what a name means, `hub` downloads, `checkpoint` looks at the folder, `loading`
+has transformers load each part, `fitting` makes the processor fit the model.
+"""
 
 from functools import partial
 
@@ -21,6 +25,7 @@ from trimtok_cli.models.llava import Llava
 from trimtok_cli.models.llava_next import LlavaNext, LlavaOnevision
 from trimtok_cli.models.loading import Folder, check_weights, find_folder, strip
 from trimtok_cli.models.qwen import Qwen2VL, Qwen3VL
+from trimtok_cli.wording import brief
 
 ADAPTERS: dict[str, type[Adapter]] = {
     "llava": Llava,
@@ -88,8 +93,9 @@ def load_model(
     transformers.utils.logging.disable_progress_bar()
     with folder.sentences():
         base = _base(folder)
-        _check_family(read_settings(base.path), model)
-        settings = check(base.path)
+        settings = read_settings(base.path)
+        _check_family(settings, model)
+        check(base.path, settings)
     config = base.load("config.json", AutoConfig.from_pretrained)
     strip(config)
     processor = base.load("processor", AutoProcessor.from_pretrained)
@@ -129,7 +135,7 @@ def _check_family(settings: dict[str, dict], model: str) -> None:
     """
     family = settings.get("config.json", {}).get("model_type")
     if isinstance(family, str) and family not in ADAPTERS and family not in OTHER_LAYOUTS:
-        raise ModelError(f"--model {model} is of the family {family[:60]!r}; supported are {', '.join(sorted(ADAPTERS))}.")
+        raise ModelError(f"--model {model} is of the family {brief(family)!r}; supported are {', '.join(sorted(ADAPTERS))}.")
 
 
 def _network(folder: Folder, config, kind: torch.dtype, place: torch.device, quantized: str):
@@ -140,7 +146,7 @@ def _network(folder: Folder, config, kind: torch.dtype, place: torch.device, qua
     """
     if quantized and not any(name.startswith(quantized) for name in AUTO_QUANTIZER_MAPPING):  # they would be read as they lie
         version = transformers.__version__
-        raise folder.error(f"its weights are quantized by {quantized[:40]!r}, which transformers {version} does not know")
+        raise folder.error(f"its weights are quantized by {brief(quantized)!r}, which transformers {version} does not know")
     more = {"device_map": {"": place}} if quantized and is_accelerate_available() else {}
     network, info = folder.load(
         "weights", AutoModelForImageTextToText.from_pretrained, config=config, dtype=kind, attn_implementation="sdpa",

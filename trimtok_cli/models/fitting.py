@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 from trimtok_cli.checkpoint import Broken
+from trimtok_cli.wording import brief
 
 log = logging.getLogger("trimtok")
 CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # what a tower puts in front of its patches
@@ -102,4 +103,4 @@ def _check_numbers(processor: Any, what: str) -> None:
         value = getattr(processor, name, None)
         for number in value if isinstance(value, (list, tuple)) else [] if value is None else [value]:
             if not isinstance(number, (int, float)) or not math.isfinite(number) or number <= least:
-                raise Broken(f"the {name} of its {what} is {str(value)[:60]}; copy or download its settings again")
+                raise Broken(f"the {name} of its {what} is {brief(value)}; copy or download its settings again")

@@ -1,5 +1,5 @@
-"""Everything that is loaded by transformers, in one place: no code of a checkpoint runs unless it is trusted, and what cannot be
-loaded is one sentence. Knows no family.
+"""How transformers loads each part of a folder: no code of a checkpoint runs unless it is trusted, and what cannot be loaded, or
+was loaded without some of its weights, is one sentence. Knows no family.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from trimtok_cli.catalog import locate
 from trimtok_cli.checkpoint import Broken
 from trimtok_cli.errors import ModelError
 from trimtok_cli.hub import fetch
+from trimtok_cli.wording import brief, shortened
 
 log = logging.getLogger("trimtok")
 NAMED = 3  # of the tensors that are missing, so many are named
@@ -163,10 +164,9 @@ def reason(part: str, error: Exception) -> str:
     if "weights_only" in text or "Unsupported" in type(error).__name__ or "Unpickling" in type(error).__name__:
         return f"for its {part} it has a pickle that holds more than tensors, or is damaged; use a checkpoint with safetensors"
     told = isinstance(error, (OSError, ValueError, RuntimeError)) and text  # else it speaks to programmers
-    said = f" ({text[:60]} is not known)" if isinstance(error, KeyError) else f" ({_first_sentence(text)})" if told else ""
+    said = f" ({brief(text)} is not known)" if isinstance(error, KeyError) else f" ({_first_sentence(text)})" if told else ""
     return f"its {part} cannot be read by transformers {transformers.__version__}{said}; check the folder"
 
 
 def _first_sentence(text: str) -> str:
-    found = re.split(r"(?<=[\w)'\"`])[.!?] ", " ".join(text.split()))[0]
-    return (found if len(found) <= 160 else found[:157] + "...").rstrip(".")
+    return shortened(re.split(r"(?<=[\w)'\"`])[.!?] ", " ".join(text.split()))[0].rstrip("."))

@@ -1,7 +1,6 @@
 """The pruning methods: a name for each. A method is one file and one line in PRUNERS; `dense` is no pruner at all."""
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,7 +11,6 @@ from trimtok_cli.pruners.cdpruner import CDPruner
 from trimtok_cli.pruners.divprune import DivPrune, DivPruneStar
 from trimtok_cli.pruners.fastv import FastV
 from trimtok_cli.pruners.floors import Random, Uniform
-from trimtok_cli.pruners.params import said
 from trimtok_cli.pruners.prumerge import PruMerge
 from trimtok_cli.pruners.pyramiddrop import PyramidDrop
 from trimtok_cli.pruners.sparsevlm import SparseVLM
@@ -22,7 +20,7 @@ from trimtok_cli.pruners.visionzip import VisionZip
 from trimtok_cli.pruners.vispruner import VisPruner
 from trimtok_cli.pruners.vtw import VTW
 from trimtok_cli.tokens import EncoderTap
-from trimtok_cli.yaml_text import brief
+from trimtok_cli.wording import brief, quoted, suggestion
 
 PRUNERS: dict[str, type[Pruner] | None] = {
     "dense": None,
@@ -60,7 +58,7 @@ def build_pruner(name: str, params: Mapping[str, Any]) -> Pruner | None:
     Raises UsageError for an unknown name or parameter and for a value that the method refuses.
     """
     if name not in PRUNERS:
-        raise UsageError(f"--method {brief(name)} is not known: choose from {', '.join(PRUNERS)}{_suggest(name, PRUNERS)}.")
+        raise UsageError(f"--method {brief(name)} is not known: choose from {', '.join(PRUNERS)}{suggestion(name, PRUNERS)}.")
     kind = PRUNERS[name]
     _check_names(params)
     try:
@@ -74,7 +72,7 @@ def build_pruner(name: str, params: Mapping[str, Any]) -> Pruner | None:
     given = {key: value for key, value in params.items() if key not in unused}
     for key in given.keys() - {"budget"}:
         if key not in known:
-            raise UsageError(f"{name} has no parameter {brief(key)!r}: it takes {_list(known)}{_suggest(key, known)}.")
+            raise UsageError(f"{name} has no parameter {brief(key)!r}: it takes {_list(known)}{suggestion(key, known)}.")
     try:
         pruner = kind(keep=keep, **given)
     except (ValueError, TypeError) as error:
@@ -91,7 +89,7 @@ def own_params(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
     for key in params:
         method, _, param = key.rpartition(".")
         if method and method not in PRUNERS:
-            raise UsageError(f"--param {key}: {said(method)} is not a method{_suggest(method, PRUNERS)}.")
+            raise UsageError(f"--param {key}: {quoted(method)} is not a method{suggestion(method, PRUNERS)}.")
         if param in OPTIONS:
             raise UsageError(f"--param {key} would overrule {OPTIONS[param]}: use {OPTIONS[param]}.")
     own = {key.removeprefix(f"{name}."): value for key, value in params.items() if key.startswith(f"{name}.")}
@@ -112,7 +110,7 @@ def check_signals(pruner: Pruner, encoder: EncoderTap) -> None:
 def _check_names(params: Mapping[str, Any]) -> None:
     for key in params:
         if not isinstance(key, str):
-            raise UsageError(f"--param: the name of a parameter is text, for example pool, got {said(key)}.")
+            raise UsageError(f"--param: the name of a parameter is text, for example pool, got {quoted(key)}.")
 
 
 def reads_tower(*pruners: Pruner | None) -> bool:
@@ -122,8 +120,3 @@ def reads_tower(*pruners: Pruner | None) -> bool:
 
 def _list(known: Iterable[str]) -> str:
     return ", ".join(name for name in known if name not in OPTIONS) or "none"
-
-
-def _suggest(word: str, known) -> str:
-    near = difflib.get_close_matches(word, list(known), 1)
-    return f" (did you mean {near[0]}?)" if near else ""

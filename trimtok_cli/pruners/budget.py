@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trimtok_cli.yaml_text import brief
+from trimtok_cli.wording import brief
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from trimtok_cli.wording import quoted
+
 NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 MOST = 2**63  # a number from here on is a mistake, and not all that meets it can hold it
 SEVERAL = {int: "whole numbers", float: "numbers"}
@@ -78,7 +80,7 @@ def checked(name: str, kind: Any, limits: Limits, value: Any) -> Any:
         found = _as(option, value)
         if found is not _UNFIT and limits.fit(found):
             return found
-    raise ValueError(f"{name} {takes(name, kind, limits)}, got {said(value)}")
+    raise ValueError(f"{name} {takes(name, kind, limits)}, got {quoted(value)}")
 
 
 def takes(name: str, kind: Any, limits: Limits) -> str:
@@ -89,15 +91,6 @@ def takes(name: str, kind: Any, limits: Limits) -> str:
     options = [option for option in (typing.get_args(kind) if union else (kind,)) if option is not type(None)]
     words = limits.says or "must be " + " or ".join(_name(option) for option in options)
     return ", ".join(part for part in (words, limits.range(name)) if part)
-
-
-def said(value: Any) -> str:
-    """A value as a sentence shows it: short, whatever it is."""
-    try:
-        text = " ".join(repr(value).split())
-    except ValueError:  # Python refuses to write out whole numbers of thousands of digits
-        return "a number of thousands of digits"
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _as(kind: Any, value: Any) -> Any:

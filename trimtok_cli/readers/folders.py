@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
-from trimtok_cli.data import shortened
 from trimtok_cli.media.images import IMAGE_SUFFIXES
-from trimtok_cli.media.sniff import media_kind
+from trimtok_cli.media.kinds import media_kind
 from trimtok_cli.media.video import VIDEO_SUFFIXES
+from trimtok_cli.wording import shortened
 
 # Endings of files that lie beside pictures and are none: they are not opened in a search.
 NO_MEDIA_SUFFIXES = frozenset({
@@ -41,9 +41,9 @@ class Passed:
     def trouble(self, name: str, error: OSError) -> None:
         self.troubles.append(f"{name} was passed over ({error.strerror})")
 
-    def endings_told(self, most: int = 6) -> str:
-        told = [f"{count} {ending}" for ending, count in self.endings.most_common(most)]
-        return ", ".join(told + ["..."] * (len(self.endings) > most))
+    def endings_told(self) -> str:
+        told = [f"{count} {ending}" for ending, count in self.endings.most_common(6)]
+        return ", ".join(told + ["..."] * (len(self.endings) > 6))
 
     def notes(self) -> tuple[str, ...]:
         count = sum(self.endings.values())
@@ -61,6 +61,11 @@ def known_kind(name: str) -> str:
     """`image` or `video`, by the ending alone."""
     ending = os.path.splitext(name)[1].lower()
     return "image" if ending in IMAGE_SUFFIXES else "video" if ending in VIDEO_SUFFIXES else ""
+
+
+def likely_kind(path: Path) -> str:
+    """By the ending where it is known, and only else by content: `image`, `video`, "" or `unknown`."""
+    return known_kind(path.name) or media_kind(path)
 
 
 def walk(

@@ -16,13 +16,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from trimtok_cli.data import Sample, shortened, shown_name
+from trimtok_cli.data import Sample
 from trimtok_cli.errors import TrimtokError, UsageError
-from trimtok_cli.media.sniff import media_kind
 from trimtok_cli.readers import shapes
-from trimtok_cli.readers.folders import NO_MEDIA_SUFFIXES, Passed, known_kind, natural_key, walk
+from trimtok_cli.readers.folders import NO_MEDIA_SUFFIXES, Passed, likely_kind, natural_key, walk
 from trimtok_cli.readers.source import Source
 from trimtok_cli.readers.text import names, open_bytes
+from trimtok_cli.wording import shortened, shown_name
 
 __all__ = ["is_question_file", "natural_key", "read_images"]
 
@@ -102,7 +102,7 @@ def _expand(source: str, recursive: bool, alone: bool, passed: Passed) -> list[S
 
 def _named(source: str, alone: bool, passed: Passed) -> list[Sample]:
     """A file that was named. Any ending will do, if the content is a picture's or a video's, or cannot be looked at."""
-    kind = known_kind(source) or media_kind(source)
+    kind = likely_kind(Path(source))
     sidecar = kind == "unknown" and os.path.splitext(source)[1].lower() in NO_MEDIA_SUFFIXES
     if kind and not (sidecar and not alone):
         return [_sample(source, Path(source), kind)]
@@ -115,7 +115,7 @@ def _named(source: str, alone: bool, passed: Passed) -> list[Sample]:
 
 
 def _sample(name: str, path: Path, kind: str = "") -> Sample:
-    kind = kind or known_kind(path.name) or media_kind(path)
+    kind = kind or likely_kind(path)
     if kind == "video":
         return Sample(id=name, video=path, names=(name,))
     return Sample(id=name, images=(path,), names=(name,))

@@ -12,12 +12,13 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from trimtok_cli.data import Sample, shortened
+from trimtok_cli.data import Sample
 from trimtok_cli.errors import TrimtokError, UsageError
 from trimtok_cli.readers import shapes
 from trimtok_cli.readers.rows import Rules, broken
 from trimtok_cli.readers.source import Source
 from trimtok_cli.readers.text import Tape, closing_lines, is_regular, open_bytes
+from trimtok_cli.wording import shortened
 
 _STREAM_ROWS = 100  # so many broken rows of a stream are looked at before the run begins all the same
 _FILE_ROWS = 100_000  # so many of a file before it is refused

@@ -13,15 +13,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from trimtok_cli.data import Sample, shortened, shown_name
+from trimtok_cli.data import Sample
 from trimtok_cli.media.images import IMAGE_SUFFIXES
-from trimtok_cli.media.sniff import media_kind
 from trimtok_cli.media.video import VIDEO_SUFFIXES
+from trimtok_cli.readers.folders import likely_kind
 from trimtok_cli.readers.shapes import WANTED, foreign, media_like, plain
+from trimtok_cli.wording import shortened, shown_name
 
 _REFERENCES = ("answers", "answer", "gt_answer", "label")  # the first that holds anything is used; all ride along in extra
-_MEDIA_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-_LOOKS = _MEDIA_SUFFIXES | {".svg", ".tga", ".psd", ".jxl", ".pcx", ".m2ts", ".mts", ".npy"}
+_LOOKS = IMAGE_SUFFIXES | VIDEO_SUFFIXES | {".svg", ".tga", ".psd", ".jxl", ".pcx", ".m2ts", ".mts", ".npy"}
 _DEEPEST = 100  # levels of lists within lists that a row may have
 
 # Columns by their plain names (no case, no punctuation). A file of the second kind may also be of something else.
@@ -211,7 +211,7 @@ class _Columns:
         names = _as_list(self.full[column])
         if not all(isinstance(name, str) and name for name in names):
             raise _Problem(f'"{column}" names a picture in a form that is not read; put the file\'s name under "image"')
-        if len(names) == 1 and kind_of(root / names[0]) == "video":
+        if len(names) == 1 and likely_kind(root / names[0]) == "video":
             return (), names[0]
         return names, None
 
@@ -229,14 +229,6 @@ class _Columns:
         if len({str(self.full[name]) for name in columns}) > 1:
             raise _Problem(f'{" and ".join(columns[:3])} may each name the picture; put the one that is meant under "image"')
         return columns[0] if columns else None
-
-
-def kind_of(path: Path) -> str:
-    """`image` or `video`: by the ending where it is known, else by content, else an image."""
-    ending = path.suffix.lower()
-    if ending in _MEDIA_SUFFIXES:
-        return "video" if ending in VIDEO_SUFFIXES else "image"
-    return "video" if media_kind(path) == "video" else "image"
 
 
 def references(row: dict[str, Any]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from trimtok_cli.media.sniff import head_kind
+from trimtok_cli.media.kinds import head_kind
 
 WANTED = 'write one JSON object a line: {"question_id": 1, "image": "a.jpg", "text": "Is there a dog?"}'
 

@@ -3,17 +3,13 @@
 LLaVA's own scorers read the first keys and ignore the rest; the same keys stand in every line, failed or not. Knows no model.
 """
 
-import errno
 import hashlib
 import json
 import math
-import os
-import sys
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from trimtok_cli.data import Media, Result
 from trimtok_cli.errors import sentence
@@ -66,17 +62,15 @@ def record(result: Result, *, model: str, run: str) -> dict[str, Any]:
     return row
 
 
-def writable(result: Result, **names: str) -> tuple[Result, dict[str, Any]]:
-    """The result and its record. Where further columns of the input cannot be written, the result has failed, and says so."""
+def writable(result: Result, **names: str) -> tuple[Result, bytes]:
+    """The result and its line. Where further columns of the input cannot be written, the result has failed, and says so."""
     try:
-        row = record(result, **names)
-        to_line(row)
+        return result, line_of(record(result, **names))
     except Exception as error:
         bare = replace(result.sample, extra={})
         problem = f"the row's columns cannot be written ({sentence(error)})"
         result = replace(result, sample=bare, answer="", finish="error", error=problem)
-        row = record(result, **names)
-    return result, row
+        return result, line_of(record(result, **names))
 
 
 def _answer_id(text: str) -> str:
@@ -100,6 +94,11 @@ def to_line(row: dict[str, Any]) -> str:
         return json.dumps(_finite(row), ensure_ascii=False, allow_nan=False)
 
 
+def line_of(row: dict[str, Any]) -> bytes:
+    """The line that is written. A lone surrogate (of a file name that is not UTF-8) cannot be encoded: it becomes an escape."""
+    return (to_line(row) + "\n").encode("utf-8", "backslashreplace")
+
+
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
     """A copy with null for every float that is no number, however deep it stands; without recursion."""
     copy = dict(row)
@@ -113,29 +112,3 @@ def _finite(row: dict[str, Any]) -> dict[str, Any]:
                 holder[key] = value.copy()
                 left.append(holder[key])
     return copy
-
-
-class JsonLines:
-    """A file of JSON lines, or standard output for None; every line is flushed, so that a killed run loses none.
-
-    Without `replace` a file that is there already is left alone: FileExistsError.
-    """
-
-    def __init__(self, path: Path | None, *, replace: bool = False) -> None:
-        # Standard output is written as bytes: UTF-8 whatever the terminal or the locale says.
-        self.own = path is not None
-        if path is None and sys.stdout is None:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        self.file: BinaryIO = path.open("wb" if replace else "xb") if path else sys.stdout.buffer
-
-    def write(self, row: dict[str, Any]) -> None:
-        # A lone surrogate (a file name that is not UTF-8) cannot be encoded; it is written as an escape.
-        self.file.write((to_line(row) + "\n").encode("utf-8", "backslashreplace"))
-        self.file.flush()
-
-    def __enter__(self) -> "JsonLines":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.own:
-            self.file.close()

@@ -1,6 +1,8 @@
 """Files that are whole or not there: documents that are written beside their place and moved, lines that are never cut."""
 
+import errno
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -60,6 +62,18 @@ class Lines:
 
     def close(self) -> None:
         self.file.close()
+
+
+class Printed:
+    """Standard output, for lines of bytes: UTF-8, whatever the terminal or the locale says. OSError where it is closed."""
+
+    def __init__(self) -> None:
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    def append(self, line: bytes) -> None:
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
 
 
 def put(file: BinaryIO, data: bytes) -> None:
