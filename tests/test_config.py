@@ -126,3 +126,27 @@ def test_a_field_of_any_type_is_converted_and_checked():
         if not isinstance(value, str):
             with pytest.raises(UsageError, match="x must be"):
                 _check(wanted, value, "x")
+
+
+@pytest.mark.parametrize(
+    ("file", "environ", "flags", "greedy", "temperature"),
+    [
+        ("temperature: 0.7", {}, {"greedy": True}, True, None), ("temperature: 0.7", {"TRIMTOK_GREEDY": "yes"}, {}, True, None),
+        ("greedy: true", {}, {"temperature": 0.7}, False, 0.7), ("greedy: true", {"TRIMTOK_TEMPERATURE": "0.7"}, {}, False, 0.7),
+        ("{}", {"TRIMTOK_TEMPERATURE": "0.7"}, {"greedy": True}, True, None), ("greedy: true", {}, {"temperature": 0.0}, True, 0.0),
+    ],
+)  # fmt: skip
+def test_of_greedy_and_a_temperature_the_nearer_word_holds(file, environ, flags, greedy, temperature):
+    Path("c.yaml").write_text(file)
+    config = resolve(flags, "c.yaml", environ)
+    assert (config.greedy, config.temperature) == (greedy, temperature)
+    assert config.sampling.greedy is greedy
+    assert set(config.sources) == {name for name in ("greedy", "temperature") if getattr(config, name) or name in flags}
+
+
+@pytest.mark.parametrize("place", ["file", "environment", "flags"])
+def test_greedy_and_a_temperature_of_one_place_contradict_each_other(place):
+    Path("c.yaml").write_text("greedy: true\ntemperature: 0.7" if place == "file" else "{}")
+    environ = {"TRIMTOK_GREEDY": "1", "TRIMTOK_TEMPERATURE": "1"} if place == "environment" else {}
+    with pytest.raises(UsageError, match="contradict"):
+        resolve({"greedy": True, "temperature": 1.0} if place == "flags" else {}, "c.yaml", environ)

@@ -113,9 +113,19 @@ def resolve(flags: Mapping[str, Any], config: str | None = None, environ: Mappin
             value = _convert(fields[key], value, flag(key))
             given[key] = given.get(key, {}) | value if key == "params" else value
             sources[key] = "flag"
+    _settle(given, sources)
     config = RunConfig(**given)
     config.sources.update({key: source for key, source in sources.items() if given[key] is not None})
     return config
+
+
+def _settle(given: dict[str, Any], sources: dict[str, str]) -> None:
+    """Of greedy and a temperature, which contradict each other, what is said nearer to the run holds; of one place both stay."""
+    if given.get("greedy") and given.get("temperature"):
+        order = ["config file", "environment", "flag"]
+        far, near = sorted(("greedy", "temperature"), key=lambda name: order.index(sources[name]))
+        if sources[far] != sources[near]:
+            del given[far], sources[far]
 
 
 def read_yaml(

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.utils import is_accelerate_available
 
@@ -101,6 +101,8 @@ def load_model(
     processor = base.load("processor", AutoProcessor.from_pretrained)
     with folder.sentences():
         fit(processor, config)
+    if "generation_config.json" in settings:  # for a sentence that names it; the library reads it again with the weights
+        base.load("generation_config.json", GenerationConfig.from_pretrained)
     network = _network(base, config, kind, place, quantization(settings["config.json"]))
     if base is not folder:
         folder.load("adapter", partial(_add_adapter, network))

@@ -8,18 +8,24 @@ import logging
 import math
 from typing import Any
 
-from trimtok_cli.checkpoint import Broken
+from trimtok_cli.checkpoint import AGAIN, Broken
+from trimtok_cli.limit import TimeUp, within
 from trimtok_cli.wording import brief
 
 log = logging.getLogger("trimtok")
 CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # what a tower puts in front of its patches
+TEMPLATE_SECONDS = 20  # for the few questions that a chat template is tried with
 
 
 def fit(processor: Any, config: Any) -> None:
     """Sets what `processor` counts placeholders by to what gives as many as the model has visual tokens. Raises Broken."""
+    _check_parts(processor)
     for kind in ("image_processor", "video_processor"):
         _check_numbers(getattr(processor, kind, None), kind.replace("_", " "))
-    _fit_template(processor)
+    try:
+        within(TEMPLATE_SECONDS, lambda: _fit_template(processor))
+    except TimeUp:
+        raise Broken(f"its chat template writes for more than {TEMPLATE_SECONDS} seconds at one question; {AGAIN}") from None
     vision = config.vision_config
     _check_layers(getattr(config, "vision_feature_layer", None), getattr(vision, "num_hidden_layers", 0))
     if hasattr(processor, "num_image_tokens") and processor.num_image_tokens is None:
@@ -28,6 +34,17 @@ def fit(processor: Any, config: Any) -> None:
         _set(processor, "vision_feature_select_strategy", config.vision_feature_select_strategy)
     if hasattr(processor, "num_additional_image_tokens") and vision.model_type in CLASS_TOKENS:
         _fit_counts(processor, config)
+
+
+def _check_parts(processor: Any) -> None:
+    """Where a checkpoint names no processor that the library knows, it is handed one of the processor's parts instead."""
+    for part in ("tokenizer", "image_processor"):
+        if getattr(processor, part, None) is None:
+            raise Broken(f"its processor is only a {type(processor).__name__}, without {part.replace('_', ' ')}; {AGAIN}")
+    template = getattr(processor, "chat_template", None)
+    named = isinstance(template, dict) and all(isinstance(each, str) for each in template.values())
+    if template is not None and not isinstance(template, str) and not named:
+        raise Broken(f"its chat template is a {type(template).__name__}, where text should be; {AGAIN}")
 
 
 # In front of a template that takes a turn's content as text: what the parts of a turn say, one after the other.

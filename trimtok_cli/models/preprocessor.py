@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
 
@@ -143,7 +144,11 @@ class Preprocessor:
         return Inputs(tensors, tensors["input_ids"][0], rows, tuple(next(kinds[kind]) for kind in order), prompt.text, words)
 
     def _apply_template(self, chat: list[dict]) -> str:
-        return self.processor.apply_chat_template(chat, add_generation_prompt=True)
+        try:
+            return self.processor.apply_chat_template(chat, add_generation_prompt=True)
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+            reason = (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
+            raise SampleError(f"the chat template of {self.name} does not write this question ({reason}).") from error
 
     @cached_property
     def _marks(self) -> dict[str, int]:
