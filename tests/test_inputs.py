@@ -92,6 +92,28 @@ def test_a_picture_that_is_not_understood_fails_its_row_and_the_column_is_named(
     assert any(column in sample.problem for column in row) or "nothing is fetched" in sample.problem or "data:" in sample.problem
 
 
+FURTHER = [
+    {"image_2": ["b.png"]}, {"image_2": {"path": "b.png"}}, {"images": ["a.png", "b.png"]}, {"image_path": "b.png"}, {"img": "b.png"},
+    {"image_b": "b.png"}, {"image_right": "b.png"}, {"second_image": "b.png"}, {"reference_image": ["x/b.png"]}, {"video_2": "b.mp4"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("more", FURTHER, ids=json.dumps)
+def test_a_row_that_names_one_more_picture_than_is_read_fails(more):
+    _, sample = read_questions(questions({"image": "a.png", "text": "?"}, {"image": "a.png", "text": "Same?", **more})).samples
+    assert "one more picture" in sample.problem and next(iter(more)) in sample.problem
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"images": ["a.png"]}, {"image_path": "/data/a.png"}, {"image_url": "http://e.com/b.png"}, {"image_name": "a cat"}, {"mask": "b.png"},
+     {"image_2": None}, {"image_2": ""}, {"images": []}, {"img": "http://e.com/b.png"}],
+)  # fmt: skip
+def test_a_column_that_says_the_same_picture_again_is_none(more):
+    (sample,) = read_questions(questions({"image": "a.png", "text": "Same?", **more})).samples
+    assert (sample.problem, sample.images) == ("", (Path("a.png"),))
+
+
 def test_a_row_without_a_picture_is_answered_only_where_that_is_allowed():
     path = questions({"image": "a.png", "text": "?"}, {"text": "Why?", "topic": "physics", "width": 3})
     assert "--allow-text-only" in list(read_questions(path).samples)[1].problem
