@@ -29,6 +29,7 @@ _STARTS = (
     (b"\xff\xfe", "UTF-16 text, not UTF-8; save it as UTF-8"),
     (b"\xfe\xff", "UTF-16 text, not UTF-8; save it as UTF-8"),
 )
+_CONTROLS = re.compile(rb"[\0-\x08\x0e-\x1f\x7f]")
 # The columns that give a published format away, the fullest first. None of them is a row of ours.
 _ROWS = (
     (("customid", "body"), "an OpenAI batch request"),
@@ -60,7 +61,8 @@ def binary(head: bytes, *, list_of_names: bool = False) -> str:
     for start, what in _STARTS:
         if head.startswith(start):
             return what
-    if kind := head_kind(head):
+    named = list_of_names and not _CONTROLS.search(head[:4096])  # P3 2019.jpg and GIF89a.png are names, too
+    if kind := not named and head_kind(head):
         return "a picture" if kind == "image" else "a video"
     zeros = head[:4096].count(b"\0")
     if zeros and len(head) > 3 and any(head[start:64:2].count(0) >= len(head[start:64:2]) * 0.9 for start in (0, 1)):
