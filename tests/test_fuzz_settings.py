@@ -206,3 +206,8 @@ def test_a_text_that_no_model_can_read_is_refused_before_one_is_loaded(text):
             resolve(flags, None, {})
     with pytest.raises(UsageError, match="UTF-8"):
         resolve({}, None, {"TRIMTOK_PROMPT": text})
+
+
+@pytest.mark.parametrize("key", [1, 1.5, None, True, ""])
+def test_a_parameter_whose_name_is_no_text_is_named(key):
+    refused(lambda: RunConfig(params={key: 2}), "--param must hold", "which is no text")

@@ -585,7 +585,7 @@ def test_a_line_that_is_no_name_fails_alone_and_floods_nothing(line, said):
     assert len("".join(samples[-2].names)) < 5000
 
 
-@pytest.mark.parametrize("name", ["P3 2019.png", "P5 #2.png", "GIF89a.png", "qoif.png", "BMW.png"])
+@pytest.mark.parametrize("name", ["P3 2019.png", "P5 #2.png", "GIF89a.png", "qoif.png", "BMW.png", "PAR1.png", "%PDF.png", "BZh9.png"])
 def test_a_name_that_begins_as_a_picture_does_is_a_name(name):
     put(name)
     Path("list.txt").write_text(f"{name}\na.png\n")

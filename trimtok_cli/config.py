@@ -253,8 +253,10 @@ def _check_text(bounds: Mapping[str, Any], value: str, where: str) -> None:
 
 def _check_params(value: Any, where: str) -> None:
     """Names with plain values: what a method makes of them is its own affair."""
-    if not isinstance(value, dict) or not all(isinstance(key, str) and key for key in value):
-        raise UsageError(f"{where} must hold names and values, for example {{pool: 0.9}}, got {brief(value)}.")
+    odd = [key for key in value if not (isinstance(key, str) and key)] if isinstance(value, dict) else []
+    if odd or not isinstance(value, dict):
+        got = f"the name {brief(odd[0])!r}, which is no text" if odd else brief(value)
+        raise UsageError(f"{where} must hold names and values, for example {{pool: 0.9}}, got {got}.")
     waiting = [(f"{where}: {brief(key)}", each) for key, each in value.items()]
     while waiting:
         name, each = waiting.pop()
@@ -277,7 +279,7 @@ def _kinds(wanted: dataclasses.Field) -> tuple[type, ...]:
 
 
 def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    return "--param" if name == "params" else "--" + name.replace("_", "-")
 
 
 def _suggest(word: str, known) -> str:

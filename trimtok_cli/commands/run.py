@@ -177,9 +177,9 @@ def check_video(adapter, config: RunConfig) -> None:
 
 def closing_line(summary: RunSummary, noun: str) -> str:
     count, seconds = summary.done + summary.failed, summary.seconds
-    line = f"{count} {noun}, {summary.failed} failed"
+    line = f"{count} {noun.removesuffix('s') if count == 1 else noun}, {summary.failed} failed"
     if summary.done:
         line += f", {summary.visual / summary.done:.0f} → {summary.kept / summary.done:.0f} visual tokens a sample"
     cut = summary.finish["length"]
-    line += f", {count / seconds:.2f} {noun}/s" + (f"; {cut} answers were cut off at --max-new-tokens" if cut else "")
-    return line
+    line += f", {count / seconds:.2f} {noun}/s"
+    return line + f"; {cut} answer{'s were' if cut > 1 else ' was'} cut off at --max-new-tokens" * bool(cut)

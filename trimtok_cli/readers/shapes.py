@@ -58,11 +58,12 @@ def plain(column: str) -> str:
 
 def binary(head: bytes, *, list_of_names: bool = False) -> str:
     """What a file with these first bytes is, if not text. NULs may stand between names, and names may have any bytes."""
+    if list_of_names and not _CONTROLS.search(head[:4096]):
+        return ""  # P3 2019.jpg, GIF89a.png and %PDF.png are names, too
     for start, what in _STARTS:
         if head.startswith(start):
             return what
-    named = list_of_names and not _CONTROLS.search(head[:4096])  # P3 2019.jpg and GIF89a.png are names, too
-    if kind := not named and head_kind(head):
+    if kind := head_kind(head):
         return "a picture" if kind == "image" else "a video"
     zeros = head[:4096].count(b"\0")
     if zeros and len(head) > 3 and any(head[start:64:2].count(0) >= len(head[start:64:2]) * 0.9 for start in (0, 1)):
