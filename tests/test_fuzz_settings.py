@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import time
 from pathlib import Path
 
@@ -187,3 +188,26 @@ def test_any_parameter(pairs):
 @given(st.text(max_size=300))
 def test_any_name_of_a_file_of_settings(name):
     survives(lambda: resolve({}, name, {}))
+
+
+@pytest.mark.parametrize("name", ["", " ", "folder", "pipe", "loop", "/dev/null", "/dev/zero"])
+def test_what_is_there_but_is_no_file_of_settings_is_called_so(name):
+    Path("folder").mkdir()
+    os.mkfifo("pipe")
+    os.symlink("loop", "loop")
+    with pytest.raises(UsageError, match=r"is no plain file|must not be empty"):
+        resolve({}, name, {})
+
+
+@pytest.mark.parametrize("text", ["\ud83d", "\udcff", "a\udfff b"])
+def test_a_text_that_no_model_can_read_is_refused_before_one_is_loaded(text):
+    for flags in ({"prompt": text}, {"system": text}):
+        with pytest.raises(UsageError, match="UTF-8"):
+            resolve(flags, None, {})
+    with pytest.raises(UsageError, match="UTF-8"):
+        resolve({}, None, {"TRIMTOK_PROMPT": text})
+
+
+@pytest.mark.parametrize("key", [1, 1.5, None, True, ""])
+def test_a_parameter_whose_name_is_no_text_is_named(key):
+    refused(lambda: RunConfig(params={key: 2}), "--param must hold", "which is no text")

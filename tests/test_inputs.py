@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from tests.conftest import picture
 from trimtok_cli.cli import app
 from trimtok_cli.data import Result, Sample
-from trimtok_cli.errors import UsageError
+from trimtok_cli.errors import MediaError, UsageError, sentence
 from trimtok_cli.readers import folders, read_any, read_images, read_questions
 from trimtok_cli.readers import text as text_module
 from trimtok_cli.writers.answers import to_line, writable
@@ -90,6 +90,54 @@ def test_a_picture_that_is_not_understood_fails_its_row_and_the_column_is_named(
     _, sample = read_questions(path, allow_text_only=text_only).samples
     assert sample.problem and not sample.images and sample.video is None and sample.id == 5
     assert any(column in sample.problem for column in row) or "nothing is fetched" in sample.problem or "data:" in sample.problem
+
+
+FURTHER = [
+    {"image_2": ["b.png"]}, {"image_2": {"path": "b.png"}}, {"images": ["a.png", "b.png"]}, {"image_path": "b.png"}, {"img": "b.png"},
+    {"image_b": "b.png"}, {"image_right": "b.png"}, {"second_image": "b.png"}, {"reference_image": ["x/b.png"]}, {"video_2": "b.mp4"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("more", FURTHER, ids=json.dumps)
+def test_a_row_that_names_one_more_picture_than_is_read_fails(more):
+    _, sample = read_questions(questions({"image": "a.png", "text": "?"}, {"image": "a.png", "text": "Same?", **more})).samples
+    assert "one more picture" in sample.problem and next(iter(more)) in sample.problem
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"images": ["a.png"]}, {"image_path": "/data/a.png"}, {"image_url": "http://e.com/b.png"}, {"image_name": "a cat"}, {"mask": "b.png"},
+     {"image_2": None}, {"image_2": ""}, {"images": []}, {"img": "http://e.com/b.png"}],
+)  # fmt: skip
+def test_a_column_that_says_the_same_picture_again_is_none(more):
+    (sample,) = read_questions(questions({"image": "a.png", "text": "Same?", **more})).samples
+    assert (sample.problem, sample.images) == ("", (Path("a.png"),))
+
+
+@pytest.mark.parametrize(
+    "row",
+    ['{"image": "a.png", "image": "b.png", "text": "?"}', '{"image": "a.png", "text": "Yes?", "text": "No?"}',
+     '{"question_id": 1, "question_id": 2, "image": "a.png", "text": "?"}', '{"image": "a.png", "text": "Yes?", "more": {"a": 1, "a": 2}}'],
+)  # fmt: skip
+def test_a_row_that_says_one_thing_twice_and_differently_fails(row):
+    first, second = read_questions(questions({"image": "a.png", "text": "?"}, row)).samples
+    assert not first.problem and "twice" in second.problem
+    assert "twice" in refusal(read_questions, put("a.json", f"[{row}]".encode()))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/fd/0"), reason="no /dev/fd here")
+def test_pictures_of_a_file_on_standard_input_lie_in_the_current_folder():
+    with open(questions({"image": "a.png", "text": "?"}, name="sub/q.jsonl"), "rb") as file:
+        for name in (f"/dev/fd/{file.fileno()}", f"/proc/self/fd/{file.fileno()}"):
+            (sample,) = read_questions(name).samples
+            assert sample.images == (Path("a.png"),)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\x0b", "\x85", "\u2028"])
+def test_a_name_with_a_lines_end_is_said_whole_and_on_one_line(end):
+    said = sentence(MediaError(f"a{end}b.png does not exist"))
+    assert said.endswith("b.png does not exist") and len(said.splitlines()) == 1
+    assert sentence(ValueError(f"bad{end}more")) == "ValueError: bad"
 
 
 def test_a_row_without_a_picture_is_answered_only_where_that_is_allowed():
@@ -535,6 +583,14 @@ def test_a_line_that_is_no_name_fails_alone_and_floods_nothing(line, said):
     assert len(samples) == 20_002 and samples[-1].id == "a.png"
     assert said in samples[-2].problem and len(samples[-2].problem) < 5000
     assert len("".join(samples[-2].names)) < 5000
+
+
+@pytest.mark.parametrize("name", ["P3 2019.png", "P5 #2.png", "GIF89a.png", "qoif.png", "BMW.png", "PAR1.png", "%PDF.png", "BZh9.png"])
+def test_a_name_that_begins_as_a_picture_does_is_a_name(name):
+    put(name)
+    Path("list.txt").write_text(f"{name}\na.png\n")
+    assert ids(read_images(["@list.txt"])) == [name, "a.png"]
+    assert ids(read_images(["-"], stdin=io.TextIOWrapper(io.BytesIO(Path("list.txt").read_bytes())))) == [name, "a.png"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])

@@ -172,7 +172,7 @@ def test_a_name_that_no_output_can_have_is_refused_and_nothing_changes(name, pic
     assert set(Path().rglob("*")) == before
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + ".jsonl", "x" * 253 + "/y" * 2 + "z" * 260, "file/out", "file/x.jsonl", "/proc/x", "/proc/x.jsonl"], ids=lambda n: n[-20:])
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + ".jsonl", "x" * 243 + ".jsonl", "x" * 253 + "/y" * 2 + "z" * 260, "file/out", "file/x.jsonl", "/proc/x", "/proc/x.jsonl"], ids=lambda n: n[-20:])
 def test_a_place_that_the_disk_will_not_have_is_found_before_the_model_is_loaded(name, pictures, no_model):
     Path("file").write_text("mine")
     done = run("caption", pictures[0], "-o", name, code=1)

@@ -42,4 +42,4 @@ def check_number(bounds: Mapping[str, Any], value: float, where: str) -> None:
 
 def flag(name: str) -> str:
     """A setting's name as an option: `--top-p`."""
-    return "--" + name.replace("_", "-")
+    return "--param" if name == "params" else "--" + name.replace("_", "-")

@@ -136,10 +136,14 @@ def read_yaml(
     as_text: keys whose values are taken as they are written, not as YAML's numbers and truth values.
     """
     path, where = Path(name), f"{flag} {brief(name)}"
+    if not name.strip():
+        raise UsageError(f"{flag} must not be empty: name a YAML file or a preset.")
     try:
         if not path.is_file():
             named = [folder / inside / f"{name.removesuffix('.yaml')}.yaml" for folder in PRESETS]
             path = next((p for p in named if p.is_file()), path)
+        if not path.is_file() and os.path.lexists(name):
+            raise UsageError(f"{where}: is no plain file; write the settings into a YAML file and name that.")
         if not path.is_file():
             known = sorted({p.stem for folder in PRESETS for p in (folder / inside).glob("*.yaml")})
             raise UsageError(f"{where}: there is no such file, and no preset of that name; presets are {', '.join(known)}.")
@@ -227,6 +231,8 @@ def _check(wanted: dataclasses.Field, value: Any, where: str) -> None:
 def _check_text(bounds: Mapping[str, Any], value: str, where: str) -> None:
     if "\0" in value:
         raise UsageError(f"{where} must not hold a NUL character.")
+    if not bounds.get("path") and value.encode("utf-8", "replace") != value.encode("utf-8", "surrogatepass"):
+        raise UsageError(f"{where} holds bytes that are no UTF-8, or half a character; write it as UTF-8 text.")
     if not value.strip() and not bounds.get("empty", True):
         raise UsageError(f"{where} must not be empty.")
     if bounds.get("choices") and value not in bounds["choices"]:
@@ -241,8 +247,10 @@ def _check_text(bounds: Mapping[str, Any], value: str, where: str) -> None:
 
 def _check_params(value: Any, where: str) -> None:
     """Names with plain values: what a method makes of them is its own affair."""
-    if not isinstance(value, dict) or not all(isinstance(key, str) and key for key in value):
-        raise UsageError(f"{where} must hold names and values, for example {{pool: 0.9}}, got {brief(value)}.")
+    odd = [key for key in value if not (isinstance(key, str) and key)] if isinstance(value, dict) else []
+    if odd or not isinstance(value, dict):
+        got = f"the name {brief(odd[0])!r}, which is no text" if odd else brief(value)
+        raise UsageError(f"{where} must hold names and values, for example {{pool: 0.9}}, got {got}.")
     waiting = [(f"{where}: {brief(key)}", each) for key, each in value.items()]
     while waiting:
         name, each = waiting.pop()

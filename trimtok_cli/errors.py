@@ -11,6 +11,8 @@ Knows nothing of the command line; `commands/guard.py` turns an error into a lin
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
+_LINE_ENDS = frozenset("\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029")
+
 
 class TrimtokError(Exception):
     exit_code = EXIT_FAILURE
@@ -33,6 +35,8 @@ class MediaError(SampleError):
 
 
 def sentence(error: Exception) -> str:
-    """What a row says of an error. One that is not ours keeps its class's name."""
-    text = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-    return text if isinstance(error, TrimtokError) else f"{type(error).__name__}: {text}"
+    """What a row says of an error, on one line. One that is not ours keeps its class's name, and of its lines the first."""
+    text = str(error).strip() or "no message"
+    if isinstance(error, TrimtokError):
+        return "".join(ascii(each)[1:-1] if each in _LINE_ENDS else each for each in text)  # a name may hold any of them
+    return f"{type(error).__name__}: {text.splitlines()[0]}"

@@ -155,8 +155,8 @@ def build_pruners(config: RunConfig) -> list[Any]:
     """None for dense, then a pruner for each method and each budget, both given with commas between."""
     from trimtok_cli.pruners import PRUNERS, build_pruner
 
-    names = [name.strip() for name in config.method.split(",")]
-    names = [name for name, kind in PRUNERS.items() if kind] if names == ["all"] else names
+    every = [name for name, kind in PRUNERS.items() if kind]
+    names = [each for name in config.method.split(",") for each in (every if name.strip() == "all" else [name.strip()])]
     built = [
         build_pruner(method, {**pruning(config, method), "keep": keep.strip()})
         for method in names

@@ -95,18 +95,18 @@ def claimed(
 
 
 def _hold(destination: Destination, overwrite: bool, undo: ExitStack) -> None:
-    """The folder made, the lock taken, and the disk tried."""
+    """The folder made, the lock taken, and the disk tried, with every name that is written."""
     _make_folder(destination.answers.parent, undo)
     lock = Lock(destination.lock)
     undo.callback(lock.release)
     lock.take()
     _refuse_others(destination, overwrite)
-    trial = beside(destination.answers, "new")
-    undo.callback(discard, trial)
-    with create(trial) as file:
-        put(file, b"\0" * TRIED)
-        os.fsync(file.fileno())
-    discard(trial)
+    for trial in (*(beside(path, "tmp") for path in destination.beside), beside(destination.answers, "new")):
+        undo.callback(discard, trial)
+        with create(trial) as file:
+            put(file, b"\0" * TRIED)
+            os.fsync(file.fileno())
+        discard(trial)
 
 
 def refuse_inputs(destination: Destination, reads: Iterable[str | Path | int]) -> None:
@@ -147,7 +147,7 @@ def _answers(out: str | None, command: str, name: str, undo: ExitStack) -> Path:
     except OSError:  # not there yet, or what is wrong shows when it is tried
         mode = 0
     folder = stat.S_ISDIR(mode) or out.endswith(("/", os.sep))
-    if mode and not folder and not stat.S_ISREG(mode):
+    if mode and not folder and (not stat.S_ISREG(mode) or out.startswith(("/dev/", "/proc/"))):  # /dev/stdout may be a file
         raise UsageError(f"--out {brief(out)} is no plain file and no folder: use -o - and redirect standard output to it.")
     if path.suffix.lower() in (".jsonl", ".json") and not out.endswith(("/", os.sep)):
         return _followed(path)

@@ -176,7 +176,7 @@ def check_video(adapter, config: RunConfig) -> None:
 
 def closing_line(summary: RunSummary, noun: str) -> str:
     count, seconds = summary.done + summary.failed, summary.seconds
-    line = f"{count} {noun}, {summary.failed} failed"
+    line = f"{count} {noun.removesuffix('s') if count == 1 else noun}, {summary.failed} failed"
     if summary.done:
         line += f", {summary.visual / summary.done:.0f} → {summary.kept / summary.done:.0f} visual tokens a sample"
     line += f", {count / seconds:.2f} {noun}/s"

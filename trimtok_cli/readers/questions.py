@@ -38,8 +38,9 @@ def read_questions(
 
     UsageError where no row can be answered. Rows of a regular file are counted first and read again, as they are asked for.
     """
-    # A shell's <(...) is a name in /dev, which is no folder with pictures.
-    nameless = path == "-" or (path.startswith(("/dev/", "/proc/")) and not os.path.isfile(path))
+    # A shell's <(...) is a name in /dev, which is no folder with pictures; so is standard input, even if it is a file.
+    opened = path in ("-", "/dev/stdin") or path.startswith(("/dev/fd/", "/proc/"))
+    nameless = opened or (path.startswith("/dev/") and not os.path.isfile(path))
     root = image_root or (Path() if nameless else Path(path).parent)
     reading = _Reading(path, Rules(root, allow_text_only, allow_outside))
     if path == "-" and sys.stdin is None:
@@ -140,7 +141,7 @@ class _Reading:
 
     def _array(self, text: bytes) -> Iterator[Sample]:
         try:
-            rows = json.loads(_content(text, "strict"))
+            rows = json.loads(_content(text, "strict"), object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:
             reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error
             raise UsageError(
@@ -151,7 +152,7 @@ class _Reading:
 
     def _parsed(self, line: bytes, number: int, place: str) -> Sample:
         try:
-            row = json.loads(_content(line, "strict"))
+            row = json.loads(_content(line, "strict"), object_pairs_hook=_once)
         except UnicodeDecodeError:
             return broken(self.name, place, " is not UTF-8 text; save the file as UTF-8")
         except (ValueError, RecursionError) as error:
@@ -190,6 +191,16 @@ class _Reading:
         if what:
             return UsageError(shapes.sentence(self.name, what))
         return UsageError(f"no row of {self.name} can be answered; the first: {broken.problem}")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose names differ. Of a name that stands twice JSON would take the last value and forget the other."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{shortened(twice, 40)!r} stands twice in one object")
+    return found
 
 
 def _content(line: bytes, errors: str = "replace") -> str:

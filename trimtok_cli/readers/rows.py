@@ -39,7 +39,11 @@ _VIDEOS = frozenset(
     f"{what}{which}" for what in ("video", "clip") for which in ("", "s", "path", "file", "name", "filename", "url")
 )
 _LIKE_QUESTIONS = frozenset(("prompt", "query", "instruction", "questions", "input", "ask", "q", "caption", "sentence"))
-_FURTHER = re.compile(r"(image|img|picture|photo|pic|video|clip)s?\d+")  # image2, video_2
+_NUMBERED = re.compile(r"(image|img|picture|photo|pic|video|clip)s?\d+")  # image2, video_2
+_FURTHER = re.compile(  # image_b, image_right, second_image
+    r"(image|img|picture|photo|pic|video|clip)s?([a-z]|left|right|before|after|first|second|third)"
+    r"|(left|right|before|after|first|second|third|other|reference|ref)(image|img|picture|photo|pic|video|clip)s?"
+)
 _HINTS = re.compile(r"image|img|pic|photo|video|clip|file|path|url|media|pixel")
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
@@ -184,10 +188,20 @@ class _Columns:
         names = _as_list(self.full[column])
         if not all(isinstance(name, str) and name for name in names):
             raise _Problem(f"{column} is neither a file name nor a list of file names")
-        further = [name for key, name in self.plain.items() if name != column and _FURTHER.fullmatch(key)]
-        if any(isinstance(self.full[name], str) for name in further):
-            raise _Problem(f'"{further[0]}" seems to name one more picture; put all of them under "image", as a list')
+        for key, name in self.plain.items():
+            if name != column and self._is_further(key, self.full[name], names):
+                raise _Problem(f'"{name}" seems to name one more picture; put all of them under "image", as a list')
         return names
+
+    def _is_further(self, key: str, value: Any, names: Sequence[str]) -> bool:
+        """Whether a column names a picture beside those in `names`, in whatever form; the same file in another folder is none."""
+        if _NUMBERED.fullmatch(key) and isinstance(value, str):
+            return True
+        named = key in _PICTURES or _NUMBERED.fullmatch(key) or _FURTHER.fullmatch(key)
+        known = {os.path.basename(each) for each in names}
+        return bool(named) and any(
+            media_like(text, _LOOKS) and "://" not in text and os.path.basename(text) not in known for text in _texts(value)
+        )
 
     def video(self) -> str | None:
         column = next((name for name in ("video", "video_name") if name in self.full), None)
@@ -249,6 +263,14 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _texts(value: Any, depth: int = 3) -> list[str]:
+    """The strings in a value, in lists and objects too."""
+    if isinstance(value, str):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for each in inner for text in _texts(each, depth - 1)] if depth else []
 
 
 def _as_list(value: Any) -> Sequence[Any]:

@@ -29,6 +29,7 @@ _STARTS = (
     (b"\xff\xfe", "UTF-16 text, not UTF-8; save it as UTF-8"),
     (b"\xfe\xff", "UTF-16 text, not UTF-8; save it as UTF-8"),
 )
+_CONTROLS = re.compile(rb"[\0-\x08\x0e-\x1f\x7f]")
 # The columns that give a published format away, the fullest first. None of them is a row of ours.
 _ROWS = (
     (("customid", "body"), "an OpenAI batch request"),
@@ -57,6 +58,8 @@ def plain(column: str) -> str:
 
 def binary(head: bytes, *, list_of_names: bool = False) -> str:
     """What a file with these first bytes is, if not text. NULs may stand between names, and names may have any bytes."""
+    if list_of_names and not _CONTROLS.search(head[:4096]):
+        return ""  # P3 2019.jpg, GIF89a.png and %PDF.png are names, too
     for start, what in _STARTS:
         if head.startswith(start):
             return what
