@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import picture
 from trimtok_cli.errors import ModelError, SampleError
@@ -23,6 +25,30 @@ def template(value):
     return change
 
 
+def weights(change):
+    def changed(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        save_file({name: change(name, tensor) for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+
+    return changed
+
+
+def text(**values):
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        edit(folder / "config.json", text_config=config["text_config"] | values)
+
+    return change
+
+
+def pixels(**values):
+    def change(folder: Path) -> None:
+        whole = json.loads((folder / "processor_config.json").read_text())
+        edit(folder / "processor_config.json", image_processor=whole["image_processor"] | values)
+
+    return change
+
+
 NESTED = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}x"
 FOLDERS = {
     "a number as the template": (template(5), "chat template is a int"),
@@ -33,6 +59,15 @@ FOLDERS = {
     ),
     "an assistant": (lambda f: edit(f / "generation_config.json", assistant_model="x"), r"its generation_config\.json cannot be read.*assistant"),
     "a compiler": (lambda f: edit(f / "generation_config.json", compile_config={"backend": "x"}), r"its generation_config\.json cannot be read"),
+    "zeros": (weights(lambda name, tensor: torch.zeros_like(tensor)), r"nothing but zeros in \d+ tensors"),
+    "zeros at the end": (
+        weights(lambda name, tensor: tensor * ("vision" not in name or "layers.2.mlp.fc2.weight" not in name)), "nothing but zeros in 1 tensor",
+    ),
+    "fewer layers than its weights": (text(num_hidden_layers=2), "says 2 layers, and its weights have 4"),
+    "a setting of no kind": (text(max_position_embeddings=None), "max_position_embeddings"),
+    "heads that do not fit": (text(num_attention_heads=3), "not a multiple of the number of attention heads"),
+    "two means for three colours": (pixels(image_mean=[0.5, 0.5]), "image_mean of its image processor"),
+    "no deviation": (pixels(image_std=[]), "image_std of its image processor"),
 }  # fmt: skip
 
 
@@ -44,7 +79,7 @@ def test_an_odd_folder_is_one_sentence_that_names_the_part(name, tmp_path, llava
     change(folder)
     with pytest.raises(ModelError, match=f"cannot be loaded: .*{words}") as found:
         load_model(str(folder), device="cpu")
-    assert "\n" not in str(found.value) and len(str(found.value)) < len(str(folder)) + 250
+    assert "\n" not in str(found.value) and len(str(found.value)) < len(str(folder)) + 330
 
 
 BROKEN = {

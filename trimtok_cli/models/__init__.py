@@ -23,7 +23,7 @@ from trimtok_cli.models.idefics3 import Idefics3
 from trimtok_cli.models.internvl import InternVL
 from trimtok_cli.models.llava import Llava
 from trimtok_cli.models.llava_next import LlavaNext, LlavaOnevision
-from trimtok_cli.models.loading import Folder, check_weights, find_folder, strip
+from trimtok_cli.models.loading import Folder, check_filled, check_weights, find_folder, strip
 from trimtok_cli.models.qwen import Qwen2VL, Qwen3VL
 from trimtok_cli.wording import brief
 
@@ -155,7 +155,9 @@ def _network(folder: Folder, config, kind: torch.dtype, place: torch.device, qua
         output_loading_info=True, ignore_mismatched_sizes=True, **more,
     )  # fmt: skip
     with folder.sentences():
-        check_weights(info)
+        check_weights(info, layers=config.get_text_config().num_hidden_layers)
+        if not quantized:
+            check_filled(network)
     try:
         return (network if quantized else network.to(place)).eval()
     except torch.OutOfMemoryError:

@@ -162,7 +162,8 @@ class Adapter(ABC):
         if written != counted:
             raise ModelError(
                 f"the processor of {self.name} wrote {written} placeholders for {counted} visual tokens: "
-                "its settings (patch_size, vision_feature_select_strategy, num_additional_image_tokens) do not match the model."
+                "its settings (image_token, patch_size, vision_feature_select_strategy, num_additional_image_tokens) do not "
+                "match the model."
             )
         return found
 

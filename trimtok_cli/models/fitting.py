@@ -118,6 +118,7 @@ def _check_numbers(processor: Any, what: str) -> None:
     """A mean that is no number, or a deviation of 0, would make every pixel none."""
     for name, least in (("image_mean", -math.inf), ("image_std", 0.0), ("rescale_factor", 0.0)):
         value = getattr(processor, name, None)
-        for number in value if isinstance(value, (list, tuple)) else [] if value is None else [value]:
+        odd = isinstance(value, (list, tuple)) and len(value) not in (1, 3)
+        for number in [None] if odd else value if isinstance(value, (list, tuple)) else [] if value is None else [value]:
             if not isinstance(number, (int, float)) or not math.isfinite(number) or number <= least:
                 raise Broken(f"the {name} of its {what} is {brief(value)}; copy or download its settings again")

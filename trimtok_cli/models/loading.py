@@ -22,9 +22,11 @@ from trimtok_cli.hub import fetch
 from trimtok_cli.wording import brief, shortened
 
 log = logging.getLogger("trimtok")
+LOOKED_AT = 1024  # numbers of a matrix
 NAMED = 3  # of the tensors that are missing, so many are named
 # Weights that no answer depends on: SigLIP's pooling head, which some checkpoints were saved without.
 UNREAD = re.compile(r"vision_(tower|model)\.(vision_model\.)?head\.")
+_DECODER_LAYER = re.compile(r"(?:language_model|text_model|^model)(?:\.model)?\.layers\.(\d+)\.")
 
 
 class Folder:
@@ -82,11 +84,15 @@ def strip(config: transformers.PretrainedConfig) -> None:
             strip(part)
 
 
-def check_weights(info: dict[str, Any]) -> None:
+def check_weights(info: dict[str, Any], *, layers: int = 0) -> None:
     """Raises Broken where the library's report of what it loaded has weights that are random now, and names them.
 
-    What a model shares with another tensor, or computes itself, the library does not count as missing.
+    What a model shares with another tensor, or computes itself, the library does not count as missing. layers: how many the
+    decoder has, where that is known; a checkpoint that has more of them was made for another config.json.
     """
+    found = [int(match[1]) + 1 for name in info["unexpected_keys"] if (match := _DECODER_LAYER.search(name))]
+    if layers and max(found, default=0) > layers:
+        raise Broken(f"its config.json says {layers} layers, and its weights have {max(found)}; copy or download it again")
     missing = sorted(name for name in info["missing_keys"] if not UNREAD.search(name))
     if missing:
         others = sorted(info["unexpected_keys"])
@@ -98,6 +104,17 @@ def check_weights(info: dict[str, Any]) -> None:
         raise Broken(f"its weights are not of the sizes that its config.json says ({shapes[0]}{more})")
     if info.get("error_msgs"):
         raise Broken(f"its weights do not fit the model ({_first_sentence(info['error_msgs'][0])})")
+
+
+def check_filled(network: torch.nn.Module) -> None:
+    """Raises Broken where a matrix holds nothing but zeros: its file was made as long as it should be, but not filled.
+
+    Looks at about a thousand of its numbers, evenly spaced.
+    """
+    matrices = ((name, each) for name, each in network.named_parameters() if each.ndim > 1 and min(each.shape) > 1)
+    empty = [name for name, each in matrices if not each.flatten()[:: each.numel() // LOOKED_AT + 1].any()]
+    if empty:
+        raise Broken(f"its weights hold nothing but zeros in {_count(empty)}; copy or download the checkpoint again")
 
 
 def _count(names: list[str]) -> str:
@@ -163,6 +180,9 @@ def reason(part: str, error: Exception) -> str:
         return f"its {part} cannot be read ({error.strerror}); check the folder"
     if "weights_only" in text or "Unsupported" in type(error).__name__ or "Unpickling" in type(error).__name__:
         return f"for its {part} it has a pickle that holds more than tensors, or is damaged; use a checkpoint with safetensors"
+    if type(error).__name__.startswith("StrictDataclass"):  # a setting that the library's class of settings refuses
+        said = text.split("Error: ", 1)[-1][:160].rstrip(".")
+        return f"its {part} cannot be read by transformers {transformers.__version__} ({said}); check the folder"
     told = isinstance(error, (OSError, ValueError, RuntimeError)) and text  # else it speaks to programmers
     said = f" ({brief(text)} is not known)" if isinstance(error, KeyError) else f" ({_first_sentence(text)})" if told else ""
     return f"its {part} cannot be read by transformers {transformers.__version__}{said}; check the folder"

@@ -64,7 +64,8 @@ def require(stage: Stage, method: str, *names: str) -> None:
     """UsageError unless the vision tower offers all these."""
     missing = [name for name in names if not stage.tokens.encoder.offers(name)]
     if missing:
-        raise UsageError(f"{method} needs {' and '.join(missing)} of the vision tower, which this model family does not offer.")
+        needed = f"{' and '.join(missing)} of the vision tower"
+        raise UsageError(f"{method} needs {needed}, which this model family does not offer for such an input.")
 
 
 def answer(
