@@ -50,6 +50,9 @@ def summary_table(rows: Sequence[Row]) -> Table:
         table.add_column(name, justify="right", no_wrap=whole)
     for i, row in enumerate(rows):
         now, pace = row.median, lambda value: f" ({value:.1f}×)" if value else ""
+        if not row.samples:  # nothing was measured, which is not a measurement of 0
+            table.add_row(Text(shown(row.label)), *["–"] * 8)
+            continue
         table.add_row(
             Text(shown(row.label)),
             f"{row.same} of {row.samples}" if i else "",
