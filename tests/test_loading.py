@@ -480,7 +480,7 @@ def lose(folder: Path, pattern: str) -> None:
 
 def ask_for_code(folder: Path) -> None:
     edit(folder / "tokenizer_config.json", tokenizer_class="Unknown", auto_map={"AutoTokenizer": ["evil.Words", "evil.Words"]})
-    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").rename(folder / "vocab.json")
     (folder / "evil.py").write_text(f"open({str(folder / 'mark')!r}, 'w')")
 
 

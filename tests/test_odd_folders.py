@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import CLIPConfig, CLIPModel
 
 from tests.conftest import picture
 from trimtok_cli.errors import ModelError, SampleError
 from trimtok_cli.models import fitting, load_model
+from trimtok_cli.models.clip_text import ClipText
 
 
 def edit(path: Path, **values) -> None:
@@ -96,3 +98,11 @@ def test_a_template_that_cannot_write_a_question_is_named_as_the_one_at_fault(na
     adapter = load_model(str(folder), device="cpu")
     with pytest.raises(SampleError, match=r"the chat template of .* does not write this question"):
         adapter.prepare([picture(1, 60, 60)], "What is it?")
+
+
+def test_a_clip_without_its_tokenizer_is_refused(tmp_path):
+    """The library would make one of no words, and every question would be the same to it."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2, "projection_dim": 32}
+    CLIPModel(CLIPConfig(text_config=sizes, vision_config=sizes | {"image_size": 28, "patch_size": 14})).save_pretrained(tmp_path / "clip")
+    with pytest.raises(ModelError, match=r"--clip-text .* cannot be loaded: it has no tokenizer \(tokenizer\.json\)"):
+        ClipText(str(tmp_path / "clip"), torch.device("cpu"))

@@ -54,6 +54,9 @@ def summary_table(rows: Sequence[Row]) -> Table:
             table.add_row(Text(shown(row.label)), "nothing to compare")
             continue
         now, pace = row.median, lambda value: f" ({value:.1f}×)" if value else ""
+        if not row.samples:  # nothing was measured, which is not a measurement of 0
+            table.add_row(Text(shown(row.label)), *["–"] * 8)
+            continue
         table.add_row(
             Text(shown(row.label)),
             f"{row.same} of {row.samples}" if i else "",

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
-from trimtok_cli.checkpoint import Broken, check_files, read_settings
+from trimtok_cli.checkpoint import TOKENIZERS, Broken, check_files, check_one_of, read_settings
 from trimtok_cli.errors import ModelError
 from trimtok_cli.models.loading import check_weights, find_folder
 
@@ -26,6 +26,7 @@ class ClipText:
             if settings.get("config.json", {}).get("model_type") != "clip":
                 raise Broken("it is no CLIP checkpoint; name one that has the model's own vision tower")
             check_files(folder.path, settings)
+            check_one_of(folder.path, TOKENIZERS, f"tokenizer ({TOKENIZERS[0]})")
         clip, info = folder.load("weights", CLIPModel.from_pretrained, output_loading_info=True, ignore_mismatched_sizes=True)
         with folder.sentences():
             check_weights(info)
