@@ -10,12 +10,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
 
 from trimtok_cli.errors import ModelError, SampleError
 from trimtok_cli.media.video import Clip
 from trimtok_cli.models.chat import Written, grown, guarded, has_start, marks_of, message_parts, token_rows, written
+from trimtok_cli.wording import brief
 
 OF_THE_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")  # tensors of one number a token
 LONGEST_SHAPE = 200  # times as long as it is wide: what the processors of Qwen allow; others would ask for gigabytes
@@ -143,7 +145,11 @@ class Preprocessor:
         return Inputs(tensors, tensors["input_ids"][0], rows, tuple(next(kinds[kind]) for kind in order), prompt.text, words)
 
     def _apply_template(self, chat: list[dict]) -> str:
-        return self.processor.apply_chat_template(chat, add_generation_prompt=True)
+        try:
+            return self.processor.apply_chat_template(chat, add_generation_prompt=True)
+        except TemplateError as error:
+            said = brief(" ".join(str(error).split()), 120).rstrip(".")
+            raise SampleError(f"the model's chat template does not take this question ({said}); check the template.") from error
 
     @cached_property
     def _marks(self) -> dict[str, int]:
