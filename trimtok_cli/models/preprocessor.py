@@ -17,6 +17,7 @@ from torch import Tensor
 from trimtok_cli.errors import ModelError, SampleError
 from trimtok_cli.media.video import Clip
 from trimtok_cli.models.chat import Written, grown, guarded, has_start, marks_of, message_parts, token_rows, written
+from trimtok_cli.wording import brief
 
 OF_THE_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")  # tensors of one number a token
 LONGEST_SHAPE = 200  # times as long as it is wide: what the processors of Qwen allow; others would ask for gigabytes
@@ -147,7 +148,7 @@ class Preprocessor:
         try:
             return self.processor.apply_chat_template(chat, add_generation_prompt=True)
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-            reason = (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
+            reason = brief(" ".join(str(error).split()) or type(error).__name__, 120).rstrip(".")
             raise SampleError(f"the chat template of {self.name} does not write this question ({reason}).") from error
 
     @cached_property
