@@ -23,6 +23,7 @@ from trimtok_cli.engine import answer_all, compare_all
 from trimtok_cli.limit import TimeUp, within
 from trimtok_cli.media.video import FrameRule
 from trimtok_cli.prepare import Ask, Failed, Prepared
+from trimtok_cli.results import NO_MEMORY, failure
 
 LATE = "it was not read and prepared within"
 
@@ -178,3 +179,9 @@ def test_pictures_that_together_would_fill_the_memory_fail_their_row_alone(adapt
     assert isinstance(many, Failed) and "40 pictures have more than 358,000,000 pixels together" in str(many.error)
     assert all(isinstance(each, Prepared) for each in others) and time.perf_counter() - start < 60
     assert isinstance(next(prepare_ahead(adapter.preprocessor, samples, Ask("What?", max_pixels=10_000))), Prepared)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("no"), RuntimeError("[x.cpp:127] can't allocate memory")])
+def test_a_sample_that_the_memory_does_not_hold_is_told_in_our_words(error):
+    assert failure(Sample("a"), None, Ask("What?"), error).error == NO_MEMORY
+    assert failure(Sample("a"), None, Ask("What?"), RuntimeError("other")).error == "RuntimeError: other"
