@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from tests.conftest import picture
@@ -22,6 +23,7 @@ from trimtok_cli.engine import answer_all, compare_all
 from trimtok_cli.limit import TimeUp, within
 from trimtok_cli.media.video import FrameRule
 from trimtok_cli.prepare import Ask, Failed, Prepared
+from trimtok_cli.results import NO_MEMORY, failure
 
 LATE = "it was not read and prepared within"
 
@@ -164,3 +166,22 @@ def test_in_a_worker_too_late_too_large_or_not_to_be_sent_is_a_failed_row(adapte
         "none of them cost a worker its life"
     )
     assert torch.equal(found[4].inputs.tensors["extra"], torch.arange(3, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pictures_that_together_would_fill_the_memory_fail_their_row_alone(adapter, tmp_path, monkeypatch, workers):
+    Image.new("RGB", (8000, 8000)).save(tmp_path / "large.png")
+    picture(1).save(tmp_path / "small.png")
+    names = [["large.png"] * 40, ["small.png"], ["small.png"] * 3]
+    samples = [Sample(i, tuple(tmp_path / name for name in each), question="Same?") for i, each in enumerate(names)]
+    start = time.perf_counter()
+    many, *others = prepare_ahead(adapter.preprocessor, samples, Ask("What?"), workers=workers)
+    assert isinstance(many, Failed) and "40 pictures have more than 358,000,000 pixels together" in str(many.error)
+    assert all(isinstance(each, Prepared) for each in others) and time.perf_counter() - start < 60
+    assert isinstance(next(prepare_ahead(adapter.preprocessor, samples, Ask("What?", max_pixels=10_000))), Prepared)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("no"), RuntimeError("[x.cpp:127] can't allocate memory")])
+def test_a_sample_that_the_memory_does_not_hold_is_told_in_our_words(error):
+    assert failure(Sample("a"), None, Ask("What?"), error).error == NO_MEMORY
+    assert failure(Sample("a"), None, Ask("What?"), RuntimeError("other")).error == "RuntimeError: other"

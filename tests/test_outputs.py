@@ -492,3 +492,14 @@ def test_errors_of_a_claim_come_before_it_is_yielded():
         raise AssertionError("yielded")
     with pytest.raises(TrimtokError), claimed("a.jsonl/x", "caption"):
         raise AssertionError("yielded")
+
+
+@pytest.mark.parametrize("command", ["vqa", "compare"])
+@pytest.mark.parametrize("name", ["link.jsonl", "folder"])
+def test_a_link_to_a_picture_that_only_a_question_row_names_is_no_output(name, command, questions, pictures, no_model):
+    before = pictures[0].read_bytes()
+    Path("folder").mkdir()
+    link = Path("folder", "compare.jsonl" if command == "compare" else "answers.jsonl") if name == "folder" else Path(name)
+    link.symlink_to(pictures[0])
+    done = run(command, questions, "-o", name, "--overwrite", code=2)
+    assert "--out" in done.stderr and pictures[0].read_bytes() == before

@@ -1,20 +1,25 @@
 """From a sample on disk to what the model's processor makes of it. Knows no pruner and touches no device."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
+from PIL import Image
 
 from trimtok_cli.data import Media, Sample, Seconds
 from trimtok_cli.errors import ModelError, SampleError, sentence
 from trimtok_cli.limit import TimeUp, within
-from trimtok_cli.media.images import load_image, shrunk
+from trimtok_cli.media.images import MOST_PIXELS, load_image, shrunk
 from trimtok_cli.media.kinds import by_content
 from trimtok_cli.media.video import FrameRule, load_video
 from trimtok_cli.memory import out_of_memory
 from trimtok_cli.models.preprocessor import Inputs, Preprocessor
 from trimtok_cli.sampling import Sampling, check_length
 from trimtok_cli.timing import Clock
+
+MOST_TOGETHER = 2 * MOST_PIXELS  # pixels of all pictures of one prompt: 1 GB of RGB
 
 log = logging.getLogger("trimtok")
 
@@ -106,10 +111,10 @@ def _prepare(preprocessor: Preprocessor, sample: Sample, ask: Ask) -> Prepared:
     if sample.video is not None and ask.video_as == "video" and not preprocessor.has_video:
         raise ModelError(f"--video-as video: {preprocessor.name} has no video path of its own; use --video-as frames.")
     clock = Clock(torch.device("cpu"))
-    loaded = [load_image(path) for path in sample.images]
+    loaded = _images(sample.images, ask.max_pixels)
     clip = load_video(sample.video, ask.frames) if sample.video is not None else None
     load, question = clock.mark(), ask.prompt if sample.question is None else sample.question
-    pictures, as_frames = [shrunk(image, ask.max_pixels) for image, _ in loaded], ask.video_as == "frames"
+    pictures, as_frames = [image for image, _ in loaded], ask.video_as == "frames"
     if clip is not None:
         clip = replace(clip, frames=tuple(shrunk(frame, ask.max_pixels) for frame in clip.frames))
     inputs = preprocessor.prepare(pictures, question, system=ask.system, clip=clip, as_frames=as_frames)
@@ -123,3 +128,18 @@ def _prepare(preprocessor: Preprocessor, sample: Sample, ask: Ask) -> Prepared:
             )
         )  # fmt: skip
     return Prepared(given, question, inputs, tuple(media), seconds)
+
+
+def _images(paths: Sequence[Path], max_pixels: int) -> list[tuple[Image.Image, Media]]:
+    """The pictures of one prompt, shrunk to `max_pixels` each. SampleError where all together would fill the memory."""
+    loaded, total = [], 0
+    for path in paths:
+        image, media = load_image(path)
+        loaded.append((shrunk(image, max_pixels), media))
+        total += loaded[-1][0].width * loaded[-1][0].height
+        if total > MOST_TOGETHER:
+            raise SampleError(
+                f"its {len(paths)} pictures have more than {MOST_TOGETHER:,} pixels together; name fewer, or shrink each with "
+                "--max-pixels."
+            )
+    return loaded

@@ -6,6 +6,7 @@ from dataclasses import replace
 from trimtok_cli.data import Result, Sample, TokenCounts
 from trimtok_cli.decoding import Done
 from trimtok_cli.errors import SampleError, sentence
+from trimtok_cli.memory import out_of_memory
 from trimtok_cli.models.base import Adapter
 from trimtok_cli.models.positions import shortage, steps_that_fit
 from trimtok_cli.prepare import Ask
@@ -13,6 +14,8 @@ from trimtok_cli.pruners import PRUNERS, Pruner
 from trimtok_cli.stages import layer_mean
 from trimtok_cli.timing import peak_bytes
 from trimtok_cli.tokens import Prompt
+
+NO_MEMORY = "the memory does not hold it, even alone; fewer or smaller pictures (--max-pixels), or a smaller --keep, may fit"
 
 log = logging.getLogger("trimtok")
 
@@ -39,7 +42,8 @@ def result_of(adapter: Adapter, pruner: Pruner | None, done: Done) -> Result:
 def failure(sample: Sample, pruner: Pruner | None, ask: Ask, error: Exception) -> Result:
     """The row of a sample that could not be answered."""
     log.debug("sample %s failed", sample.id, exc_info=error)
-    return Result(sample, question_of(sample, ask), method=method_name(pruner), error=sentence(error))
+    said = NO_MEMORY if out_of_memory(error) else sentence(error)
+    return Result(sample, question_of(sample, ask), method=method_name(pruner), error=said)
 
 
 def positions_used(adapter: Adapter, prompt: Prompt) -> int:

@@ -85,6 +85,8 @@ def claimed(
                 tuple(answers.with_name(plot) for plot in plots),
             )
             refuse_inputs(destination, reads)
+            if answers.suffix.lower() not in (".jsonl", ".json") and answers.is_file():  # a picture that a row names, say
+                raise UsageError(f"--out leads to {answers}, which is no file of JSON lines: choose another --out.")
             _hold(destination, overwrite, undo)
         except Busy as error:
             raise UsageError(f"--out: {answers} cannot be used: {error}; choose another --out.") from None
