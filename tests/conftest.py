@@ -1,6 +1,7 @@
 """Shared pieces: tiny models in a temporary folder, pictures with something in them, no network, no stray output."""
 
 import os
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -19,6 +20,9 @@ ORACLES = {
 }  # fmt: skip
 
 
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
 def pytest_collection_modifyitems(items) -> None:
     for item in items:
         if item.path.stem.removeprefix("test_") in ORACLES:
@@ -35,6 +39,17 @@ def adapter(llava_folder):
     from trimtok_cli.models import load_model
 
     return load_model(str(llava_folder), device="cpu")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _signals_are_heard():
+    """What starts the tests may have set signals to be ignored (nohup, a shell's background), and children inherit that."""
+    ignored = [number for number in SIGNALS if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture(autouse=True)
