@@ -131,7 +131,23 @@ def test_a_chat_template_without_end_is_a_failed_row_in_every_flow(adapter, monk
     for flow in (lambda: answer_all(adapter, None, samples, ask), lambda: compare_all(adapter, [None], samples, ask)):
         results = [getattr(each, "results", [each])[0] for each in flow()]
         assert len(results) == 2 and results[1].error == "not JSON"
-        assert results[0].error.startswith((LATE, "RecursionError"))
+        assert results[0].error.startswith((LATE, "the chat template of"))
+
+
+DOUBLED = "{% set x = namespace(s='ab') %}{% for i in range(45) %}{% set x.s = x.s ~ x.s %}{% endfor %}{{ x.s }}"
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not say what a process has")
+@pytest.mark.parametrize("template", [DOUBLED, "{{ 'a' * 10 ** 13 }}", "{{ range(10 ** 4) | list | string * 10 ** 6 }}"])
+def test_a_chat_template_that_asks_for_all_memory_is_a_failed_row(adapter, monkeypatch, template):
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    monkeypatch.setattr(adapter.processor, "chat_template", template)
+    (result,) = answer_all(adapter, None, [Sample(1)], Ask("What?", max_new_tokens=2))
+    assert result.error.startswith("the chat template of") and "more than 1 GB" in result.error
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 8_000_000  # kB
 
 
 def test_the_limit_is_an_option(llava_folder, pictures, monkeypatch):

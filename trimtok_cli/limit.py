@@ -1,13 +1,18 @@
-"""A time limit on a piece of work, by the system's alarm clock. Knows nothing of the work."""
+"""Limits on a piece of work: of time, by the system's alarm clock, and of memory, by the process's own limit. Knows nothing of
+the work.
+"""
 
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 Made = TypeVar("Made")
+TEMPLATE_BYTES = 10**9  # what a chat template, which is a checkpoint's own program, may take for one prompt
 
 
 class TimeUp(BaseException):
@@ -48,3 +53,25 @@ def within(seconds: float, work: Callable[[], Made]) -> Made:
         signal.signal(signal.SIGALRM, handler or signal.SIG_DFL)
         if due:
             signal.setitimer(signal.ITIMER_REAL, max(due - time.monotonic(), 1e-3), interval)
+
+
+@contextmanager
+def at_most(more: int) -> Iterator[None]:
+    """While it lasts, the process may take `more` bytes beyond what it has; what asks for further ones meets a MemoryError.
+
+    Kept where the system says what a process has and limits it (Linux). It is the whole process's limit, threads included.
+    """
+    try:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except (ImportError, OSError):
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    known = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min([pages * resource.getpagesize() + more, *known]), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

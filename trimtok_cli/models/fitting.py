@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from trimtok_cli.checkpoint import AGAIN, Broken
-from trimtok_cli.limit import TimeUp, within
+from trimtok_cli.limit import TEMPLATE_BYTES, TimeUp, at_most, within
 from trimtok_cli.wording import brief
 
 log = logging.getLogger("trimtok")
@@ -81,7 +81,8 @@ def _asked(processor: Any, template: str | None = None) -> str | None:
     """A question about an image as a template writes it; None where it does not know what to make of the question's parts."""
     question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Is it so?"}]}
     try:
-        text = processor.apply_chat_template([question], chat_template=template, add_generation_prompt=True)
+        with at_most(TEMPLATE_BYTES):
+            text = processor.apply_chat_template([question], chat_template=template, add_generation_prompt=True)
     except Exception as error:  # whatever a template may raise; a sample's row will say it
         log.debug("the chat template does not take images and text", exc_info=error)
         return None

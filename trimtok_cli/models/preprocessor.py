@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from trimtok_cli.errors import ModelError, SampleError
+from trimtok_cli.limit import TEMPLATE_BYTES, at_most
 from trimtok_cli.media.video import Clip
 from trimtok_cli.models.chat import Written, grown, guarded, has_start, marks_of, message_parts, token_rows, written
 from trimtok_cli.wording import brief
@@ -146,8 +147,11 @@ class Preprocessor:
 
     def _apply_template(self, chat: list[dict]) -> str:
         try:
-            return self.processor.apply_chat_template(chat, add_generation_prompt=True)
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+            with at_most(TEMPLATE_BYTES):
+                return self.processor.apply_chat_template(chat, add_generation_prompt=True)
+        except MemoryError as error:
+            raise SampleError(f"the chat template of {self.name} takes more than 1 GB of memory for this question.") from error
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
             reason = brief(" ".join(str(error).split()) or type(error).__name__, 120).rstrip(".")
             raise SampleError(f"the chat template of {self.name} does not write this question ({reason}).") from error
 
