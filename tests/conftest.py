@@ -41,15 +41,12 @@ def adapter(llava_folder):
     return load_model(str(llava_folder), device="cpu")
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _signals_are_heard():
-    """What starts the tests may have set signals to be ignored (nohup, a shell's background), and children inherit that."""
-    ignored = [number for number in SIGNALS if signal.getsignal(number) is signal.SIG_IGN]
-    for number in ignored:
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    yield
-    for number in ignored:
-        signal.signal(number, signal.SIG_IGN)
+@pytest.fixture(autouse=True)
+def _signals_are_heard() -> None:
+    """Children inherit signals that are ignored: by what started the tests (nohup, a shell's background), or by a run that closed."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.default_int_handler:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

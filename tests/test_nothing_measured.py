@@ -18,8 +18,8 @@ def lines(*rows: Row) -> list[str]:
     return [line.strip() for line in captured.get().splitlines() if line.strip()]
 
 
-def test_a_setting_without_samples_shows_dashes_and_no_zeros():
+def test_a_setting_without_samples_says_so_and_shows_no_zeros():
     unmeasured = replace(MEASURED, label="fastv 8", samples=0, failed=2)
     found = lines(MEASURED, unmeasured)
-    assert found[-1].split() == ["fastv", "8", *["–"] * 8]
+    assert "nothing to compare" in found[-1] and not any(mark in found[-1] for mark in ("0.0", "576", "ms"))
     assert "576" in found[-2] and "ms" in found[-2]
