@@ -180,10 +180,25 @@ def test_one_clear_colour(tmp_path, mode, color, key):
 # Colour spaces
 
 
+def readable(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except OSError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("mode,suffix", [("CMYK", "jpg"), ("CMYK", "tiff"), ("YCbCr", "tiff"), ("LAB", "tiff"), ("YCbCr", "jpg")])
 def test_colour_spaces(tmp_path, mode, suffix):
     color = {"CMYK": (0, 255, 255, 0), "YCbCr": (76, 85, 255), "LAB": (136, 208, 195)}[mode]  # each of them red
-    rgb, _ = load_image(saved(Image.new(mode, (16, 16), color), tmp_path / f"c.{suffix}"))
+    path = saved(Image.new(mode, (16, 16), color), tmp_path / f"c.{suffix}")
+    if not readable(path):  # older Pillows cannot read the YCbCr that they wrote; no picture is made of it then
+        assert (mode, suffix) == ("YCbCr", "tiff")
+        with pytest.raises(MediaError, match="damaged"):
+            load_image(path)
+        return
+    rgb, _ = load_image(path)
     assert rgb.mode == "RGB" and np.abs(np.subtract(rgb.getpixel((8, 8)), RED)).max() <= 12
 
 
