@@ -188,7 +188,7 @@ def test_full_float32_whatever_the_process_allows_and_then_as_before():
 @needs_triton
 def test_kernels_in_the_interpreter_take_the_reference_s_tokens():
     """In a process of its own: Triton reads TRITON_INTERPRET when it is imported."""
-    code = "from trimtok_cli.pruners.greedy_triton import check_kernels; check_kernels('cpu')"
+    code = "from tests.kernels import check_kernels; check_kernels('cpu')"
     root = Path(__file__).parent.parent
     paths = {"PYTHONPATH": str(root), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **paths})
@@ -215,7 +215,7 @@ def test_kernels_compile_for_cards_that_are_not_here(capability):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_on_a_gpu_kernels_take_the_reference_s_tokens_and_nothing_waits():
-    from trimtok_cli.pruners.greedy_triton import check_kernels
+    from tests.kernels import check_kernels
 
     check_kernels("cuda")
     visual, text = tokens("image", 576, 1024, 0).cuda().bfloat16()[None], tokens("iid", 12, 1024, 1).cuda().bfloat16()[None]
