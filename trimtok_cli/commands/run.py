@@ -4,13 +4,13 @@ import os
 import sys
 import uuid
 from collections.abc import Generator
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from trimtok_cli import ending
 from trimtok_cli.catalog import locate
-from trimtok_cli.commands.destination import Destination, claimed
+from trimtok_cli.commands.destination import Destination, claimed, listed
 from trimtok_cli.commands.output import Output, finish
 from trimtok_cli.commands.screen import FEW, Screen
 from trimtok_cli.config import RunConfig
@@ -155,11 +155,8 @@ def write_all(
 
 def reads(config: RunConfig, source: Source, config_file: str | None) -> list[Path | str | int]:
     """All files that a run reads, as far as they are known: what the samples come from, the settings, a model's own folder."""
-    found: list[Path | str | int] = [*source.files, *([config_file] if config_file else [])]
-    for folder in (config.model, config.clip_text):
-        with suppress(OSError, ValueError):  # it is the name of a checkpoint, or loading it will say what is wrong
-            found += Path(folder or os.devnull).expanduser().iterdir()
-    return found
+    folders = [name for name in (config.model, config.clip_text) if name]  # or names of checkpoints
+    return [*source.files, *([config_file] if config_file else []), *(path for name in folders for path in listed(name))]
 
 
 def check_stdin(*sources: str) -> None:
