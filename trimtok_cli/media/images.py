@@ -5,6 +5,7 @@ Knows no model, no reader and no command line; whatever is wrong with a file is 
 """
 
 import ctypes
+import logging
 import struct
 import threading
 import warnings
@@ -170,6 +171,7 @@ def _open(file: BinaryIO, format: str, name: str, max_pixels: int) -> Image.Imag
     Image.init()
     if format == "TIFF":
         _silence_libtiff()
+        _silence_pillow()
     if format not in Image.OPEN:
         if format == "HEIF":
             raise MediaError(f"{name} is HEIC, which needs one more package; run: pip install pillow-heif")
@@ -216,6 +218,12 @@ def _refuse_costly(image: Image.Image, mended: mend.Mended, name: str) -> None:
         most = MOST_BYTES // each
         kind = f"{image.format}, {image.mode}"
         raise MediaError(f"{name} has {size} pixels, more than the limit of {most} for its kind ({kind}); make it smaller")
+
+
+@cache
+def _silence_pillow() -> None:
+    """Keeps what Pillow logs from standard error where nobody has asked for logs: it raises what matters."""
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 @cache
