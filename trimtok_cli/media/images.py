@@ -53,9 +53,11 @@ _TURNS = {
 _OPENING = threading.Lock()  # Pillow's own pixel limit is one global number
 
 
-def load_image(path: Path, *, background: Color = (255, 255, 255), max_pixels: int = MOST_PIXELS) -> tuple[Image.Image, Media]:
+def load_image(
+    path: Path | str, *, background: Color = (255, 255, 255), max_pixels: int = MOST_PIXELS
+) -> tuple[Image.Image, Media]:
     """The image as upright RGB, transparent pixels laid on `background`; of several frames or pages the first."""
-    name = shortened(str(path), 300)
+    path, name = Path(path), shortened(str(path), 300)
     with blamed(name), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # of broken EXIF and the like; what matters raises
         refuse_irregular(path.stat(), name, "image")
