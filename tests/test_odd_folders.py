@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPModel
+from transformers import AutoProcessor, CLIPConfig, CLIPModel
 
 from tests.conftest import picture
+from tests.families import FAMILIES
+from trimtok_cli.checkpoint import Broken, check_generation
 from trimtok_cli.errors import ModelError, SampleError
 from trimtok_cli.models import fitting, load_model
 from trimtok_cli.models.clip_text import ClipText
@@ -51,6 +53,16 @@ def pixels(**values):
     return change
 
 
+def mark(text: str):
+    """An image token of the processor's that the template knows nothing of."""
+
+    def change(folder: Path) -> None:
+        edit(folder / "processor_config.json", image_token=text)
+        edit(folder / "tokenizer_config.json", image_token=text)
+
+    return change
+
+
 NESTED = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}x"
 FOLDERS = {
     "a number as the template": (template(5), "chat template is a int"),
@@ -58,6 +70,11 @@ FOLDERS = {
     "a template without end": (template(NESTED), "chat template writes for more than 1 seconds"),
     "no processor, only words": (
         lambda f: edit(f / "processor_config.json", processor_class="Unknown", auto_map="evil.Processor"), "is only a .*without tokenizer",
+    ),
+    "another mark than the template's": (mark("<picture>"), "looks for <picture> in a prompt, which its chat template does not write"),
+    "a template that writes no place": (
+        lambda f: (f / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'][-1]['text'] }}{% endfor %}"),
+        "which its chat template does not write",
     ),
     "an assistant": (lambda f: edit(f / "generation_config.json", assistant_model="x"), r"its generation_config\.json cannot be read.*assistant"),
     "a compiler": (lambda f: edit(f / "generation_config.json", compile_config={"backend": "x"}), r"its generation_config\.json cannot be read"),
@@ -82,6 +99,38 @@ def test_an_odd_folder_is_one_sentence_that_names_the_part(name, tmp_path, llava
     with pytest.raises(ModelError, match=f"cannot be loaded: .*{words}") as found:
         load_model(str(folder), device="cpu")
     assert "\n" not in str(found.value) and len(str(found.value)) < len(str(folder)) + 330
+
+
+KINDS = [
+    *((name, value) for name in ("temperature", "top_p", "min_p", "repetition_penalty") for value in ("0.7", "high", [1], {}, True)),
+    *((name, value) for name in ("top_k", "max_new_tokens", "min_length", "no_repeat_ngram_size", "num_beams") for value in ("5", 1.5, [5], True)),
+    *((name, value) for name in ("do_sample", "renormalize_logits") for value in ("false", 1, [True])),
+    *((name, value) for name in ("eos_token_id", "forced_bos_token_id") for value in ("</s>", 1.5, {}, ["</s>"], True)),
+    *((name, value) for name in ("suppress_tokens", "bad_words_ids") for value in ("x", 5, [["x"]], [True])),
+    ("bad_words_ids", [5]), ("stop_strings", [1]), ("stop_strings", {"a": 1}), ("stop_strings", True),
+]  # fmt: skip
+
+
+def test_a_generation_setting_of_another_kind_is_named_before_the_weights_are_read(tmp_path, llava_folder):
+    for name, value in KINDS:
+        with pytest.raises(Broken, match=rf"^its generation_config\.json says {name}: .*, where .* should be; mend the file$"):
+            check_generation({"do_sample": True, name: value})
+    check_generation({"temperature": 1, "top_k": 50, "top_p": None, "max_new_tokens": 9.0, "eos_token_id": [1, 2], "stop_strings": ["a"]})
+    check_generation({"bad_words_ids": [[1], [2, 3]], "suppress_tokens": [1], "pad_token_id": 0, "bos_token_id": 1, "unknown": "x"})
+    folder = tmp_path / "model"
+    shutil.copytree(llava_folder, folder)
+    edit(folder / "generation_config.json", top_p="0.7")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"says top_p: .*, where a number should be"):
+        load_model(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_familys_processor_looks_for_what_its_template_writes(name, tmp_path):
+    """What the refusal above rests on."""
+    FAMILIES[name](tmp_path / "model")
+    processor = AutoProcessor.from_pretrained(tmp_path / "model")
+    assert processor.image_token in fitting._asked(processor)
 
 
 BROKEN = {
