@@ -144,18 +144,6 @@ def test_of_greedy_and_a_temperature_the_nearer_word_holds(file, environ, flags,
     assert set(config.sources) == {name for name in ("greedy", "temperature") if getattr(config, name) or name in flags}
 
 
-@pytest.mark.parametrize("flags", [{"keep": "64"}, {"params": {"pool": 0.9}}, {"keep": "64", "params": {"pool": 0.9}}])
-@pytest.mark.parametrize("place", ["flag", "environment", "config file"])
-def test_flags_that_say_how_to_prune_contradict_dense(place, flags):
-    """What a file or the environment says of pruning is only not needed then."""
-    Path("c.yaml").write_text("method: dense\n" * (place == "config file") + "budget: tokens\n")
-    environ = {"TRIMTOK_METHOD": "dense"} if place == "environment" else {}
-    with pytest.raises(UsageError, match="prunes nothing"):
-        resolve(flags | ({"method": "dense"} if place == "flag" else {}), "c.yaml", environ)
-    assert resolve({"method": "dense", "keep": "all"}, None, {"TRIMTOK_PARAMS": "{pool: 0.9}"}).method == "dense"
-    assert resolve(flags | {"method": "trimtokenator"}, "c.yaml", environ).method == "trimtokenator"
-
-
 @pytest.mark.parametrize("place", ["file", "environment", "flags"])
 def test_greedy_and_a_temperature_of_one_place_contradict_each_other(place):
     Path("c.yaml").write_text("greedy: true\ntemperature: 0.7" if place == "file" else "{}")

@@ -114,9 +114,6 @@ def resolve(flags: Mapping[str, Any], config: str | None = None, environ: Mappin
             given[key] = given.get(key, {}) | value if key == "params" else value
             sources[key] = "flag"
     _settle(given, sources)
-    for key in ("keep", "params"):
-        if given.get("method") == "dense" and sources.get(key) == "flag" and given[key] != "all":
-            raise UsageError(f"{flag(key)} says how to prune, and --method dense prunes nothing; leave one of them out.")
     config = RunConfig(**given)
     config.sources.update({key: source for key, source in sources.items() if given[key] is not None})
     return config

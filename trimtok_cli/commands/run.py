@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtok_cli import ending
+from trimtok_cli.bounds import flag
 from trimtok_cli.catalog import locate
 from trimtok_cli.commands.destination import Destination, claimed, listed
 from trimtok_cli.commands.output import Output, finish
@@ -97,8 +98,10 @@ def run(
 ) -> int:  # fmt: skip
     """Answers every sample; the exit code. A signal keeps what is written, and run.json says that the run was interrupted."""
     locate(config.model)  # a name that is none is said before torch is imported
-    from trimtok_cli.pruners import build_pruner
+    from trimtok_cli.pruners import build_pruner, check_idle
 
+    given = {flag(name): getattr(config, name) for name in ("keep", "params") if config.sources.get(name) == "flag"}
+    check_idle(config.method, given)
     pruner = build_pruner(config.method, pruning(config, config.method))
     with claimed(out, command, reads(config, source, config_file), overwrite=overwrite) as destination:
         adapter, ask = load(config, screen)
