@@ -121,7 +121,8 @@ def check_generation(settings: dict[str, Any]) -> None:
     for name, value in settings.items():
         kind = GENERATION.get(name)
         if kind and value is not None and not _is(kind, value):
-            raise Broken(f"its generation_config.json says {name}: {brief(value)}, where {kind} should be; mend the file")
+            said = f"{name}: {brief(json.dumps(value))}"
+            raise Broken(f"its generation_config.json says {said}, where {kind} should be; mend the file")
 
 
 def _is(kind: str, value: Any) -> bool:
