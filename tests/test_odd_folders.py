@@ -13,7 +13,8 @@ from tests.conftest import picture
 from tests.families import FAMILIES
 from trimtok_cli.checkpoint import Broken, check_generation
 from trimtok_cli.errors import ModelError, SampleError
-from trimtok_cli.models import fitting, load_model
+from trimtok_cli.media.video import Clip
+from trimtok_cli.models import ADAPTERS, fitting, load_model
 from trimtok_cli.models.clip_text import ClipText
 
 
@@ -147,6 +148,31 @@ def test_a_template_that_cannot_write_a_question_is_named_as_the_one_at_fault(na
     adapter = load_model(str(folder), device="cpu")
     with pytest.raises(SampleError, match=r"the chat template of .* does not write this question"):
         adapter.prepare([picture(1, 60, 60)], "What is it?")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_picture_that_the_template_leaves_out_fails_its_row_with_a_sentence(name, tmp_path, monkeypatch):
+    """The second image, in every family, and the video, where there is a path for it."""
+    FAMILIES[name](tmp_path / "model")
+    processor = AutoProcessor.from_pretrained(tmp_path / "model")
+    found = ADAPTERS[name].preprocessing(processor, "the model")
+    whole = processor.apply_chat_template
+    monkeypatch.setattr(processor, "apply_chat_template", lambda chat, **rest: cut(whole(chat, **rest), processor.image_token, 1))
+    with pytest.raises(SampleError, match=r"chat template of the model writes 1 places \(.*\) for 2 images"):
+        found.prepare([picture(1, 60, 60), picture(2, 60, 60)], "Which?")
+    found.prepare([picture(1, 60, 60)], "Which?")
+    if found.has_video:
+        clip = Clip((picture(1, 60, 60),) * 2, (0.0, 1.0), 2.0, 1.0, "", 60, 60, 2, 0, ())
+        found.prepare([], "What?", clip=clip)
+        monkeypatch.setattr(processor, "apply_chat_template", lambda chat, **rest: cut(whole(chat, **rest), processor.video_token, 0))
+        with pytest.raises(SampleError, match=r"writes 0 places \(.*\) for 1 videos"):
+            found.prepare([], "What?", clip=clip)
+
+
+def cut(text: str, mark: str, count: int) -> str:
+    """The text with the first `count` of its marks alone."""
+    first, *rest = text.split(mark)
+    return first + "".join(mark * (i < count) + each for i, each in enumerate(rest))
 
 
 def test_a_clip_without_its_tokenizer_is_refused(tmp_path):
