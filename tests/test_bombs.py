@@ -255,6 +255,17 @@ def test_libtiff_prints_nothing(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_pillow_logs_nothing_where_nobody_has_asked_for_logs(tmp_path):
+    """In a process of its own: pytest listens to every log."""
+    data = bytearray(encoded(RED, "TIFF"))
+    entry = data.index(struct.pack("<HHI", 277, 3, 1))  # SamplesPerPixel
+    data[entry + 8 : entry + 10] = struct.pack("<H", 61440)
+    (tmp_path / "a.tif").write_bytes(data)
+    code = "import sys; from pathlib import Path; from trimtok_cli.media.images import load_image; load_image(Path(sys.argv[1]))"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.tif"], cwd=ROOT, capture_output=True, text=True)
+    assert "MediaError: " in done.stderr and "More samples" not in done.stderr.split("Traceback")[0]
+
+
 def test_scans_are_counted_without_decoding(tmp_path):
     assert mend._marks(jpeg_of_scans(20)).scans == 25 and mend._marks(encoded(RED, "jpeg")).scans == 1
     with BytesIO(jpeg_of_scans(5)) as file, Image.open(file) as image:

@@ -11,6 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from trimtok_cli.cli import app
+from trimtok_cli.commands import run as run_command
 
 KEYS = ["question_id", "prompt", "text", "answer_id", "model_id", "image", "metadata"]
 
@@ -156,6 +157,25 @@ def test_dense_and_keep_all_give_the_same_answers(llava_folder, pictures):
         run("caption", *pictures, "-m", llava_folder, "--max-new-tokens", 4, "-o", f"{name}.jsonl", "-q", *options)
     texts = {name: [row["text"] for row in rows(Path(f"{name}.jsonl"))] for name in ("dense", "all", "many")}
     assert texts["dense"] == texts["all"] == texts["many"]
+
+
+@pytest.mark.parametrize("place", ["flag", "environment", "config file"])
+@pytest.mark.parametrize("flags", [["--keep", "64"], ["--param", "pool=0.9"], ["--keep", "11%", "--param", "pool=0.9"]])
+def test_flags_that_say_how_to_prune_contradict_dense(flags, place, pictures, monkeypatch):
+    """Before a model is loaded; what a file or the environment says of pruning is only not needed then."""
+    monkeypatch.setattr(run_command, "load", lambda *_: pytest.exit("a model was loaded"))
+    Path("c.yaml").write_text("method: dense\n" if place == "config file" else "keep: 5\nparams: {pool: 0.7}\n")
+    if place == "environment":
+        monkeypatch.setenv("TRIMTOK_METHOD", "dense")
+    method = ["--method", "dense"] if place == "flag" else []
+    done = run("caption", *pictures, "-m", ".", "-c", "c.yaml", *method, *flags, code=2)
+    assert f"{flags[0]} " in done.stderr and "--method dense prunes nothing" in done.stderr
+
+
+def test_dense_needs_nothing_of_what_files_say_of_pruning(llava_folder, pictures):
+    Path("c.yaml").write_text("keep: 5\nparams: {pool: 0.7}\n")
+    for number, more in enumerate(([], ["--keep", "all"])):
+        run("caption", pictures[0], "-m", llava_folder, "-c", "c.yaml", "--method", "dense", "-o", f"{number}.jsonl", "--max-new-tokens", 1, *more)
 
 
 @pytest.mark.parametrize(

@@ -270,6 +270,11 @@ def test_a_phone_photo_with_a_preview_is_not_animated(tmp_path, noise):
 # What cannot be read
 
 
+def test_a_path_may_be_text(tmp_path, noise):
+    noise.save(tmp_path / "a.png")
+    assert load_image(str(tmp_path / "a.png"))[0].tobytes() == load_image(tmp_path / "a.png")[0].tobytes()
+
+
 def test_missing_folder_empty(tmp_path):
     assert "does not exist" in failure(tmp_path / "no.png")
     assert "is a folder" in failure(tmp_path)

@@ -126,6 +126,23 @@ def test_a_row_that_says_one_thing_twice_and_differently_fails(row):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/fd/0"), reason="no /dev/fd here")
+@pytest.mark.parametrize(
+    "row, problem",
+    [
+        ({"text": "Words on a sign", "question": "What colour is it?"}, "may each be the question"),
+        ({"Text": "One?", "Question": "Two?"}, "may each be the question"),
+        ({"text": "One?", "question": "Two?", "file_name": "a.png", "question_id": 1}, "may each be the question"),
+        ({"text": "A caption", "question": "Two?", "file_name": "a.png"}, ""),
+        ({"text": "One?", "question": " One?"}, ""),
+        ({"text": "One?", "question": {"id": 3}}, ""),
+        ({"text": "One?", "question": "  "}, ""),
+    ],
+)
+def test_a_row_of_two_questions_fails_and_none_is_taken_in_silence(row, problem):
+    first, second = read_questions(questions({"image": "a.png", "text": "?"}, {"image": "a.png"} | row)).samples
+    assert not first.problem and (problem in second.problem if problem else not second.problem)
+
+
 def test_pictures_of_a_file_on_standard_input_lie_in_the_current_folder():
     with open(questions({"image": "a.png", "text": "?"}, name="sub/q.jsonl"), "rb") as file:
         for name in (f"/dev/fd/{file.fileno()}", f"/proc/self/fd/{file.fileno()}"):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -108,6 +109,20 @@ def test_a_models_own_file_is_no_output(llava_folder, pictures, no_model):
     before = (llava_folder / "config.json").read_bytes()
     done = run("caption", pictures[0], "-m", llava_folder, "-o", llava_folder / "config.json", "--overwrite", code=2)
     assert "is an input" in done.stderr and (llava_folder / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "image, out", [("pictures/kept.png", "pictures"), ("pictures", "pictures"), ("64x48", "{model}/config.json"), ("64x48", "mine.json")]
+)
+def test_a_benchmark_writes_over_nothing_that_it_reads(image, out, llava_folder, pictures, monkeypatch):
+    """Its pictures, its models, its own YAML, through links too: a plot is called kept.png, and so may a picture be."""
+    shutil.copy(pictures[0], "pictures/kept.png")
+    Path("mine.yaml").write_text(f"decode:\n  - {{model: {llava_folder}, keep: 6, batch: 1, new_tokens: 2, image: {image}}}\n")
+    link(Path("mine.yaml"), "mine.json", "hard link")
+    before, model = snapshot(), snapshot(llava_folder)
+    monkeypatch.setitem(sys.modules, "trimtok_cli.bench.run", None)  # refused before anything is measured
+    done = run("bench", "mine.yaml", "-o", out.format(model=llava_folder), "--overwrite", code=2)
+    assert "is an input of this run" in done.stderr and snapshot() == before and snapshot(llava_folder) == model
 
 
 def test_a_redirection_into_an_input_is_refused(questions, monkeypatch):

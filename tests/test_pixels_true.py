@@ -479,7 +479,7 @@ def test_a_grey_corner_of_its_own_is_no_damage(tmp_path):
         load_image(tmp_path / "a.jpg")
 
 
-FRONTS = {"white space": b"\r\n\r\n", "a byte order mark": b"\xef\xbb\xbf", "a chunk's length": b"1f3a\r\n", "zeros": bytes(16)}
+FRONTS = {"white space": b"\r\n\r\n", "a byte order mark": b"\xef\xbb\xbf", "a chunk's length": b"1f3a\r\n", "zeros": bytes(16), "one": b"\n"}
 
 
 @pytest.mark.parametrize("front", list(FRONTS))
@@ -489,7 +489,9 @@ def test_bytes_in_front_are_passed_over_and_said(tmp_path, front, format):
     with Image.open(BytesIO(data)) as plain:
         whole = np.asarray(plain.convert("RGB"))
     (tmp_path / "a").write_bytes(FRONTS[front] + data)
-    assert read(tmp_path / "a", whole, 0) == (f"the {len(FRONTS[front])} bytes in front of the picture were passed over",)
+    count = len(FRONTS[front])
+    bytes_were = f"{count} bytes in front of the picture were" if count > 1 else "byte in front of the picture was"
+    assert read(tmp_path / "a", whole, 0) == (f"the {bytes_were} passed over",)
 
 
 @pytest.mark.parametrize("format", ["jpeg", "png", "gif", "webp", "tiff", "bmp", "ppm"])

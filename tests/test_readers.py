@@ -225,10 +225,10 @@ def test_images_and_videos(here):
 
 
 def test_the_question_column(here):
-    one, both, empty = read(rows("q.jsonl", {"question": "q"}, {"text": "t", "question": "q"}, {"text": "", "question": "q"}))
+    one, both, empty = read(rows("q.jsonl", {"question": "q"}, {"text": "q ", "question": "q"}, {"text": "", "question": "q"}))
     assert (
         (one.question, one.extra) == ("q", {})
-        and (both.question, both.extra) == ("t", {"question": "q"})
+        and (both.question, both.extra) == ("q ", {"question": "q"})
         and empty.question == "q"
     )
 

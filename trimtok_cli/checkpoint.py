@@ -34,6 +34,19 @@ QUANTIZERS = {
     "eetq": ("kernels", "accelerate"), "auto-round": ("auto_round",),
 }  # fmt: skip
 MOST_LAYERS = 1000
+# What a setting of generation_config.json may be, where it is not null. Of those that do not stand here the library judges.
+_NUMBER, _WHOLE, _TRUTH, _ID, _IDS = "a number", "a whole number", "true or false", "an id or a list of ids", "a list of ids"
+GENERATION = {
+    "temperature": _NUMBER, "top_p": _NUMBER, "min_p": _NUMBER, "top_h": _NUMBER, "typical_p": _NUMBER,
+    "epsilon_cutoff": _NUMBER, "eta_cutoff": _NUMBER, "repetition_penalty": _NUMBER, "encoder_repetition_penalty": _NUMBER,
+    "penalty_alpha": _NUMBER, "guidance_scale": _NUMBER, "max_time": _NUMBER, "top_k": _WHOLE, "max_length": _WHOLE,
+    "max_new_tokens": _WHOLE, "min_length": _WHOLE, "min_new_tokens": _WHOLE, "no_repeat_ngram_size": _WHOLE,
+    "encoder_no_repeat_ngram_size": _WHOLE, "num_beams": _WHOLE, "num_beam_groups": _WHOLE, "num_return_sequences": _WHOLE,
+    "pad_token_id": _WHOLE, "do_sample": _TRUTH, "renormalize_logits": _TRUTH, "remove_invalid_values": _TRUTH,
+    "use_cache": _TRUTH, "token_healing": _TRUTH, "bos_token_id": _ID, "eos_token_id": _ID, "forced_bos_token_id": _ID,
+    "forced_eos_token_id": _ID, "suppress_tokens": _IDS, "begin_suppress_tokens": _IDS, "bad_words_ids": "a list of lists of ids",
+    "stop_strings": "text or a list of texts",
+}  # fmt: skip
 _SMALL_KINDS = {"I8", "U8", "F8_E4M3", "F8_E5M2"}
 
 
@@ -66,6 +79,7 @@ def check(folder: Path, settings: dict[str, dict[str, Any]]) -> None:
     if "config.json" not in settings:
         raise Broken(_no_config(folder))
     check_config(settings["config.json"])
+    check_generation(settings.get("generation_config.json", {}))
     check_files(folder, settings)
     check_one_of(folder, TOKENIZERS, f"tokenizer ({TOKENIZERS[0]} or {TOKENIZERS[1]})")
     check_one_of(folder, PROCESSORS, f"image processor ({PROCESSORS[1]})")
@@ -100,6 +114,27 @@ def check_config(config: dict[str, Any]) -> None:
             layers = part.get(name, 1)
             if not isinstance(layers, int) or not 0 < layers <= MOST_LAYERS:
                 raise Broken(f"its config.json says {name}: {brief(layers)}, which no model has; {AGAIN}")
+
+
+def check_generation(settings: dict[str, Any]) -> None:
+    """That settings of generation are of their kinds: the library compares them unseen, and takes "false" for true."""
+    for name, value in settings.items():
+        kind = GENERATION.get(name)
+        if kind and value is not None and not _is(kind, value):
+            said = f"{name}: {brief(json.dumps(value))}"
+            raise Broken(f"its generation_config.json says {said}, where {kind} should be; mend the file")
+
+
+def _is(kind: str, value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    whole = number and (isinstance(value, int) or value.is_integer())
+    if kind in (_NUMBER, _WHOLE, _TRUTH):
+        return {_NUMBER: number, _WHOLE: whole, _TRUTH: isinstance(value, bool)}[kind]
+    if kind in (_ID, _IDS):
+        return (kind == _ID and whole) or (isinstance(value, list) and all(_is(_WHOLE, each) for each in value))
+    if kind.startswith("text"):
+        return isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str) for each in value))
+    return isinstance(value, list) and all(_is(_IDS, each) for each in value)
 
 
 def check_files(folder: Path, settings: dict[str, dict[str, Any]]) -> None:

@@ -114,11 +114,19 @@ class Bench:
         """The architecture of a model: from the benchmark's own, or from a file."""
         return self.models[name] if name in self.models else read_yaml(name, inside="bench/models", flag="model")[1]
 
+    @property
+    def tasks(self) -> list[Task]:
+        """Every measurement with a model."""
+        return [*self.grid, *self.decode, *self.overhead, *self.memory]
+
     def model_names(self) -> list[str]:
         """Of all measurements, each once, in the order in which they are first asked for."""
-        tasks = [*self.grid, *self.decode, *self.overhead, *self.memory]
-        names = [name for task in tasks for name in ([task.model] if isinstance(task.model, str) else task.model)]
+        names = [name for task in self.tasks for name in ([task.model] if isinstance(task.model, str) else task.model)]
         return list(dict.fromkeys(names))
+
+    def images(self) -> list[str]:
+        """What the measurements show, each once: sizes, files and folders."""
+        return list(dict.fromkeys(task.image for task in self.tasks))
 
 
 def read_bench(name: str, **flags: Any) -> Bench:

@@ -12,7 +12,7 @@ from trimtok_cli.bench.derive import changes, derive
 from trimtok_cli.bench.spec import PARTS, read_bench
 from trimtok_cli.bench.tables import ceilings_line, change_table, tables
 from trimtok_cli.commands import options as o
-from trimtok_cli.commands.destination import Destination, claimed
+from trimtok_cli.commands.destination import Destination, claimed, listed
 from trimtok_cli.commands.guard import guarded
 from trimtok_cli.commands.screen import Screen
 from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED, TrimtokError, UsageError
@@ -64,6 +64,7 @@ def bench(
     earlier = read_document(against) if against is not None else None
     screen = Screen(quiet=quiet)
     read = [preset, *([against / NAME if against.is_dir() else against] if against else [])]
+    read += [path for name in asked.model_names() + asked.images() for path in listed(name)]
     with claimed(out, "bench", read, overwrite=overwrite, name=NAME, plots=PLOTS) as destination:
         screen.say("importing torch and transformers", "dim")
         from trimtok_cli.bench.run import run_bench

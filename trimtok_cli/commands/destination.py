@@ -121,6 +121,15 @@ def refuse_inputs(destination: Destination, reads: Iterable[str | Path | int]) -
             raise UsageError(f"--out: {name} is an input of this run ({said}); choose another --out.")
 
 
+def listed(name: str | Path) -> list[Path]:
+    """The file of this name, or the files of the folder; nothing where there is neither. For `reads` of `claimed`."""
+    try:
+        path = Path(name).expanduser()
+        return [*path.iterdir()] if path.is_dir() else [path] * path.is_file()
+    except (OSError, RuntimeError, ValueError):  # whoever opens it will say what is wrong
+        return []
+
+
 def _refuse_others(destination: Destination, overwrite: bool) -> None:
     """UsageError if something would be replaced without leave; an empty file and the manifest of a run without answers may be."""
     holds = destination.answers.exists() and destination.answers.stat().st_size > 0

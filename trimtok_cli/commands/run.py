@@ -4,13 +4,14 @@ import os
 import sys
 import uuid
 from collections.abc import Generator
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from trimtok_cli import ending
+from trimtok_cli.bounds import flag
 from trimtok_cli.catalog import locate
-from trimtok_cli.commands.destination import Destination, claimed
+from trimtok_cli.commands.destination import Destination, claimed, listed
 from trimtok_cli.commands.output import Output, finish
 from trimtok_cli.commands.screen import FEW, Screen
 from trimtok_cli.config import RunConfig
@@ -97,8 +98,10 @@ def run(
 ) -> int:  # fmt: skip
     """Answers every sample; the exit code. A signal keeps what is written, and run.json says that the run was interrupted."""
     locate(config.model)  # a name that is none is said before torch is imported
-    from trimtok_cli.pruners import build_pruner
+    from trimtok_cli.pruners import build_pruner, check_idle
 
+    given = {flag(name): getattr(config, name) for name in ("keep", "params") if config.sources.get(name) == "flag"}
+    check_idle(config.method, given)
     pruner = build_pruner(config.method, pruning(config, config.method))
     with claimed(out, command, reads(config, source, config_file), overwrite=overwrite) as destination:
         adapter, ask = load(config, screen)
@@ -155,11 +158,8 @@ def write_all(
 
 def reads(config: RunConfig, source: Source, config_file: str | None) -> list[Path | str | int]:
     """All files that a run reads, as far as they are known: what the samples come from, the settings, a model's own folder."""
-    found: list[Path | str | int] = [*source.files, *([config_file] if config_file else [])]
-    for folder in (config.model, config.clip_text):
-        with suppress(OSError, ValueError):  # it is the name of a checkpoint, or loading it will say what is wrong
-            found += Path(folder or os.devnull).expanduser().iterdir()
-    return found
+    folders = [name for name in (config.model, config.clip_text) if name]  # or names of checkpoints
+    return [*source.files, *([config_file] if config_file else []), *(path for name in folders for path in listed(name))]
 
 
 def check_stdin(*sources: str) -> None:

@@ -5,6 +5,7 @@ Knows no model, no reader and no command line; whatever is wrong with a file is 
 """
 
 import ctypes
+import logging
 import struct
 import threading
 import warnings
@@ -52,9 +53,11 @@ _TURNS = {
 _OPENING = threading.Lock()  # Pillow's own pixel limit is one global number
 
 
-def load_image(path: Path, *, background: Color = (255, 255, 255), max_pixels: int = MOST_PIXELS) -> tuple[Image.Image, Media]:
+def load_image(
+    path: Path | str, *, background: Color = (255, 255, 255), max_pixels: int = MOST_PIXELS
+) -> tuple[Image.Image, Media]:
     """The image as upright RGB, transparent pixels laid on `background`; of several frames or pages the first."""
-    name = shortened(str(path), 300)
+    path, name = Path(path), shortened(str(path), 300)
     with blamed(name), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # of broken EXIF and the like; what matters raises
         refuse_irregular(path.stat(), name, "image")
@@ -170,6 +173,7 @@ def _open(file: BinaryIO, format: str, name: str, max_pixels: int) -> Image.Imag
     Image.init()
     if format == "TIFF":
         _silence_libtiff()
+        _silence_pillow()
     if format not in Image.OPEN:
         if format == "HEIF":
             raise MediaError(f"{name} is HEIC, which needs one more package; run: pip install pillow-heif")
@@ -216,6 +220,12 @@ def _refuse_costly(image: Image.Image, mended: mend.Mended, name: str) -> None:
         most = MOST_BYTES // each
         kind = f"{image.format}, {image.mode}"
         raise MediaError(f"{name} has {size} pixels, more than the limit of {most} for its kind ({kind}); make it smaller")
+
+
+@cache
+def _silence_pillow() -> None:
+    """Keeps what Pillow logs from standard error where nobody has asked for logs: it raises what matters."""
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 @cache

@@ -51,7 +51,8 @@ def mend(file: BinaryIO, format: str, start: int, name: str) -> Mended:
         file.seek(0)
         mended = Mended(file)
     if start:
-        mended.notes += (f"the {start} bytes in front of the picture were passed over",)
+        bytes_were = f"{start} bytes in front of the picture were" if start > 1 else "byte in front of the picture was"
+        mended.notes += (f"the {bytes_were} passed over",)
     return mended
 
 

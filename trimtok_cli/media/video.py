@@ -116,12 +116,12 @@ def pick_times(starts: Sequence[float], duration: float, rule: FrameRule) -> lis
     return sorted(shown)
 
 
-def load_video(path: Path, rule: FrameRule) -> Clip:
+def load_video(path: Path | str, rule: FrameRule) -> Clip:
     """The frames that `rule` asks for. MediaError, one sentence, where the file or its span holds none or no decoder is there.
 
     The file is told by its content: of an animated GIF, WebP or PNG the frames are taken, of a still picture the one it is.
     """
-    name = shortened(str(path), 300)
+    path, name = Path(path), shortened(str(path), 300)
     with blamed(name):
         if not _check(path, name):
             return _decode(path, name, rule, ["pillow"])

@@ -68,7 +68,11 @@ def _fit_template(processor: Any) -> None:
         known = getattr(getattr(processor, "tokenizer", None), "chat_template", None)
         if isinstance(known, str) and mark in known:
             _set(processor, "chat_template", known)
-    if not isinstance(processor.chat_template, str) or not isinstance(mark, str) or _asked(processor) is not None:
+    if not isinstance(processor.chat_template, str) or not isinstance(mark, str):
+        return
+    if (asked := _asked(processor)) is not None:
+        if mark not in asked:  # the processor would find no place for any picture
+            raise Broken(f"its processor looks for {brief(mark)} in a prompt, which its chat template does not write; {AGAIN}")
         return
     for shown in ("", f"{mark}\n"):
         template = _AS_TEXT.replace("MARK", repr(shown)) + processor.chat_template

@@ -171,6 +171,7 @@ class Preprocessor:
         tokenizer, safe = self.processor.tokenizer, guarded(prompt, self._marks)
         options: dict[str, Any] = {"add_special_tokens": not has_start(tokenizer, safe.text)}
         self._check_length(prompt.text, **options)
+        self._check_places(safe.text, images=len(pictures), videos=int(clip is not None))
         if clip is not None:
             options |= self.video_inputs(clip)
         for kind, name in (("image_processor", "images_kwargs"), ("video_processor", "videos_kwargs")):
@@ -188,6 +189,16 @@ class Preprocessor:
             kept, instruction = token_rows(grown(safe, replaced), tensors["input_ids"][0], offsets[0], self._mark_ids)
             tensors |= {name: tensors[name][:, kept] for name in OF_THE_TEXT if name in tensors}
         return tensors, instruction, [each["type"] for each in replaced]
+
+    def _check_places(self, text: str, **given: int) -> None:
+        """SampleError where the chat template leaves out a picture, or writes for it what the processor does not look for."""
+        for kind, count in given.items():
+            mark = getattr(self.processor, f"{kind.removesuffix('s')}_token", None)
+            if mark and (places := text.count(mark)) != count:
+                raise SampleError(
+                    f"the chat template of {self.name} writes {places} places ({mark}) for {count} {kind}: ask with as many "
+                    "as it knows, or use another checkpoint."
+                )
 
     def _check_length(self, text: str, **options) -> None:
         """SampleError where the words alone are longer than the model's positions, before anything else is made of them.

@@ -45,8 +45,8 @@ OPTIONS = {"keep": "--keep", "budget": "--budget", "counts": "--budget-counts", 
 """Settings of a whole run that reach the methods as parameters of theirs, and have options of their own."""
 
 __all__ = [
-    "PRUNERS", "Budget", "Pruner", "ScoringPruner", "Stage", "build_pruner", "check_signals", "own_params", "parse_budget",
-    "reads_tower",
+    "PRUNERS", "Budget", "Pruner", "ScoringPruner", "Stage", "build_pruner", "check_idle", "check_signals", "own_params",
+    "parse_budget", "reads_tower",
 ]  # fmt: skip
 
 
@@ -78,6 +78,13 @@ def build_pruner(name: str, params: Mapping[str, Any]) -> Pruner | None:
     except (ValueError, TypeError) as error:
         raise UsageError(f"--param of {name}: {error}.") from None
     return None if keep == Budget() and pruner.keep_decides else pruner
+
+
+def check_idle(name: str, flags: Mapping[str, Any]) -> None:
+    """UsageError where a method prunes nothing, and flags of the command line, by their names, say how to prune."""
+    idle = [flag for flag, value in flags.items() if value != "all"] if PRUNERS.get(name, Pruner) is None else []
+    if idle:
+        raise UsageError(f"{' and '.join(idle)} would change nothing: --method {name} prunes nothing; leave one of them out.")
 
 
 def own_params(name: str, params: Mapping[str, Any]) -> dict[str, Any]:

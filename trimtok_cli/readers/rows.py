@@ -171,6 +171,8 @@ class _Columns:
 
     def question(self, column: str) -> str:
         text = self.row.get(column)
+        if isinstance(text, str) and (other := self._other_question(column, text)):
+            raise _Problem(f'"{column}" and "{other}" may each be the question; keep the one that is meant')
         if not column or (isinstance(text, str) and not text.strip()):
             near = next((name for name in self.full if plain(name) in _LIKE_QUESTIONS), "")
             raise _Problem('there is no question; put it under "text"' + f' ("{near}" is not read as one)' * bool(near))
@@ -179,6 +181,13 @@ class _Columns:
         if not _is_unicode(text):
             raise _Problem(f"{column} holds half a character (a lone surrogate), which no model can read; write it whole")
         return text
+
+    def _other_question(self, column: str, text: str) -> str:
+        """A column that asks something else; beside file_name, text is a caption."""
+        captioned = "file_name" in self.full and "question_id" not in self.full
+        names = [self.plain.get(name, "") for name in ("question", *(("text",) * (not captioned)))]
+        said = {name: self.full[name].strip() for name in names if name and isinstance(self.full[name], str)}
+        return next((name for name, other in said.items() if name != column and other and other != text.strip()), "")
 
     def pictures(self) -> Sequence[str]:
         """The names under the column that is surely of pictures; empty where there is none."""
