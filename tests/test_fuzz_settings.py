@@ -105,17 +105,19 @@ def every_way(name: str, value):
 @pytest.mark.parametrize("value", [-1, 10**30, math.nan, math.inf, -math.inf, 1e308, -1e-300], ids=str)
 def test_a_number_that_means_nothing_is_refused_however_it_is_given(name, value):
     for way in every_way(name, value):
-        refused(way, "--" + name.replace("_", "-")) if "TRIMTOK" not in refused(way) else None
+        said = refused(way)
+        assert f"--{name.replace('_', '-')}" in said or f"TRIMTOK_{name.upper()}" in said
 
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_the_bounds_themselves_are_allowed(name):
     bounds = FIELDS[name].metadata
-    for value in (bounds["least"], bounds["most"]):
-        if value is not None:
-            for way in every_way(name, value):
-                found = way() if name != "start" or not value else resolve({"start": value, "end": None}, None, {})
-                assert getattr(found, name) == value
+    values = [value for value in (bounds["least"], bounds["most"]) if value is not None]
+    assert values
+    for value in values:
+        for way in every_way(name, value):
+            found = way() if name != "start" or not value else resolve({"start": value, "end": None}, None, {})
+            assert getattr(found, name) == value
 
 
 @pytest.mark.parametrize("name", TEXTS)

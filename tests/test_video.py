@@ -359,9 +359,9 @@ def test_no_child_is_left_behind(plain, tmp_path, ending):
 
 def wait_for(happened) -> None:
     until = time.monotonic() + 10
-    while not happened():
-        assert time.monotonic() < until
+    while not happened() and time.monotonic() < until:
         time.sleep(0.02)
+    assert happened()
 
 
 def test_works_from_a_script_without_a_guard_and_without_torch(plain, tmp_path):
