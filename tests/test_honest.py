@@ -99,9 +99,9 @@ class Reader:
             if isinstance(call.func, ast.Attribute) and call.func.attr in WAITS and ast.unparse(call.func.value) == "pytest":
                 return True
             helper = self.known.get(call.func.id) if isinstance(call.func, ast.Name) else None
-            if isinstance(helper, ast.FunctionDef) and helper.name not in self.callers:
-                if Reader(self.known, helper, self.callers).asserts():
-                    return True
+            known = isinstance(helper, ast.FunctionDef) and helper.name not in self.callers
+            if known and Reader(self.known, helper, self.callers).asserts():
+                return True
         return False
 
     def some(self, node: ast.AST, behind: tuple[str, ...] = ()) -> bool:

@@ -37,6 +37,7 @@ def asked(adapter):
     return found + ([adapter.prepare([], "What?", clip=clip_of(3))] if adapter.preprocessor.has_video else [])
 
 
+LACKING = {"smolvlm", "llava_onevision"}  # which show an image or a video, not both; which offer nothing of a video
 SIGNALS = ("saliency", "keys", "last_saliency", "last_keys", "features", "cls")
 
 
@@ -153,7 +154,7 @@ def test_a_pass_takes_no_more_crops_than_it_may(family, monkeypatch):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("family", sorted(VIDEO_FAMILIES - {"smolvlm"}), indirect=True)  # which shows one of the two
+@pytest.mark.parametrize("family", sorted(VIDEO_FAMILIES - LACKING), indirect=True)
 def test_signals_of_a_prompt_with_an_image_and_a_video_are_each_ones_own(family):
     """Whichever stands first, and whatever shares the pass: those of the image and of the video asked about alone."""
     assert family.preprocessor.has_video and family.preprocessor.mixes
