@@ -7,11 +7,12 @@ import os
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from trimtok_cli.data import Result, Sample
-from trimtok_cli.errors import TrimtokError, UsageError
+from trimtok_cli.errors import UsageError
 from trimtok_cli.media.kinds import head_kind, media_kind
 from trimtok_cli.readers import read_any, read_images, read_questions
 from trimtok_cli.writers.answers import writable
@@ -210,7 +211,6 @@ def test_any_bytes_are_an_image_a_video_or_neither(head):
 def test_nothing_but_our_own_errors_is_raised_for_what_is_not_a_name():
     for name in ("\ud83d", "a\0b", "x" * 5000, "~", "//", "/dev/null", "/dev/zero", "[", "@", "@@", "**", "--", "data:", "://"):
         for call in (lambda name: read_images([name, name]), lambda name: read_images([name]), lambda name: read_any([name]), read_questions):
-            try:
+            with pytest.raises(UsageError) as caught:
                 list(call(name).samples)
-            except TrimtokError as error:
-                assert "\n" not in str(error)
+            assert "\n" not in str(caught.value)
