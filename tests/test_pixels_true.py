@@ -366,7 +366,7 @@ def test_the_table_has_a_cell_for_every_mode_in_every_format():
 
 @pytest.mark.parametrize(("format", "mode"), NO_CELLS)
 def test_what_the_table_leaves_out_pillow_does_not_write(format, mode):
-    with pytest.raises((OSError, ValueError), match="cannot write mode|image has wrong mode|broken data stream when writing"):
+    with pytest.raises((OSError, ValueError), match=r"cannot write mode|image has wrong mode|broken data stream when writing"):
         encoded(scene(mode), format, **options_of(format))
 
 

@@ -11,7 +11,6 @@ from tests.families import FAMILIES
 from tests.test_cli import rows, run
 
 
-
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory):
     return FAMILIES["qwen2_vl"](tmp_path_factory.mktemp("models") / "qwen2_vl")
