@@ -18,10 +18,10 @@ from trimtok_cli.readers import read_any, read_images, read_questions
 from trimtok_cli.writers.answers import writable
 
 bounded = settings(
-    max_examples=150, deadline=3000, derandomize=True, database=None,
+    max_examples=60, deadline=3000, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much],
 )  # fmt: skip
-few = settings(bounded, max_examples=60)
+few = settings(bounded, max_examples=30)
 
 TEXTS = st.text(st.characters(codec=None), max_size=12) | st.sampled_from(
     ["", " ", "a.png", "b/../a.png", "../x.png", "/etc/passwd", "v.mp4", "data:image/png;base64,AA", "http://e.com/a.jpg", "a\0b", "\ud83d"]

@@ -16,7 +16,7 @@ from trimtok_cli.errors import UsageError
 FIELDS = {field.name: field for field in dataclasses.fields(RunConfig) if field.init}
 NUMBERS = [name for name, field in FIELDS.items() if {"least", "above"} & {k for k, v in field.metadata.items() if v is not None}]
 TEXTS = [name for name, field in FIELDS.items() if field.type is str]
-fuzz = settings(max_examples=150, deadline=4000, derandomize=True, suppress_health_check=list(HealthCheck))
+fuzz = settings(max_examples=60, deadline=4000, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 def refused(job, *says: str) -> str:
