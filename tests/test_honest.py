@@ -193,3 +193,49 @@ def test_every_way_through_every_test_asserts_something(path):
     known = module(path.stem)
     own = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)]
     assert [f"{path.name}::{node.name}: {fault}" for node in own for fault in faults(known, node)] == []
+
+
+HOLLOW = {
+    "returns early": "def test_a(x):\n    assert x\n    if x > 1:\n        return\n    assert x == 1",
+    "asserts nothing": "def test_a(x):\n    print(x)",
+    "asserts in a loop over what may be empty": "def test_a(xs):\n    for x in xs:\n        assert x",
+    "asserts in a loop over what is empty": "def test_a():\n    for x in []:\n        assert x",
+    "passes by": "def test_a():\n    for x in (1, 2):\n        if x:\n            continue\n        assert x",
+    "asserts on one side alone": "def test_a(x):\n    if x:\n        assert x == 1",
+    "asserts in a function that is never called": "def test_a():\n    def inner(x):\n        assert x",
+    "calls what asserts on one side alone": "def look(x):\n    if x:\n        assert x\ndef test_a():\n    look(1)",
+    "asserts where something went wrong alone": "def test_a():\n    try:\n        f()\n    except OSError as error:\n        assert error",
+    "swallows": "def test_a():\n    try:\n        assert f()\n    except Exception:\n        pass",
+    "swallows by name": "def test_a():\n    with suppress(AssertionError):\n        assert f()",
+    "skips whatever went wrong": "def test_a():\n    try:\n        f()\n    except OSError:\n        pytest.skip()\n    assert g()",
+    "compares a thing with itself": "def test_a(x):\n    assert x.y == x.y",
+    "compares a tensor with itself": "def test_a(x):\n    assert torch.equal(x, x)",
+    "is always true": "def test_a(x):\n    assert x == 1 or 'x is not 1'",
+    "asserts a tuple": "def test_a(x):\n    assert (x == 1, 'x is not 1')",
+}
+SOUND = {
+    "asserts": "def test_a(x):\n    assert x == 1",
+    "expects an error": "def test_a():\n    with pytest.raises(ValueError):\n        f()",
+    "calls what asserts": "def look(x):\n    assert x\n    return x\ndef test_a():\n    look(1)",
+    "asserts in a loop over what is there": "XS = {'a': 1}\ndef test_a():\n    for x in XS.items():\n        assert x",
+    "asserts on both sides": "def test_a(x):\n    if x:\n        assert x == 1\n    else:\n        assert f(x)",
+    "asserts that something was seen": "def test_a(xs):\n    assert xs\n    for x in xs:\n        if x:\n            continue\n        assert f(x)",
+    "asserts in the end": "def test_a():\n    try:\n        f()\n    finally:\n        assert g()",
+    "compares two calls": "def test_a():\n    assert f() == f()",
+}
+
+
+def found_in(source: str) -> list[str]:
+    known = {node.name if isinstance(node, ast.FunctionDef) else node.targets[0].id: node for node in ast.parse(source).body}
+    known = {name: getattr(node, "value", node) for name, node in known.items()}
+    return faults(known, known["test_a"])
+
+
+@pytest.mark.parametrize("what", HOLLOW)
+def test_a_test_that_cannot_fail_is_found(what):
+    assert found_in(HOLLOW[what])
+
+
+@pytest.mark.parametrize("what", SOUND)
+def test_a_test_that_can_fail_is_left_alone(what):
+    assert found_in(SOUND[what]) == []
