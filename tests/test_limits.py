@@ -193,7 +193,7 @@ def test_pictures_that_together_would_fill_the_memory_fail_their_row_alone(adapt
     start = time.perf_counter()
     many, *others = prepare_ahead(adapter.preprocessor, samples, Ask("What?"), workers=workers)
     assert isinstance(many, Failed) and "6 pictures have more than 358,000,000 pixels together" in str(many.error)
-    assert all(isinstance(each, Prepared) for each in others) and time.perf_counter() - start < 30
+    assert all(isinstance(each, Prepared) for each in others) and time.perf_counter() - start < 60
     assert isinstance(next(prepare_ahead(adapter.preprocessor, samples, Ask("What?", max_pixels=10_000))), Prepared)
 
 
