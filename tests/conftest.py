@@ -51,8 +51,9 @@ def _signals_are_heard() -> None:
 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path, monkeypatch) -> None:
-    """Every test works in a folder of its own and sees no TRIMTOK_ setting of the developer's."""
+    """Every test works in a folder of its own and sees no TRIMTOK_ setting of the developer's, nor how wide a terminal is."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)
     for key in [key for key in os.environ if key.startswith("TRIMTOK_")]:
         monkeypatch.delenv(key)
 

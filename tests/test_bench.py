@@ -119,7 +119,7 @@ def test_the_other_parts_compare_like_with_like(document):
         )
 
 
-def test_against_an_earlier_file(document):
+def test_against_an_earlier_file_and_without_matplotlib_whose_plots_are_left_out(document, monkeypatch):
     Path("before").mkdir()
     earlier = copy.deepcopy(document)
     for row in earlier["grid"]:
@@ -129,8 +129,10 @@ def test_against_an_earlier_file(document):
     Path("before/bench.json").write_text(json.dumps(earlier))
     found = changes(document, derive(earlier))
     assert len(found) == 5 and all(each["change"] == pytest.approx(-0.75) for each in found)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     done = run("bench", "smoke", "-o", "now", "--rounds", 1, "--against", "before")
     assert "against the earlier one" in done.stderr and "%" in done.stderr
+    assert "pip install 'trimtok[plot]'" in done.stderr and [path.name for path in Path("now").iterdir()] == ["bench.json"]
     assert json.loads(Path("now/bench.json").read_text())["grid"][0]["derived"]["wall_ms"]["rounds"] == 1
     Path("before/bench.json").write_text("{}")
     assert "is no bench.json of this program" in run("bench", "smoke", "-o", "x", "--against", "before", code=2).stderr
@@ -359,12 +361,6 @@ def test_plots_are_drawn_where_there_is_something_to_draw(document, tmp_path):
         assert image.width > 1000
     only_dense = document | {"grid": document["grid"][:1]}
     assert write_plots(only_dense, tmp_path) == []
-
-
-def test_without_matplotlib_the_plots_are_left_out(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    done = run("bench", "smoke", "-o", "out", "--rounds", 1)
-    assert "pip install 'trimtok[plot]'" in done.stderr and [path.name for path in Path("out").iterdir()] == ["bench.json"]
 
 
 def test_help_and_wrong_usage_answer_without_torch():

@@ -84,6 +84,7 @@ def test_equals_the_library(llava, unbroken):
     """Token for token and logit for logit, on prompts that need no padding of theirs."""
     adapter, prompts = llava
     done, _, _ = run(adapter, prompts, rows=3, stop=False, keep_logits=True)
+    assert sorted(done) == list(range(len(prompts)))
     for i, prompt in enumerate(prompts):
         out = adapter.model.generate(
             inputs_embeds=prompt.embeds[None], attention_mask=torch.ones(1, len(prompt)), max_new_tokens=STEPS, do_sample=False,
@@ -117,7 +118,9 @@ def test_slots_of_unequal_length_in_every_family(name, recorded, tmp_path, unbro
     loop = Continuous(adapter, rows=2, max_new_tokens=STEPS, keep_logits=True)
     loop.block = 3
     left = iter(enumerate(prompts))
-    for done in loop.run(lambda count: [each for _, each in zip(range(count), left, strict=False)]):
+    finished = list(loop.run(lambda count: [each for _, each in zip(range(count), left, strict=False)]))
+    assert sorted(done.key for done in finished) == list(range(5))
+    for done in finished:
         want = generate(adapter, [prompts[done.key]], max_new_tokens=STEPS)[0][0]
         assert (done.said.ids, done.said.finish) == (want.ids, want.finish)
         assert (done.said.logits - alone[done.key].logits[: want.steps]).abs().max() < 1e-4

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 from random import Random
 
@@ -50,17 +51,6 @@ def test_captions_of_the_samples_name_most_of_what_is_there_with_64_of_576_token
     assert mentioned - named <= 5, said
 
 
-def test_compare_on_the_samples_mostly_agrees_with_dense():
-    trimtok("compare", SAMPLES / "questions.jsonl", "--model", MODEL, "--keep", 64, "-o", "cmp")
-    rows = [json.loads(line) for line in Path("cmp/compare.jsonl").read_text().splitlines()]
-    assert len(rows) == 40
-    dense = sum(row["runs"][0]["text"] in row["reference"] for row in rows)
-    pruned = sum(row["runs"][1]["text"] in row["reference"] for row in rows)
-    same = sum(row["runs"][1]["identical_to_dense"] for row in rows)
-    assert dense >= 35 and pruned >= 32 and same >= 31, (dense, pruned, same)
-    assert Path("cmp/compare.html").stat().st_size > 100_000
-
-
 def test_the_folder_is_plain_and_small_and_dense_is_what_generate_says():
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -104,14 +94,38 @@ def readme() -> str:
     return (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    "command", [c for c in re.findall(r"(?:^|/)(trimtok (?:caption|vqa|compare) .*)$", readme(), re.M) if "samples/demo" in c]
-)
-def test_commands_of_the_readme_run(command, monkeypatch):
-    out = Path.cwd()
-    monkeypatch.chdir(ROOT)
-    trimtok(*shlex.split(command)[1:], "-o", out / "out")
-    assert list((out / "out").glob("*.jsonl"))
+COMMANDS = [c for c in re.findall(r"(?:^|/)(trimtok (?:caption|vqa|compare) .*)$", readme(), re.M) if "samples/demo" in c]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """ran(command) -> the folder that a command of the README has written, run once."""
+
+    @cache
+    def once(command: str) -> Path:
+        out = tmp_path_factory.mktemp("readme") / "out"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(ROOT)
+            trimtok(*shlex.split(command)[1:], "-o", out)
+        return out
+
+    return once
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_the_readme_run(command, ran):
+    assert list(ran(command).glob("*.jsonl"))
+
+
+def test_compare_on_the_samples_mostly_agrees_with_dense(ran):
+    (command,) = [each for each in COMMANDS if each.startswith("trimtok compare samples/questions.jsonl")]
+    rows = [json.loads(line) for line in (ran(command) / "compare.jsonl").read_text().splitlines()]
+    assert len(rows) == 40 and {tuple(run["metadata"]["visual"]["kept"] for run in row["runs"]) for row in rows} == {(576, 192, 128, 64)}
+    dense = sum(row["runs"][0]["text"] in row["reference"] for row in rows)
+    pruned = sum(row["runs"][3]["text"] in row["reference"] for row in rows)
+    same = sum(row["runs"][3]["identical_to_dense"] for row in rows)
+    assert dense >= 35 and pruned >= 32 and same >= 31, (dense, pruned, same)
+    assert (ran(command) / "compare.html").stat().st_size > 100_000
 
 
 def test_the_python_of_the_readme_runs(monkeypatch, capsys):

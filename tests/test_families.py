@@ -27,7 +27,10 @@ OTHERWISE = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=[*FAMILIES, *(f"{name} otherwise" for name in FAMILIES)])
+KINDS = [*FAMILIES, *(f"{name} otherwise" for name in FAMILIES)]
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def family(request, tmp_path_factory):
     name, _, otherwise = request.param.partition(" ")
     options = {"kv_heads": 1, "seed": 3, "tied": True, **OTHERWISE[name]} if otherwise else {}
@@ -91,10 +94,12 @@ def test_dense_equals_generate(family, images):
     assert family.processor.tokenizer.decode(inputs.input_ids[inputs.instruction]).strip() == QUESTION
 
 
+def test_which_families_take_a_video(family):
+    assert family.preprocessor.has_video == (kind_of(family) in VIDEO_FAMILIES)
+
+
+@pytest.mark.parametrize("family", [name for name in KINDS if name.split()[0] in VIDEO_FAMILIES], indirect=True)
 def test_video_equals_generate(family):
-    if kind_of(family) not in VIDEO_FAMILIES:
-        assert not family.preprocessor.has_video
-        return
     for count in (1, 5):
         clip = clip_of(count)
         want = library_logits(family, **library_inputs(family, [], clip))
@@ -137,6 +142,7 @@ def test_batch_equals_singles_dense_and_pruned(family):
     for pruner in (None, build_pruner("trimtokenator", {"keep": "30%"})):
         reduced, _ = reduce_prompts(pruner, prompts, tokens, num_layers=4, renumber=family.renumbers)
         together = our_logits(family, *reduced)
+        assert len(together) == len(batch) > 3
         for inputs, got in zip(batch, together, strict=True):
             alone, visual = dense_prompt(family, inputs)
             (alone,), _ = reduce_prompts(pruner, [alone], [visual], num_layers=4, renumber=family.renumbers)
@@ -184,6 +190,24 @@ def masked_logits(adapter, prompt, dense, kept_rows) -> torch.Tensor:
     return torch.stack(steps)
 
 
+def logits_without(adapter, inputs, dense, rows) -> torch.Tensor:
+    """Of generate on a prompt of these rows alone, as if there never were others."""
+    ids = inputs.input_ids[rows][None]
+    typed = "token_type_ids" in inputs.tensors
+    given = {"token_type_ids": torch.isin(ids, torch.tensor(adapter.placeholder_ids)).long()} if typed else {}
+
+    def swap(module, args, kwargs):
+        if kwargs["inputs_embeds"].shape[1] == len(rows):
+            kwargs["inputs_embeds"] = dense.embeds[rows][None]
+        return args, kwargs
+
+    hook = adapter.model.get_decoder().register_forward_pre_hook(swap, with_kwargs=True)
+    try:
+        return library_logits(adapter, input_ids=ids, attention_mask=torch.ones_like(ids), **given)[0]
+    finally:
+        hook.remove()
+
+
 @torch.inference_mode()
 def test_pruned_equals_its_reference(family):
     """Kept positions: the dropped rows masked out of the dense run. Renumbered: generate on a prompt built without them."""
@@ -198,26 +222,9 @@ def test_pruned_equals_its_reference(family):
     if not family.renumbers:
         assert torch.equal(prompt.positions, dense.positions[:, rows])
         assert (ours - masked_logits(family, prompt, dense, rows)).abs().max() < 1e-4
-        return
-    assert prompt.positions.tolist() == list(range(len(rows)))
-    ids, length = inputs.input_ids[rows][None], len(rows)
-    given = (
-        {"token_type_ids": torch.isin(ids, torch.tensor(family.placeholder_ids)).long()}
-        if "token_type_ids" in inputs.tensors
-        else {}
-    )
-
-    def swap(module, args, kwargs):
-        if kwargs["inputs_embeds"].shape[1] == length:
-            kwargs["inputs_embeds"] = dense.embeds[rows][None]
-        return args, kwargs
-
-    hook = family.model.get_decoder().register_forward_pre_hook(swap, with_kwargs=True)
-    try:
-        want = library_logits(family, input_ids=ids, attention_mask=torch.ones_like(ids), **given)
-    finally:
-        hook.remove()
-    assert (ours - want[0]).abs().max() < 1e-4
+    else:
+        assert prompt.positions.tolist() == list(range(len(rows)))
+        assert (ours - logits_without(family, inputs, dense, rows)).abs().max() < 1e-4
 
 
 def painted(image: Image.Image, x: float, y: float) -> Image.Image:

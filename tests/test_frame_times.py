@@ -29,7 +29,7 @@ def found(request, tmp_path_factory):
     return ADAPTERS[request.param].preprocessing(AutoProcessor.from_pretrained(folder), request.param)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(rate=st.sampled_from(RATES) | st.floats(0.05, 240), numbers=st.sets(st.integers(0, 100_000), min_size=1, max_size=9))
 def test_times_are_those_of_the_frames(rate, numbers):
     times = [number / rate for number in sorted(numbers)]

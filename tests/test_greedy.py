@@ -148,7 +148,9 @@ def test_from_the_batch_to_the_reduced_prompt_nothing_waits_for_the_device(metho
     pruner = kind(Budget(tokens=7), text="llm") if method == "cdpruner" else kind(Budget(tokens=7))
     words_alone = Prompt(hidden, prompt.positions, prompt.visual, prompt.alive, prompt.instruction[:0])
     stages = [Stage(0, hidden, each, dense) for each in (prompt, words_alone)]
-    for selection in pruner.select_many(stages):
+    selections = pruner.select_many(stages)
+    assert len(selections) == 2
+    for selection in selections:
         assert selection.kept.shape == (14,) and selection.kept.is_meta
         short = prompt.reduced(selection, num_dense=50, renumber=True)
         assert len(short) == 24 and len(short.visual) == 14 and len(short.instruction) == 3

@@ -16,7 +16,8 @@ def test_what_is_leaned_on_is_there(leaned):
     module, _, path = leaned.name.partition(":")
     found = importlib.import_module(module)
     for name in path.split("."):
-        found = getattr(found, name)
+        found = getattr(found, name, None)
+    assert found is not None, leaned.why
 
 
 def test_imports_from_inside_transformers_stand_in_the_table():

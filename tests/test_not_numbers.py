@@ -42,6 +42,7 @@ def spoiled(prompt, value: float):
 
 
 def all_but(bad: int, done: dict, adapter, prompts, **options) -> None:
+    assert sorted(done) == list(range(len(prompts))) and bad in done
     for i, prompt in enumerate(prompts):
         if i == bad:
             assert done[i].said is None and SAYS in str(done[i].error)

@@ -77,20 +77,23 @@ def test_a_preprocessor_is_the_same_behind_a_border(adapter):
     assert all(torch.equal(tensor, there.tensors[name]) for name, tensor in here.tensors.items())
 
 
+def test_which_families_take_a_video(adapter):
+    videos = getattr(adapter.processor, "video_processor", None)
+    assert (videos is not None) == adapter.preprocessor.has_video == (adapter.model.config.model_type in VIDEO_FAMILIES)
+
+
+@pytest.mark.parametrize("adapter", sorted(VIDEO_FAMILIES), indirect=True)
 def test_videos_do_too_alone_and_beside_an_image(adapter):
-    if adapter.model.config.model_type not in VIDEO_FAMILIES:
-        return
     for count in (1, 4):
         check(adapter, [], clip_of(count))
     if adapter.preprocessor.mixes:
         check(adapter, [picture(3, 100, 80)], clip_of(3))
 
 
+@pytest.mark.parametrize("adapter", sorted(VIDEO_FAMILIES), indirect=True)
 def test_a_video_processor_with_numbers_of_its_own(adapter):
     """Where both kinds lie in one tensor the processors then do it themselves."""
-    videos = getattr(adapter.processor, "video_processor", None)
-    if videos is None:
-        return
+    videos = adapter.processor.video_processor
     before, videos.image_mean = videos.image_mean, [0.1, 0.2, 0.3]
     try:
         apart = adapter.model.config.model_type not in ("internvl", "smolvlm")

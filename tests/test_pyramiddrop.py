@@ -49,7 +49,9 @@ def test_final_leaves_the_target_behind_the_last_stage(n):
 @pytest.mark.parametrize("n", [2, 5, 40, 576, 2880])
 def test_layer_mean_has_the_best_lambda_of_two_digits(n):
     for layers, num_layers in ((LAYERS, 32), ((2, 9, 18), 36), ((1, 2, 3), 4)):
-        for target in range(-(-layers[0] * n // num_layers), n, max(n // 20, 1)):
+        targets = range(-(-layers[0] * n // num_layers), n, max(n // 20, 1))
+        assert targets
+        for target in targets:
             counts = pyramid_counts(n, target, layers, num_layers, "layer-mean")
             every = [tuple(max(n * j**i // 100**i, 1) for i in (1, 2, 3)) for j in range(101)]
             off = lambda c: abs(mean(n, c, layers, num_layers) - target)  # noqa: E731, B023

@@ -34,12 +34,20 @@ def test_signals_have_a_row_for_every_visual_token_and_lie_where_the_pixels_came
         assert x0 - 0.1 <= x <= x1 + 0.1 and y0 - 0.1 <= y <= y1 + 0.1, (x, y, (x0, y0, x1, y1))
 
 
+ONE_TO_ONE = ["llava", "siglip", "llava_next", "llava_next_video", "llava_onevision"]  # a visual token is one token of the tower
+
+
 @torch.inference_mode()
+def test_a_tower_has_features_of_tokens_where_they_are_one_to_one(family, request):
+    tokens = family.encode_many([family.prepare([picture(1, 150, 60)], "?")])[0]
+    assert tokens.encoder.offers("features") == (request.node.callspec.params["family"] in ONE_TO_ONE)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("family", ONE_TO_ONE, indirect=True)
 def test_features_projected_are_the_visual_tokens(family):
     tokens = family.encode_many([family.prepare([picture(1, 150, 60)], "?")])[0]
-    if not tokens.encoder.offers("features"):
-        assert family.model.config.model_type not in ("llava", "llava_next", "llava_next_video", "llava_onevision")
-        return
+    assert tokens.encoder.offers("features") and tokens.encoder.offers("project")
     shown = ~(tokens.box == 0).all(-1)
     assert (tokens.encoder.project(tokens.encoder.features)[shown] - tokens.embeds[shown]).abs().max() < 1e-4
 

@@ -8,7 +8,7 @@ import torch
 
 from tests import tiny
 from tests.conftest import picture
-from tests.families import FAMILIES
+from tests.families import FAMILIES, VIDEO_FAMILIES
 from tests.test_families import clip_of, library_inputs, library_logits
 from trimtok_cli.models import load_model
 from trimtok_cli.models.base import Adapter
@@ -37,6 +37,7 @@ def asked(adapter):
     return found + ([adapter.prepare([], "What?", clip=clip_of(3))] if adapter.preprocessor.has_video else [])
 
 
+LACKING = {"smolvlm", "llava_onevision"}  # which show an image or a video, not both; which offer nothing of a video
 SIGNALS = ("saliency", "keys", "last_saliency", "last_keys", "features", "cls")
 
 
@@ -45,6 +46,7 @@ def test_tokens_and_signals_are_those_of_the_whole_tower(family, monkeypatch):
     batch = asked(family)
     found = family.encode_many(batch)
     monkeypatch.setattr(type(family), "reading", Adapter.reading)
+    assert len(found) == len(batch) > 1
     for one, other in zip(found, family.encode_many(batch), strict=True):
         assert torch.equal(one.embeds, other.embeds) and len(one) > 0
         assert one.deepstack is other.deepstack is None or torch.equal(one.deepstack, other.deepstack)
@@ -152,18 +154,22 @@ def test_a_pass_takes_no_more_crops_than_it_may(family, monkeypatch):
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("family", sorted(VIDEO_FAMILIES - LACKING), indirect=True)
 def test_signals_of_a_prompt_with_an_image_and_a_video_are_each_ones_own(family):
     """Whichever stands first, and whatever shares the pass: those of the image and of the video asked about alone."""
-    if not family.preprocessor.has_video or not family.preprocessor.mixes:
-        return
+    assert family.preprocessor.has_video and family.preprocessor.mixes
     clips = [clip_of(2), clip_of(2, 50, 50)]
     for words in ("?", "<video> and then <image>"):
         batch = [family.prepare([picture(i, 100, 80)], words, clip=clip) for i, clip in enumerate(clips)]
-        for i, tokens in enumerate(family.encode_many(batch)):
+        together = family.encode_many(batch)
+        assert len(together) == 2
+        for i, tokens in enumerate(together):
             alone = [family.prepare([picture(i, 100, 80)], "?"), family.prepare([], "?", clip=clips[i])]
             image, video = family.encode_many([alone[0]])[0], family.encode_many([alone[1]])[0]
             order = (image, video) if words == "?" else (video, image)
-            for name in (name for name in SIGNALS if tokens.encoder.offers(name)):
+            offered = [name for name in SIGNALS if tokens.encoder.offers(name)]
+            assert "saliency" in offered
+            for name in offered:
                 want = torch.cat([getattr(each.encoder, name) for each in order if len(each)])
                 assert (getattr(tokens.encoder, name) - want).abs().max() < 1e-4, name
 

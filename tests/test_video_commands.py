@@ -10,8 +10,6 @@ from tests.conftest import picture
 from tests.families import FAMILIES
 from tests.test_cli import rows, run
 
-pytest.importorskip("av")
-
 
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory):
