@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests import tiny
+from tests.support import tiny
 
 # A fast path held against a slow and obvious one: what every version of the libraries must keep. `pytest -m oracle` runs these.
 ORACLES = {
@@ -36,7 +36,7 @@ def llava_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def adapter(llava_folder):
-    from trimtok_cli.models import load_model
+    from trimtok_cli.models.loading import load_model
 
     return load_model(str(llava_folder), device="cpu")
 

@@ -17,7 +17,9 @@ KEEP_LENGTH = {"enumerate", "zip", "sorted", "reversed", "list", "tuple", "set",
 def module(name: str) -> dict[str, ast.AST]:
     """What a module of tests defines or gets from another one, by name: functions, and the values of constants."""
     found: dict[str, ast.AST] = {}
-    for node in ast.parse((HERE / f"{name}.py").read_text(encoding="utf-8")).body:
+    file = HERE.joinpath(*name.split("."))
+    file = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef):
             found[node.name] = node
         elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
@@ -188,9 +190,9 @@ def faults(known: dict[str, ast.AST], test: ast.FunctionDef) -> list[str]:
     return found + swallows(test)
 
 
-@pytest.mark.parametrize("path", sorted(HERE.glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(HERE.rglob("*.py")), ids=lambda path: path.stem)
 def test_every_way_through_every_test_asserts_something(path):
-    known = module(path.stem)
+    known = module(".".join(path.relative_to(HERE).with_suffix("").parts))
     own = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)]
     assert [f"{path.name}::{node.name}: {fault}" for node in own for fault in faults(known, node)] == []
 

@@ -9,17 +9,101 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "trimtok_cli"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# What each folder may import of the others. The shared words, modules beside the folders, may be imported by all.
+MAY = {
+    "readers": {"media"},
+    "media": set(),
+    "models": {"media"},
+    "prepare": {"media", "models"},
+    "pruners": set(),
+    "generation": {"models"},
+    "engine": {"generation", "models", "prepare", "pruners"},
+    "evaluation": {"engine", "generation", "models", "prepare", "pruners"},
+    "outputs": {"evaluation", "media"},
+    "bench": {"engine", "generation", "models", "outputs", "prepare", "pruners", "readers"},
+    "commands": {
+        "bench", "engine", "evaluation", "generation", "media", "models", "outputs", "prepare", "pruners", "readers",
+    },
+}  # fmt: skip
+# Where torch and transformers may be imported by the module itself; the other folders, and the shared words, answer without them.
+HEAVY = ("models", "pruners", "generation", "engine", "prepare", "evaluation", "bench")
+HEAVY_WORDS = ("device", "tokens")
+LIGHT_IN_HEAVY = ("models.catalog", "models.checkpoint", "models.hub", "evaluation.summary", "bench.spec", "bench.roofline",
+                  "bench.derive", "bench.tables", "bench.document")  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "module",
-    ["cli", "commands.caption", "commands.bench", "config", "data", "readers", "writers.answers", "report.summary", "errors"]
-    + [f"bench.{name}" for name in ("spec", "floor", "derive", "tables")],
-)
-def test_light_modules_import_nothing_heavy(module):
-    code = f"import sys, trimtok_cli.{module}; print([m for m in ('torch', 'transformers') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout.strip() == "[]"
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+NAMES = {name_of(path): path for path in FILES}
+
+
+def folder_of(name: str) -> str:
+    """The folder of a module, or the module itself where it lies beside the folders."""
+    return name.split(".")[1] if "." in name else ""
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, wherever in it; `from package import module` is that module."""
+    found = set()
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names} & NAMES.keys()
+            found |= inner or {node.module}
+    return found
+
+
+def test_every_folder_has_its_walls():
+    folders = {path.relative_to(PACKAGE).parts[0] for path in FILES if len(path.relative_to(PACKAGE).parts) > 1}
+    assert folders == MAY.keys()
+
+
+@pytest.mark.parametrize("folder", MAY)
+def test_a_folder_imports_only_what_it_may(folder):
+    shared = {path.stem for path in PACKAGE.glob("*.py")} | {""}
+    files = [path for path in FILES if path.is_relative_to(PACKAGE / folder)]
+    assert files
+    for path in files:
+        for name in imports(path):
+            if name.split(".")[0] == "trimtok_cli":
+                assert folder_of(name) in MAY[folder] | {folder} | shared, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_pruners_and_outputs_know_no_library_of_models():
+    for folder, forbidden in (("pruners", {"transformers"}), ("outputs", {"torch", "transformers"})):
+        used = {name.split(".")[0] for path in (PACKAGE / folder).rglob("*.py") for name in imports(path)}
+        assert "trimtok_cli" in used and not used & forbidden
+
+
+def test_shared_words_import_no_folder_and_nothing_goes_round():
+    words = [path for path in PACKAGE.glob("*.py") if path.stem not in ("cli", "__main__", "__init__")]
+    used = {(path.name, name) for path in words for name in imports(path)}
+    assert len(used) > 20 and not [pair for pair in used if folder_of(pair[1]) in MAY]
+    edges = {name: {other for other in imports(path) if other in NAMES and other != name} for name, path in NAMES.items()}
+    done: set[str] = set()
+    while left := {name for name in edges if name not in done and edges[name] <= done}:
+        done |= left
+    assert done == edges.keys(), f"these import each other in a circle, or from one: {sorted(edges.keys() - done)}"
+
+
+def test_light_modules_import_nothing_heavy():
+    """All of them in one process: one that pulls torch in is found by asking each alone."""
+    light = [name for name in NAMES if folder_of(name) not in (*HEAVY, *HEAVY_WORDS) and not name.endswith("__main__")]
+    light += [f"trimtok_cli.{name}" for name in LIGHT_IN_HEAVY]
+    assert len(light) > 50
+
+    def heavy(names: list[str]) -> str:
+        code = f"import sys, {', '.join(names)}; print(*({{'torch', 'torchvision', 'transformers'}} & set(sys.modules)))"
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout.strip()
+
+    if heavy(light):
+        assert not [name for name in light if heavy([name])]
 
 
 def test_help_and_usage_errors_answer_without_torch():
@@ -42,38 +126,9 @@ def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def imports(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(parsed(path)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add(node.module or "")
-    return found
-
-
-@pytest.mark.parametrize(
-    ("folder", "forbidden"),
-    [
-        ("pruners", ("transformers", "trimtok_cli.models", "trimtok_cli.stages", "trimtok_cli.decoding", "trimtok_cli.engine")),
-        ("models", ("trimtok_cli.pruners", "trimtok_cli.stages", "trimtok_cli.engine")),
-        ("report", ("torch", "transformers", "trimtok_cli.models", "trimtok_cli.pruners", "trimtok_cli.engine")),
-        ("writers", ("torch", "transformers", "trimtok_cli.models", "trimtok_cli.engine")),
-        ("readers", ("torch", "transformers", "trimtok_cli.models", "trimtok_cli.engine")),
-        ("media", ("torch", "transformers", "trimtok_cli.models", "trimtok_cli.engine")),
-    ],
-)
-def test_walls(folder, forbidden):
-    files = sorted((PACKAGE / folder).glob("*.py"))
-    assert files
-    for path in files:
-        for name in imports(path):
-            assert not any(name == wall or name.startswith(wall + ".") for wall in forbidden), f"{path.name} imports {name}"
-
-
 def test_nothing_outside_asks_which_method_or_family_runs():
     """A branch on a name outside its folder means that the interface is wrong."""
-    paths = [path for path in PACKAGE.rglob("*.py") if path.parent.name not in ("pruners", "models")]
+    paths = [path for path in FILES if path.relative_to(PACKAGE).parts[0] not in ("pruners", "models")]
     texts = [ast.unparse(node) for path in paths for node in ast.walk(parsed(path)) if isinstance(node, ast.Compare)]
     assert len(texts) > 100
     assert [text for text in texts if any(f"'{name}'" in text for name in ("trimtokenator", "dense", "llava"))] == []
@@ -85,9 +140,8 @@ def test_lint():
 
 
 def test_files_and_functions_stay_small():
-    paths = [*PACKAGE.rglob("*.py")]
-    assert len(paths) > 50
-    for path in paths:
+    assert len(FILES) > 100
+    for path in FILES:
         text = path.read_text(encoding="utf-8")
         assert len(text.splitlines()) <= 300, path
         tree = ast.parse(text)

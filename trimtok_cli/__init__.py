@@ -8,10 +8,16 @@ import importlib
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "Sample": "trimtok_cli.data", "Result": "trimtok_cli.data", "TrimtokError": "trimtok_cli.errors",
-    "load_model": "trimtok_cli.models", "build_pruner": "trimtok_cli.pruners", "answer_all": "trimtok_cli.engine",
-    "Ask": "trimtok_cli.prepare", "answer": "trimtok_cli.engine", "trimtokenator": "trimtok_cli.pruners.trimtokenator",
-}  # fmt: skip
+    "Ask": "trimtok_cli.prepare.sample",
+    "Result": "trimtok_cli.data",
+    "Sample": "trimtok_cli.data",
+    "TrimtokError": "trimtok_cli.errors",
+    "answer": "trimtok_cli.engine.answer",
+    "answer_all": "trimtok_cli.engine.stream",
+    "build_pruner": "trimtok_cli.pruners.registry",
+    "load_model": "trimtok_cli.models.loading",
+    "trimtokenator": "trimtok_cli.pruners.methods.trimtokenator",
+}
 __all__ = ["__version__", *sorted(_PUBLIC)]
 
 

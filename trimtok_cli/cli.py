@@ -6,7 +6,7 @@ import typer
 
 from trimtok_cli import __version__
 from trimtok_cli.commands import bench, caption, compare, methods, models, vqa
-from trimtok_cli.ending import protected
+from trimtok_cli.interrupts import protected
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,11 +16,17 @@ app = typer.Typer(
     help="Caption images and answer questions about them with most visual tokens pruned away.",
     epilog="Exit codes: 0 all well, 1 failure, 2 wrong usage or nothing found, 3 finished with failed items, 130 interrupted.",
 )
+
 app.command("caption", epilog=caption.EXAMPLES, no_args_is_help=True)(caption.caption)
+
 app.command("vqa", epilog=vqa.EXAMPLES, no_args_is_help=True)(vqa.vqa)
+
 app.command("compare", epilog=compare.EXAMPLES, no_args_is_help=True)(compare.compare)
+
 app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
+
 app.command("models", epilog=models.EXAMPLES)(models.models)
+
 app.command("methods", epilog=methods.EXAMPLES)(methods.methods)
 
 

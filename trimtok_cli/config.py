@@ -13,15 +13,19 @@ from pathlib import Path
 from typing import Any, get_args
 
 from trimtok_cli.bounds import check_number, flag, like, setting
+from trimtok_cli.data import LENGTH, Sampling
 from trimtok_cli.errors import UsageError
-from trimtok_cli.sampling import LENGTH, Sampling
 from trimtok_cli.wording import brief, suggestion
 from trimtok_cli.yaml_text import MOST_CHARACTERS, load
 
 CAPTION_PROMPT = "Describe the image in one sentence."
+
 YES_OR_NO = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
 _WORDS = {bool: "true or false", float: "a number", int: "a whole number", str: "text", dict: "names and values"}
+
 PREFIX = "TRIMTOK_"  # of environment variables
+
 PRESETS = tuple(path for path in (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs") if path.is_dir())
 
 

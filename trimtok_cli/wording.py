@@ -10,6 +10,7 @@ from typing import Any
 
 # Control characters (ESC and its 8-bit forms among them), and those that turn the direction of a line around.
 _CONTROLS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]")
+
 _LISTED = 8  # items of a list that are shown
 
 

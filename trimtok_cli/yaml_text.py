@@ -13,7 +13,9 @@ from trimtok_cli.errors import UsageError
 from trimtok_cli.wording import brief
 
 MOST_CHARACTERS, MOST_DEPTH, MOST_VALUES = 100_000, 50, 20_000
+
 _TAG = "tag:yaml.org,2002:"
+
 _TAGS = {_TAG + name for name in ("str", "int", "float", "bool", "null", "map", "seq", "merge", "timestamp")}
 
 

@@ -583,9 +583,7 @@ def score(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> No
     Greedy decoding writes the reference if and only if every next token, given the reference so far, is the likeliest: so
     one pass over a scene scores all its questions, with the same outcome as asking them one by one.
     """
-    model = LlavaForConditionalGeneration.from_pretrained(
-        options.model, dtype=torch.float32, trust_remote_code=False
-    ).eval()
+    model = LlavaForConditionalGeneration.from_pretrained(options.model, dtype=torch.float32, trust_remote_code=False).eval()
     turns, rng = Turns(tokenizer), Random(HELD_OUT_SEED)
     right, asked_of = Counter(), Counter()
     for number in range(options.count):

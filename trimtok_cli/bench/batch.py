@@ -13,13 +13,17 @@ from typing import Any
 
 import torch
 
-from trimtok_cli.continuous import Continuous
-from trimtok_cli.decoding import Generated, Times, generate
-from trimtok_cli.engine import goes_inside
-from trimtok_cli.models import Adapter, Inputs
-from trimtok_cli.pruners import Pruner, build_pruner, own_params, reads_tower
-from trimtok_cli.stages import RunningStages, layer_mean, reduce_prompts
-from trimtok_cli.timing import wait
+from trimtok_cli.device import wait
+from trimtok_cli.engine.decoder_stages import RunningStages
+from trimtok_cli.engine.loops import goes_inside
+from trimtok_cli.engine.prompt_stage import layer_mean, reduce_prompts
+from trimtok_cli.generation.continuous import Continuous
+from trimtok_cli.generation.plain import generate
+from trimtok_cli.generation.types import Generated, Times
+from trimtok_cli.models.adapter import Adapter
+from trimtok_cli.models.preprocessor import Inputs
+from trimtok_cli.pruners.base import Pruner
+from trimtok_cli.pruners.registry import build_pruner, own_params, reads_tower
 from trimtok_cli.tokens import Prompt, VisualTokens
 
 Decoder = Callable[[Sequence[Prompt]], tuple[list[Generated], Times]]
@@ -53,6 +57,7 @@ def simple(adapter: Adapter, new_tokens: int) -> Decoder:
 
 
 DECODERS: dict[str, Callable[[Adapter, int], Decoder]] = {"continuous": continuous, "simple": simple}
+
 """Token loops by the names that a YAML uses for them. One that is made may keep what it has for the next batch."""
 
 

@@ -14,17 +14,17 @@ from typing import Any
 import torch
 
 from trimtok_cli.bench.batch import DECODERS, STAGES, Decoder, Spent, make_pruner, run_batch
-from trimtok_cli.bench.floor import Ceilings, Text, Vision
 from trimtok_cli.bench.hardware import most_resident
-from trimtok_cli.bench.pictures import pictures
+from trimtok_cli.bench.images import pictures
+from trimtok_cli.bench.roofline import Ceilings, Text, Vision
 from trimtok_cli.bench.spec import Bench, Grid, Task
 from trimtok_cli.data import Sample
+from trimtok_cli.device import out_of_memory, release, reset_peak
 from trimtok_cli.errors import sentence
-from trimtok_cli.memory import out_of_memory, release
-from trimtok_cli.models import Adapter, Inputs
-from trimtok_cli.prepare import Ask, prepare
-from trimtok_cli.pruners import Pruner
-from trimtok_cli.timing import reset_peak
+from trimtok_cli.models.adapter import Adapter
+from trimtok_cli.models.preprocessor import Inputs
+from trimtok_cli.prepare.sample import Ask, prepare
+from trimtok_cli.pruners.base import Pruner
 
 Row = dict[str, Any]
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from trimtok_cli.bench.floor import Ceilings
-from trimtok_cli.timing import wait
-from trimtok_cli.writers.run_json import versions
+from trimtok_cli.bench.roofline import Ceilings
+from trimtok_cli.device import wait
+from trimtok_cli.outputs.manifest import versions
 
 GPU_FACTS = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "temperature.gpu")
 

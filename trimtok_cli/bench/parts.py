@@ -17,21 +17,23 @@ from transformers import GenerationConfig
 from trimtok_cli.bench.batch import DECODERS, Decoder, make_pruner
 from trimtok_cli.bench.grid import prepared, samples_of
 from trimtok_cli.bench.hardware import resident
-from trimtok_cli.bench.literal import literal_repmax
 from trimtok_cli.bench.spec import Bench, DecodePart, MemoryPart, OverheadPart, PrunerPart
 from trimtok_cli.data import Sample
-from trimtok_cli.decoding import pad_left
-from trimtok_cli.engine import answer_all, goes_inside
+from trimtok_cli.device import wait
+from trimtok_cli.engine.loops import goes_inside
+from trimtok_cli.engine.prompt_stage import reduce_prompts
+from trimtok_cli.engine.stream import answer_all
 from trimtok_cli.errors import ModelError, UsageError
-from trimtok_cli.models import Adapter
-from trimtok_cli.prepare import Ask
-from trimtok_cli.pruners import reads_tower
-from trimtok_cli.pruners.greedy import repmax
-from trimtok_cli.stages import reduce_prompts
-from trimtok_cli.timing import wait
+from trimtok_cli.generation.padding import pad_left
+from trimtok_cli.models.adapter import Adapter
+from trimtok_cli.prepare.sample import Ask
+from trimtok_cli.pruners.kernels.greedy import repmax
+from trimtok_cli.pruners.kernels.reference import literal_repmax
+from trimtok_cli.pruners.registry import reads_tower
 from trimtok_cli.tokens import Prompt
 
 NARROW = 16  # numbers of a token whose products cost next to nothing: what is left is the loop
+
 EVERY = 100  # inputs between looks at the memory in use
 
 

@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from trimtok_cli.bench.batch import DECODERS, make_pruner
-from trimtok_cli.bench.floor import Ceilings
 from trimtok_cli.bench.grid import grid_rows, in_words, settings
 from trimtok_cli.bench.hardware import conditions, measure_ceilings
+from trimtok_cli.bench.images import pictures
 from trimtok_cli.bench.parts import decode_rows, memory_row, overhead_rows, pruner_row
-from trimtok_cli.bench.pictures import pictures
+from trimtok_cli.bench.random_models import describe, random_model
+from trimtok_cli.bench.roofline import Ceilings
 from trimtok_cli.bench.spec import PARTS, Bench, MemoryPart
+from trimtok_cli.device import pick_device, pick_dtype, release
 from trimtok_cli.errors import UsageError
-from trimtok_cli.memory import release
-from trimtok_cli.models import Adapter, load_model, pick_device, pick_dtype
-from trimtok_cli.models.random_weights import describe, random_model
+from trimtok_cli.models.adapter import Adapter
+from trimtok_cli.models.loading import load_model
 
 Row = dict[str, Any]
+
 Say = Callable[[str], None]
 
 

@@ -173,6 +173,7 @@ def _convert(wanted: Any, value: Any, where: str) -> Any:
 
 
 LEAST = {"rounds": 0, "warmups": 0, "seed": 0}  # every other number is at least 1
+
 MOST = 10**9
 
 

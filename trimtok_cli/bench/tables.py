@@ -10,9 +10,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from trimtok_cli.report.summary import duration, percent
+from trimtok_cli.units import duration, percent
 
 GIB = 2**30
+
 Row = dict[str, Any]
 
 
@@ -37,6 +38,7 @@ def tables(document: Row) -> Iterator[Table]:
 
 TIMES = ("setting", "kept", "encode", "prune", "prefill", "decode", "a sample", "quartiles", "with files", "samples/s", "× dense",
          "× floor", "GiB")  # fmt: skip
+
 RATIOS = ("setting", "kept", "first token", "FLOPs allow", "of that", "prune / dense prefill", "decode", "whole", "with files")
 
 

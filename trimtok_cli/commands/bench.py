@@ -7,18 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
-from trimtok_cli import ending
+from trimtok_cli import interrupts as ending
 from trimtok_cli.bench.derive import changes, derive
+from trimtok_cli.bench.document import NAME, read_document, write
 from trimtok_cli.bench.spec import PARTS, read_bench
 from trimtok_cli.bench.tables import ceilings_line, change_table, tables
 from trimtok_cli.commands import options as o
-from trimtok_cli.commands.destination import Destination, claimed, listed
-from trimtok_cli.commands.guard import guarded
-from trimtok_cli.commands.screen import Screen
-from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED, TrimtokError, UsageError
-from trimtok_cli.writers.whole import write_whole
+from trimtok_cli.commands.terminal.exit import guarded
+from trimtok_cli.commands.terminal.progress import Screen
+from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED, TrimtokError
+from trimtok_cli.outputs.destination import Destination, claimed, listed
 
-NAME, PLOTS = "bench.json", ("kept.png", "batch.png")
+PLOTS = ("kept.png", "batch.png")
+
 EXAMPLES = (
     "Examples:\n\n"
     "trimtok bench\n\n"
@@ -27,19 +28,24 @@ EXAMPLES = (
     "A YAML says what is measured: a grid of model, method, keep, batch and new tokens, and the pruner, the decode loop, a whole "
     "run's overhead and its memory. It writes bench.json with all raw numbers, and plots where matplotlib is installed."
 )
+
 Preset = Annotated[str, typer.Argument(help="A YAML file, or a preset of configs/bench: cpu, table4, ladder, methods, smoke.")]
+
 Out = Annotated[
     str | None,
     typer.Option(
         "--out", "-o", help="A folder, a .json file, or - for standard output.", show_default="a new folder in trimtok-out"
     ),
 ]
+
 Against = Annotated[
     Path | None, typer.Option("--against", help="A folder with an earlier bench.json, or the file: print what has changed since.")
 ]
+
 RandomWeights = Annotated[
     bool, typer.Option("--random-weights", help="Build models of the real size instead of loading them; no hub, no network.")
 ]
+
 Rounds = Annotated[int | None, typer.Option("--rounds", help="Times that everything is measured.", show_default="the preset's")]
 
 
@@ -102,28 +108,6 @@ def _finish(document: dict[str, Any], earlier: dict[str, Any] | None, destinatio
     if earlier is not None:
         screen.show(change_table(changes(document, earlier)))
     _plot(document, destination, screen)
-
-
-def write(destination: Destination, document: dict[str, Any]) -> None:
-    """bench.json, whole or not at all; it is written anew after every row, so that an interrupted run leaves what it measured."""
-    if destination.answers is None:
-        return
-    try:
-        write_whole(destination.answers, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise TrimtokError(f"--out: {destination} cannot be written ({error.strerror}); choose another --out.") from None
-
-
-def read_document(path: Path) -> dict[str, Any]:
-    """An earlier bench.json, with what is derived from it. UsageError where there is none."""
-    file = path / NAME if path.is_dir() else path
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-        return derive(document)
-    except OSError as error:
-        raise UsageError(f"--against: {file} cannot be read ({error.strerror}).") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UsageError(f"--against: {file} is no {NAME} of this program.") from None
 
 
 def _plot(document: dict[str, Any], destination: Destination, screen: Screen) -> None:

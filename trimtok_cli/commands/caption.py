@@ -6,11 +6,12 @@ from typing import Annotated
 import typer
 
 from trimtok_cli.commands import options as o
-from trimtok_cli.commands.guard import guarded
-from trimtok_cli.commands.run import check_stdin, run, tell
-from trimtok_cli.commands.screen import Screen
+from trimtok_cli.commands.run import run
+from trimtok_cli.commands.session import check_stdin, tell
+from trimtok_cli.commands.terminal.exit import guarded
+from trimtok_cli.commands.terminal.progress import Screen
 from trimtok_cli.config import resolve
-from trimtok_cli.readers import read_images
+from trimtok_cli.readers.paths import read_images
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -18,6 +19,7 @@ EXAMPLES = (
     "trimtok caption photo.jpg 'more/*.png' --prompt 'What is unusual here?' -o captions.jsonl\n\n"
     "find . -name '*.jpg' | trimtok caption - --model llava-1.5-13b --batch-size 8 -o out"
 )
+
 Sources = Annotated[
     list[str], typer.Argument(help="Images, folders, globs, @list.txt, or - for paths on standard input.", show_default=False)
 ]

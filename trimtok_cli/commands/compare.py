@@ -5,24 +5,26 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from trimtok_cli import ending
-from trimtok_cli.catalog import locate
+from trimtok_cli import interrupts as ending
 from trimtok_cli.commands import options as o
-from trimtok_cli.commands.destination import Destination, claimed
-from trimtok_cli.commands.guard import guarded
-from trimtok_cli.commands.output import Output, finish
-from trimtok_cli.commands.run import check_stdin, check_video, describe, generation, load, pruning, reads, tell
-from trimtok_cli.commands.screen import FEW, Screen
-from trimtok_cli.commands.tables import sample_table, summary_table
+from trimtok_cli.commands.session import build_pruners, check_stdin, check_video, describe, generation, load, reads, tell
+from trimtok_cli.commands.terminal.exit import guarded
+from trimtok_cli.commands.terminal.progress import FEW, Screen
+from trimtok_cli.commands.terminal.tables import sample_table, summary_table
 from trimtok_cli.config import RunConfig, resolve
 from trimtok_cli.data import Comparison
-from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED, UsageError
-from trimtok_cli.readers import Source, read_any
-from trimtok_cli.writers.answers import line_of, record
+from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED
+from trimtok_cli.models.catalog import locate
+from trimtok_cli.outputs.answers_file import Output, finish
+from trimtok_cli.outputs.comparison import comparison_record
+from trimtok_cli.outputs.destination import Destination, claimed
+from trimtok_cli.outputs.jsonl import line_of
+from trimtok_cli.readers import read_any
+from trimtok_cli.readers.source import Source
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -30,6 +32,7 @@ EXAMPLES = (
     "trimtok compare questions.jsonl --keep 64 --limit 20 -o case-study\n\n"
     "It writes compare.jsonl and compare.html, one page with every image, its answers and the kept tokens drawn over it."
 )
+
 Sources = Annotated[
     list[str], typer.Argument(help="Images, folders, globs, @list.txt, or one question file.", show_default=False)
 ]
@@ -110,7 +113,7 @@ def run_comparison(
         adapter, ask = load(config, screen)
         most = generation(adapter, config, screen)["max_new_tokens"]["value"]
         check_video(adapter, config)
-        from trimtok_cli.engine import compare_all
+        from trimtok_cli.evaluation.compare import compare_all
         from trimtok_cli.media.video import load_video
 
         with ending.under_way():
@@ -151,41 +154,6 @@ def write_all(
     return EXIT_SOME_FAILED if any(r.error for c in comparisons for r in c.results) else EXIT_OK
 
 
-def build_pruners(config: RunConfig) -> list[Any]:
-    """None for dense, then a pruner for each method and each budget, both given with commas between."""
-    from trimtok_cli.pruners import PRUNERS, build_pruner
-
-    every = [name for name, kind in PRUNERS.items() if kind]
-    names = [each for name in config.method.split(",") for each in (every if name.strip() == "all" else [name.strip()])]
-    built = [
-        build_pruner(method, {**pruning(config, method), "keep": keep.strip()})
-        for method in names
-        for keep in config.keep.split(",")
-    ]
-    pruners = [pruner for pruner in dict.fromkeys(built) if pruner is not None]
-    if not pruners:
-        raise UsageError("nothing to compare with dense: give --keep fewer tokens than all, and a --methods other than dense.")
-    return [None, *pruners]
-
-
-def comparison_record(comparison: Comparison, model: str) -> dict[str, Any]:
-    """One line: the question, the references, and under `runs` a full record for each setting, dense first."""
-    records = [record(result, model=model, run="compare") for result in comparison.results]
-    shared = {key: records[0][key] for key in ("question_id", "image", "prompt")}
-    dense = comparison.results[0].answer
-    runs = [
-        {
-            "method": result.method,
-            "text": row["text"],
-            "identical_to_dense": not result.error and result.answer == dense,
-            "kept_tokens": list(result.kept[-1].tokens) if result.kept else [],
-            "metadata": row["metadata"],
-        }
-        for result, row in zip(comparison.results, records, strict=True)
-    ]
-    return {**shared, "reference": list(comparison.sample.answers), "runs": runs}
-
-
 def close(
     comparisons: Sequence[Comparison],
     *,
@@ -196,9 +164,9 @@ def close(
     load_clip,
 ) -> None:
     """The summary on the terminal, and the page."""
-    from trimtok_cli.report import write_page
-    from trimtok_cli.report.summary import explain, summarize
-    from trimtok_cli.writers.run_json import versions
+    from trimtok_cli.evaluation.summary import explain, summarize
+    from trimtok_cli.outputs.manifest import versions
+    from trimtok_cli.outputs.page import write_page
 
     if not comparisons:
         return

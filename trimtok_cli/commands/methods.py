@@ -7,10 +7,10 @@ from rich.console import Console
 from rich.table import Table
 
 from trimtok_cli.commands import options as o
-from trimtok_cli.commands.guard import guarded
 from trimtok_cli.commands.models import Plain
-from trimtok_cli.commands.run import load
-from trimtok_cli.commands.screen import Screen
+from trimtok_cli.commands.session import load
+from trimtok_cli.commands.terminal.exit import guarded
+from trimtok_cli.commands.terminal.progress import Screen
 from trimtok_cli.config import RunConfig, resolve
 from trimtok_cli.errors import EXIT_OK
 from trimtok_cli.readers import read_any
@@ -19,11 +19,14 @@ EXAMPLES = (
     "Examples:\n\ntrimtok methods\n\ntrimtok compare ./images --methods trimtokenator,divprune,random --keep 64\n\n"
     "trimtok methods --find-vtw-layer questions.jsonl --limit 20 --eta 0.003"
 )
+
 Search = Annotated[
     str | None,
     typer.Option("--find-vtw-layer", metavar="SOURCE", help="Find VTW's layer K for a model: KL on these images or questions."),
 ]
+
 Eta = Annotated[float, typer.Option("--eta", help="The KL (nats) that K may cost; the paper's are 0.003 for 7B, 0.0005 for 13B.")]
+
 LLAVA_ONLY = {
     "features",
     "project",
@@ -31,6 +34,7 @@ LLAVA_ONLY = {
     "last_keys",
     "blocks",
 }  # signals of a tower whose tokens are projected one by one
+
 SIGNALS = LLAVA_ONLY | {"saliency", "keys", "relevance"}
 
 
@@ -50,7 +54,7 @@ def methods(
     """List the pruning methods: where they prune, what they need, on which families, paper, licence of the published code."""
     if find_vtw_layer is not None:
         return find_layer(find_vtw_layer, eta, resolve(o.flags(locals()), config))
-    from trimtok_cli.pruners import PRUNERS
+    from trimtok_cli.pruners.registry import PRUNERS
 
     head = ("method", "prunes", "needs text", "needs attention", "families", "paper", "licence of the published code")
     rows = [_row(name, kind) for name, kind in PRUNERS.items() if kind is not None]
@@ -69,8 +73,8 @@ def find_layer(source: str, eta: float, config: RunConfig) -> int:
     """VTW's K by KL on the samples of a source, printed layer by layer."""
     samples = read_any([source], limit=config.limit or 20)
     adapter, ask = load(config, Screen(noun="samples"))
-    from trimtok_cli.pruners.vtw import first_below
-    from trimtok_cli.search import withdrawal_kls
+    from trimtok_cli.evaluation.vtw_layer import withdrawal_kls
+    from trimtok_cli.pruners.methods.vtw import first_below
 
     kls = withdrawal_kls(adapter, samples.samples, ask)
     for layer, kl in kls.items():

@@ -6,12 +6,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from trimtok_cli.catalog import CHECKPOINTS, in_cache
 from trimtok_cli.commands import options as o
-from trimtok_cli.commands.guard import guarded
+from trimtok_cli.commands.terminal.exit import guarded
 from trimtok_cli.errors import EXIT_OK
+from trimtok_cli.models.catalog import CHECKPOINTS, in_cache
 
 EXAMPLES = "Examples:\n\ntrimtok models\n\ntrimtok caption ./images --model qwen2.5-vl-7b"
+
 Plain = Annotated[bool, typer.Option("--plain", help="One line each, tabs between the columns, for other programs.")]
 
 

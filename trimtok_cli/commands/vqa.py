@@ -5,11 +5,12 @@ from typing import Annotated
 import typer
 
 from trimtok_cli.commands import options as o
-from trimtok_cli.commands.guard import guarded
-from trimtok_cli.commands.run import check_stdin, run
-from trimtok_cli.commands.screen import Screen
+from trimtok_cli.commands.run import run
+from trimtok_cli.commands.session import check_stdin
+from trimtok_cli.commands.terminal.exit import guarded
+from trimtok_cli.commands.terminal.progress import Screen
 from trimtok_cli.config import resolve
-from trimtok_cli.readers import read_questions
+from trimtok_cli.readers.questions import read_questions
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -17,6 +18,7 @@ EXAMPLES = (
     "trimtok vqa pope.jsonl --image-root coco/val2014 --max-new-tokens 8 --batch-size 8\n\n"
     'A row: {"question_id": 1, "image": "a.jpg", "text": "Is there a dog?"}; image may be a list, and further columns ride along.'
 )
+
 Questions = Annotated[
     str, typer.Argument(help="JSONL with question_id, image, text; or - for standard input.", show_default=False)
 ]

@@ -12,6 +12,7 @@ from typing import BinaryIO
 from trimtok_cli.media.kinds import HEAD, container
 
 _MOST_INDEX = 100_000_000  # bytes
+
 MOST_BOXES = 1000  # an hour in fragments has more, but the index stands before them
 
 

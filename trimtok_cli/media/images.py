@@ -33,12 +33,18 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 MOST_BYTES = 1_500_000_000  # of memory for one picture at its peak, copies included: 179 million pixels of plain RGB
+
 MOST_PIXELS = 179_000_000  # of an image, and of all frames that are taken of a video
+
 _USUAL = 0.1  # seconds: for how long browsers show a frame that tells no time, or hardly any
+
 MOST_FRAMES = 10_000  # further ones are not counted
+
 _ICON = 8_000_000  # pixels: Pillow decodes an icon while it opens it
+
 # Bytes a pixel that a decoder holds beside the picture itself.
 _DECODER = {"WEBP": 12, "JPEG2000": 16, "AVIF": 12, "HEIF": 12, "TIFF": 1}
+
 _SEVERAL_BUT_STILL = ("MPO", "HEIF")  # phone photos: their further images are previews and depth maps, not frames
 
 _TURNS = {
@@ -50,6 +56,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
 _OPENING = threading.Lock()  # Pillow's own pixel limit is one global number
 
 
@@ -264,7 +271,7 @@ def _tiff_pages(file: BinaryIO) -> int:
     order = "<" if head[:1] == b"I" else ">"
     big = 43 in head[2:4]
     offset, seen = struct.unpack_from(order + ("Q" if big else "I"), head, 8 if big else 4)[0], set()
-    count, entry, after = (("Q", 20, "Q") if big else ("H", 12, "I"))
+    count, entry, after = ("Q", 20, "Q") if big else ("H", 12, "I")
     while offset and offset not in seen and len(seen) < MOST_FRAMES:
         file.seek(offset)
         tags = file.read(struct.calcsize(order + count))

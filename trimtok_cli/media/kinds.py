@@ -11,13 +11,19 @@ from typing import BinaryIO
 from trimtok_cli.data import Sample
 
 UNKNOWN = "unknown"  # empty, missing, or not to be opened by this user: nothing can be said of its content
+
 HEAD = 4096  # bytes that are looked at
+
 _FRONT = 64  # bytes that may stand before a picture: white space or a header that a server let slip in
 
 _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+
 _AVIF = (b"avif", b"avis")
+
 _NO_PICTURES = (b"M4A ", b"M4B ", b"M4P ", b"crx ")  # songs, audio books, raw photographs
+
 _STARTS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP", re.DOTALL)
+
 _BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
 
 # The demuxer of FFmpeg that each container is read with; no other ever sees the file.
@@ -25,6 +31,7 @@ DEMUXERS = {
     "mp4": "mov", "ts": "mpegts", "mkv": "matroska", "avi": "avi", "mpg": "mpeg", "m2v": "mpegvideo", "wmv": "asf", "flv": "flv",
     "ogg": "ogg", "mxf": "mxf", "ivf": "ivf", "y4m": "yuv4mpegpipe", "rm": "rm", "h264": "h264", "hevc": "hevc",
 }  # fmt: skip
+
 _CONTAINERS = {
     b"\x1aE\xdf\xa3": "mkv", b"\0\0\1\xba": "mpg", b"\0\0\1\xb3": "m2v", b"0&\xb2u": "wmv", b"FLV\1": "flv", b"OggS": "ogg",
     b"\x06\x0e+4\x02\x05\x01\x01\r\x01\x02": "mxf", b"DKIF": "ivf", b"YUV4MPEG2 ": "y4m", b".RMF": "rm",

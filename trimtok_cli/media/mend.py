@@ -17,11 +17,17 @@ from PIL import Image
 from trimtok_cli.errors import MediaError
 
 MOST_FILE = 500_000_000  # bytes of a file that is read at once
+
 MOST_SCANS, MOST_SCANNED = 100, 3_000_000_000  # scans of a JPEG, and scans times pixels: a few seconds
+
 _MOST_TEXT, _MOST_PROFILE = 1 << 20, 16 << 20
+
 _FILLER = bytes((170 + 73 * i) % 251 for i in range(64))  # pixels out of nothing; no 0xFF, which would be a mark
+
 _END = b"\xff\xd9"
+
 _PNG_KEPT = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf", b"gAMA", b"cHRM", b"sRGB", b"acTL", b"fcTL", b"fdAT")
+
 _PNG_TEXT = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0", b"Raw profile type APP1\0")  # which way is up
 
 

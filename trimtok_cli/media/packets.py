@@ -9,6 +9,7 @@ import numpy as np
 from trimtok_cli.errors import MediaError
 
 MOST_PACKETS = 5_000_000  # a day at 50 frames a second
+
 SEEKS = {"h264": (5,), "hevc": (19, 20), "vp9": (), "mpeg4": ()}  # codecs decord seeks in; NAL types of a full restart (IDR)
 
 

@@ -12,10 +12,15 @@ from typing import Any
 from PIL import Image
 
 Color = tuple[int, int, int]
+
 _Notes = tuple[str, ...]
+
 _BAND = 4_000_000  # pixels
+
 _DEPTHS = (8, 10, 12, 14)  # bits that cameras, scanners and X-ray machines put into 16
+
 _GREY = ("1", "L", "LA", "La")
+
 _NO_PROFILE = "its colour profile cannot be used; its colours are taken for sRGB"
 
 

@@ -16,7 +16,9 @@ from torch import Tensor
 from trimtok_cli.errors import SampleError
 
 IMAGE, VIDEO = "<image>", "<video>"  # what a question may hold to say where each goes
+
 TEMPLATE, SYSTEM, USER, MEDIA, BREAK = "tsumb"  # who writes a character; BREAK is a stand-in that no model reads
+
 _PRIVATE = range(0xE000, 0xF900)  # characters that mean nothing to anybody
 
 

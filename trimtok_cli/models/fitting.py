@@ -8,12 +8,14 @@ import logging
 import math
 from typing import Any
 
-from trimtok_cli.checkpoint import AGAIN, Broken
-from trimtok_cli.limit import TEMPLATE_BYTES, TimeUp, at_most, within
+from trimtok_cli.limits import TEMPLATE_BYTES, TimeUp, at_most, within
+from trimtok_cli.models.checkpoint import AGAIN, Broken
 from trimtok_cli.wording import brief
 
 log = logging.getLogger("trimtok")
+
 CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # what a tower puts in front of its patches
+
 TEMPLATE_SECONDS = 20  # for the few questions that a chat template is tried with
 
 

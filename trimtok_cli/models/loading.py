@@ -1,192 +1,116 @@
-"""How transformers loads each part of a folder: no code of a checkpoint runs unless it is trusted, and what cannot be loaded, or
-was loaded without some of its weights, is one sentence. Knows no family.
+"""`load_model`: from a name to an Adapter on its device.
+
+The steps are elsewhere: `catalog` says what a name means, `hub` downloads, `checkpoint` looks at the folder, `folder` has
+transformers load each part, `weights` checks what was loaded, `fitting` makes the processor fit the model.
 """
 
-import contextlib
-import io
-import logging
-import os
-import re
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import torch
 import transformers
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+from transformers.utils import is_accelerate_available
 
-from trimtok_cli.catalog import locate
-from trimtok_cli.checkpoint import Broken
-from trimtok_cli.errors import ModelError
-from trimtok_cli.hub import fetch
-from trimtok_cli.wording import brief, shortened
-
-log = logging.getLogger("trimtok")
-LOOKED_AT = 1024  # numbers of a matrix
-NAMED = 3  # of the tensors that are missing, so many are named
-# Weights that no answer depends on: SigLIP's pooling head, which some checkpoints were saved without.
-UNREAD = re.compile(r"vision_(tower|model)\.(vision_model\.)?head\.")
-_DECODER_LAYER = re.compile(r"(?:language_model|text_model|^model)(?:\.model)?\.layers\.(\d+)\.")
+from trimtok_cli.device import pick_device, pick_dtype
+from trimtok_cli.errors import ModelError, UsageError
+from trimtok_cli.models.adapter import Adapter
+from trimtok_cli.models.checkpoint import OTHER_LAYOUTS, Broken, check, check_adapter, quantization, read_settings
+from trimtok_cli.models.fitting import fit
+from trimtok_cli.models.folder import Folder, find_folder, strip
+from trimtok_cli.models.registry import ADAPTERS
+from trimtok_cli.models.vision.clip_text import ClipText
+from trimtok_cli.models.weights import check_filled, check_weights
+from trimtok_cli.wording import brief
 
 
-class Folder:
-    """A checkpoint on this machine, out of which transformers loads one part after the other.
+def load_model(
+    model: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    clip_text: str | None = None,
+    trust_remote_code: bool = False,
+) -> Adapter:
+    """An alias, a hub id or a local folder, on its device and ready to answer. ModelError with one sentence if it cannot be.
 
-    said: the option that named it, as the user wrote it, for sentences; trusted: whether its own Python code may run.
+    clip_text: a CLIP checkpoint whose text tower says how relevant each patch is to the question (CDPruner asks for it).
+    trust_remote_code: run Python files of the checkpoint where it asks for it; what they do is nobody's but theirs.
     """
-
-    def __init__(self, path: Path, said: str, *, trusted: bool = False) -> None:
-        self.path, self.said, self.trusted = path, said, trusted
-
-    def load(self, part: str, from_pretrained: Callable[..., Any], **options: Any) -> Any:
-        """What `from_pretrained` makes of the folder. ModelError with one sentence, whatever goes wrong."""
-        try:
-            with unasked():
-                return from_pretrained(
-                    str(self.path), trust_remote_code=self.trusted, local_files_only=not self.trusted, **options
-                )
-        except Exception as error:
-            log.debug("%s: its %s cannot be loaded", self.said, part, exc_info=error)
-            raise self.error(reason(part, error)) from error
-
-    def error(self, reason: str) -> ModelError:
-        return ModelError(f"{self.said} cannot be loaded: {reason}.")
-
-    @contextlib.contextmanager
-    def sentences(self) -> Iterator[None]:
-        """While it lasts, Broken becomes a ModelError."""
-        try:
-            yield
-        except Broken as error:
-            raise self.error(str(error)) from error
+    place = pick_device(device)
+    kind = pick_dtype(dtype, place)
+    folder, commit = find_folder(model, "--model", revision=revision, trusted=trust_remote_code)
+    # The library's own loading bars would tear ours; it still reports what goes wrong by raising.
+    transformers.utils.logging.disable_progress_bar()
+    with folder.sentences():
+        base = _base(folder)
+        settings = read_settings(base.path)
+        _check_family(settings, model)
+        check(base.path, settings)
+    config = base.load("config.json", AutoConfig.from_pretrained)
+    strip(config)
+    processor = base.load("processor", AutoProcessor.from_pretrained)
+    with folder.sentences():
+        fit(processor, config)
+    if "generation_config.json" in settings:  # for a sentence that names it; the library reads it again with the weights
+        base.load("generation_config.json", GenerationConfig.from_pretrained)
+    network = _network(base, config, kind, place, quantization(settings["config.json"]))
+    if base is not folder:
+        folder.load("adapter", partial(_add_adapter, network))
+    adapter = ADAPTERS[config.model_type](network, processor, name=model, revision=commit)
+    adapter.clip_text = ClipText(clip_text, place) if clip_text else None
+    return adapter
 
 
-def find_folder(model: str, flag: str, *, revision: str | None = None, trusted: bool = False) -> tuple[Folder, str]:
-    """A checkpoint by alias, hub id or folder, and its commit (`local` for a folder). UsageError or ModelError."""
-    source, said = locate(model, flag), f"{flag} {model}"
-    if isinstance(source, Path):
-        return Folder(source, said, trusted=trusted), revision or "local"
-    path = fetch(source, said, revision=revision, code=trusted)
-    return Folder(path, said, trusted=trusted), path.name
-
-
-def strip(config: transformers.PretrainedConfig) -> None:
-    """Takes out of a configuration how the library is to run it and where else its weights are: that is not a file's to say.
-
-    An implementation that it names may be a kernel which the library fetches from the hub.
-    """
-    for name in ("fusion_config", "distributed_config", "transformers_weights", "_experts_implementation_internal"):
-        if vars(config).get(name) is not None:
-            log.debug("config.json says %s, which is not asked for here", name)
-            setattr(config, name, None)
-    for part in vars(config).values():
-        if isinstance(part, transformers.PretrainedConfig):
-            strip(part)
-
-
-def check_weights(info: dict[str, Any], *, layers: int = 0) -> None:
-    """Raises Broken where the library's report of what it loaded has weights that are random now, and names them.
-
-    What a model shares with another tensor, or computes itself, the library does not count as missing. layers: how many the
-    decoder has, where that is known; a checkpoint that has more of them was made for another config.json.
-    """
-    found = [int(match[1]) + 1 for name in info["unexpected_keys"] if (match := _DECODER_LAYER.search(name))]
-    if layers and max(found, default=0) > layers:
-        raise Broken(f"its config.json says {layers} layers, and its weights have {max(found)}; copy or download it again")
-    missing = sorted(name for name in info["missing_keys"] if not UNREAD.search(name))
-    if missing:
-        others = sorted(info["unexpected_keys"])
-        hint = f"; it has {len(others)} that the model does not know ({others[0]})" if others else ""
-        raise Broken(f"its weights lack {_count(missing)} that the model needs{hint}; copy or download the checkpoint again")
-    shapes = sorted(f"{name} is {_shape(have)}, not {_shape(want)}" for name, have, want in info["mismatched_keys"])
-    if shapes:
-        more = f" and {len(shapes) - 1} more" if shapes[1:] else ""
-        raise Broken(f"its weights are not of the sizes that its config.json says ({shapes[0]}{more})")
-    if info.get("error_msgs"):
-        raise Broken(f"its weights do not fit the model ({_first_sentence(info['error_msgs'][0])})")
-
-
-def check_filled(network: torch.nn.Module) -> None:
-    """Raises Broken where a matrix holds nothing but zeros: its file was made as long as it should be, but not filled.
-
-    Looks at about a thousand of its numbers, evenly spaced.
-    """
-    matrices = ((name, each) for name, each in network.named_parameters() if each.ndim > 1 and min(each.shape) > 1)
-    empty = [name for name, each in matrices if not each.flatten()[:: each.numel() // LOOKED_AT + 1].any()]
-    if empty:
-        raise Broken(f"its weights hold nothing but zeros in {_count(empty)}; copy or download the checkpoint again")
-
-
-def _count(names: list[str]) -> str:
-    listed = ", ".join(names[:NAMED]) + (f", and {len(names) - NAMED} more" if len(names) > NAMED else "")
-    return f"{len(names)} tensor{'s' if names[1:] else ''} ({listed})"
-
-
-def _shape(sizes: Any) -> str:
-    return " x ".join(map(str, sizes)) or "a number"
-
-
-@contextlib.contextmanager
-def unasked() -> Iterator[None]:
-    """While it lasts, whoever asks on standard input is told nothing, and whatever a library prints stays off standard output.
-
-    Standard input holds the user's paths, of which one may begin with y; standard output may be the answers.
-    """
-    stdin, printed = sys.stdin, io.StringIO()
-    with open(os.devnull, encoding="utf-8") as nothing, _native_prints_on_stderr(), contextlib.redirect_stdout(printed):
-        sys.stdin = nothing
-        try:
-            yield
-        finally:
-            sys.stdin = stdin
-    if printed.getvalue().strip():
-        log.debug("while loading: %s", printed.getvalue().strip())
-
-
-@contextlib.contextmanager
-def _native_prints_on_stderr() -> Iterator[None]:
-    """What is no Python prints past `sys.stdout`."""
+def _base(folder: Folder) -> Folder:
+    """The folder itself, or of a PEFT adapter alone the checkpoint that it adapts."""
+    settings = read_settings(folder.path)
+    if "adapter_config.json" not in settings or "config.json" in settings:
+        return folder
+    check_adapter(settings["adapter_config.json"])
+    base = str(settings["adapter_config.json"]["base_model_name_or_path"])
     try:
-        kept = os.dup(1)
-    except OSError:  # standard output is closed
-        yield
-        return
+        found, _ = find_folder(base, "its base model", trusted=folder.trusted)
+    except UsageError as error:
+        raise Broken(str(error).rstrip(".")) from error
+    return Folder(found.path, folder.said, trusted=folder.trusted)
+
+
+def _add_adapter(network, path: str, **options) -> None:
+    network.load_adapter(path, adapter_kwargs={"local_files_only": True})
+    network.eval()
+
+
+def _check_family(settings: dict[str, dict], model: str) -> None:
+    """ModelError for a family that is not supported, before anything else is looked for in its folder.
+
+    The library itself would refuse it with a page of advice.
+    """
+    family = settings.get("config.json", {}).get("model_type")
+    if isinstance(family, str) and family not in ADAPTERS and family not in OTHER_LAYOUTS:
+        raise ModelError(f"--model {model} is of the family {brief(family)!r}; supported are {', '.join(sorted(ADAPTERS))}.")
+
+
+def _network(folder: Folder, config, kind: torch.dtype, place: torch.device, quantized: str):
+    """The model with its weights, every one of them read from the folder, on its device.
+
+    The attention is named here: what config.json names may be a kernel that the library fetches from the hub. Quantized
+    weights are laid out for a device while they are read, and stay there.
+    """
+    if quantized and not any(name.startswith(quantized) for name in AUTO_QUANTIZER_MAPPING):  # they would be read as they lie
+        version = transformers.__version__
+        raise folder.error(f"its weights are quantized by {brief(quantized)!r}, which transformers {version} does not know")
+    more = {"device_map": {"": place}} if quantized and is_accelerate_available() else {}
+    network, info = folder.load(
+        "weights", AutoModelForImageTextToText.from_pretrained, config=config, dtype=kind, attn_implementation="sdpa",
+        output_loading_info=True, ignore_mismatched_sizes=True, **more,
+    )  # fmt: skip
+    with folder.sentences():
+        check_weights(info, layers=config.get_text_config().num_hidden_layers)
+        if not quantized:
+            check_filled(network)
     try:
-        with contextlib.suppress(OSError):
-            os.dup2(2, 1)
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-
-
-def reason(part: str, error: Exception) -> str:
-    """Why a part of a checkpoint cannot be loaded and what to do, without the library's own advice, which is for programmers."""
-    text = " ".join(str(error).split())
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "not enough memory" in text:
-        return f"there is not memory enough for its {part}; use a smaller model"
-    if "trust_remote_code" in text or "custom code" in text:
-        return (
-            f"for its {part} it would run Python code of its own; read that code, and add --trust-remote-code if you trust it, "
-            "or use another checkpoint"
-        )
-    if "num2words" in text:
-        return "the processor of this family needs num2words: pip install 'trimtok[smolvlm]'"
-    if isinstance(error, ImportError):
-        package = re.search(r"pip install (?:-U |--upgrade )?([\w\-\[\]]+)", text)
-        what_to_do = f": pip install {package[1]}" if package else ""
-        return f"for its {part} a package is not installed ({_first_sentence(text)}){what_to_do}"
-    if isinstance(error, OSError) and error.strerror:
-        return f"its {part} cannot be read ({error.strerror}); check the folder"
-    if "weights_only" in text or "Unsupported" in type(error).__name__ or "Unpickling" in type(error).__name__:
-        return f"for its {part} it has a pickle that holds more than tensors, or is damaged; use a checkpoint with safetensors"
-    if type(error).__name__.startswith("StrictDataclass"):  # a setting that the library's class of settings refuses
-        said = text.split("Error: ", 1)[-1][:160].rstrip(".")
-        return f"its {part} cannot be read by transformers {transformers.__version__} ({said}); check the folder"
-    told = isinstance(error, (OSError, ValueError, RuntimeError)) and text  # else it speaks to programmers
-    said = f" ({brief(text)} is not known)" if isinstance(error, KeyError) else f" ({_first_sentence(text)})" if told else ""
-    return f"its {part} cannot be read by transformers {transformers.__version__}{said}; check the folder"
-
-
-def _first_sentence(text: str) -> str:
-    return shortened(re.split(r"(?<=[\w)'\"`])[.!?] ", " ".join(text.split()))[0].rstrip("."))
+        return (network if quantized else network.to(place)).eval()
+    except torch.OutOfMemoryError:
+        raise ModelError(f"{folder.said} does not fit into the memory of {place}: use a smaller model or --device cpu.") from None

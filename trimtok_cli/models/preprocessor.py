@@ -15,12 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from trimtok_cli.errors import ModelError, SampleError
-from trimtok_cli.limit import TEMPLATE_BYTES, at_most
-from trimtok_cli.media.video import Clip
+from trimtok_cli.limits import TEMPLATE_BYTES, at_most
+from trimtok_cli.media.frames import Clip
 from trimtok_cli.models.chat import Written, grown, guarded, has_start, marks_of, message_parts, token_rows, written
 from trimtok_cli.wording import brief
 
 OF_THE_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")  # tensors of one number a token
+
 LONGEST_SHAPE = 200  # times as long as it is wide: what the processors of Qwen allow; others would ask for gigabytes
 
 _ARITHMETIC = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")

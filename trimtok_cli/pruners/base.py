@@ -12,7 +12,9 @@ from trimtok_cli.pruners.params import check_params, param
 from trimtok_cli.tokens import Prompt, Selection, VisualTokens
 
 ALL = Budget()
+
 BUDGETS = ("equal", "tokens", "diversity")
+
 TEXTS = ("instruction", "prompt")
 
 

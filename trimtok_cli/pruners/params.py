@@ -15,9 +15,13 @@ from typing import Any
 from trimtok_cli.wording import quoted
 
 NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
 MOST = 2**63  # a number from here on is a mistake, and not all that meets it can hold it
+
 SEVERAL = {int: "whole numbers", float: "numbers"}
+
 _ORDERS = {"": lambda a, b: True, "rising": operator.lt, "falling": operator.ge}
+
 _UNFIT = object()
 
 

@@ -21,6 +21,7 @@ NO_MEDIA_SUFFIXES = frozenset({
     ".db", ".log", ".srt", ".vtt", ".ass", ".pdf", ".zip", ".gz", ".tar", ".py", ".sh", ".npy", ".npz", ".pt", ".pth", ".bin",
     ".safetensors", ".parquet", ".mp3", ".wav", ".flac", ".ogg", ".opus", ".m4a", ".aac", ".aae", ".part", ".crdownload",
 })  # fmt: skip
+
 # Folders that a NAS or a system keeps for itself, in lower case; hidden ones are passed over anyway.
 _SYSTEM_FOLDERS = frozenset({
     "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp", "$recycle.bin", "recycler", "recycled",

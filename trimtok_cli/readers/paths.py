@@ -27,6 +27,7 @@ from trimtok_cli.wording import shortened, shown_name
 __all__ = ["is_question_file", "natural_key", "read_images"]
 
 _LOOKED_FOR = "looked for .jpg, .png, .webp, .mp4 and other image and video suffixes"
+
 _NOTHING_ON_STDIN = "standard input names no images; write one path a line"
 
 

@@ -21,7 +21,9 @@ from trimtok_cli.readers.text import Tape, closing_lines, is_regular, open_bytes
 from trimtok_cli.wording import shortened
 
 _STREAM_ROWS = 100  # so many broken rows of a stream are looked at before the run begins all the same
+
 _FILE_ROWS = 100_000  # so many of a file before it is refused
+
 _WHOLE = 1 << 26  # bytes of a file that may be read at once, to see whether it is one JSON object
 
 

@@ -21,7 +21,9 @@ from trimtok_cli.readers.shapes import WANTED, foreign, media_like, plain
 from trimtok_cli.wording import shortened, shown_name
 
 _REFERENCES = ("answers", "answer", "gt_answer", "label")  # the first that holds anything is used; all ride along in extra
+
 _LOOKS = IMAGE_SUFFIXES | VIDEO_SUFFIXES | {".svg", ".tga", ".psd", ".jxl", ".pcx", ".m2ts", ".mts", ".npy"}
+
 _DEEPEST = 100  # levels of lists within lists that a row may have
 
 # Columns by their plain names (no case, no punctuation). A file of the second kind may also be of something else.
@@ -31,20 +33,30 @@ _PICTURES = frozenset(
     for which in ("", "path", "file", "name")
     for plural in ("", "s")
 ) | {"imagefilename", "imagefilepath", "imgfilename"}  # fmt: skip
+
 _FILES = frozenset(("filename", "filenames", "filepath", "filepaths", "file", "files", "path", "paths"))
+
 _ADDRESSES = frozenset(("imageurl", "imageurls", "imgurl", "imguri", "imageuri", "pictureurl", "photourl"))
+
 _ONLY_IDS = frozenset(("imageid", "imgid", "imagebytes", "imagebase64", "imageb64", "imagedata", "videoid"))
+
 _MAYBE = frozenset(("url", "imageid", "imgid", "uri", "src", "media"))
+
 _VIDEOS = frozenset(
     f"{what}{which}" for what in ("video", "clip") for which in ("", "s", "path", "file", "name", "filename", "url")
 )
+
 _LIKE_QUESTIONS = frozenset(("prompt", "query", "instruction", "questions", "input", "ask", "q", "caption", "sentence"))
+
 _NUMBERED = re.compile(r"(image|img|picture|photo|pic|video|clip)s?\d+")  # image2, video_2
+
 _FURTHER = re.compile(  # image_b, image_right, second_image
     r"(image|img|picture|photo|pic|video|clip)s?([a-z]|left|right|before|after|first|second|third)"
     r"|(left|right|before|after|first|second|third|other|reference|ref)(image|img|picture|photo|pic|video|clip)s?"
 )
+
 _HINTS = re.compile(r"image|img|pic|photo|video|clip|file|path|url|media|pixel")
+
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 

@@ -29,7 +29,9 @@ _STARTS = (
     (b"\xff\xfe", "UTF-16 text, not UTF-8; save it as UTF-8"),
     (b"\xfe\xff", "UTF-16 text, not UTF-8; save it as UTF-8"),
 )
+
 _CONTROLS = re.compile(rb"[\0-\x08\x0e-\x1f\x7f]")
+
 # The columns that give a published format away, the fullest first. None of them is a row of ours.
 _ROWS = (
     (("customid", "body"), "an OpenAI batch request"),
@@ -44,6 +46,7 @@ _ROWS = (
     (("imageid", "caption"), "a COCO caption"),
     (("imageid", "bbox"), "a COCO annotation"),
 )
+
 _TABLE_COLUMNS = frozenset({
     "question", "questionid", "image", "imageid", "imagepath", "filename", "filepath", "text", "caption", "index", "id", "hint",
     "answer", "category", "prompt", "url",

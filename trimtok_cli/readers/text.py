@@ -16,8 +16,11 @@ from typing import Any, BinaryIO
 from trimtok_cli.errors import UsageError
 
 HEAD = 1 << 16  # so much of a file is looked at to tell what it is
+
 LONGEST = 1 << 28  # bytes of one row
+
 PATIENCE = 10.0  # seconds that a named pipe may stay silent before anything was written to it
+
 _LONGEST_NAME = 1 << 16
 
 

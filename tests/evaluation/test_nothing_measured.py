@@ -1,0 +1,25 @@
+"""A setting of which nothing was measured has no numbers on the screen."""
+
+from dataclasses import replace
+
+from rich.console import Console
+
+from trimtok_cli.commands.terminal.tables import summary_table
+from trimtok_cli.data import Seconds
+from trimtok_cli.evaluation.summary import Medians, Row
+
+MEASURED = Row("dense", "dense", 2, 0, 0, 0.0, 0, 0, *[Medians(576, 576, 3, Seconds(prefill=0.1), 0.2)] * 2)
+
+
+def lines(*rows: Row) -> list[str]:
+    console = Console(width=200, record=True, file=None, quiet=False)
+    with console.capture() as captured:
+        console.print(summary_table(rows))
+    return [line.strip() for line in captured.get().splitlines() if line.strip()]
+
+
+def test_a_setting_without_samples_says_so_and_shows_no_zeros():
+    unmeasured = replace(MEASURED, label="fastv 8", samples=0, failed=2)
+    found = lines(MEASURED, unmeasured)
+    assert "nothing to compare" in found[-1] and not any(mark in found[-1] for mark in ("0.0", "576", "ms"))
+    assert "576" in found[-2] and "ms" in found[-2]

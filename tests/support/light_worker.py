@@ -1,0 +1,93 @@
+"""A worker process that starts in a moment, as it loads no torch, and does the harm that a sample's question asks for.
+
+It speaks as worker.py does, so that tests of the parent's side may lose as many of these as they like.
+"""
+
+import os
+import pickle
+import signal
+import time
+from pathlib import Path
+
+from trimtok_cli.child_process import inbox
+from trimtok_cli.data import Sample, Seconds
+
+
+class Light:
+    """A preprocessor of words."""
+
+    has_video = False
+
+    def prepare(self, images, question: str, **options) -> str:
+        return f"prepared {question}"
+
+
+class Made:
+    """Becomes a Prepared in the parent."""
+
+    def __init__(self, sample: Sample) -> None:
+        self.sample = sample
+
+    def __reduce__(self):
+        return made, (self.sample,)
+
+
+def made(sample: Sample):
+    from trimtok_cli.prepare.sample import Prepared
+
+    return Prepared(sample, sample.question, Light().prepare([], sample.question), (), Seconds())
+
+
+def say(answer: bytes, length: int | None = None) -> None:
+    data = (len(answer) if length is None else length).to_bytes(8, "big") + answer
+    while data:
+        data = data[os.write(1, data) :]
+
+
+def harm(question: str) -> None:
+    """What ends this process does not return."""
+    match question.split():
+        case ["die", *_]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        case ["leave", *_]:
+            os._exit(7)
+        case ["once", name]:  # the first one only
+            if not Path(name).exists():
+                Path(name).touch()
+                os.kill(os.getpid(), signal.SIGTERM)
+        case ["stop", *_]:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case ["hang", *_]:
+            time.sleep(60)
+        case ["cut", *_]:
+            say(b"half an answer", length=1000)
+            os._exit(0)
+        case ["cut-and-stop", *_]:
+            say(b"half an answer", length=1000)
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case ["endless", *_]:
+            say(b"", length=1 << 62)
+        case ["unreadable", *_]:
+            say(b"this is no pickle")
+        case ["slow", seconds, *_]:
+            time.sleep(float(seconds))
+
+
+def starts() -> int:
+    """How many of these were started in this folder, this one included."""
+    Path("starts").mkdir(exist_ok=True)
+    Path("starts", str(os.getpid())).touch()
+    return len(list(Path("starts").iterdir()))
+
+
+def main() -> None:
+    if starts() > int(os.environ.get("LIGHT_STARTS", "1000000")):
+        harm(os.environ.get("LIGHT_END", "die"))
+    messages = inbox()
+    messages.get()  # the task
+    say(pickle.dumps(None))
+    while True:
+        sample = pickle.loads(messages.get())
+        harm(sample.question)
+        if sample.question.split()[0] != "unreadable":
+            say(pickle.dumps(Made(sample)))

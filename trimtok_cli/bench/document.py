@@ -1,0 +1,34 @@
+"""bench.json: written and read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from trimtok_cli.bench.derive import derive
+from trimtok_cli.errors import TrimtokError, UsageError
+from trimtok_cli.outputs.destination import Destination
+from trimtok_cli.outputs.whole_files import write_whole
+
+NAME = "bench.json"
+
+
+def write(destination: Destination, document: dict[str, Any]) -> None:
+    """bench.json, whole or not at all; it is written anew after every row, so that an interrupted run leaves what it measured."""
+    if destination.answers is None:
+        return
+    try:
+        write_whole(destination.answers, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise TrimtokError(f"--out: {destination} cannot be written ({error.strerror}); choose another --out.") from None
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """An earlier bench.json, with what is derived from it. UsageError where there is none."""
+    file = path / NAME if path.is_dir() else path
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        return derive(document)
+    except OSError as error:
+        raise UsageError(f"--against: {file} cannot be read ({error.strerror}).") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UsageError(f"--against: {file} is no {NAME} of this program.") from None

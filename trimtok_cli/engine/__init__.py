@@ -1,0 +1,1 @@
+"""The figure: prepare, encode, prune, generate; samples in, results out."""

@@ -1,0 +1,41 @@
+"""Stage 0: a pruner reduces the prompt itself. Knows no method and no family."""
+
+from collections.abc import Sequence
+from itertools import islice
+
+import torch
+
+from trimtok_cli.data import Kept
+from trimtok_cli.pruners.base import Pruner, Stage
+from trimtok_cli.pruners.registry import check_signals
+from trimtok_cli.tokens import Prompt, VisualTokens
+
+
+def reduce_prompts(
+    pruner: Pruner | None, prompts: Sequence[Prompt], tokens: Sequence[VisualTokens], *, num_layers: int, renumber: bool
+) -> tuple[list[Prompt], list[tuple[Kept, ...]]]:
+    """The prompts that the language model reads, and for each the visual tokens alive, as dense numbers. Dense is None."""
+    reduced = list(prompts)
+    if pruner is not None and 0 in pruner.stages(num_layers):
+        # A question without images has nothing to reduce, and a method should not have to think of it.
+        some = [i for i, prompt in enumerate(prompts) if len(prompt.visual)]
+        selections = pruner.select_many([Stage(0, prompts[i].embeds, prompts[i], tokens[i]) for i in some])
+        for i, selection in zip(some, selections, strict=True):
+            reduced[i] = prompts[i].reduced(selection, num_dense=len(tokens[i]), renumber=renumber and pruner.renumbers)
+    alive = iter(torch.cat([prompt.alive for prompt in reduced]).tolist())  # the device is asked once for all of them
+    return reduced, [(Kept(0, tuple(islice(alive, len(prompt.alive)))),) for prompt in reduced]
+
+
+def check_method(adapter, pruner: Pruner | None) -> None:
+    """UsageError where a pruner cannot run on a model at all: said once, and before a run."""
+    if pruner is None:
+        return
+    pruner.stages(adapter.num_layers)  # raises for layers that the model does not have
+    if pruner.signals:
+        check_signals(pruner, adapter.offered())
+
+
+def layer_mean(kept: Sequence[Kept], num_layers: int) -> float:
+    """Visual tokens that a decoder layer processes, averaged over the layers."""
+    ends = [stage.layer for stage in kept[1:]] + [num_layers]
+    return sum(len(stage.tokens) * (end - stage.layer) for stage, end in zip(kept, ends, strict=True)) / num_layers

@@ -1,0 +1,1 @@
+"""Many answers to one question, and what they come to."""

@@ -1,0 +1,120 @@
+"""How the program ends when a signal asks it to: SIGINT, SIGTERM or SIGHUP, at any moment, once or several times.
+
+While arguments are read, libraries imported and a model loaded there is nothing to save: what was begun is undone and the
+process leaves at once. (An exception would not do: imports are known to swallow one.) While a run is under way the first
+signal becomes an exception, so that files are closed; later ones change nothing. Imports nothing that takes time.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+PATIENCE = 10.0  # seconds after which a further signal ends a run that does not close
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal came while a run was under way."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
+class _Ending:
+    """What the process is at, and what it was asked."""
+
+    def __init__(self) -> None:
+        self.running = self.closed = False
+        self.asked, self.since = 0, 0.0
+        self.undo: list[Callable[[], None]] = []
+
+    def signalled(self, number: int, _frame: object = None) -> None:
+        if self.closed:
+            return
+        if self.asked:
+            if time.monotonic() - self.since > PATIENCE:
+                _leave(self.asked)
+            return
+        self.asked, self.since = number, time.monotonic()
+        if self.running:
+            raise Interrupted(number)
+        for job in reversed(self.undo):
+            with suppress(Exception):
+                job()
+        _leave(number)
+
+
+_ending = _Ending()
+
+
+def protected(start: Callable[[], None]) -> None:
+    """Runs the whole program with its signals handled and its standard streams there; raises SystemExit as `start` does."""
+    _open_streams()
+    for number in SIGNALS:
+        # What is already ignored stays so: nohup and shells in the background ask for it in this way.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _ending.signalled)
+    real = sys.unraisablehook
+    sys.unraisablehook = lambda told: None if isinstance(told.exc_value, Interrupted) else real(told)
+    try:
+        start()
+    finally:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def under_way() -> Iterator[None]:
+    """From here on a signal is an Interrupted; after the block all is written, and no signal changes that."""
+    _ending.running = True
+    try:
+        yield
+    finally:
+        _ending.running, _ending.closed = False, True
+
+
+@contextmanager
+def undone(job: Callable[[], None]) -> Iterator[None]:
+    """`job` is done at the end of the block, and where a signal ends the process before."""
+    _ending.undo.append(job)
+    try:
+        yield
+    finally:
+        _ending.undo.remove(job)
+        job()
+
+
+def look() -> None:
+    """Raises Interrupted if a signal came whose exception got lost: code that is called back may swallow one."""
+    if _ending.asked and _ending.running:
+        raise Interrupted(_ending.asked)
+
+
+def _leave(number: int) -> None:
+    with suppress(Exception):
+        sys.stdout.flush()
+    with suppress(OSError):
+        os.write(2, b"error: interrupted\n")
+    os._exit(128 + number)
+
+
+def _open_streams() -> None:
+    """A closed standard stream is opened on nothing, so that no file of ours takes its number; no character is too strange.
+
+    sys.__stdin__ and sys.__stdout__ stay None where they were closed: what wants to read or write there has to say so.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="backslashreplace")

@@ -1,0 +1,1 @@
+"""Results -> files: records, the manifest, the page; one file a format."""

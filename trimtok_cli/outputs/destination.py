@@ -1,0 +1,229 @@
+"""Where a run writes: a new folder in trimtok-out, a folder, a .jsonl file with run.json beside it, or standard output.
+
+Everything is decided and tried before a model is loaded: no output is an input, no other run writes there, the disk takes it.
+"""
+
+import errno
+import json
+import os
+import re
+import stat
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+from trimtok_cli import interrupts as ending
+from trimtok_cli.errors import TrimtokError, UsageError
+from trimtok_cli.outputs.lock import Busy, Lock
+from trimtok_cli.outputs.whole_files import beside, create, discard, put
+from trimtok_cli.wording import brief
+
+OWN = Path("trimtok-out")  # where the folders lie that nobody named
+
+TRIED = 64 * 1024  # bytes that the disk must take before a model is loaded
+
+_ENDING = re.compile(r"\.[a-z][a-z0-9]{0,6}", re.IGNORECASE)  # of a file; v1.5 and qwen-0.5b are names of folders
+
+
+@dataclass(frozen=True)
+class Destination:
+    """answers is None for standard output, which has nothing beside it. `beside` are the other files that the command writes."""
+
+    answers: Path | None
+    manifest: Path | None = None
+    page: Path | None = None
+    plots: tuple[Path, ...] = ()
+
+    def __str__(self) -> str:
+        return str(self.answers) if self.answers else "standard output"
+
+    @property
+    def beside(self) -> list[Path]:
+        return [path for path in (self.manifest, self.page, *self.plots) if path]
+
+    @property
+    def written(self) -> list[Path | int]:
+        """Every file that the run writes, for a time or for good; 1 is standard output."""
+        if self.answers is None:
+            return [1]
+        final = [self.answers, *self.beside]
+        return [*final, *(beside(path, each) for path in final for each in ("new", "tmp")), self.lock]
+
+    @property
+    def lock(self) -> Path:
+        return self.answers.with_name(self.answers.name + ".lock")
+
+
+@contextmanager
+def claimed(
+    out: str | None, command: str, reads: Iterable[str | Path | int] = (), *, overwrite: bool = False,
+    name: str = "answers.jsonl", page: bool = False, plots: Sequence[str] = (),
+) -> Iterator[Destination]:  # fmt: skip
+    """Finds the place that `out` names and holds it for a run; what was made for the run goes again if it writes nothing.
+
+    reads: the files that the run reads; a number is an open file. name: of the answers in a folder; beside them lies run.json,
+    or with `page` a page, or these plots. Raises UsageError where the name says nothing, one of `reads` would be written,
+    something is there and `overwrite` is not set, or another run writes there; TrimtokError where the disk does not have it.
+    """
+    if out == "-":
+        if sys.__stdout__ is None:
+            raise UsageError("--out -: standard output is closed; name a file or a folder.")
+        refuse_inputs(Destination(None), reads)
+        yield Destination(None)
+        return
+    undo = ExitStack()
+    with ending.undone(undo.close):
+        try:
+            answers = _answers(out, command, name, undo)
+            manifest = answers.with_name("run.json" if answers.name == name else f"{answers.stem}.run.json")
+            destination = Destination(
+                answers,
+                None if page or plots else manifest,
+                answers.with_suffix(".html") if page else None,
+                tuple(answers.with_name(plot) for plot in plots),
+            )
+            refuse_inputs(destination, reads)
+            if answers.suffix.lower() not in (".jsonl", ".json") and answers.is_file():  # a picture that a row names, say
+                raise UsageError(f"--out leads to {answers}, which is no file of JSON lines: choose another --out.")
+            _hold(destination, overwrite, undo)
+        except Busy as error:
+            raise UsageError(f"--out: {answers} cannot be used: {error}; choose another --out.") from None
+        except OSError as error:
+            place = brief(out or str(OWN), 120)
+            raise TrimtokError(f"--out: {place} cannot be written ({error.strerror or error}); choose another --out.") from None
+        yield destination
+
+
+def _hold(destination: Destination, overwrite: bool, undo: ExitStack) -> None:
+    """The folder made, the lock taken, and the disk tried, with every name that is written."""
+    _make_folder(destination.answers.parent, undo)
+    lock = Lock(destination.lock)
+    undo.callback(lock.release)
+    lock.take()
+    _refuse_others(destination, overwrite)
+    for trial in (*(beside(path, "tmp") for path in destination.beside), beside(destination.answers, "new")):
+        undo.callback(discard, trial)
+        with create(trial) as file:
+            put(file, b"\0" * TRIED)
+            os.fsync(file.fileno())
+        discard(trial)
+
+
+def refuse_inputs(destination: Destination, reads: Iterable[str | Path | int]) -> None:
+    """UsageError if the run would write what it reads: the same file, by whatever name, link or redirection."""
+    there = {found: path for path in destination.written if (found := _identity(path))}
+    for read in reads if there else ():
+        if (twice := there.get(_identity(read))) is not None:
+            name = "standard output" if twice == 1 else str(twice)
+            said = "standard input" if read == 0 else str(read)
+            raise UsageError(f"--out: {name} is an input of this run ({said}); choose another --out.")
+
+
+def listed(name: str | Path) -> list[Path]:
+    """The file of this name, or the files of the folder; nothing where there is neither. For `reads` of `claimed`."""
+    try:
+        path = Path(name).expanduser()
+        return [*path.iterdir()] if path.is_dir() else [path] * path.is_file()
+    except (OSError, RuntimeError, ValueError):  # whoever opens it will say what is wrong
+        return []
+
+
+def _refuse_others(destination: Destination, overwrite: bool) -> None:
+    """UsageError if something would be replaced without leave; an empty file and the manifest of a run without answers may be."""
+    holds = destination.answers.exists() and destination.answers.stat().st_size > 0
+    began = holds or destination.manifest is None or not _never_began(destination.manifest)
+    for path in [destination.answers] * holds + destination.beside:
+        if path.is_dir():
+            raise UsageError(f"--out: {path} is a folder and in the way; choose another --out.")
+        if path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        if os.path.lexists(path) and not overwrite and (began or path != destination.manifest):
+            raise UsageError(f"--out: {path} is already there; add --overwrite to replace it, or choose another --out.")
+
+
+def _answers(out: str | None, command: str, name: str, undo: ExitStack) -> Path:
+    """The file of the answers. UsageError for a name that no output can have; OSError."""
+    if out is None:
+        return _free_folder(f"{command}-{time.strftime('%Y%m%d-%H%M%S')}", undo) / name
+    if not out.strip() or "\0" in out:
+        raise UsageError("--out must not be empty: name a folder, a .jsonl file, or - for standard output.")
+    try:
+        path = Path(out).expanduser()
+    except RuntimeError:
+        raise UsageError(f"--out {brief(out)}: there is no such user; write the path in full.") from None
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # not there yet, or what is wrong shows when it is tried
+        mode = 0
+    folder = stat.S_ISDIR(mode) or out.endswith(("/", os.sep))
+    if mode and not folder and (not stat.S_ISREG(mode) or out.startswith(("/dev/", "/proc/"))):  # /dev/stdout may be a file
+        raise UsageError(f"--out {brief(out)} is no plain file and no folder: use -o - and redirect standard output to it.")
+    if path.suffix.lower() in (".jsonl", ".json") and not out.endswith(("/", os.sep)):
+        return _followed(path)
+    if not folder and _ENDING.fullmatch(path.suffix):
+        raise UsageError(
+            f"--out {brief(out)}: {path.suffix} files cannot be written: a name ending in .jsonl or .json is a file of JSON "
+            f"lines, one without an ending is a folder (and {brief(out)}/ a folder of that name)."
+        )
+    if mode and not folder:
+        raise UsageError(f"--out {brief(out)} is a file and no folder: add .jsonl to its name, or choose another --out.")
+    return _followed(path / name)
+
+
+def _followed(path: Path) -> Path:
+    """A link is followed once, here: what is replaced is the file that it leads to, beside which all is written."""
+    path = Path(os.path.realpath(path)) if os.path.islink(path) else path
+    mode = path.stat().st_mode if os.path.exists(path) else stat.S_IFREG
+    if stat.S_ISDIR(mode):
+        raise UsageError(f"--out {path} is a folder: name a file in it.")
+    if not stat.S_ISREG(mode):
+        raise UsageError(f"--out {path} is no plain file: use -o - and redirect standard output to it.")
+    return path
+
+
+def _free_folder(name: str, undo: ExitStack) -> Path:
+    """A new folder, made at once: two runs in one second must not share it."""
+    for i in count(1):
+        folder = OWN / (name if i == 1 else f"{name}-{i}")
+        _make_folder(folder.parent, undo)
+        with suppress(FileExistsError):
+            folder.mkdir()
+            undo.callback(_remove, folder)
+            return folder
+
+
+def _make_folder(folder: Path, undo: ExitStack) -> None:
+    """The folder with those above it; those that were not there go again if they stay empty."""
+    for path in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
+        undo.callback(_remove, path)
+        path.mkdir(exist_ok=True)
+
+
+def _remove(folder: Path) -> None:
+    with suppress(OSError):  # it is not empty: the run has written
+        folder.rmdir()
+
+
+def _identity(file: str | Path | int) -> tuple[int, int] | None:
+    """What is one file under all its names; None for what is no regular file."""
+    try:
+        found = os.stat(file)
+    except (OSError, ValueError):
+        return None
+    return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
+
+
+def _never_began(manifest: Path) -> bool:
+    """Is this the manifest of a run that was interrupted before its first answer?"""
+    if not manifest.is_file():  # a pipe would be waited for
+        return False
+    try:
+        found = json.loads(manifest.read_text(encoding="utf-8"))
+        counts = found["counts"]
+        return bool(found["trimtok"] and found["interrupted"]) and not counts["done"] + counts["failed"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,85 @@
+"""answers.jsonl: one LLaVA-compatible record per input, in input order, flushed as it comes.
+
+LLaVA's own scorers read the first keys and ignore the rest; the same keys stand in every line, failed or not. Knows no model.
+"""
+
+import hashlib
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from trimtok_cli.data import Media, Result
+from trimtok_cli.errors import sentence
+from trimtok_cli.outputs.jsonl import line_of
+
+FIRST_KEYS = ("question_id", "prompt", "text", "answer_id", "model_id", "image")
+
+
+def record(result: Result, *, model: str, run: str) -> dict[str, Any]:
+    """The record of one result. Further columns of the input ride along behind ours; one that clashes gets `input_` before it."""
+    sample, tokens, seconds = result.sample, result.tokens, result.seconds
+    media = result.media[0] if result.media else Media()
+    names, frames = list(sample.names), sum(len(each.times) or 1 for each in result.media)
+    ms = {name: round(1000 * value, 3) for name, value in (
+        ("load", seconds.load), ("preprocess", seconds.prepare), ("vision", seconds.encode),
+        ("prune", seconds.prune), ("prefill", seconds.prefill), ("decode", seconds.decode),
+    )}  # fmt: skip
+    row: dict[str, Any] = {
+        "question_id": sample.id,
+        "prompt": result.question,
+        "text": result.answer,
+        "answer_id": _answer_id(f"{run}/{sample.id}/{names}/{result.question}"),
+        "model_id": model,
+        "image": names[0] if len(names) == 1 else names if names else "",
+        "metadata": {
+            "status": "error" if result.error else "ok",
+            "error": result.error,
+            "finish_reason": result.finish,
+            "method": result.method,
+            "usage": {
+                "prompt_tokens": tokens.text + tokens.kept,
+                "prompt_tokens_dense": tokens.text + tokens.visual,
+                "completion_tokens": tokens.generated,
+            },
+            "visual": {
+                "tokens": tokens.visual, "kept": tokens.kept, "grid": list(result.grid), "frames": max(frames, 1),
+                "layer_mean": round(tokens.layer_mean, 3), "stages": [[each.layer, len(each.tokens)] for each in result.kept],
+            },
+            "timing_ms": {**ms, "batch_size": result.batch_size},
+            "media": {
+                "width": media.width, "height": media.height, "mode": media.mode, "exif_orientation": media.exif_orientation,
+            },
+            "video": _video(result.media),
+            "prompt_sent": result.prompt_sent,
+            "warnings": list(result.warnings),
+            "run": run,
+        },
+    }  # fmt: skip
+    for key, value in sample.extra.items():
+        row[key if key not in row else f"input_{key}"] = value
+    return row
+
+
+def writable(result: Result, **names: str) -> tuple[Result, bytes]:
+    """The result and its line. Where further columns of the input cannot be written, the result has failed, and says so."""
+    try:
+        return result, line_of(record(result, **names))
+    except Exception as error:
+        bare = replace(result.sample, extra={})
+        problem = f"the row's columns cannot be written ({sentence(error)})"
+        result = replace(result, sample=bare, answer="", finish="error", error=problem)
+        return result, line_of(record(result, **names))
+
+
+def _answer_id(text: str) -> str:
+    """uuid5 of the text, which may hold what UTF-8 cannot (a file name of any bytes)."""
+    named = uuid.NAMESPACE_URL.bytes + text.encode("utf-8", "surrogatepass")
+    return uuid.UUID(bytes=hashlib.sha1(named).digest()[:16], version=5).hex
+
+
+def _video(media: Sequence[Media]) -> dict[str, Any]:
+    """Decoder, seconds, frames of the file, and times of those that were read; of the same shape where there is no video."""
+    found = next((each for each in media if each.times), Media(frames=0))
+    times = [round(time, 4) for time in found.times]
+    return {"decoder": found.decoder, "duration": round(found.duration, 4), "frames": found.frames, "frame_times": times}

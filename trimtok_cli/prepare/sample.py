@@ -1,0 +1,144 @@
+"""From a sample on disk to what the model's processor makes of it. Knows no pruner and touches no device."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from trimtok_cli.data import Media, Sample, Sampling, Seconds, check_length
+from trimtok_cli.device import Clock, out_of_memory
+from trimtok_cli.errors import ModelError, SampleError, sentence
+from trimtok_cli.limits import TimeUp, within
+from trimtok_cli.media.frames import FrameRule
+from trimtok_cli.media.images import MOST_PIXELS, load_image, shrunk
+from trimtok_cli.media.kinds import by_content
+from trimtok_cli.media.video import load_video
+from trimtok_cli.models.preprocessor import Inputs, Preprocessor
+
+MOST_TOGETHER = 2 * MOST_PIXELS  # pixels of all pictures of one prompt: 1 GB of RGB
+
+log = logging.getLogger("trimtok")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """How every sample of a run is asked. `prompt` is for samples that bring no question of their own.
+
+    frames: which frames of a video are read; video_as: `video` (the family's own path), `frames` (as images) or `auto`.
+    max_pixels: larger images and frames are shrunk to so many before the processor sees them; 0 shrinks none.
+    decode: `continuous` (a static cache, and a waiting prompt takes the place of an answer that ends) or `simple` (batch by
+    batch, a cache that grows).
+    timeout: seconds for reading and preparing one sample; decoding its video comes on top, with the time of `frames`.
+    max_new_tokens: None is the checkpoint's own number, else 128; sampling: what overrules its generation settings.
+    """
+
+    prompt: str = ""
+    system: str = ""
+    max_new_tokens: int | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    frames: FrameRule = field(default_factory=FrameRule)
+    video_as: str = "auto"
+    max_pixels: int = 0
+    decode: str = "continuous"
+    timeout: float = 120.0
+
+    def limit(self, sample: Sample) -> float:
+        """Seconds until this sample fails."""
+        return self.timeout + (self.frames.timeout if sample.video is not None else 0)
+
+    def __post_init__(self) -> None:
+        check_length(self.max_new_tokens)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sample read from disk and put into the model's words; its times so far. seed: what its lots are drawn by."""
+
+    sample: Sample
+    question: str
+    inputs: Inputs
+    media: tuple[Media, ...]
+    seconds: Seconds
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A sample that could not be prepared, and the sentence that its row is given."""
+
+    sample: Sample
+    error: SampleError
+
+
+def attempt(preprocessor: Preprocessor, sample: Sample, ask: Ask) -> Prepared | Failed:
+    """As `prepare`, but raises ModelError alone, which every other sample would meet as well."""
+    try:
+        return prepare(preprocessor, sample, ask)
+    except ModelError:
+        raise
+    except Exception as error:
+        log.debug("sample %s cannot be prepared", sample.id, exc_info=error)
+        return Failed(sample, SampleError(sentence(error)))
+
+
+def overdue(seconds: float) -> SampleError:
+    """The error of a sample that takes longer than its limit."""
+    remedy = "save its files again, look at the model's chat template, or raise --timeout"
+    return SampleError(f"it was not read and prepared within {seconds:g} seconds; {remedy}")
+
+
+def prepare(preprocessor: Preprocessor, sample: Sample, ask: Ask) -> Prepared:
+    """Reads the files, then the chat template and the processor. SampleError where a limit is met: of time, which is kept in
+    the main thread alone (see `within`), or of memory."""
+    try:
+        return within(ask.limit(sample), lambda: _prepare(preprocessor, sample, ask))
+    except TimeUp:
+        raise overdue(ask.limit(sample)) from None
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise SampleError("there is not enough memory to prepare it; make it smaller or use fewer --workers") from error
+
+
+def _prepare(preprocessor: Preprocessor, sample: Sample, ask: Ask) -> Prepared:
+    if sample.problem:
+        raise SampleError(sample.problem)
+    given, sample = sample, by_content(sample)
+    if sample.video is not None and ask.video_as == "video" and not preprocessor.has_video:
+        raise ModelError(f"--video-as video: {preprocessor.name} has no video path of its own; use --video-as frames.")
+    clock = Clock(torch.device("cpu"))
+    loaded = _images(sample.images, ask.max_pixels)
+    clip = load_video(sample.video, ask.frames) if sample.video is not None else None
+    load, question = clock.mark(), ask.prompt if sample.question is None else sample.question
+    pictures, as_frames = [image for image, _ in loaded], ask.video_as == "frames"
+    if clip is not None:
+        clip = replace(clip, frames=tuple(shrunk(frame, ask.max_pixels) for frame in clip.frames))
+    inputs = preprocessor.prepare(pictures, question, system=ask.system, clip=clip, as_frames=as_frames)
+    seconds = Seconds(load=load, prepare=clock.mark())
+    media = [media for _, media in loaded]
+    if clip is not None:
+        media.append(
+            Media(
+                clip.width, clip.height, "RGB", frames=clip.num_frames, warnings=clip.warnings, decoder=clip.decoder,
+                duration=clip.duration, times=clip.times,
+            )
+        )  # fmt: skip
+    return Prepared(given, question, inputs, tuple(media), seconds)
+
+
+def _images(paths: Sequence[Path], max_pixels: int) -> list[tuple[Image.Image, Media]]:
+    """The pictures of one prompt, shrunk to `max_pixels` each. SampleError where all together would fill the memory."""
+    loaded, total = [], 0
+    for path in paths:
+        image, media = load_image(path)
+        loaded.append((shrunk(image, max_pixels), media))
+        total += loaded[-1][0].width * loaded[-1][0].height
+        if total > MOST_TOGETHER:
+            raise SampleError(
+                f"its {len(paths)} pictures have more than {MOST_TOGETHER:,} pixels together; name fewer, or shrink each with "
+                "--max-pixels."
+            )
+    return loaded
