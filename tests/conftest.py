@@ -1,4 +1,6 @@
-"""Shared pieces: tiny models in a temporary folder, pictures with something in them, no network, no stray output."""
+"""Shared pieces: tiny models in a temporary folder, pictures with something in them, no network, no
+stray output.
+"""
 
 import os
 import signal
@@ -13,14 +15,30 @@ from PIL import Image
 
 from tests.support import tiny
 
-# A fast path held against a slow and obvious one: what every version of the libraries must keep. `pytest -m oracle` runs these.
+# A fast path held against a slow and obvious one: what every version of the libraries must keep.
+# `pytest -m oracle` runs these.
 ORACLES = {
-    "attention", "continuous", "families", "frame_times", "generation_config", "leaned_on", "not_numbers", "oracles", "pixels",
-    "published", "stage_masks", "stages", "taps", "tower", "user_text",
-}  # fmt: skip
+    "attention",
+    "continuous",
+    "families",
+    "frame_times",
+    "generation_config",
+    "leaned_on",
+    "not_numbers",
+    "oracles",
+    "pixels",
+    "published",
+    "stage_masks",
+    "stages",
+    "taps",
+    "tower",
+    "user_text",
+}
 
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 
 
 def pytest_collection_modifyitems(items) -> None:
@@ -43,15 +61,21 @@ def adapter(llava_folder):
 
 @pytest.fixture(autouse=True)
 def _signals_are_heard() -> None:
-    """Children inherit signals that are ignored: by what started the tests (nohup, a shell's background), or by a run that closed."""
+    """Children inherit signals that are ignored: by what started the tests (nohup, a shell's
+    background), or by a run that closed.
+    """
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.default_int_handler:
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            signal.signal(
+                number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            )
 
 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path, monkeypatch) -> None:
-    """Every test works in a folder of its own and sees no TRIMTOK_ setting of the developer's, nor how wide a terminal is."""
+    """Every test works in a folder of its own and sees no TRIMTOK_ setting of the developer's, nor
+    how wide a terminal is.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("COLUMNS", raising=False)
     for key in [key for key in os.environ if key.startswith("TRIMTOK_")]:

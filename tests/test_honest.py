@@ -1,4 +1,6 @@
-"""Every test can fail, executed: each way through a test asserts something, and nothing swallows what it asserts."""
+"""Every test can fail, executed: each way through a test asserts something, and nothing swallows
+what it asserts.
+"""
 
 import ast
 from functools import cache
@@ -7,7 +9,12 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-WAITS = {"raises", "warns", "deprecated_call", "fail"}  # of pytest: what they are called with has to happen
+WAITS = {
+    "raises",
+    "warns",
+    "deprecated_call",
+    "fail",
+}  # of pytest: what they are called with has to happen
 BROAD = {"AssertionError", "Exception", "BaseException"}
 LEFT_ALONE = ast.FunctionDef | ast.Lambda | ast.ClassDef  # what stands in them runs elsewhere
 KEEP_LENGTH = {"enumerate", "zip", "sorted", "reversed", "list", "tuple", "set", "chain"}
@@ -15,7 +22,9 @@ KEEP_LENGTH = {"enumerate", "zip", "sorted", "reversed", "list", "tuple", "set",
 
 @cache
 def module(name: str) -> dict[str, ast.AST]:
-    """What a module of tests defines or gets from another one, by name: functions, and the values of constants."""
+    """What a module of tests defines or gets from another one, by name: functions, and the values
+    of constants.
+    """
     found: dict[str, ast.AST] = {}
     file = HERE.joinpath(*name.split("."))
     file = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
@@ -27,12 +36,18 @@ def module(name: str) -> dict[str, ast.AST]:
                 found |= {target.id: node.value} if isinstance(target, ast.Name) else {}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tests."):
             there = module(node.module.removeprefix("tests."))
-            found |= {alias.asname or alias.name: there[alias.name] for alias in node.names if alias.name in there}
+            found |= {
+                alias.asname or alias.name: there[alias.name]
+                for alias in node.names
+                if alias.name in there
+            }
     return found
 
 
 def inside(node: ast.AST, *kinds: type) -> list[ast.AST]:
-    """The nodes of these kinds that run when the node does: not those of functions that it defines."""
+    """The nodes of these kinds that run when the node does: not those of functions that it
+    defines.
+    """
     found = [node] if isinstance(node, kinds) else []
     for child in ast.iter_child_nodes(node):
         if not isinstance(child, LEFT_ALONE):
@@ -41,9 +56,13 @@ def inside(node: ast.AST, *kinds: type) -> list[ast.AST]:
 
 
 class Reader:
-    """Judges a test by the names of its module, and by the functions and values that it defines itself."""
+    """Judges a test by the names of its module, and by the functions and values that it defines
+    itself.
+    """
 
-    def __init__(self, known: dict[str, ast.AST], test: ast.FunctionDef, callers: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, known: dict[str, ast.AST], test: ast.FunctionDef, callers: tuple[str, ...] = ()
+    ) -> None:
         self.test, self.callers = test, (*callers, test.name)
         self.known = dict(known)
         for node in ast.walk(test):
@@ -64,7 +83,9 @@ class Reader:
                 return False
         return False
 
-    def leaves(self, body: list[ast.stmt], ways: tuple[type, ...] = (ast.Return, ast.Continue, ast.Break)) -> bool:
+    def leaves(
+        self, body: list[ast.stmt], ways: tuple[type, ...] = (ast.Return, ast.Continue, ast.Break)
+    ) -> bool:
         """Whether there is a way out of these statements in front of all that they assert."""
         for node in body:
             if isinstance(node, ways):
@@ -74,7 +95,9 @@ class Reader:
             inner = (ast.Return,) if isinstance(node, ast.For | ast.While) else ways
             blocks = [getattr(node, name, []) for name in ("body", "orelse", "finalbody")]
             blocks += [handler.body for handler in getattr(node, "handlers", [])]
-            if not isinstance(node, LEFT_ALONE) and any(self.leaves(block, inner) for block in blocks):
+            if not isinstance(node, LEFT_ALONE) and any(
+                self.leaves(block, inner) for block in blocks
+            ):
                 return True
         return False
 
@@ -91,14 +114,22 @@ class Reader:
             case ast.With():
                 return any(map(self.expression, node.items)) or self.block(node.body)
             case ast.Try():
-                whole = self.block(node.body + node.orelse) and all(self.block(each.body) for each in node.handlers)
+                whole = self.block(node.body + node.orelse) and all(
+                    self.block(each.body) for each in node.handlers
+                )
                 return whole or self.block(node.finalbody)
         return not isinstance(node, LEFT_ALONE) and self.expression(node)
 
     def expression(self, node: ast.AST) -> bool:
-        """Whether it calls what asserts: pytest.raises and the like, or a function of the tests each way through which asserts."""
+        """Whether it calls what asserts: pytest.raises and the like, or a function of the tests
+        each way through which asserts.
+        """
         for call in inside(node, ast.Call):
-            if isinstance(call.func, ast.Attribute) and call.func.attr in WAITS and ast.unparse(call.func.value) == "pytest":
+            if (
+                isinstance(call.func, ast.Attribute)
+                and call.func.attr in WAITS
+                and ast.unparse(call.func.value) == "pytest"
+            ):
                 return True
             helper = self.known.get(call.func.id) if isinstance(call.func, ast.Name) else None
             known = isinstance(helper, ast.FunctionDef) and helper.name not in self.callers
@@ -107,31 +138,44 @@ class Reader:
         return False
 
     def some(self, node: ast.AST, behind: tuple[str, ...] = ()) -> bool:
-        """Whether a loop over it certainly begins; behind: names that have been looked up on the way to it."""
+        """Whether a loop over it certainly begins; behind: names that have been looked up on the
+        way to it.
+        """
         match node:
             case ast.Tuple() | ast.List() | ast.Set():
-                return any(not isinstance(each, ast.Starred) or self.some(each.value, behind) for each in node.elts)
+                return any(
+                    not isinstance(each, ast.Starred) or self.some(each.value, behind)
+                    for each in node.elts
+                )
             case ast.Dict():
                 return bool(node.keys)
             case ast.Constant():
                 return bool(node.value)
             case ast.Name():
-                return node.id not in behind and self.some(self.known.get(node.id), (*behind, node.id))
+                return node.id not in behind and self.some(
+                    self.known.get(node.id), (*behind, node.id)
+                )
             case ast.Subscript():
                 return isinstance(node.slice, ast.Slice) and self.some(node.value, behind)
             case ast.BinOp():
                 return self.some(node.left, behind) or self.some(node.right, behind)
             case ast.ListComp() | ast.SetComp() | ast.DictComp():
-                return all(self.some(each.iter, behind) and not each.ifs for each in node.generators)
+                return all(
+                    self.some(each.iter, behind) and not each.ifs for each in node.generators
+                )
             case ast.Call(func=ast.Attribute(attr="items" | "values" | "keys")):
                 return self.some(node.func.value, behind)
             case ast.IfExp():
                 return self.some(node.body, behind) and self.some(node.orelse, behind)
             case ast.Call(func=ast.Name(id="range"), args=[end]):
                 return self.some(end, behind)
-            case ast.Call(func=ast.Name(id="range")) if all(isinstance(each, ast.Constant) for each in node.args):
+            case ast.Call(func=ast.Name(id="range")) if all(
+                isinstance(each, ast.Constant) for each in node.args
+            ):
                 return bool(range(*[each.value for each in node.args]))
-            case ast.Call(func=ast.Name(id="zip" | "product")) if "strict=True" not in ast.unparse(node):
+            case ast.Call(func=ast.Name(id="zip" | "product")) if "strict=True" not in ast.unparse(
+                node
+            ):
                 return all(self.some(each, behind) for each in node.args)
             case ast.Call(func=ast.Name(id=name)) if name in KEEP_LENGTH:
                 return any(self.some(each, behind) for each in node.args)
@@ -161,7 +205,9 @@ def swallows(test: ast.AST) -> list[str]:
 
 
 def always_true(node: ast.expr) -> bool:
-    """Whether an asserted expression holds whatever the code does: constants, and things compared with themselves."""
+    """Whether an asserted expression holds whatever the code does: constants, and things compared
+    with themselves.
+    """
     match node:
         case ast.Constant() | ast.JoinedStr() | ast.Lambda():
             return bool(getattr(node, "value", True))
@@ -173,15 +219,27 @@ def always_true(node: ast.expr) -> bool:
             return all(map(always_true, node.values))
         case ast.Compare():
             sides = [ast.unparse(each) for each in (node.left, *node.comparators)]
-            return len(set(sides)) == 1 and not inside(node, ast.Call)  # two calls may differ: that is asked of seeds
-        case ast.Call(func=ast.Attribute(attr="equal" | "allclose" | "array_equal" | "assert_close")):
+            return len(set(sides)) == 1 and not inside(
+                node, ast.Call
+            )  # two calls may differ: that is asked of seeds
+        case ast.Call(
+            func=ast.Attribute(attr="equal" | "allclose" | "array_equal" | "assert_close")
+        ):
             sides = [ast.unparse(each) for each in node.args[:2]]
-            return len(sides) == 2 and len(set(sides)) == 1 and not any(inside(each, ast.Call) for each in node.args)
+            return (
+                len(sides) == 2
+                and len(set(sides)) == 1
+                and not any(inside(each, ast.Call) for each in node.args)
+            )
     return False
 
 
 def faults(known: dict[str, ast.AST], test: ast.FunctionDef) -> list[str]:
-    found = [f"line {node.lineno}: returns early" for node in inside(test, ast.Return)] if test.name.startswith("test_") else []
+    found = (
+        [f"line {node.lineno}: returns early" for node in inside(test, ast.Return)]
+        if test.name.startswith("test_")
+        else []
+    )
     if test.name.startswith("test_") and not Reader(known, test).asserts():
         found.append(f"line {test.lineno}: there is a way through it on which nothing is asserted")
     for node in ast.walk(test):
@@ -193,8 +251,14 @@ def faults(known: dict[str, ast.AST], test: ast.FunctionDef) -> list[str]:
 @pytest.mark.parametrize("path", sorted(HERE.rglob("*.py")), ids=lambda path: path.stem)
 def test_every_way_through_every_test_asserts_something(path):
     known = module(".".join(path.relative_to(HERE).with_suffix("").parts))
-    own = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)]
-    assert [f"{path.name}::{node.name}: {fault}" for node in own for fault in faults(known, node)] == []
+    own = [
+        node
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef)
+    ]
+    assert [
+        f"{path.name}::{node.name}: {fault}" for node in own for fault in faults(known, node)
+    ] == []
 
 
 HOLLOW = {
@@ -202,14 +266,16 @@ HOLLOW = {
     "asserts nothing": "def test_a(x):\n    print(x)",
     "asserts in a loop over what may be empty": "def test_a(xs):\n    for x in xs:\n        assert x",
     "asserts in a loop over what is empty": "def test_a():\n    for x in []:\n        assert x",
-    "passes by": "def test_a():\n    for x in (1, 2):\n        if x:\n            continue\n        assert x",
+    "passes by": "def test_a():\n    for x in (1, 2):\n        if x:\n            continue\n        "
+    "assert x",
     "asserts on one side alone": "def test_a(x):\n    if x:\n        assert x == 1",
     "asserts in a function that is never called": "def test_a():\n    def inner(x):\n        assert x",
     "calls what asserts on one side alone": "def look(x):\n    if x:\n        assert x\ndef test_a():\n    look(1)",
     "asserts where something went wrong alone": "def test_a():\n    try:\n        f()\n    except OSError as error:\n        assert error",
     "swallows": "def test_a():\n    try:\n        assert f()\n    except Exception:\n        pass",
     "swallows by name": "def test_a():\n    with suppress(AssertionError):\n        assert f()",
-    "skips whatever went wrong": "def test_a():\n    try:\n        f()\n    except OSError:\n        pytest.skip()\n    assert g()",
+    "skips whatever went wrong": "def test_a():\n    try:\n        f()\n    except OSError:\n        pytest.skip()\n    "
+    "assert g()",
     "compares a thing with itself": "def test_a(x):\n    assert x.y == x.y",
     "compares a tensor with itself": "def test_a(x):\n    assert torch.equal(x, x)",
     "is always true": "def test_a(x):\n    assert x == 1 or 'x is not 1'",
@@ -221,14 +287,18 @@ SOUND = {
     "calls what asserts": "def look(x):\n    assert x\n    return x\ndef test_a():\n    look(1)",
     "asserts in a loop over what is there": "XS = {'a': 1}\ndef test_a():\n    for x in XS.items():\n        assert x",
     "asserts on both sides": "def test_a(x):\n    if x:\n        assert x == 1\n    else:\n        assert f(x)",
-    "asserts that something was seen": "def test_a(xs):\n    assert xs\n    for x in xs:\n        if x:\n            continue\n        assert f(x)",
+    "asserts that something was seen": "def test_a(xs):\n    assert xs\n    for x in xs:\n        if x:\n            continue\n "
+    "       assert f(x)",
     "asserts in the end": "def test_a():\n    try:\n        f()\n    finally:\n        assert g()",
     "compares two calls": "def test_a():\n    assert f() == f()",
 }
 
 
 def found_in(source: str) -> list[str]:
-    known = {node.name if isinstance(node, ast.FunctionDef) else node.targets[0].id: node for node in ast.parse(source).body}
+    known = {
+        node.name if isinstance(node, ast.FunctionDef) else node.targets[0].id: node
+        for node in ast.parse(source).body
+    }
     known = {name: getattr(node, "value", node) for name, node in known.items()}
     return faults(known, known["test_a"])
 

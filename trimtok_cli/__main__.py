@@ -1,4 +1,6 @@
-"""The command `trimtok`, and `python -m trimtok_cli`: signals are handled before anything that takes time is imported."""
+"""The command `trimtok`, and `python -m trimtok_cli`: signals are handled before anything that
+takes time is imported.
+"""
 
 from trimtok_cli.interrupts import protected
 

@@ -1,4 +1,5 @@
-"""What a setting's value may be, said where its field is, and checked alike from a command line, a file and Python.
+"""What a setting's value may be, said where its field is, and checked alike from a command line, a
+file and Python.
 
 Knows no setting.
 """
@@ -13,11 +14,26 @@ from trimtok_cli.wording import brief
 
 
 def setting(
-    default: Any, *, least: float | None = None, above: float | None = None, most: float | None = None,
-    choices: Sequence[str] = (), empty: bool = False, path: bool = False,
-) -> Any:  # fmt: skip
-    """A dataclass field and what its values may be: bounds (`above` is exclusive), choices; a text may be empty, or a path."""
-    bounds = {"least": least, "above": above, "most": most, "choices": tuple(choices), "empty": empty, "path": path}
+    default: Any,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    choices: Sequence[str] = (),
+    empty: bool = False,
+    path: bool = False,
+) -> Any:
+    """A dataclass field and what its values may be: bounds (`above` is exclusive), choices; a text
+    may be empty, or a path.
+    """
+    bounds = {
+        "least": least,
+        "above": above,
+        "most": most,
+        "choices": tuple(choices),
+        "empty": empty,
+        "path": path,
+    }
     return dataclasses.field(default=default, metadata=bounds)
 
 
@@ -28,7 +44,9 @@ def like(owner: type, name: str) -> Any:
 
 
 def check_number(bounds: Mapping[str, Any], value: float, where: str) -> None:
-    """UsageError where a number is none, or is not within its bounds. `where` begins the sentence, up to `must be`."""
+    """UsageError where a number is none, or is not within its bounds. `where` begins the sentence,
+    up to `must be`.
+    """
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{where} a finite number, got {value}.")
     least, above, most = (bounds.get(name) for name in ("least", "above", "most"))

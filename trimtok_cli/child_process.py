@@ -1,4 +1,5 @@
-"""Child Pythons that can import what this one can: how one is started, asked, and ended with its parent.
+"""Child Pythons that can import what this one can: how one is started, asked, and ended with its
+parent.
 
 Knows nothing of what a child does.
 """
@@ -16,7 +17,8 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
-# Of the parent's __main__ the child knows nothing: a plain script may start children without being run again by each of them.
+# Of the parent's __main__ the child knows nothing: a plain script may start children without being
+# run again by each of them.
 _PATHS = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
 
 _TICK = 0.5  # seconds
@@ -33,8 +35,9 @@ def command(code: str, *arguments: str) -> list[str]:
 def end_with_parent(listen: Callable[[], Any]) -> None:
     """Called in a child: ends it with its parent, however that ends and whatever is going on here.
 
-    `listen` reads from a pipe that the parent holds. The process ends when it returns or raises, which it does at the pipe's end.
-    On Linux the system sends a signal as well: native code may not let a thread of Python have its turn.
+    `listen` reads from a pipe that the parent holds. The process ends when it returns or raises,
+    which it does at the pipe's end. On Linux the system sends a signal as well: native code may not
+    let a thread of Python have its turn.
     """
     if sys.platform == "linux":
         with suppress(Exception):  # a C library without it
@@ -50,9 +53,11 @@ def end_with_parent(listen: Callable[[], Any]) -> None:
 
 
 def inbox() -> SimpleQueue[bytes]:
-    """Called in a child that a `Child` asks, before anything heavy is imported: the messages as they come.
+    """Called in a child that a `Child` asks, before anything heavy is imported: the messages as
+    they come.
 
-    From then on it ends with its parent, and only with it: Ctrl-C is for the parent, which then ends its children.
+    From then on it ends with its parent, and only with it: Ctrl-C is for the parent, which then
+    ends its children.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     source, messages = os.fdopen(os.dup(0), "rb"), SimpleQueue()
@@ -66,17 +71,25 @@ def inbox() -> SimpleQueue[bytes]:
 
 
 class Ended(Exception):
-    """A child is no more. `how` it ended, in words; `overdue`: it was ended because it took too long."""
+    """A child is no more. `how` it ended, in words; `overdue`: it was ended because it took too
+    long.
+    """
 
     def __init__(self, code: int | None, *, overdue: bool = False) -> None:
         self.overdue = overdue
-        self.how = "cannot be ended" if code is None else f"signal {-code}" if code < 0 else f"exit code {code}"
+        self.how = (
+            "cannot be ended"
+            if code is None
+            else f"signal {-code}"
+            if code < 0
+            else f"exit code {code}"
+        )
         super().__init__(self.how)
 
 
 class Child:
-    """A process that answers messages, one at a time, by its standard input and output. A message is 8 bytes that hold its
-    length, then itself.
+    """A process that answers messages, one at a time, by its standard input and output. A message
+    is 8 bytes that hold its length, then itself.
 
     Where a system cannot wait for a pipe (Windows), there is no time limit on an answer.
     """
@@ -84,9 +97,16 @@ class Child:
     def __init__(self, code: str, environment: dict[str, str]) -> None:
         # A session of its own: Ctrl-C is for this process alone, which then ends the child.
         self.process = subprocess.Popen(
-            command(code), stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=environment, start_new_session=True,
-            stderr=None if sys.stderr else subprocess.DEVNULL,  # None: it is closed, and a pipe would take its number
-        )  # fmt: skip
+            command(code),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            env=environment,
+            start_new_session=True,
+            stderr=None
+            if sys.stderr
+            else subprocess.DEVNULL,  # None: it is closed, and a pipe would take its number
+        )
         if hasattr(select, "poll"):
             os.set_blocking(self.process.stdin.fileno(), False)
             os.set_blocking(self.process.stdout.fileno(), False)
@@ -96,16 +116,25 @@ class Child:
         return self.process.poll() is None
 
     def ask(self, message: bytes, seconds: float) -> bytearray:
-        """The answer to a message. Ended where the process dies, cuts its answer short or takes longer than `seconds`."""
+        """The answer to a message. Ended where the process dies, cuts its answer short or takes
+        longer than `seconds`.
+        """
         self.left = seconds
         try:
             self._write(len(message).to_bytes(8, "big") + message)
             return self._read(int.from_bytes(self._read(8), "big"))
-        except (EOFError, OSError, MemoryError, OverflowError) as error:  # the last two: no room for so long an answer
+        except (
+            EOFError,
+            OSError,
+            MemoryError,
+            OverflowError,
+        ) as error:  # the last two: no room for so long an answer
             raise Ended(self.end(), overdue=isinstance(error, TimeoutError)) from error
 
     def end(self) -> int | None:
-        """Ends the process, whatever it is at; its exit code. None where it is stuck in the system, which ends it when it can."""
+        """Ends the process, whatever it is at; its exit code. None where it is stuck in the system,
+        which ends it when it can.
+        """
         code = None
         self.process.kill()
         with suppress(subprocess.TimeoutExpired):
@@ -132,7 +161,9 @@ class Child:
         return data
 
     def _wait(self, pipe: Any, event: str) -> None:
-        """Until the pipe can be read or written. What counts is time waited here: none passes while this process is stopped."""
+        """Until the pipe can be read or written. What counts is time waited here: none passes while
+        this process is stopped.
+        """
         if not hasattr(select, "poll"):
             return
         poll = select.poll()

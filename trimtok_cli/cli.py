@@ -1,4 +1,6 @@
-"""The Typer app: adds the commands. What goes wrong in one becomes a line on stderr and an exit code in `guard.py`."""
+"""The Typer app: adds the commands. What goes wrong in one becomes a line on stderr and an exit
+code in `guard.py`.
+"""
 
 from typing import Annotated
 
@@ -14,7 +16,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Caption images and answer questions about them with most visual tokens pruned away.",
-    epilog="Exit codes: 0 all well, 1 failure, 2 wrong usage or nothing found, 3 finished with failed items, 130 interrupted.",
+    epilog="Exit codes: 0 all well, 1 failure, 2 wrong usage or nothing found, 3 finished with "
+    "failed items, 130 interrupted.",
 )
 
 app.command("caption", epilog=caption.EXAMPLES, no_args_is_help=True)(caption.caption)
@@ -39,7 +42,10 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
     pass

@@ -14,10 +14,12 @@ from trimtok_cli.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One thing to answer. `names` are the images as the input wrote them; `images` are where they lie.
+    """One thing to answer. `names` are the images as the input wrote them; `images` are where they
+    lie.
 
-    `question` is None where the command's prompt is to be asked. `answers` are references, if the input has any;
-    `extra` holds every further column of the input. A row that could not be read carries its sentence in `problem`.
+    `question` is None where the command's prompt is to be asked. `answers` are references, if the
+    input has any; `extra` holds every further column of the input. A row that could not be read
+    carries its sentence in `problem`.
     """
 
     id: str | int | float
@@ -32,9 +34,11 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """What an image or video file was before it became RGB: pixels upright, the file's own mode, EXIF orientation 1..8.
+    """What an image or video file was before it became RGB: pixels upright, the file's own mode,
+    EXIF orientation 1..8.
 
-    frames: how many the file holds. Of a video: the decoder, its length, and the times in seconds of the frames taken.
+    frames: how many the file holds. Of a video: the decoder, its length, and the times in seconds
+    of the frames taken.
     """
 
     width: int = 0
@@ -50,7 +54,9 @@ class Media:
 
 @dataclass(frozen=True, slots=True)
 class TokenCounts:
-    """Tokens of one sample. `layer_mean`: visual tokens averaged over decoder layers; `generated` counts the end token."""
+    """Tokens of one sample. `layer_mean`: visual tokens averaged over decoder layers; `generated`
+    counts the end token.
+    """
 
     text: int = 0
     visual: int = 0
@@ -77,7 +83,9 @@ class Seconds:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The visual tokens alive after a stage, as ascending numbers in the dense prompt; `layer` 0 is the prompt itself."""
+    """The visual tokens alive after a stage, as ascending numbers in the dense prompt; `layer` 0 is
+    the prompt itself.
+    """
 
     layer: int
     tokens: tuple[int, ...]
@@ -87,9 +95,10 @@ class Kept:
 class Result:
     """One answer. `finish` is stop, length or error; `error` is empty unless the sample failed.
 
-    `grid` is (rows, columns) of the first image's visual tokens where they form one grid, else empty. `peak_bytes` is the
-    device's peak since samples were last taken in, 0 where the device does not count. `batch_size` is the most answers that
-    were under way with this one. `notes` are warnings about the prompt or the answer; those about a file are its Media's.
+    `grid` is (rows, columns) of the first image's visual tokens where they form one grid, else
+    empty. `peak_bytes` is the device's peak since samples were last taken in, 0 where the device
+    does not count. `batch_size` is the most answers that were under way with this one. `notes` are
+    warnings about the prompt or the answer; those about a file are its Media's.
     """
 
     sample: Sample
@@ -115,9 +124,11 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One sample answered in several ways, dense first. boxes[i]: visual token i in image visual_index[i], xyxy in [0, 1].
+    """One sample answered in several ways, dense first. boxes[i]: visual token i in image
+    visual_index[i], xyxy in [0, 1].
 
-    frame[i]: of which frame, where that image is a video; kinds: image or video, for each number in visual_index.
+    frame[i]: of which frame, where that image is a video; kinds: image or video, for each number in
+    visual_index.
     """
 
     sample: Sample
@@ -137,11 +148,14 @@ LENGTH = {"least": 1, "most": MOST_TOKENS}  # of an answer
 
 @dataclass(frozen=True)
 class Sampling:
-    """What overrules the checkpoint's generation settings; None leaves its own word standing. UsageError for what means nothing.
+    """What overrules the checkpoint's generation settings; None leaves its own word standing.
+    UsageError for what means nothing.
 
-    temperature: 0 is greedy, more samples at it. top_p, top_k (0 is no bound) and repetition_penalty are as in transformers.
-    greedy: the likeliest token each time, whatever the checkpoint says of sampling, beams and other searches; its penalties stay.
-    Every sample draws from a generator of its own, made of `seed` and of what is asked, so that no answer depends on its batch.
+    temperature: 0 is greedy, more samples at it. top_p, top_k (0 is no bound) and
+    repetition_penalty are as in transformers. greedy: the likeliest token each time, whatever the
+    checkpoint says of sampling, beams and other searches; its penalties stay. Every sample draws
+    from a generator of its own, made of `seed` and of what is asked, so that no answer depends on
+    its batch.
     """
 
     temperature: float | None = setting(None, least=0, most=10**6)
@@ -157,21 +171,35 @@ class Sampling:
                 check_number(each.metadata, value, f"{flag(each.name)} must be")
         heat = self.temperature
         if heat and heat < COLDEST:
-            raise UsageError(f"--temperature must be 0 (greedy) or a number of at least {COLDEST:g}, got {heat}.")
+            raise UsageError(
+                f"--temperature must be 0 (greedy) or a number of at least {COLDEST:g}, got {heat}."
+            )
         if self.greedy and heat:
-            raise UsageError(f"--greedy and --temperature {heat:g} contradict each other; give one of them.")
+            raise UsageError(
+                f"--greedy and --temperature {heat:g} contradict each other; give one of them."
+            )
 
     @property
     def overrides(self) -> dict[str, Any]:
         """The same by the names of transformers' GenerationConfig."""
-        named = {"top_p": self.top_p, "top_k": self.top_k, "repetition_penalty": self.repetition_penalty}
+        named = {
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "repetition_penalty": self.repetition_penalty,
+        }
         found = {name: value for name, value in named.items() if value is not None}
         if self.greedy or self.temperature == 0:
             return found | {"do_sample": False}
-        return found if self.temperature is None else found | {"do_sample": True, "temperature": self.temperature}
+        return (
+            found
+            if self.temperature is None
+            else found | {"do_sample": True, "temperature": self.temperature}
+        )
 
 
 def check_length(max_new_tokens: int | None) -> None:
-    """UsageError where an answer cannot have so many tokens; None is the checkpoint's own number."""
+    """UsageError where an answer cannot have so many tokens; None is the checkpoint's own
+    number.
+    """
     if max_new_tokens is not None:
         check_number(LENGTH, max_new_tokens, "--max-new-tokens must be")

@@ -1,4 +1,6 @@
-"""What a device is asked: a stopwatch that waits for it, its memory, running out of it, and which one a name means."""
+"""What a device is asked: a stopwatch that waits for it, its memory, running out of it, and which
+one a name means.
+"""
 
 import gc
 import os
@@ -11,7 +13,9 @@ from trimtok_cli.errors import UsageError
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """CUDA's allocator has a class of its own for it; the CPU's, and CUDA's libraries, raise a RuntimeError."""
+    """CUDA's allocator has a class of its own for it; the CPU's, and CUDA's libraries, raise a
+    RuntimeError.
+    """
     known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     signs = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
     return known or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs))
@@ -42,16 +46,32 @@ def release(device: torch.device) -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the first CUDA device, then Apple's GPU, then the CPU. UsageError if a named device is not there."""
+    """`auto` is the first CUDA device, then Apple's GPU, then the CPU. UsageError if a named device
+    is not there.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device(
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UsageError(f"--device {name} is not a device: use auto, cpu, mps, cuda or cuda:N.") from None
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(device.type, 0)
+        raise UsageError(
+            f"--device {name} is not a device: use auto, cpu, mps, cuda or cuda:N."
+        ) from None
+    there = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }.get(device.type, 0)
     if (device.index or 0) >= there:
-        raise UsageError(f"--device {name}: this machine has {there} devices of that kind; use --device auto.")
+        raise UsageError(
+            f"--device {name}: this machine has {there} devices of that kind; use --device auto."
+        )
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # kernels and recordings are launched on the current device
     return device
@@ -65,12 +85,18 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
             raise UsageError(f"--dtype {name} is not known: use auto, {', '.join(known)}.")
         return known[name]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        return (
+            torch.bfloat16
+            if torch.cuda.is_bf16_supported(including_emulation=False)
+            else torch.float16
+        )
     return torch.float16 if device.type == "mps" else torch.float32
 
 
 class Clock:
-    """Seconds between marks. `mark` waits until the device has finished, so that a stage pays for its own kernels."""
+    """Seconds between marks. `mark` waits until the device has finished, so that a stage pays for
+    its own kernels.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -3,10 +3,10 @@
     TrimtokError              exit 1: the run cannot go on
     |-- UsageError            exit 2: wrong arguments, an unknown key, nothing found
     |-- ModelError            exit 1: the model cannot be loaded or does not fit its processor
-    `-- SampleError           never ends a run: the sample becomes a row with an error, and the run exits with 3
+    `-- SampleError           never ends a run: the sample becomes a failed row (exit 3)
         `-- MediaError        an image that cannot be read
 
-Knows nothing of the command line; `commands/guard.py` turns an error into a line and an exit code.
+Knows nothing of the command line: `commands/terminal/exit.py` makes a line and an exit code of it.
 """
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
@@ -35,8 +35,12 @@ class MediaError(SampleError):
 
 
 def sentence(error: Exception) -> str:
-    """What a row says of an error, on one line. One that is not ours keeps its class's name, and of its lines the first."""
+    """What a row says of an error, on one line. One that is not ours keeps its class's name, and of
+    its lines the first.
+    """
     text = str(error).strip() or "no message"
     if isinstance(error, TrimtokError):
-        return "".join(ascii(each)[1:-1] if each in _LINE_ENDS else each for each in text)  # a name may hold any of them
+        return "".join(
+            ascii(each)[1:-1] if each in _LINE_ENDS else each for each in text
+        )  # a name may hold any of them
     return f"{type(error).__name__}: {text.splitlines()[0]}"

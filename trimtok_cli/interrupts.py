@@ -1,8 +1,10 @@
-"""How the program ends when a signal asks it to: SIGINT, SIGTERM or SIGHUP, at any moment, once or several times.
+"""How the program ends when a signal asks it to: SIGINT, SIGTERM or SIGHUP, at any moment, once or
+several times.
 
-While arguments are read, libraries imported and a model loaded there is nothing to save: what was begun is undone and the
-process leaves at once. (An exception would not do: imports are known to swallow one.) While a run is under way the first
-signal becomes an exception, so that files are closed; later ones change nothing. Imports nothing that takes time.
+While arguments are read, libraries imported and a model loaded there is nothing to save: what was
+begun is undone and the process leaves at once. (An exception would not do: imports are known to
+swallow one.) While a run is under way the first signal becomes an exception, so that files are
+closed; later ones change nothing. Imports nothing that takes time.
 """
 
 import os
@@ -12,7 +14,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 
 PATIENCE = 10.0  # seconds after which a further signal ends a run that does not close
 
@@ -53,14 +57,19 @@ _ending = _Ending()
 
 
 def protected(start: Callable[[], None]) -> None:
-    """Runs the whole program with its signals handled and its standard streams there; raises SystemExit as `start` does."""
+    """Runs the whole program with its signals handled and its standard streams there; raises
+    SystemExit as `start` does.
+    """
     _open_streams()
     for number in SIGNALS:
-        # What is already ignored stays so: nohup and shells in the background ask for it in this way.
+        # What is already ignored stays so: nohup and shells in the background ask for it in this
+        # way.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _ending.signalled)
     real = sys.unraisablehook
-    sys.unraisablehook = lambda told: None if isinstance(told.exc_value, Interrupted) else real(told)
+    sys.unraisablehook = lambda told: (
+        None if isinstance(told.exc_value, Interrupted) else real(told)
+    )
     try:
         start()
     finally:
@@ -70,7 +79,9 @@ def protected(start: Callable[[], None]) -> None:
 
 @contextmanager
 def under_way() -> Iterator[None]:
-    """From here on a signal is an Interrupted; after the block all is written, and no signal changes that."""
+    """From here on a signal is an Interrupted; after the block all is written, and no signal
+    changes that.
+    """
     _ending.running = True
     try:
         yield
@@ -90,7 +101,9 @@ def undone(job: Callable[[], None]) -> Iterator[None]:
 
 
 def look() -> None:
-    """Raises Interrupted if a signal came whose exception got lost: code that is called back may swallow one."""
+    """Raises Interrupted if a signal came whose exception got lost: code that is called back may
+    swallow one.
+    """
     if _ending.asked and _ending.running:
         raise Interrupted(_ending.asked)
 
@@ -104,9 +117,11 @@ def _leave(number: int) -> None:
 
 
 def _open_streams() -> None:
-    """A closed standard stream is opened on nothing, so that no file of ours takes its number; no character is too strange.
+    """A closed standard stream is opened on nothing, so that no file of ours takes its number; no
+    character is too strange.
 
-    sys.__stdin__ and sys.__stdout__ stay None where they were closed: what wants to read or write there has to say so.
+    sys.__stdin__ and sys.__stdout__ stay None where they were closed: what wants to read or write
+    there has to say so.
     """
     for number in range(3):
         try:

@@ -1,4 +1,5 @@
-"""YAML that somebody else may have written, read within bounds: of size, depth and work, with no tags and no key twice.
+"""YAML that somebody else may have written, read within bounds: of size, depth and work, with no
+tags and no key twice.
 
 Knows no setting.
 """
@@ -16,16 +17,24 @@ MOST_CHARACTERS, MOST_DEPTH, MOST_VALUES = 100_000, 50, 20_000
 
 _TAG = "tag:yaml.org,2002:"
 
-_TAGS = {_TAG + name for name in ("str", "int", "float", "bool", "null", "map", "seq", "merge", "timestamp")}
+_TAGS = {
+    _TAG + name
+    for name in ("str", "int", "float", "bool", "null", "map", "seq", "merge", "timestamp")
+}
 
 
 def load(text: str, where: str, *, as_text: Collection[str] = ()) -> Any:
-    """The value that `text` holds; `where` begins the sentence of the UsageError that anything else ends in.
+    """The value that `text` holds; `where` begins the sentence of the UsageError that anything else
+    ends in.
 
-    as_text: keys of the topmost mapping whose values are taken as they are written: there 0012 stays 0012, and yes stays yes.
+    as_text: keys of the topmost mapping whose values are taken as they are written: there 0012
+    stays 0012, and yes stays yes.
     """
     if len(text) > MOST_CHARACTERS:
-        raise UsageError(f"{where} is too long to be settings ({len(text)} characters, at most {MOST_CHARACTERS}).")
+        raise UsageError(
+            f"{where} is too long to be settings ({len(text)} characters, at most "
+            f"{MOST_CHARACTERS})."
+        )
     loader = None
     try:
         loader = yaml.SafeLoader(text)
@@ -38,11 +47,22 @@ def load(text: str, where: str, *, as_text: Collection[str] = ()) -> Any:
             node.value = [(key, _as_written(key, value, as_text)) for key, value in node.value]
         return loader.construct_document(node)
     except RecursionError:
-        raise UsageError(f"{where} is nested too deeply: settings are at most {MOST_DEPTH} deep.") from None
+        raise UsageError(
+            f"{where} is nested too deeply: settings are at most {MOST_DEPTH} deep."
+        ) from None
     except yaml.YAMLError as error:
-        raise UsageError(f"{where} cannot be read as YAML ({brief(' '.join(str(error).split()), 200)}).") from None
-    except (ValueError, TypeError, OverflowError, AttributeError) as error:  # a date that is none, a number of 5,000 digits
-        raise UsageError(f"{where} holds a value that YAML cannot read ({brief(str(error), 200)}).") from None
+        raise UsageError(
+            f"{where} cannot be read as YAML ({brief(' '.join(str(error).split()), 200)})."
+        ) from None
+    except (
+        ValueError,
+        TypeError,
+        OverflowError,
+        AttributeError,
+    ) as error:  # a date that is none, a number of 5,000 digits
+        raise UsageError(
+            f"{where} holds a value that YAML cannot read ({brief(str(error), 200)})."
+        ) from None
     finally:
         if loader is not None:
             loader.dispose()
@@ -52,7 +72,9 @@ def _measure(node: yaml.Node, where: str, known: dict[int, int], above: tuple[in
     """How many values a node stands for, each alias counted as what it repeats."""
     if node.tag not in _TAGS:
         tag = brief(node.tag.removeprefix(_TAG))
-        raise UsageError(f"{where} has the tag {tag}: settings are plain text, numbers, lists and names.")
+        raise UsageError(
+            f"{where} has the tag {tag}: settings are plain text, numbers, lists and names."
+        )
     if id(node) in known:
         return known[id(node)]
     if id(node) in above:
@@ -61,7 +83,9 @@ def _measure(node: yaml.Node, where: str, known: dict[int, int], above: tuple[in
         raise UsageError(f"{where} is nested too deeply: settings are at most {MOST_DEPTH} deep.")
     parts: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
-        keys = Counter((key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        keys = Counter(
+            (key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)
+        )
         if twice := [key for (_, key), times in keys.items() if times > 1]:
             raise UsageError(f"{where} holds the key {brief(twice[0])} twice.")
         parts = [part for pair in node.value for part in pair]
@@ -71,13 +95,19 @@ def _measure(node: yaml.Node, where: str, known: dict[int, int], above: tuple[in
     for part in parts:
         count += _measure(part, where, known, (*above, id(node)))
         if count > MOST_VALUES:
-            raise UsageError(f"{where} stands for too many values: settings hold at most {MOST_VALUES}.")
+            raise UsageError(
+                f"{where} stands for too many values: settings hold at most {MOST_VALUES}."
+            )
     known[id(node)] = count
     return count
 
 
 def _as_written(key: yaml.Node, value: yaml.Node, names: Collection[str]) -> yaml.Node:
-    plain = isinstance(key, yaml.ScalarNode) and isinstance(value, yaml.ScalarNode) and value.tag != _TAG + "null"
+    plain = (
+        isinstance(key, yaml.ScalarNode)
+        and isinstance(value, yaml.ScalarNode)
+        and value.tag != _TAG + "null"
+    )
     if plain and key.value.replace("-", "_") in names:
         return yaml.ScalarNode(_TAG + "str", value.value, value.start_mark, value.end_mark)
     return value

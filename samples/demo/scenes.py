@@ -1,13 +1,15 @@
-"""The demo's little world: random scenes, drawn with Pillow, with the truth about every object and every patch.
+"""The demo's little world: random scenes, drawn with Pillow, with the truth about every object and
+every patch.
 
-A scene has one to five coloured shapes, sometimes a printed label of three characters, sometimes a small bar chart,
-on a pale background with grey clutter. `layout` draws the lots, `render` paints, `patch_truth` says what covers each of
-the 24 x 24 patches of 14 px, `questions` asks, with answers. Miniatures of the paper's benchmarks: caption (COCO,
-NoCaps), exist (POPE), count, color, side (MME, GQA), read (TextVQA, OCRBench), bar (ChartQA).
+A scene has one to five coloured shapes, sometimes a printed label of three characters, sometimes a
+small bar chart, on a pale background with grey clutter. `layout` draws the lots, `render` paints,
+`patch_truth` says what covers each of the 24 x 24 patches of 14 px, `questions` asks, with answers.
+Miniatures of the paper's benchmarks: caption (COCO, NoCaps), exist (POPE), count, color, side (MME,
+GQA), read (TextVQA, OCRBench), bar (ChartQA).
 
-Knows nothing of models or tokens. Run it to look at scenes: `python scenes.py FOLDER --count 8`. What samples/
-holds was made from the project's root by
-`python samples/demo/scenes.py samples/images --questions samples/questions.jsonl --each 5 --film samples/video.mp4`.
+Knows nothing of models or tokens. Run it to look at scenes: `python scenes.py FOLDER --count 8`.
+What samples/ holds was made from the project's root by `python samples/demo/scenes.py
+samples/images --questions samples/questions.jsonl --each 5 --film samples/video.mp4`.
 """
 
 import argparse
@@ -24,11 +26,22 @@ from PIL import Image, ImageDraw, ImageFont
 SIZE, PATCH = 336, 14
 GRID = SIZE // PATCH
 COLORS = {
-    "red": (214, 40, 40), "green": (46, 150, 60), "blue": (40, 80, 210), "yellow": (240, 205, 30),
-    "purple": (125, 50, 160), "orange": (242, 130, 30), "pink": (245, 130, 180), "black": (30, 30, 30),
-}  # fmt: skip
+    "red": (214, 40, 40),
+    "green": (46, 150, 60),
+    "blue": (40, 80, 210),
+    "yellow": (240, 205, 30),
+    "purple": (125, 50, 160),
+    "orange": (242, 130, 30),
+    "pink": (245, 130, 180),
+    "black": (30, 30, 30),
+}
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "heart")
-BACKGROUNDS = {"white": (250, 250, 250), "gray": (200, 200, 204), "beige": (240, 228, 200), "mint": (205, 240, 220)}
+BACKGROUNDS = {
+    "white": (250, 250, 250),
+    "gray": (200, 200, 204),
+    "beige": (240, 228, 200),
+    "mint": (205, 240, 220),
+}
 CHARACTERS = "0123456789CEFHKLMPRTXY"
 MAX_VALUE, UNIT = 6, 13  # bar chart: the tallest bar, and pixels for one
 COLOR_NAMES, BACKGROUND_NAMES = tuple(COLORS), tuple(BACKGROUNDS)
@@ -36,14 +49,20 @@ COUNTS = ("no", "one", "two", "three", "four", "five")
 KINDS = ("background", "shape", "character", "bar")
 
 CAPTION_PROMPTS = (
-    "Describe the image in one sentence.", "Describe the image.", "Describe this image.", "What is in the image?",
-    "Provide a one-sentence caption for the provided image.", "What do you see?",
-)  # fmt: skip
+    "Describe the image in one sentence.",
+    "Describe the image.",
+    "Describe this image.",
+    "What is in the image?",
+    "Provide a one-sentence caption for the provided image.",
+    "What do you see?",
+)
 
 
 @dataclass(frozen=True)
 class Thing:
-    """A shape, a printed character or a bar; `name` is the shape, the character or the bar's value. Box in pixels."""
+    """A shape, a printed character or a bar; `name` is the shape, the character or the bar's value.
+    Box in pixels.
+    """
 
     kind: str
     name: str
@@ -67,7 +86,9 @@ class Thing:
 
 @dataclass
 class Scene:
-    """What is in one picture; `shapes`, `characters` and `bars` in raster order of their centers' patches."""
+    """What is in one picture; `shapes`, `characters` and `bars` in raster order of their centers'
+    patches.
+    """
 
     seed: int
     background: str
@@ -85,12 +106,17 @@ class Scene:
         return [*self.shapes, *self.characters, *self.bars]
 
 
-def layout(rng: Random, size: int = SIZE, max_shapes: int = 5, label: float = 0.6, chart: float = 0.5) -> Scene:
-    """A random scene inside the upper left `size` x `size` pixels; nothing overlaps. label, chart: how often there is one.
+def layout(
+    rng: Random, size: int = SIZE, max_shapes: int = 5, label: float = 0.6, chart: float = 0.5
+) -> Scene:
+    """A random scene inside the upper left `size` x `size` pixels; nothing overlaps. label, chart:
+    how often there is one.
 
     There is at least one shape, unless `max_shapes` is 0.
     """
-    while not (scene := _try_layout(rng, size, max_shapes, label, chart)).shapes and (max_shapes or not scene.things):
+    while not (scene := _try_layout(rng, size, max_shapes, label, chart)).shapes and (
+        max_shapes or not scene.things
+    ):
         pass
     return scene
 
@@ -103,7 +129,9 @@ def _try_layout(rng: Random, size: int, max_shapes: int, label: float, chart: fl
         for _ in range(30):
             x, y = rng.uniform(3, size - 3 - width), rng.uniform(3, size - 3 - height)
             box = (x - 4, y - 4, x + width + 4, y + height + 4)
-            if all(box[2] <= o[0] or o[2] <= box[0] or box[3] <= o[1] or o[3] <= box[1] for o in taken):
+            if all(
+                box[2] <= o[0] or o[2] <= box[0] or box[3] <= o[1] or o[3] <= box[1] for o in taken
+            ):
                 taken.append(box)
                 return x, y
         return None
@@ -118,7 +146,9 @@ def _try_layout(rng: Random, size: int, max_shapes: int, label: float, chart: fl
         if at:
             box = (at[0], at[1], at[0] + 2 * radius, at[1] + 2 * radius)
             angle = rng.uniform(-0.2, 0.2)
-            scene.shapes.append(Thing("shape", rng.choice(SHAPES), rng.choice(COLOR_NAMES), box, radius, angle))
+            scene.shapes.append(
+                Thing("shape", rng.choice(SHAPES), rng.choice(COLOR_NAMES), box, radius, angle)
+            )
     scene.shapes.sort(key=lambda thing: thing.patch)
     return scene
 
@@ -132,7 +162,9 @@ def _add_label(scene: Scene, rng: Random, place) -> None:
         for i in range(3):
             x = at[0] + 4 + i * step
             box = (x, at[1] + 2, x + step, at[1] + 2 + height)
-            scene.characters.append(Thing("character", rng.choice(CHARACTERS), "black", box, height))
+            scene.characters.append(
+                Thing("character", rng.choice(CHARACTERS), "black", box, height)
+            )
 
 
 def _add_chart(scene: Scene, rng: Random, place) -> None:
@@ -144,11 +176,15 @@ def _add_chart(scene: Scene, rng: Random, place) -> None:
         base = at[1] + height + 8
         for i, color in enumerate(rng.sample(COLOR_NAMES, count)):
             x, value = at[0] + 7 + i * step, rng.randint(1, MAX_VALUE)
-            scene.bars.append(Thing("bar", str(value), color, (x, base - value * UNIT, x + width, base)))
+            scene.bars.append(
+                Thing("bar", str(value), color, (x, base - value * UNIT, x + width, base))
+            )
 
 
 def _outline(thing: Thing) -> list[tuple[float, float]]:
-    """The polygon of a shape, around its center; circles and rings are drawn as ellipses instead."""
+    """The polygon of a shape, around its center; circles and rings are drawn as ellipses
+    instead.
+    """
     r, turn = thing.size, thing.angle
     if thing.name == "square":
         points = [(-0.82, -0.82), (0.82, -0.82), (0.82, 0.82), (-0.82, 0.82)]
@@ -158,13 +194,31 @@ def _outline(thing: Thing) -> list[tuple[float, float]]:
         points = [(0, -1), (0.68, 0), (0, 1), (-0.68, 0)]
     elif thing.name == "cross":
         w = 0.34
-        points = [(-w, -1), (w, -1), (w, -w), (1, -w), (1, w), (w, w), (w, 1), (-w, 1), (-w, w), (-1, w), (-1, -w), (-w, -w)]
+        points = [
+            (-w, -1),
+            (w, -1),
+            (w, -w),
+            (1, -w),
+            (1, w),
+            (w, w),
+            (w, 1),
+            (-w, 1),
+            (-w, w),
+            (-1, w),
+            (-1, -w),
+            (-w, -w),
+        ]
     elif thing.name == "star":
         radii = [1 if i % 2 == 0 else 0.42 for i in range(10)]
-        points = [(k * math.sin(i * math.pi / 5), -k * math.cos(i * math.pi / 5)) for i, k in enumerate(radii)]
+        points = [
+            (k * math.sin(i * math.pi / 5), -k * math.cos(i * math.pi / 5))
+            for i, k in enumerate(radii)
+        ]
     else:  # heart
         steps = [2 * math.pi * i / 40 for i in range(40)]
-        curve = lambda t: 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)  # noqa: E731
+        curve = lambda t: (
+            13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
+        )  # noqa: E731
         points = [(16 * math.sin(t) ** 3 / 17, -(curve(t) + 2.5) / 16) for t in steps]
     x, y = thing.center
     cos, sin = math.cos(turn), math.sin(turn)
@@ -178,7 +232,15 @@ def _draw(draw: ImageDraw.ImageDraw, thing: Thing, scale: float, fill, hole) -> 
     elif thing.kind == "character":
         x, y = thing.center
         font = ImageFont.load_default(size=thing.size * scale)
-        draw.text((x * scale, y * scale), thing.name, fill=fill, font=font, anchor="mm", stroke_width=scale / 2, stroke_fill=fill)
+        draw.text(
+            (x * scale, y * scale),
+            thing.name,
+            fill=fill,
+            font=font,
+            anchor="mm",
+            stroke_width=scale / 2,
+            stroke_fill=fill,
+        )
     elif thing.name in ("circle", "ring"):
         draw.ellipse([c * scale for c in thing.box], fill=fill)
         if thing.name == "ring":
@@ -199,17 +261,27 @@ def render(scene: Scene, size: int = SIZE) -> Image.Image:
     for _ in range(rng.randint(0, 14)):  # clutter: grey lines and specks, never a shape
         x, y, grey = rng.uniform(0, size), rng.uniform(0, size), rng.randint(140, 185)
         dx, dy = (rng.uniform(-60, 60), rng.uniform(-60, 60)) if rng.random() < 0.5 else (2, 2)
-        draw.line([c * scale for c in (x, y, x + dx, y + dy)], fill=(grey,) * 3, width=rng.choice((2, 3)))
+        draw.line(
+            [c * scale for c in (x, y, x + dx, y + dy)], fill=(grey,) * 3, width=rng.choice((2, 3))
+        )
     for panel in scene.panels:
-        draw.rectangle([c * scale for c in panel], fill=(253, 253, 253), outline=(120, 120, 120), width=2)
+        draw.rectangle(
+            [c * scale for c in panel], fill=(253, 253, 253), outline=(120, 120, 120), width=2
+        )
     if scene.bars:
         x0, _, x1, y1 = scene.panels[-1]
         base = y1 - 4
         for i in range(MAX_VALUE + 1):
             y = (base - i * UNIT) * scale
-            draw.line([(x0 + 3) * scale, y, (x1 - 2) * scale, y], fill=(60, 60, 60) if i == 0 else (205, 205, 205), width=2)
+            draw.line(
+                [(x0 + 3) * scale, y, (x1 - 2) * scale, y],
+                fill=(60, 60, 60) if i == 0 else (205, 205, 205),
+                width=2,
+            )
     for thing in scene.things:
-        if thing.kind == "shape":  # what lies under it, clutter included, is wiped so that edges stay clean
+        if (
+            thing.kind == "shape"
+        ):  # what lies under it, clutter included, is wiped so that edges stay clean
             _draw(draw, thing, scale, jitter(COLORS[thing.color], 12), ground)
         else:
             _draw(draw, thing, scale, jitter(COLORS[thing.color], 8), None)
@@ -219,13 +291,18 @@ def render(scene: Scene, size: int = SIZE) -> Image.Image:
 
 
 def patch_truth(scene: Scene, size: int = SIZE) -> dict[str, np.ndarray]:
-    """What covers each patch, (g, g) int arrays, g = size / 14: kind, shape, color, character, order, value, center; -1 is none.
+    """What covers each patch, (g, g) int arrays, g = size / 14: kind, shape, color, character,
+    order, value, center; -1 is none.
 
-    A patch belongs to the thing that covers most of it, from an eighth upward; the patch of a thing's center always
-    belongs to it. `value` is set at a bar's top only, and `background` is the same everywhere.
+    A patch belongs to the thing that covers most of it, from an eighth upward; the patch of a
+    thing's center always belongs to it. `value` is set at a bar's top only, and `background` is the
+    same everywhere.
     """
     grid = size // PATCH
-    truth = {name: np.full((grid, grid), -1, np.int64) for name in ("shape", "color", "character", "order", "value")}
+    truth = {
+        name: np.full((grid, grid), -1, np.int64)
+        for name in ("shape", "color", "character", "order", "value")
+    }
     truth |= {name: np.zeros((grid, grid), np.int64) for name in ("kind", "center")}
     truth["background"] = np.full((grid, grid), BACKGROUND_NAMES.index(scene.background), np.int64)
     best = np.full((grid, grid), 1 / 8)
@@ -233,7 +310,9 @@ def patch_truth(scene: Scene, size: int = SIZE) -> dict[str, np.ndarray]:
         if thing.kind == "shape":
             mask = Image.new("L", (size, size), 0)
             _draw(ImageDraw.Draw(mask), thing, 1, 255, 0)
-            cover = np.asarray(mask, np.float32).reshape(grid, PATCH, grid, PATCH).mean((1, 3)) / 255
+            cover = (
+                np.asarray(mask, np.float32).reshape(grid, PATCH, grid, PATCH).mean((1, 3)) / 255
+            )
         else:
             x0, y0, x1, y1 = thing.box
             edges = np.arange(grid) * PATCH
@@ -249,7 +328,9 @@ def patch_truth(scene: Scene, size: int = SIZE) -> dict[str, np.ndarray]:
         truth["color"][mine] = COLOR_NAMES.index(thing.color)
         truth["shape"][mine] = SHAPES.index(thing.name) if thing.kind == "shape" else -1
         truth["character"][mine] = CHARACTERS.index(thing.name) if thing.kind == "character" else -1
-        truth["order"][mine] = scene.characters.index(thing) if thing.kind == "character" else -1  # place in the label
+        truth["order"][mine] = (
+            scene.characters.index(thing) if thing.kind == "character" else -1
+        )  # place in the label
         truth["value"][mine] = -1
         truth["center"][mine] = 0
         truth["center"][row, column] = 1
@@ -259,7 +340,9 @@ def patch_truth(scene: Scene, size: int = SIZE) -> dict[str, np.ndarray]:
 
 
 def caption(scene: Scene) -> str:
-    """One sentence that names every shape, in the order of COLORS and then SHAPES, then the text and the chart."""
+    """One sentence that names every shape, in the order of COLORS and then SHAPES, then the text
+    and the chart.
+    """
     found = Counter((COLOR_NAMES.index(s.color), SHAPES.index(s.name)) for s in scene.shapes)
     parts = []
     for (color, shape), count in sorted(found.items()):
@@ -281,11 +364,15 @@ def plural(word: str) -> str:
     return f"{word}es" if word == "cross" else f"{word}s"
 
 
-def questions(scene: Scene, rng: Random, dense: bool = False, left: int = 0) -> list[tuple[str, str, str]]:
-    """(task, question, answer) for one scene, several of each task that it allows; yes and no balanced.
+def questions(
+    scene: Scene, rng: Random, dense: bool = False, left: int = 0
+) -> list[tuple[str, str, str]]:
+    """(task, question, answer) for one scene, several of each task that it allows; yes and no
+    balanced.
 
-    `dense` asks for every color and every bar there is, and for more sides: a lesson rather than a test. left: where the
-    scene begins, in pixels from the picture's left edge, if it is only a part of one.
+    `dense` asks for every color and every bar there is, and for more sides: a lesson rather than a
+    test. left: where the scene begins, in pixels from the picture's left edge, if it is only a part
+    of one.
     """
     asked = _about_shapes(scene, rng, dense, left) if scene.shapes else []
     if scene.text:
@@ -309,7 +396,13 @@ def _about_shapes(scene: Scene, rng: Random, dense: bool, left: int) -> list[tup
                 color, shape = rng.choice(((near.color, shape), (color, near.name), (color, shape)))
                 if (color, shape) not in present:
                     break
-        asked.append(("exist", f"Is there {article(color)} {color} {shape} in the image?", "yes" if yes else "no"))
+        asked.append(
+            (
+                "exist",
+                f"Is there {article(color)} {color} {shape} in the image?",
+                "yes" if yes else "no",
+            )
+        )
     if rng.random() < 0.3:
         asked.append(("exist", "Is there any text in the image?", "yes" if scene.text else "no"))
     if rng.random() < 0.3:
@@ -323,23 +416,34 @@ def _about_shapes(scene: Scene, rng: Random, dense: bool, left: int) -> list[tup
     single = [s for s in scene.shapes if shapes.count(s.name) == 1]
     for thing in single if dense else rng.sample(single, min(2, len(single))):
         asked.append(("color", f"What color is the {thing.name}?", thing.color))
-    named = [s for s in scene.shapes if [(o.color, o.name) for o in scene.shapes].count((s.color, s.name)) == 1]
+    named = [
+        s
+        for s in scene.shapes
+        if [(o.color, o.name) for o in scene.shapes].count((s.color, s.name)) == 1
+    ]
     for thing in named if dense else named[:1]:
         middle = left + thing.center[0] - SIZE / 2
         if abs(middle) > 20:
-            ask = f"Is the {thing.color} {thing.name} on the left or on the right side of the image?"
+            ask = (
+                f"Is the {thing.color} {thing.name} on the left or on the right side of the image?"
+            )
             asked.append(("side", ask, "left" if middle < 0 else "right"))
     for _ in range(5 if dense else 2):
         if len(named) > 1:
             one, two = rng.sample(named, 2)
             if abs(one.center[0] - two.center[0]) > 20:
-                ask = f"Is the {one.color} {one.name} to the left or to the right of the {two.color} {two.name}?"
+                ask = (
+                    f"Is the {one.color} {one.name} to the left or to the right of the "
+                    f"{two.color} {two.name}?"
+                )
                 asked.append(("side", ask, "left" if one.center[0] < two.center[0] else "right"))
     return asked
 
 
 def words() -> list[str]:
-    """Every word and mark that a question or an answer can hold, besides single characters, sorted."""
+    """Every word and mark that a question or an answer can hold, besides single characters,
+    sorted.
+    """
     rng, found = Random(0), set(COLOR_NAMES) | set(SHAPES) | set(BACKGROUND_NAMES)
     for _ in range(2000):
         for task, question, answer in questions(layout(rng), rng):
@@ -350,7 +454,9 @@ def words() -> list[str]:
 
 
 def film(path: Path, rng: Random, seconds: float = 3.0, rate: int = 12) -> None:
-    """A short H.264 clip in which a scene's shapes drift over its background. Needs PyAV (`pip install av`)."""
+    """A short H.264 clip in which a scene's shapes drift over its background. Needs PyAV (`pip
+    install av`).
+    """
     import av
 
     scene = Scene(7, "beige")
@@ -364,20 +470,31 @@ def film(path: Path, rng: Random, seconds: float = 3.0, rate: int = 12) -> None:
         stream.pix_fmt = "yuv420p"
         for number in range(int(seconds * rate)):
             moved = [(min(max(x + speed * number / rate, 4), 276), y) for x, y, speed in starts]
-            shapes = [replace(t, box=(x, y, x + 56, y + 56)) for t, (x, y) in zip(scene.shapes, moved, strict=True)]
+            shapes = [
+                replace(t, box=(x, y, x + 56, y + 56))
+                for t, (x, y) in zip(scene.shapes, moved, strict=True)
+            ]
             frame = av.VideoFrame.from_image(render(replace(scene, shapes=shapes)))
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write scenes into a folder, and questions about them into a file.")
+    parser = argparse.ArgumentParser(
+        description="Write scenes into a folder, and questions about them into a file."
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=8)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--questions", type=Path, help="question file (default: questions.jsonl in the folder)")
-    parser.add_argument("--each", type=int, help="at most so many questions a scene, of as many tasks as there are")
-    parser.add_argument("--film", type=Path, help="write a clip of moving shapes here as well; needs PyAV")
+    parser.add_argument(
+        "--questions", type=Path, help="question file (default: questions.jsonl in the folder)"
+    )
+    parser.add_argument(
+        "--each", type=int, help="at most so many questions a scene, of as many tasks as there are"
+    )
+    parser.add_argument(
+        "--film", type=Path, help="write a clip of moving shapes here as well; needs PyAV"
+    )
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     file = options.questions or options.folder / "questions.jsonl"
@@ -389,10 +506,16 @@ def main() -> None:
             render(scene).save(path, optimize=True)
             asked = questions(scene, rng)
             if options.each:
-                # One of every task, then another of every task, and so on: as many tasks as fit, in the order asked.
+                # One of every task, then another of every task, and so on: as many tasks as fit, in
+                # the order asked.
                 order = rng.sample(range(len(asked)), len(asked))
-                rank = {j: sum(asked[k][0] == asked[j][0] for k in order[:at]) for at, j in enumerate(order)}
-                asked = [asked[j] for j in sorted(sorted(order, key=rank.__getitem__)[: options.each])]
+                rank = {
+                    j: sum(asked[k][0] == asked[j][0] for k in order[:at])
+                    for at, j in enumerate(order)
+                }
+                asked = [
+                    asked[j] for j in sorted(sorted(order, key=rank.__getitem__)[: options.each])
+                ]
             for j, (task, question, answer) in enumerate(asked):
                 image = path.relative_to(file.parent).as_posix()
                 row = {

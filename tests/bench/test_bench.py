@@ -1,4 +1,6 @@
-"""`trimtok bench` on a tiny random model: the command, its file, that every number follows from raw ones, and what goes wrong."""
+"""`trimtok bench` on a tiny random model: the command, its file, that every number follows from raw
+ones, and what goes wrong.
+"""
 
 import copy
 import io
@@ -48,18 +50,39 @@ def document(tmp_path_factory) -> dict:
 def test_the_file_says_under_which_conditions_and_what_was_asked(document):
     at = document["conditions"]
     assert at["device_kind"] == "cpu" and at["dtype"] == "float32" and at["random_weights"] is True
-    assert at["threads"] >= 1 and at["launch_seconds"] > 0 and at["versions"]["transformers"] and at["command"]
+    assert (
+        at["threads"] >= 1
+        and at["launch_seconds"] > 0
+        and at["versions"]["transformers"]
+        and at["command"]
+    )
     assert document["bench"]["pruner"] == [{"candidates": 40, "keep": 6, "width": 32, "batch": 1}]
-    assert document["ceilings"]["flops_per_second"] > 1e8 and document["ceilings"]["bytes_per_second"] > 1e8
-    assert [len(document[part]) for part in ("grid", "pruner", "decode", "overhead", "memory")] == [6, 1, 1, 2, 1]
+    assert (
+        document["ceilings"]["flops_per_second"] > 1e8
+        and document["ceilings"]["bytes_per_second"] > 1e8
+    )
+    assert [len(document[part]) for part in ("grid", "pruner", "decode", "overhead", "memory")] == [
+        6,
+        1,
+        1,
+        2,
+        1,
+    ]
 
 
 def test_every_row_of_the_grid_has_raw_seconds_of_every_round(document):
-    assert [row["setting"] for row in document["grid"]] == ["dense", "trimtokenator@4", "fastv@4"] * 2
+    assert [row["setting"] for row in document["grid"]] == [
+        "dense",
+        "trimtokenator@4",
+        "fastv@4",
+    ] * 2
     assert [row["batch"] for row in document["grid"]] == [1, 1, 1, 2, 2, 2]
     for row in document["grid"]:
         assert row["error"] == "" and set(row["seconds"]) == {*STAGES, "wall"}
-        assert all(len(values) == 2 and min(values) >= 0 for values in row["seconds"].values()) and len(row["preprocess"]) == 2
+        assert (
+            all(len(values) == 2 and min(values) >= 0 for values in row["seconds"].values())
+            and len(row["preprocess"]) == 2
+        )
         assert row["tokens"]["visual"] == 36 and row["memory"]["process"] > 2**20
         for number, wall in enumerate(row["seconds"]["wall"]):
             assert sum(row["seconds"][stage][number] for stage in STAGES) <= wall + 1e-4
@@ -71,17 +94,25 @@ def test_every_figure_follows_from_raw_numbers(document):
     dense, pruned = document["grid"][3:5]
     found, raw, base = pruned["derived"], pruned["seconds"], dense["seconds"]
     first = [sum(times) for times in zip(raw["encode"], raw["prune"], raw["prefill"], strict=True)]
-    first_dense = [sum(times) for times in zip(base["encode"], base["prune"], base["prefill"], strict=True)]
+    first_dense = [
+        sum(times) for times in zip(base["encode"], base["prune"], base["prefill"], strict=True)
+    ]
     assert found["speedup"]["wall"] == pytest.approx(median(base["wall"]) / median(raw["wall"]))
-    assert found["speedup"]["decode"] == pytest.approx(median(base["decode"]) / median(raw["decode"]))
+    assert found["speedup"]["decode"] == pytest.approx(
+        median(base["decode"]) / median(raw["decode"])
+    )
     assert found["speedup"]["first"] == pytest.approx(median(first_dense) / median(first))
     assert found["wall_ms"]["median"] == pytest.approx(1000 * median(raw["wall"]) / 2)
     assert found["samples_per_second"] == pytest.approx(2 / median(raw["wall"]))
-    assert found["prune_share_of_dense_prefill"] == pytest.approx(median(raw["prune"]) / median(base["prefill"]))
+    assert found["prune_share_of_dense_prefill"] == pytest.approx(
+        median(raw["prune"]) / median(base["prefill"])
+    )
     allowed = sum(dense["work"]["flops"].values()) / sum(pruned["work"]["flops"].values())
     assert found["flops_allow"] == pytest.approx(allowed) and allowed > 1.2
     assert found["of_what_flops_allow"] == pytest.approx(found["speedup"]["first"] / allowed)
-    assert found["times_floor"]["prefill"] == pytest.approx(median(raw["prefill"]) / pruned["work"]["floor"]["prefill"])
+    assert found["times_floor"]["prefill"] == pytest.approx(
+        median(raw["prefill"]) / pruned["work"]["floor"]["prefill"]
+    )
     whole = [wall / 2 + each for wall, each in zip(raw["wall"], pruned["preprocess"], strict=True)]
     assert found["wall_with_files_ms"]["median"] == pytest.approx(1000 * median(whole))
     assert "speedup" not in dense["derived"]
@@ -103,13 +134,20 @@ def test_the_work_of_a_row_is_that_of_its_token_counts(document, tmp_path):
 
 def test_the_other_parts_compare_like_with_like(document):
     (pruner,), (decode,), (memory,) = document["pruner"], document["decode"], document["memory"]
-    assert pruner["identical"] is True and set(pruner["seconds"]) == {"literal", "ours", "literal_loop", "our_loop"}
+    assert pruner["identical"] is True and set(pruner["seconds"]) == {
+        "literal",
+        "ours",
+        "literal_loop",
+        "our_loop",
+    }
     assert pruner["derived"]["speedup"]["total"] == pytest.approx(
         median(pruner["seconds"]["literal"]) / median(pruner["seconds"]["ours"])
     )
     assert decode["identical"] == {name: True for name in batches.DECODERS}, "the library's tokens"
     seconds = decode["seconds"]
-    assert decode["derived"]["speedup"]["simple"] == pytest.approx(median(seconds["generate"]) / median(seconds["simple"]))
+    assert decode["derived"]["speedup"]["simple"] == pytest.approx(
+        median(seconds["generate"]) / median(seconds["simple"])
+    )
     assert [each["inputs"] for each in memory["resident"]] == [8, 16]
     first, last = (each["bytes"] for each in memory["resident"])
     assert memory["derived"]["growth"] == pytest.approx(last / first - 1) and first > 50 * 2**20
@@ -119,7 +157,9 @@ def test_the_other_parts_compare_like_with_like(document):
         )
 
 
-def test_against_an_earlier_file_and_without_matplotlib_whose_plots_are_left_out(document, monkeypatch):
+def test_against_an_earlier_file_and_without_matplotlib_whose_plots_are_left_out(
+    document, monkeypatch
+):
     Path("before").mkdir()
     earlier = copy.deepcopy(document)
     for row in earlier["grid"]:
@@ -132,31 +172,52 @@ def test_against_an_earlier_file_and_without_matplotlib_whose_plots_are_left_out
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     done = run("bench", "smoke", "-o", "now", "--rounds", 1, "--against", "before")
     assert "against the earlier one" in done.stderr and "%" in done.stderr
-    assert "pip install 'trimtok[plot]'" in done.stderr and [path.name for path in Path("now").iterdir()] == ["bench.json"]
-    assert json.loads(Path("now/bench.json").read_text())["grid"][0]["derived"]["wall_ms"]["rounds"] == 1
+    assert "pip install 'trimtok[plot]'" in done.stderr and [
+        path.name for path in Path("now").iterdir()
+    ] == ["bench.json"]
+    assert (
+        json.loads(Path("now/bench.json").read_text())["grid"][0]["derived"]["wall_ms"]["rounds"]
+        == 1
+    )
     Path("before/bench.json").write_text("{}")
-    assert "is no bench.json of this program" in run("bench", "smoke", "-o", "x", "--against", "before", code=2).stderr
-    assert "cannot be read" in run("bench", "smoke", "-o", "x", "--against", "nowhere", code=2).stderr
+    assert (
+        "is no bench.json of this program"
+        in run("bench", "smoke", "-o", "x", "--against", "before", code=2).stderr
+    )
+    assert (
+        "cannot be read" in run("bench", "smoke", "-o", "x", "--against", "nowhere", code=2).stderr
+    )
 
 
 def test_a_change_within_the_spread_is_not_marked():
     row = {"key": "a", "error": "", "derived": {"wall_ms": figure([1.0, 1.1, 1.2])}}
     late = {"key": "a", "error": "", "derived": {"wall_ms": figure([1.1, 1.15, 1.3])}}
     far = {"key": "a", "error": "", "derived": {"wall_ms": figure([2.0, 2.1, 2.2])}}
-    assert [changes({"grid": [each]}, {"grid": [row]})[0]["beyond_spread"] for each in (late, far)] == [False, True]
+    assert [
+        changes({"grid": [each]}, {"grid": [row]})[0]["beyond_spread"] for each in (late, far)
+    ] == [False, True]
 
 
 BAD = [
-    ({"grdi": []}, "did you mean grid"), ({"grid": [{"model": "tiny", "kep": 3}]}, "did you mean keep"), ({}, "measures nothing"),
-    ({"grid": [{"keep": [4]}]}, "names no model"), ({"grid": [{"model": "tiny", "batch": [0]}]}, "batch must be at least 1"),
-    ({"grid": [{"model": "tiny", "batch": "many"}]}, "batch must be a whole number"), ({"grid": "tiny"}, "must hold `key: value` lines"),
+    ({"grdi": []}, "did you mean grid"),
+    ({"grid": [{"model": "tiny", "kep": 3}]}, "did you mean keep"),
+    ({}, "measures nothing"),
+    ({"grid": [{"keep": [4]}]}, "names no model"),
+    ({"grid": [{"model": "tiny", "batch": [0]}]}, "batch must be at least 1"),
+    ({"grid": [{"model": "tiny", "batch": "many"}]}, "batch must be a whole number"),
+    ({"grid": "tiny"}, "must hold `key: value` lines"),
     ({"grid": [{"model": "tiny", "method": "magic"}]}, "--method magic is not known"),
     ({"grid": [{"model": "tiny", "decode": "fast"}]}, "decode must be one of continuous, simple"),
-    ({"grid": [{"model": "tiny", "image": "nowhere.png"}]}, "WIDTHxHEIGHT"), ({"grid": [{"model": "huge"}]}, "no preset of that name"),
-    ({"grid": [{"model": "mine"}], "models": {"mine": {"model_type": "bert"}}}, "model_type must be one of"),
-    ({"grid": [{"model": "tiny"}], "seed": -1}, "seed must be at least 0"), ({"grid": [{"model": "tiny"}], "rounds": 0}, "rounds"),
+    ({"grid": [{"model": "tiny", "image": "nowhere.png"}]}, "WIDTHxHEIGHT"),
+    ({"grid": [{"model": "huge"}]}, "no preset of that name"),
+    (
+        {"grid": [{"model": "mine"}], "models": {"mine": {"model_type": "bert"}}},
+        "model_type must be one of",
+    ),
+    ({"grid": [{"model": "tiny"}], "seed": -1}, "seed must be at least 0"),
+    ({"grid": [{"model": "tiny"}], "rounds": 0}, "rounds"),
     ({"decode": {"model": "tiny", "params": 3}}, "names and values"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("asked", "says"), BAD)
@@ -167,7 +228,9 @@ def test_a_yaml_that_does_not_fit_is_refused_before_anything_is_measured(asked, 
 
 
 def test_an_unknown_preset_names_those_there_are():
-    assert "presets are cpu, ladder, methods, smoke, table4" in " ".join(run("bench", "nothing", code=2).stderr.split())
+    assert "presets are cpu, ladder, methods, smoke, table4" in " ".join(
+        run("bench", "nothing", code=2).stderr.split()
+    )
 
 
 def test_models_may_be_described_in_the_yaml_and_printed_to_standard_output():
@@ -183,7 +246,11 @@ def test_models_may_be_described_in_the_yaml_and_printed_to_standard_output():
     Path("b.yaml").write_text(yaml.safe_dump(asked))
     done = run("bench", "b.yaml", "--random-weights", "-o", "-")
     (dense, pruned) = json.loads(done.stdout)["grid"]
-    assert dense["model"] == "mine" and "decode" not in pruned["derived"]["speedup"] and not Path("trimtok-out").exists()
+    assert (
+        dense["model"] == "mine"
+        and "decode" not in pruned["derived"]["speedup"]
+        and not Path("trimtok-out").exists()
+    )
 
 
 def test_presets_can_be_run_and_stand_beside_the_packaged_ones():
@@ -212,7 +279,11 @@ def test_an_interrupted_run_leaves_what_it_measured(monkeypatch):
     monkeypatch.setattr("trimtok_cli.bench.run.decode_rows", interrupted)
     done = run("bench", "smoke", "-o", "out", "--rounds", 1, code=130)
     document = json.loads(Path("out/bench.json").read_text())
-    assert len(document["grid"]) == 6 and document["grid"][1]["derived"]["speedup"] and not document["decode"]
+    assert (
+        len(document["grid"]) == 6
+        and document["grid"][1]["derived"]["speedup"]
+        and not document["decode"]
+    )
     assert "trimtokenator@4" in done.stderr and "interrupted" in done.stderr
 
 
@@ -238,7 +309,9 @@ def test_a_setting_that_runs_out_of_memory_says_so_and_the_others_go_on(adapter,
     assert [row["error"] for row in rows] == ["", "", "out of memory", ""]
     document = derive({"grid": rows, "pruner": [], "decode": [], "overhead": [], "memory": []})
     lonely = document["grid"][3]["derived"]
-    assert "speedup" not in lonely and lonely["wall_ms"]["median"] > 0, "nothing to compare with, but measured"
+    assert "speedup" not in lonely and lonely["wall_ms"]["median"] > 0, (
+        "nothing to compare with, but measured"
+    )
     shown = show({**document, "conditions": {"device_kind": "cpu"}})
     assert "dense failed: out of memory" in shown
 
@@ -251,7 +324,10 @@ def test_a_method_that_cannot_run_on_a_model_is_a_row_that_says_so(adapter, monk
 
 def test_a_model_that_cannot_be_loaded_leaves_the_others(llava_folder):
     asked = {
-        "grid": [{"model": name, "keep": 4, "image": "90x84", "new_tokens": 1} for name in ("./nowhere", str(llava_folder))],
+        "grid": [
+            {"model": name, "keep": 4, "image": "90x84", "new_tokens": 1}
+            for name in ("./nowhere", str(llava_folder))
+        ],
         "rounds": 1,
     }
     Path("b.yaml").write_text(yaml.safe_dump(asked))
@@ -264,7 +340,9 @@ def test_a_model_that_cannot_be_loaded_leaves_the_others(llava_folder):
 @torch.inference_mode()
 @pytest.mark.parametrize("name", batches.DECODERS)
 def test_a_batch_is_decoded_to_the_last_token_whatever_its_end(adapter, name):
-    """Fixed new tokens: the end token stops nothing, and what is measured is what the engine computes."""
+    """Fixed new tokens: the end token stops nothing, and what is measured is what the engine
+    computes.
+    """
     inputs = [adapter.prepare([picture(i)], "What?") for i in range(2)]
     said = []
 
@@ -273,8 +351,12 @@ def test_a_batch_is_decoded_to_the_last_token_whatever_its_end(adapter, name):
         said.extend(answers)
         return answers, times
 
-    spent = run_batch(adapter, build_pruner("trimtokenator", {"keep": 5}), inputs, new_tokens=7, decoder=noting)
-    assert [answer.steps for answer in said] == [7, 7] and {answer.finish for answer in said} == {"length"}
+    spent = run_batch(
+        adapter, build_pruner("trimtokenator", {"keep": 5}), inputs, new_tokens=7, decoder=noting
+    )
+    assert [answer.steps for answer in said] == [7, 7] and {answer.finish for answer in said} == {
+        "length"
+    }
     assert spent.visual == (36, 36) and spent.kept == (5.0, 5.0) and spent.wall > spent.prefill > 0
 
 
@@ -294,8 +376,12 @@ def test_files_are_as_heavy_as_photographs(tmp_path):
 
 
 def test_module_time_counts_the_outermost_call_once(adapter, pictures):
-    """Tower, projector, decoder and head, whoever calls them; the tower's run ends in front of the decoder by an exception."""
-    hooks = lambda: sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in adapter.model.modules())  # noqa: E731
+    """Tower, projector, decoder and head, whoever calls them; the tower's run ends in front of the
+    decoder by an exception.
+    """
+    hooks = lambda: sum(
+        len(m._forward_hooks) + len(m._forward_pre_hooks) for m in adapter.model.modules()
+    )  # noqa: E731
     samples, before = [Sample(i, images=(path,)) for i, path in enumerate(pictures[:3])], hooks()
     with parts.ModuleTime(adapter) as modules:
         results = list(answer_all(adapter, None, samples, Ask("What?", max_new_tokens=3)))
@@ -315,14 +401,27 @@ def test_marks_count_what_lies_between_them():
 def test_memory_over_inputs_is_looked_at_where_asked(adapter, monkeypatch):
     monkeypatch.setattr(parts, "resident", iter([1, 100, 130, 104]).__next__)
     monkeypatch.setattr(parts, "EVERY", 3)
-    row = parts.memory_row(adapter, MemoryPart(model="x", keep="5", inputs=(5, 2), image="90x84", batch=2), Bench(), Path.cwd())
-    assert row["resident"] == [{"inputs": 2, "bytes": 100}, {"inputs": 5, "bytes": 104}] and row["most_bytes"] == 130
+    row = parts.memory_row(
+        adapter,
+        MemoryPart(model="x", keep="5", inputs=(5, 2), image="90x84", batch=2),
+        Bench(),
+        Path.cwd(),
+    )
+    assert (
+        row["resident"] == [{"inputs": 2, "bytes": 100}, {"inputs": 5, "bytes": 104}]
+        and row["most_bytes"] == 130
+    )
     monkeypatch.setattr(parts, "resident", lambda: None)
-    assert "does not say" in parts.memory_row(adapter, MemoryPart(model="x"), Bench(), Path.cwd())["error"]
+    assert (
+        "does not say"
+        in parts.memory_row(adapter, MemoryPart(model="x"), Bench(), Path.cwd())["error"]
+    )
 
 
 def test_the_pruner_part_runs_a_batch_against_singles():
-    row = parts.pruner_row(PrunerPart(60, 8, 24, 3), torch.device("cpu"), torch.float32, Bench(rounds=2, warmups=1))
+    row = parts.pruner_row(
+        PrunerPart(60, 8, 24, 3), torch.device("cpu"), torch.float32, Bench(rounds=2, warmups=1)
+    )
     assert row["identical"] is True and len(row["seconds"]["our_loop"]) == 2
     tokens = parts.image_like(1, 400, 256, 0)[0]
     unit = torch.nn.functional.normalize(tokens, dim=-1)
@@ -335,7 +434,11 @@ def on_a_gpu(document: dict) -> dict:
     document["conditions"] |= {"device_kind": "cuda", "device": "NVIDIA H200"}
     for row in document["grid"]:
         row["memory"] = {"allocated": 3 * 2**29, "reserved": 2**31}
-    document["grid"][1]["reference"] = {"source": "the paper", "latency_ms": 100.13, "memory_gib": 13.63}
+    document["grid"][1]["reference"] = {
+        "source": "the paper",
+        "latency_ms": 100.13,
+        "memory_gib": 13.63,
+    }
     return document
 
 
@@ -366,15 +469,27 @@ def test_plots_are_drawn_where_there_is_something_to_draw(document, tmp_path):
 def test_help_and_wrong_usage_answer_without_torch():
     code = (
         "import sys\nfrom trimtok_cli.cli import main\n"
-        "try:\n    main()\nexcept SystemExit:\n    pass\nprint('torch' in sys.modules, file=sys.stderr)"
+        "try:\n    main()\nexcept SystemExit:\n    pass\nprint('torch' in sys.modules, "
+        "file=sys.stderr)"
     )
-    for args in (["bench", "--help"], ["bench", "nothing"], ["bench", "smoke", "--against", "nowhere"]):
-        done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    for args in (
+        ["bench", "--help"],
+        ["bench", "nothing"],
+        ["bench", "smoke", "--against", "nowhere"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *args],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        )
         assert done.stderr.strip().endswith("False"), (args, done.stderr)
 
 
 def test_lists_may_be_single_values():
-    assert build(Grid, {"model": "a", "batch": 8, "keep": "11%"}, "x") == Grid(model=("a",), batch=(8,), keep=("11%",))
+    assert build(Grid, {"model": "a", "batch": 8, "keep": "11%"}, "x") == Grid(
+        model=("a",), batch=(8,), keep=("11%",)
+    )
 
 
 @pytest.mark.gpu

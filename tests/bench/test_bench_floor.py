@@ -1,4 +1,6 @@
-"""The analytic floor against numbers worked out by hand for the real models, and against FLOPs counted while a model runs."""
+"""The analytic floor against numbers worked out by hand for the real models, and against FLOPs
+counted while a model runs.
+"""
 
 from types import SimpleNamespace
 
@@ -18,19 +20,39 @@ H200 = Ceilings(790e12, 4.3e12)
 def clip(width: int) -> Vision:
     """CLIP-L/336 read at its layer -2, in front of a language model of that width."""
     vision = SimpleNamespace(
-        model_type="clip_vision_model", num_hidden_layers=24, hidden_size=1024, intermediate_size=4096, patch_size=14
+        model_type="clip_vision_model",
+        num_hidden_layers=24,
+        hidden_size=1024,
+        intermediate_size=4096,
+        patch_size=14,
     )
     text = SimpleNamespace(hidden_size=width)
-    return Vision.of(SimpleNamespace(vision_config=vision, vision_feature_layer=-2, get_text_config=lambda: text), has_cls=True)
+    return Vision.of(
+        SimpleNamespace(
+            vision_config=vision, vision_feature_layer=-2, get_text_config=lambda: text
+        ),
+        has_cls=True,
+    )
 
 
 def qwen() -> Vision:
-    vision = SimpleNamespace(depth=32, embed_dim=1280, mlp_ratio=4, patch_size=14, spatial_merge_size=2, temporal_patch_size=2)
+    vision = SimpleNamespace(
+        depth=32,
+        embed_dim=1280,
+        mlp_ratio=4,
+        patch_size=14,
+        spatial_merge_size=2,
+        temporal_patch_size=2,
+    )
     text = SimpleNamespace(hidden_size=3584)
-    return Vision.of(SimpleNamespace(vision_config=vision, get_text_config=lambda: text), has_cls=False)
+    return Vision.of(
+        SimpleNamespace(vision_config=vision, get_text_config=lambda: text), has_cls=False
+    )
 
 
-TABLE = [  # text, tower, patches, dense and kept visual tokens; vision, dense prefill, pruned prefill in TFLOP; with 60 text tokens
+# text, tower, patches, dense and kept visual tokens; vision, dense prefill, pruned prefill in
+# TFLOP; with 60 text tokens
+TABLE = [
     (VICUNA_7B, clip(4096), [576], 576, 64, 0.390, 8.34, 1.61),
     (VICUNA_7B, clip(4096), [576], 576, 128, 0.390, 8.34, 2.44),
     (VICUNA_13B, clip(5120), [576], 576, 64, 0.402, 16.30, 3.15),
@@ -42,7 +64,9 @@ TABLE = [  # text, tower, patches, dense and kept visual tokens; vision, dense p
 ]
 
 
-@pytest.mark.parametrize(("text", "tower", "patches", "dense", "kept", "vision", "prefill", "pruned"), TABLE)
+@pytest.mark.parametrize(
+    ("text", "tower", "patches", "dense", "kept", "vision", "prefill", "pruned"), TABLE
+)
 def test_flops_of_the_real_models(text, tower, patches, dense, kept, vision, prefill, pruned):
     assert tower.encode(patches) / 1e12 == pytest.approx(vision, rel=0.01)
     assert text.prefill(dense + 60) / 1e12 == pytest.approx(prefill, rel=0.01)
@@ -58,13 +82,25 @@ def test_weights_and_cache_of_the_real_models():
 
 @pytest.mark.parametrize(
     ("text", "tower", "patches", "length", "batch", "new", "milliseconds"),
-    [(VICUNA_7B, clip(4096), 1, 636, 1, 10, 39.4), (VICUNA_7B, clip(4096), 1, 124, 1, 10, 31.4), (VICUNA_7B, clip(4096), 1, 636, 64, 64, 19.2),
-     (VICUNA_7B, clip(4096), 5, 2940, 32, 32, 67.7), (VICUNA_7B, clip(4096), 5, 348, 32, 32, 12.6), (VICUNA_13B, clip(5120), 1, 124, 8, 32, 28.5)],
-)  # fmt: skip
+    [
+        (VICUNA_7B, clip(4096), 1, 636, 1, 10, 39.4),
+        (VICUNA_7B, clip(4096), 1, 124, 1, 10, 31.4),
+        (VICUNA_7B, clip(4096), 1, 636, 64, 64, 19.2),
+        (VICUNA_7B, clip(4096), 5, 2940, 32, 32, 67.7),
+        (VICUNA_7B, clip(4096), 5, 348, 32, 32, 12.6),
+        (VICUNA_13B, clip(5120), 1, 124, 8, 32, 28.5),
+    ],
+)
 def test_seconds_of_the_real_models(text, tower, patches, length, batch, new, milliseconds):
-    """A sample's floor on a card of 790 TFLOP/s and 4.3 TB/s: whichever of arithmetic and memory takes longer, stage by stage."""
+    """A sample's floor on a card of 790 TFLOP/s and 4.3 TB/s: whichever of arithmetic and memory
+    takes longer, stage by stage.
+    """
     encode = tower.encode_seconds(H200, [576] * patches * batch, 2)
-    seconds = encode + text.prefill_seconds(H200, [length] * batch, 2) + text.decode_seconds(H200, [length] * batch, new, 2)
+    seconds = (
+        encode
+        + text.prefill_seconds(H200, [length] * batch, 2)
+        + text.decode_seconds(H200, [length] * batch, new, 2)
+    )
     assert 1000 * seconds / batch == pytest.approx(milliseconds, rel=0.02)
 
 
@@ -75,18 +111,24 @@ def test_a_memory_bound_prefill_costs_one_read_of_the_weights():
 
 def test_a_tower_that_is_not_known_has_no_floor():
     windowed = SimpleNamespace(depth=32, hidden_size=1280, patch_size=14)
-    config = SimpleNamespace(vision_config=windowed, get_text_config=lambda: SimpleNamespace(hidden_size=64))
+    config = SimpleNamespace(
+        vision_config=windowed, get_text_config=lambda: SimpleNamespace(hidden_size=64)
+    )
     assert Vision.of(config, has_cls=False) is None
 
 
 @torch.inference_mode()
 def test_flops_are_those_that_a_model_computes(adapter):
-    """Counted at the matrix products of the tiny LLaVA. Eager attention computes the whole square; the floor its causal half."""
+    """Counted at the matrix products of the tiny LLaVA. Eager attention computes the whole square;
+    the floor its causal half.
+    """
     config = adapter.model.config
     adapter.model.set_attn_implementation("eager")
     try:
         with FlopCounterMode(display=False) as prefill:
-            hidden = adapter.model.get_decoder()(inputs_embeds=torch.randn(1, 50, 64)).last_hidden_state
+            hidden = adapter.model.get_decoder()(
+                inputs_embeds=torch.randn(1, 50, 64)
+            ).last_hidden_state
             adapter.model.lm_head(hidden[:, -1])
         pixels = torch.randn(2, 3, 84, 84)
         with FlopCounterMode(display=False) as encode:
@@ -96,6 +138,8 @@ def test_flops_are_those_that_a_model_computes(adapter):
     text, vision = Text.of(config.text_config), Vision.of(config, has_cls=adapter.tower().has_cls)
     half = 2 * text.layers * text.heads * text.head_dim * 50**2
     assert prefill.get_total_flops() == pytest.approx(text.prefill(50) + half, rel=1e-3)
-    unread = 2 * (2 * 37 * (4 * 32**2 + 2 * 32 * 48) + 4 * 37**2 * 32)  # a layer behind the one that is read, where it runs
+    unread = 2 * (
+        2 * 37 * (4 * 32**2 + 2 * 32 * 48) + 4 * 37**2 * 32
+    )  # a layer behind the one that is read, where it runs
     floor, counted = vision.encode([36, 36]), encode.get_total_flops()
     assert min(abs(counted - floor), abs(counted - floor - unread)) < 1e-3 * floor

@@ -1,4 +1,6 @@
-"""Models made from a description: the real sizes, the real token counts, the same weights for the same seed."""
+"""Models made from a description: the real sizes, the real token counts, the same weights for the
+same seed.
+"""
 
 import pytest
 import torch
@@ -14,12 +16,27 @@ from trimtok_cli.generation.plain import generate
 FOLDER = next(folder for folder in PRESETS if (folder / "bench").is_dir()) / "bench" / "models"
 NEXT_TOKENS = 576 + 2304 + 48
 TINY_QWEN = {
-    "model_type": "qwen2_vl", "tie_word_embeddings": True,
-    "text_config": {"model_type": "qwen2_vl_text", "vocab_size": 128, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-                    "num_attention_heads": 4, "num_key_value_heads": 2,
-                    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}},
-    "vision_config": {"depth": 2, "embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2, "num_heads": 4, "patch_size": 14},
-}  # fmt: skip
+    "model_type": "qwen2_vl",
+    "tie_word_embeddings": True,
+    "text_config": {
+        "model_type": "qwen2_vl_text",
+        "vocab_size": 128,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
+    },
+    "vision_config": {
+        "depth": 2,
+        "embed_dim": 32,
+        "hidden_size": 64,
+        "mlp_ratio": 2,
+        "num_heads": 4,
+        "patch_size": 14,
+    },
+}
 
 
 def described(name: str) -> dict:
@@ -38,8 +55,12 @@ def count(module) -> float:
 
 @pytest.mark.parametrize(
     ("name", "language", "tower", "projector"),
-    [("llava-1.5-7b", 6.738, 0.3035, 0.0210), ("llava-next-7b", 6.738, 0.3035, 0.0210), ("llava-1.5-13b", 13.016, 0.3035, 0.0315)],
-)  # fmt: skip
+    [
+        ("llava-1.5-7b", 6.738, 0.3035, 0.0210),
+        ("llava-next-7b", 6.738, 0.3035, 0.0210),
+        ("llava-1.5-13b", 13.016, 0.3035, 0.0315),
+    ],
+)
 def test_the_real_models_have_their_real_sizes(name, language, tower, projector):
     model = on_meta(name)
     assert count(model.get_decoder()) + count(model.lm_head) == pytest.approx(language, rel=1e-3)
@@ -56,11 +77,18 @@ def test_qwen2_vl_has_its_real_size():
 @pytest.mark.parametrize("name", [path.stem for path in sorted(FOLDER.glob("*.yaml"))])
 def test_every_description_has_a_processor_whose_placeholders_are_the_real_count(name):
     config, processor = describe(name, described(name))
-    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
+    chat = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}
+    ]
     text = processor.apply_chat_template(chat, add_generation_prompt=True)
     made = processor(text=[text], images=[picture(0, 672, 672)], return_tensors="pt")
     written = int((made["input_ids"] == config.image_token_id).sum())
-    known = {"tiny": 36, "qwen2-vl-7b": 24 * 24, "llava-next-7b": NEXT_TOKENS, "small-llava-next": NEXT_TOKENS}
+    known = {
+        "tiny": 36,
+        "qwen2-vl-7b": 24 * 24,
+        "llava-next-7b": NEXT_TOKENS,
+        "small-llava-next": NEXT_TOKENS,
+    }
     assert written == known.get(name, 576)
     assert processor.tokenizer.unk_token_id not in made["input_ids"]
 
@@ -68,7 +96,10 @@ def test_every_description_has_a_processor_whose_placeholders_are_the_real_count
 def test_the_same_seed_gives_the_same_weights_and_leaves_the_dice_alone():
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    one, same, other = (random_model("tiny", described("tiny"), device="cpu", seed=seed).model.state_dict() for seed in (1, 1, 2))
+    one, same, other = (
+        random_model("tiny", described("tiny"), device="cpu", seed=seed).model.state_dict()
+        for seed in (1, 1, 2)
+    )
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["lm_head.weight"], other["lm_head.weight"])
@@ -103,9 +134,12 @@ def test_a_random_model_answers(what):
 
 @pytest.mark.parametrize(
     ("change", "says"),
-    [({"model_type": "bert"}, "model_type must be one of llava, llava_next, qwen2_vl"), ({"vision_config": {"hidden_size": "many"}}, "describes no llava model"),
-     ({"text_config": {"model_type": "llama", "vocab_size": 50}}, "vocab_size must be at least")],
-)  # fmt: skip
+    [
+        ({"model_type": "bert"}, "model_type must be one of llava, llava_next, qwen2_vl"),
+        ({"vision_config": {"hidden_size": "many"}}, "describes no llava model"),
+        ({"text_config": {"model_type": "llama", "vocab_size": 50}}, "vocab_size must be at least"),
+    ],
+)
 def test_a_description_that_fits_nothing_is_refused_in_a_sentence(change, says):
     with pytest.raises(UsageError, match=says):
         random_model("mine", {**described("tiny"), **change}, device="cpu")

@@ -1,4 +1,6 @@
-"""The commands as a user runs them, in this process, on a tiny random model: files, exit codes, and what is said when things go wrong."""
+"""The commands as a user runs them, in this process, on a tiny random model: files, exit codes, and
+what is said when things go wrong.
+"""
 
 import json
 import os
@@ -29,7 +31,18 @@ def rows(path: Path) -> list[dict]:
 
 def test_caption_writes_a_record_an_image_in_order_and_a_manifest(llava_folder, pictures):
     done = run(
-        "caption", pictures[0].parent, "-m", llava_folder, "--keep", 5, "--max-new-tokens", 3, "-o", "out", "--batch-size", 3
+        "caption",
+        pictures[0].parent,
+        "-m",
+        llava_folder,
+        "--keep",
+        5,
+        "--max-new-tokens",
+        3,
+        "-o",
+        "out",
+        "--batch-size",
+        3,
     )
     assert done.stdout == ""
     found = rows(Path("out/answers.jsonl"))
@@ -38,16 +51,38 @@ def test_caption_writes_a_record_an_image_in_order_and_a_manifest(llava_folder, 
         assert list(row) == KEYS
         meta = row["metadata"]
         assert (meta["status"], meta["error"], meta["method"]) == ("ok", "", "trimtokenator")
-        assert meta["visual"] == {"tokens": 36, "kept": 5, "grid": [6, 6], "frames": 1, "layer_mean": 5.0, "stages": [[0, 5]]}
+        assert meta["visual"] == {
+            "tokens": 36,
+            "kept": 5,
+            "grid": [6, 6],
+            "frames": 1,
+            "layer_mean": 5.0,
+            "stages": [[0, 5]],
+        }
         assert meta["usage"]["prompt_tokens_dense"] - meta["usage"]["prompt_tokens"] == 31
         assert 1 <= meta["usage"]["completion_tokens"] <= 3
-        assert set(meta["timing_ms"]) == {"load", "preprocess", "vision", "prune", "prefill", "decode", "batch_size"}
+        assert set(meta["timing_ms"]) == {
+            "load",
+            "preprocess",
+            "vision",
+            "prune",
+            "prefill",
+            "decode",
+            "batch_size",
+        }
         assert meta["media"]["width"] == Image.open(pictures[0].parent / row["image"]).width
         assert "USER: <image>" in meta["prompt_sent"] and row["prompt"] in meta["prompt_sent"]
     assert len({row["answer_id"] for row in found}) == 7
     manifest = json.loads(Path("out/run.json").read_text())
-    assert manifest["counts"]["done"] == 7 and manifest["counts"]["failed"] == 0 and manifest["interrupted"] is False
-    assert manifest["config"]["keep"] == "5" and manifest["visual_tokens"] == {"dense": 252, "kept": 35}
+    assert (
+        manifest["counts"]["done"] == 7
+        and manifest["counts"]["failed"] == 0
+        and manifest["interrupted"] is False
+    )
+    assert manifest["config"]["keep"] == "5" and manifest["visual_tokens"] == {
+        "dense": 252,
+        "kept": 35,
+    }
     assert (
         manifest["versions"]["torch"]
         and manifest["model"]["family"] == "llava"
@@ -62,7 +97,19 @@ def test_bad_files_are_rows_and_the_exit_code_says_so(llava_folder, pictures):
     (folder / "p3b.png").write_bytes(b"")
     (folder / "[red] [bold] ünï.png").write_bytes(pictures[0].read_bytes())
     (folder / "p9.png").write_bytes(pictures[0].read_bytes()[:300])
-    done = run("caption", folder, "-m", llava_folder, "--max-new-tokens", 2, "-o", "a.jsonl", "--batch-size", 4, code=3)
+    done = run(
+        "caption",
+        folder,
+        "-m",
+        llava_folder,
+        "--max-new-tokens",
+        2,
+        "-o",
+        "a.jsonl",
+        "--batch-size",
+        4,
+        code=3,
+    )
     found = {row["image"]: row for row in rows(Path("a.jsonl"))}
     assert len(found) == 11
     bad = {name for name, row in found.items() if row["metadata"]["status"] == "error"}
@@ -70,23 +117,41 @@ def test_bad_files_are_rows_and_the_exit_code_says_so(llava_folder, pictures):
     for name in bad:
         row = found[name]
         assert (
-            row["text"] == "" and row["metadata"]["error"] and row["metadata"]["finish_reason"] == "error" and list(row) == KEYS
+            row["text"] == ""
+            and row["metadata"]["error"]
+            and row["metadata"]["finish_reason"] == "error"
+            and list(row) == KEYS
         )
-        assert list(row["metadata"]) == list(found["p1.png"]["metadata"]), "the same keys in every line"
+        assert list(row["metadata"]) == list(found["p1.png"]["metadata"]), (
+            "the same keys in every line"
+        )
     assert "[red] [bold] ünï.png" in done.stderr and "3 failed" in done.stderr
     assert json.loads(Path("a.run.json").read_text())["counts"]["failed"] == 3
 
 
 def test_vqa_carries_columns_through_and_streams_to_stdout(llava_folder, pictures):
     lines = [
-        {"question_id": 7, "image": "p1.png", "text": "Is it <image> so?", "category": "yes/no", "answer": "yes"},
-        {"question_id": "b", "image": ["p1.png", "p2.png"], "text": "Which one?", "text_extra": [1, None]},
+        {
+            "question_id": 7,
+            "image": "p1.png",
+            "text": "Is it <image> so?",
+            "category": "yes/no",
+            "answer": "yes",
+        },
+        {
+            "question_id": "b",
+            "image": ["p1.png", "p2.png"],
+            "text": "Which one?",
+            "text_extra": [1, None],
+        },
         {"question_id": 9, "text": "No picture?", "metadata": "mine"},
         "{broken",
         {"question_id": 11, "image": "gone.png", "text": "Where?"},
     ]
     file = Path("questions.jsonl")
-    file.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n")
+    file.write_text(
+        "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n"
+    )
     done = run(
         "vqa",
         file,
@@ -105,9 +170,16 @@ def test_vqa_carries_columns_through_and_streams_to_stdout(llava_folder, picture
     )
     found = [json.loads(line) for line in done.stdout.split("\n") if line]
     assert [row["question_id"] for row in found][:3] == [7, "b", 9] and len(found) == 5
-    assert found[0]["category"] == "yes/no" and found[0]["answer"] == "yes" and found[0]["prompt"] == "Is it <image> so?"
+    assert (
+        found[0]["category"] == "yes/no"
+        and found[0]["answer"] == "yes"
+        and found[0]["prompt"] == "Is it <image> so?"
+    )
     assert found[1]["image"] == ["p1.png", "p2.png"] and found[1]["text_extra"] == [1, None]
-    assert (found[1]["metadata"]["visual"]["tokens"], found[1]["metadata"]["visual"]["kept"]) == (72, 18)
+    assert (found[1]["metadata"]["visual"]["tokens"], found[1]["metadata"]["visual"]["kept"]) == (
+        72,
+        18,
+    )
     assert (
         found[2]["input_metadata"] == "mine"
         and found[2]["metadata"]["visual"]["tokens"] == 0
@@ -118,7 +190,10 @@ def test_vqa_carries_columns_through_and_streams_to_stdout(llava_folder, picture
 
 
 def test_too_many_placeholders_is_a_failed_row(llava_folder, pictures):
-    Path("q.jsonl").write_text(json.dumps({"question_id": 1, "image": str(pictures[0]), "text": "<image> and <image>?"}) + "\n")
+    Path("q.jsonl").write_text(
+        json.dumps({"question_id": 1, "image": str(pictures[0]), "text": "<image> and <image>?"})
+        + "\n"
+    )
     run("vqa", "q.jsonl", "-m", llava_folder, "-o", "o.jsonl", code=3)
     assert "2 <image> placeholders for 1 images" in rows(Path("o.jsonl"))[0]["metadata"]["error"]
 
@@ -146,25 +221,51 @@ def test_compare_writes_records_and_a_page(llava_folder, pictures):
         assert [r["method"] for r in row["runs"]] == ["dense", "trimtokenator", "trimtokenator"]
         assert [len(r["kept_tokens"]) for r in row["runs"]] == [36, 3, 9]
         assert row["runs"][0]["identical_to_dense"] is True
-        assert len({r["metadata"]["timing_ms"]["vision"] for r in row["runs"]}) == 1, "the tower ran once"
+        assert len({r["metadata"]["timing_ms"]["vision"] for r in row["runs"]}) == 1, (
+            "the tower ran once"
+        )
     page = Path("cmp/compare.html").read_text()
     assert "p1.png" in page and page.count("data:image/") >= 4
     assert "visual tokens" in done.stderr and "same as dense" in done.stderr
 
 
 def test_dense_and_keep_all_give_the_same_answers(llava_folder, pictures):
-    for name, options in {"dense": ["--method", "dense"], "all": ["--keep", "all"], "many": ["--keep", "36"]}.items():
-        run("caption", *pictures, "-m", llava_folder, "--max-new-tokens", 4, "-o", f"{name}.jsonl", "-q", *options)
-    texts = {name: [row["text"] for row in rows(Path(f"{name}.jsonl"))] for name in ("dense", "all", "many")}
+    for name, options in {
+        "dense": ["--method", "dense"],
+        "all": ["--keep", "all"],
+        "many": ["--keep", "36"],
+    }.items():
+        run(
+            "caption",
+            *pictures,
+            "-m",
+            llava_folder,
+            "--max-new-tokens",
+            4,
+            "-o",
+            f"{name}.jsonl",
+            "-q",
+            *options,
+        )
+    texts = {
+        name: [row["text"] for row in rows(Path(f"{name}.jsonl"))]
+        for name in ("dense", "all", "many")
+    }
     assert texts["dense"] == texts["all"] == texts["many"]
 
 
 @pytest.mark.parametrize("place", ["flag", "environment", "config file"])
-@pytest.mark.parametrize("flags", [["--keep", "64"], ["--param", "pool=0.9"], ["--keep", "11%", "--param", "pool=0.9"]])
+@pytest.mark.parametrize(
+    "flags", [["--keep", "64"], ["--param", "pool=0.9"], ["--keep", "11%", "--param", "pool=0.9"]]
+)
 def test_flags_that_say_how_to_prune_contradict_dense(flags, place, pictures, monkeypatch):
-    """Before a model is loaded; what a file or the environment says of pruning is only not needed then."""
+    """Before a model is loaded; what a file or the environment says of pruning is only not needed
+    then.
+    """
     monkeypatch.setattr(run_command, "load", lambda *_: pytest.exit("a model was loaded"))
-    Path("c.yaml").write_text("method: dense\n" if place == "config file" else "keep: 5\nparams: {pool: 0.7}\n")
+    Path("c.yaml").write_text(
+        "method: dense\n" if place == "config file" else "keep: 5\nparams: {pool: 0.7}\n"
+    )
     if place == "environment":
         monkeypatch.setenv("TRIMTOK_METHOD", "dense")
     method = ["--method", "dense"] if place == "flag" else []
@@ -222,12 +323,24 @@ def test_usage_errors_are_one_sentence_and_exit_2(args, says, llava_folder, pict
 
 @pytest.mark.parametrize(
     ("model", "says", "code"),
-    [("./gone", "no such folder", 2), ("llava-1.5-7c", "did you mean llava-1.5-7b", 2), ("owner/name", "cannot be loaded", 1)],
+    [
+        ("./gone", "no such folder", 2),
+        ("llava-1.5-7c", "did you mean llava-1.5-7b", 2),
+        ("owner/name", "cannot be loaded", 1),
+    ],
 )
-def test_a_model_that_is_not_there_is_one_sentence_exit_2_for_a_wrong_name_and_exit_1_else(model, says, code, pictures):
+def test_a_model_that_is_not_there_is_one_sentence_exit_2_for_a_wrong_name_and_exit_1_else(
+    model, says, code, pictures
+):
     done = run("caption", pictures[0], "-m", model, "-o", "o.jsonl", code=code)
-    assert says in done.stderr and "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) <= 3
-    assert not Path("o.jsonl").exists(), "a run that never began must not stand in the next one's way"
+    assert (
+        says in done.stderr
+        and "Traceback" not in done.stderr
+        and len(done.stderr.strip().splitlines()) <= 3
+    )
+    assert not Path("o.jsonl").exists(), (
+        "a run that never began must not stand in the next one's way"
+    )
 
 
 def test_a_place_that_cannot_be_written_is_one_sentence_and_exit_1(llava_folder, pictures):
@@ -282,7 +395,17 @@ def test_help_shows_examples_and_every_shared_option():
     for command in ("caption", "vqa", "compare"):
         said = " ".join(run(command, "--help").stdout.split())
         assert "Examples:" in said and f"trimtok {command}" in said
-        for option in ("--model", "--keep", "--method", "--out", "--config", "--device", "--dtype", "--limit", "--seed"):
+        for option in (
+            "--model",
+            "--keep",
+            "--method",
+            "--out",
+            "--config",
+            "--device",
+            "--dtype",
+            "--limit",
+            "--seed",
+        ):
             assert option in said
     assert run("--version").stdout.startswith("trimtok 0.")
 
@@ -290,8 +413,22 @@ def test_help_shows_examples_and_every_shared_option():
 def test_without_a_terminal_stderr_is_plain(llava_folder, pictures):
     """As a child process, so that nothing of the test's own streams is in the way."""
     done = subprocess.run(
-        [sys.executable, "-m", "trimtok_cli", "caption", str(pictures[0]), "-m", str(llava_folder), "--max-new-tokens", "1", "-o", "-"],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "trimtok_cli",
+            "caption",
+            str(pictures[0]),
+            "-m",
+            str(llava_folder),
+            "--max-new-tokens",
+            "1",
+            "-o",
+            "-",
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
     assert done.returncode == 0 and "\x1b" not in done.stderr
     assert json.loads(done.stdout)["image"] == str(pictures[0])

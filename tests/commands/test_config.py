@@ -13,7 +13,9 @@ from trimtok_cli.pruners.registry import build_pruner
 
 
 def test_each_source_lies_over_the_one_before():
-    Path("c.yaml").write_text("keep: 64\nbatch-size: 4\nmethod: dense\nparams: {pool: 0.7, align: cosine}\n")
+    Path("c.yaml").write_text(
+        "keep: 64\nbatch-size: 4\nmethod: dense\nparams: {pool: 0.7, align: cosine}\n"
+    )
     environ = {"TRIMTOK_BATCH_SIZE": "8", "TRIMTOK_METHOD": "trimtokenator", "TRIMTOK_SEED": ""}
     config = resolve({"method": "x", "keep": None, "params": {"pool": 0.9}}, "c.yaml", environ)
     assert (config.keep, config.rows, config.method, config.seed) == ("64", 8, "x", 0)
@@ -23,9 +25,17 @@ def test_each_source_lies_over_the_one_before():
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("kep: 64", "did you mean keep"), ("batch_size: many", "whole number"), ("batch_size: 1.5", "whole number"), ("- a", "key: value"),
-     ("keep: [1]", "text"), ("a: [", "YAML"), ("params: 3", "names and values"), ("temperature: -1", "--temperature")],
-)  # fmt: skip
+    [
+        ("kep: 64", "did you mean keep"),
+        ("batch_size: many", "whole number"),
+        ("batch_size: 1.5", "whole number"),
+        ("- a", "key: value"),
+        ("keep: [1]", "text"),
+        ("a: [", "YAML"),
+        ("params: 3", "names and values"),
+        ("temperature: -1", "--temperature"),
+    ],
+)
 def test_a_value_that_does_not_fit_is_named(text, says):
     Path("c.yaml").write_text(text)
     with pytest.raises(UsageError, match=says):
@@ -44,16 +54,27 @@ def test_presets_load_by_name_and_build_their_method():
 
 @pytest.mark.parametrize(
     ("key", "value", "says"),
-    [("budget", "fair", "equal, tokens, diversity"), ("video_as", "gif", "--video-as"), ("frames", 0, "--frames"), ("fps", -1, "--fps"),
-     ("end", 2, "--end must be later than --start"), ("workers", "many", "--workers must be auto"), ("workers", -1, "--workers must be auto")],
-)  # fmt: skip
+    [
+        ("budget", "fair", "equal, tokens, diversity"),
+        ("video_as", "gif", "--video-as"),
+        ("frames", 0, "--frames"),
+        ("fps", -1, "--fps"),
+        ("end", 2, "--end must be later than --start"),
+        ("workers", "many", "--workers must be auto"),
+        ("workers", -1, "--workers must be auto"),
+    ],
+)
 def test_video_and_budget_settings_are_checked(key, value, says):
     with pytest.raises(UsageError, match=says):
         resolve({key: value, "start": 3 if key == "end" else None}, None, {})
 
 
 def test_params_are_read_as_yaml():
-    assert parse_params(["pool=0.9", "align=cosine", "x=true"]) == {"pool": 0.9, "align": "cosine", "x": True}
+    assert parse_params(["pool=0.9", "align=cosine", "x=true"]) == {
+        "pool": 0.9,
+        "align": "cosine",
+        "x": True,
+    }
     assert parse_params(None) is None
     with pytest.raises(UsageError, match="NAME=VALUE"):
         parse_params(["pool"])
@@ -61,14 +82,31 @@ def test_params_are_read_as_yaml():
 
 @pytest.mark.parametrize(
     ("text", "dense", "kept"),
-    [("64", 576, 64), ("64", 40, 40), ("11.1%", 576, 64), ("11.1%", 2880, 320), ("0.111", 576, 64), ("all", 7, 7), ("ALL", 7, 7), ("100%", 7, 7),
-     ("1.0", 7, 7), ("1", 7, 1), (64, 576, 64), (0.5, 3, 2), ("50%", 3, 2), ("0.0001", 5, 1), (".5", 4, 2)],
-)  # fmt: skip
+    [
+        ("64", 576, 64),
+        ("64", 40, 40),
+        ("11.1%", 576, 64),
+        ("11.1%", 2880, 320),
+        ("0.111", 576, 64),
+        ("all", 7, 7),
+        ("ALL", 7, 7),
+        ("100%", 7, 7),
+        ("1.0", 7, 7),
+        ("1", 7, 1),
+        (64, 576, 64),
+        (0.5, 3, 2),
+        ("50%", 3, 2),
+        ("0.0001", 5, 1),
+        (".5", 4, 2),
+    ],
+)
 def test_budgets(text, dense, kept):
     assert parse_budget(text).count(dense) == kept
 
 
-@pytest.mark.parametrize("text", ["0", "-3", "101%", "0%", "1.5", "many", "", "64 tokens", "nan", "0x10", "1e3"])
+@pytest.mark.parametrize(
+    "text", ["0", "-3", "101%", "0%", "1.5", "many", "", "64 tokens", "nan", "0x10", "1e3"]
+)
 def test_what_is_no_budget(text):
     with pytest.raises(ValueError, match="keep must be a count"):
         parse_budget(text)
@@ -76,19 +114,28 @@ def test_what_is_no_budget(text):
 
 @pytest.mark.parametrize(
     ("method", "params", "says"),
-    [("trimtokenator", {"pool": "abc"}, "of trimtokenator: pool .*, got 'abc'"), ("trimtokenator", {"pool": True}, "pool .*, got true"),
-     ("trimtokenator", {"align": 3}, "align must be one of .*, got 3"), ("trimtokenator", {"pool": [0.5]}, "pool .*, got .0.5."),
-     ("prumerge", {"plus": 1}, "true or false"), ("fastv", {"layer": "2"}, "layer .*, got '2'"), ("fastv", {"layer": 2.5}, "layer .*, got 2.5"),
-     ("visionzip", {"contextual": None}, "contextual .*, got nothing"),
-     ("trimtokenator", {"pool": 10**30}, "pool"), ("trimtokenator", {"k" * 10_000: 1}, "no parameter")],
-)  # fmt: skip
+    [
+        ("trimtokenator", {"pool": "abc"}, "of trimtokenator: pool .*, got 'abc'"),
+        ("trimtokenator", {"pool": True}, "pool .*, got true"),
+        ("trimtokenator", {"align": 3}, "align must be one of .*, got 3"),
+        ("trimtokenator", {"pool": [0.5]}, "pool .*, got .0.5."),
+        ("prumerge", {"plus": 1}, "true or false"),
+        ("fastv", {"layer": "2"}, "layer .*, got '2'"),
+        ("fastv", {"layer": 2.5}, "layer .*, got 2.5"),
+        ("visionzip", {"contextual": None}, "contextual .*, got nothing"),
+        ("trimtokenator", {"pool": 10**30}, "pool"),
+        ("trimtokenator", {"k" * 10_000: 1}, "no parameter"),
+    ],
+)
 def test_a_parameter_of_the_wrong_kind_is_said_before_a_model_is_loaded(method, params, says):
     with pytest.raises(UsageError, match=says) as caught:
         build_pruner(method, {"keep": 64, **params})
     assert len(str(caught.value)) < 500
 
 
-@pytest.mark.parametrize("name", ["keep", "trimtokenator.keep", "budget", "counts", "seed", "trimtokenator.seed"])
+@pytest.mark.parametrize(
+    "name", ["keep", "trimtokenator.keep", "budget", "counts", "seed", "trimtokenator.seed"]
+)
 def test_a_setting_of_the_run_is_no_parameter(name):
     """run.json would say the one and the run do the other."""
     from trimtok_cli.commands.session import pruning
@@ -115,7 +162,9 @@ def test_a_benchmark_is_read_within_the_same_bounds():
 
 
 def test_a_field_of_any_type_is_converted_and_checked():
-    """Truth values, and numbers that may be left to the checkpoint, beside those that RunConfig has today."""
+    """Truth values, and numbers that may be left to the checkpoint, beside those that RunConfig has
+    today.
+    """
     from trimtok_cli.bounds import setting
     from trimtok_cli.config import _check, _convert
 
@@ -126,7 +175,12 @@ def test_a_field_of_any_type_is_converted_and_checked():
         share: float | None = setting(None, above=0, most=1)
 
     trust, top_k, share = dataclasses.fields(Fields)
-    assert [_convert(trust, value, "x") for value in ("yes", "False", "1", True)] == [True, False, True, True]
+    assert [_convert(trust, value, "x") for value in ("yes", "False", "1", True)] == [
+        True,
+        False,
+        True,
+        True,
+    ]
     assert [_convert(top_k, value, "x") for value in ("3", 3, None, 3.0)] == [3, 3, None, 3]
     assert [_convert(share, value, "x") for value in ("0.5", 1, None)] == [0.5, 1.0, None]
     for wanted, value in (
@@ -150,17 +204,24 @@ def test_a_field_of_any_type_is_converted_and_checked():
 @pytest.mark.parametrize(
     ("file", "environ", "flags", "greedy", "temperature"),
     [
-        ("temperature: 0.7", {}, {"greedy": True}, True, None), ("temperature: 0.7", {"TRIMTOK_GREEDY": "yes"}, {}, True, None),
-        ("greedy: true", {}, {"temperature": 0.7}, False, 0.7), ("greedy: true", {"TRIMTOK_TEMPERATURE": "0.7"}, {}, False, 0.7),
-        ("{}", {"TRIMTOK_TEMPERATURE": "0.7"}, {"greedy": True}, True, None), ("greedy: true", {}, {"temperature": 0.0}, True, 0.0),
+        ("temperature: 0.7", {}, {"greedy": True}, True, None),
+        ("temperature: 0.7", {"TRIMTOK_GREEDY": "yes"}, {}, True, None),
+        ("greedy: true", {}, {"temperature": 0.7}, False, 0.7),
+        ("greedy: true", {"TRIMTOK_TEMPERATURE": "0.7"}, {}, False, 0.7),
+        ("{}", {"TRIMTOK_TEMPERATURE": "0.7"}, {"greedy": True}, True, None),
+        ("greedy: true", {}, {"temperature": 0.0}, True, 0.0),
     ],
-)  # fmt: skip
-def test_of_greedy_and_a_temperature_the_nearer_word_holds(file, environ, flags, greedy, temperature):
+)
+def test_of_greedy_and_a_temperature_the_nearer_word_holds(
+    file, environ, flags, greedy, temperature
+):
     Path("c.yaml").write_text(file)
     config = resolve(flags, "c.yaml", environ)
     assert (config.greedy, config.temperature) == (greedy, temperature)
     assert config.sampling.greedy is greedy
-    assert set(config.sources) == {name for name in ("greedy", "temperature") if getattr(config, name) or name in flags}
+    assert set(config.sources) == {
+        name for name in ("greedy", "temperature") if getattr(config, name) or name in flags
+    }
 
 
 @pytest.mark.parametrize("place", ["file", "environment", "flags"])

@@ -1,4 +1,6 @@
-"""The model in samples/demo and the README, run as a newcomer would: real pictures, true answers, no hub."""
+"""The model in samples/demo and the README, run as a newcomer would: real pictures, true answers,
+no hub.
+"""
 
 import json
 import os
@@ -37,13 +39,22 @@ def truths() -> list[scenes.Scene]:
 
 
 def test_captions_of_the_samples_name_most_of_what_is_there_with_64_of_576_tokens():
-    """What the model in the repository reaches, with a little room; its README has the scores on 1,000 scenes."""
+    """What the model in the repository reaches, with a little room; its README has the scores on
+    1,000 scenes.
+    """
     trimtok("caption", SAMPLES / "images", "--model", MODEL, "--keep", 64, "-o", "out")
     rows = [json.loads(line) for line in Path("out/answers.jsonl").read_text().splitlines()]
     assert len(rows) == 8 and all(row["metadata"]["status"] == "ok" for row in rows)
-    assert all(row["metadata"]["visual"]["tokens"] == 576 and row["metadata"]["visual"]["kept"] == 64 for row in rows)
+    assert all(
+        row["metadata"]["visual"]["tokens"] == 576 and row["metadata"]["visual"]["kept"] == 64
+        for row in rows
+    )
     said = {row["image"]: row["text"] for row in rows}
-    there = [(f"scene-{i + 1:02d}.png", f"{s.color} {s.name}") for i, scene in enumerate(truths()) for s in scene.shapes]
+    there = [
+        (f"scene-{i + 1:02d}.png", f"{s.color} {s.name}")
+        for i, scene in enumerate(truths())
+        for s in scene.shapes
+    ]
     named = sum(phrase in said[image] for image, phrase in there)
     assert named / len(there) >= 0.65, (named, len(there), said)
     any_shape = rf"\ban? \w+ (?:{'|'.join(scenes.SHAPES)})\b"
@@ -71,11 +82,18 @@ def test_the_folder_is_plain_and_small_and_dense_is_what_generate_says():
     for i in range(1, 5):
         path = SAMPLES / "images" / f"scene-{i:02d}.png"
         inputs = processor(
-            text=f"USER: <image>\n{scenes.CAPTION_PROMPTS[0]} ASSISTANT:", images=Image.open(path), return_tensors="pt"
+            text=f"USER: <image>\n{scenes.CAPTION_PROMPTS[0]} ASSISTANT:",
+            images=Image.open(path),
+            return_tensors="pt",
         )
         out = model.generate(**inputs, max_new_tokens=60, do_sample=False)
-        want = processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-        assert answer(adapter, None, [Sample(i, (path,))], Ask(scenes.CAPTION_PROMPTS[0]))[0].answer == want
+        want = processor.decode(
+            out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        ).strip()
+        assert (
+            answer(adapter, None, [Sample(i, (path,))], Ask(scenes.CAPTION_PROMPTS[0]))[0].answer
+            == want
+        )
 
 
 def test_the_question_file_agrees_with_the_scenes():
@@ -87,14 +105,26 @@ def test_the_question_file_agrees_with_the_scenes():
                 assert row["answer"] == scenes.caption(scene)
             if row["task"] == "read":
                 assert row["answer"] == scene.text
-    assert {row["task"] for row in rows} == {"caption", "exist", "count", "color", "side", "read", "bar"}
+    assert {row["task"] for row in rows} == {
+        "caption",
+        "exist",
+        "count",
+        "color",
+        "side",
+        "read",
+        "bar",
+    }
 
 
 def readme() -> str:
     return (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-COMMANDS = [c for c in re.findall(r"(?:^|/)(trimtok (?:caption|vqa|compare) .*)$", readme(), re.M) if "samples/demo" in c]
+COMMANDS = [
+    c
+    for c in re.findall(r"(?:^|/)(trimtok (?:caption|vqa|compare) .*)$", readme(), re.M)
+    if "samples/demo" in c
+]
 
 
 @pytest.fixture(scope="module")
@@ -118,11 +148,13 @@ def test_commands_of_the_readme_run(command, ran):
 
 
 def test_compare_on_the_samples_mostly_agrees_with_dense(ran):
-    (command,) = [each for each in COMMANDS if each.startswith("trimtok compare samples/questions.jsonl")]
+    (command,) = [
+        each for each in COMMANDS if each.startswith("trimtok compare samples/questions.jsonl")
+    ]
     rows = [json.loads(line) for line in (ran(command) / "compare.jsonl").read_text().splitlines()]
-    assert len(rows) == 40 and {tuple(run["metadata"]["visual"]["kept"] for run in row["runs"]) for row in rows} == {
-        (576, 192, 128, 64)
-    }
+    assert len(rows) == 40 and {
+        tuple(run["metadata"]["visual"]["kept"] for run in row["runs"]) for row in rows
+    } == {(576, 192, 128, 64)}
     dense = sum(row["runs"][0]["text"] in row["reference"] for row in rows)
     pruned = sum(row["runs"][3]["text"] in row["reference"] for row in rows)
     same = sum(row["runs"][3]["identical_to_dense"] for row in rows)
@@ -134,7 +166,9 @@ def test_the_python_of_the_readme_runs(monkeypatch, capsys):
     from trimtok_cli.pruners.registry import PRUNERS
 
     monkeypatch.chdir(ROOT)
-    monkeypatch.setitem(PRUNERS, "longest", None)  # the example registers a method; it is gone again afterwards
+    monkeypatch.setitem(
+        PRUNERS, "longest", None
+    )  # the example registers a method; it is gone again afterwards
     for block in re.findall(r"```python\n(.*?)```", readme(), re.S):
         exec(compile(block, "README.md", "exec"), {})
     said = capsys.readouterr().out
@@ -172,22 +206,55 @@ def test_the_film_is_captioned_through_its_frames():
         "film.jsonl",
     )
     (row,) = [json.loads(line) for line in Path("film.jsonl").read_text().splitlines()]
-    assert row["metadata"]["video"]["frame_times"] == [0.75, 2.25] and row["metadata"]["visual"]["kept"] == 128
-    assert sum(f"{color} {shape}" in row["text"] for shape, color in there) >= 2, (row["text"], there)
+    assert (
+        row["metadata"]["video"]["frame_times"] == [0.75, 2.25]
+        and row["metadata"]["visual"]["kept"] == 128
+    )
+    assert sum(f"{color} {shape}" in row["text"] for shape, color in there) >= 2, (
+        row["text"],
+        there,
+    )
 
 
 def test_every_method_runs_on_the_samples_in_one_process():
-    done = trimtok("compare", SAMPLES / "questions.jsonl", "--model", MODEL, "--methods", "all", "--keep", 64, "--limit", 2, "--param", "cdpruner.text=llm", "-o", "all")  # fmt: skip
+    done = trimtok(
+        "compare",
+        SAMPLES / "questions.jsonl",
+        "--model",
+        MODEL,
+        "--methods",
+        "all",
+        "--keep",
+        64,
+        "--limit",
+        2,
+        "--param",
+        "cdpruner.text=llm",
+        "-o",
+        "all",
+    )
     from trimtok_cli.pruners.registry import PRUNERS
 
     rows = [json.loads(line) for line in Path("all/compare.jsonl").read_text().splitlines()]
     assert [run["method"] for run in rows[0]["runs"]] == list(PRUNERS)
-    assert not [run for row in rows for run in row["runs"] if run["metadata"]["error"]] and "vispruner" in done.stderr
+    assert (
+        not [run for row in rows for run in row["runs"] if run["metadata"]["error"]]
+        and "vispruner" in done.stderr
+    )
 
 
 def test_the_record_in_the_readme_has_the_keys_of_a_real_one():
     shown = json.loads(re.search(r"```json\n(.*?)```", readme(), re.S)[1])
-    trimtok("caption", SAMPLES / "images" / "scene-01.png", "--model", MODEL, "--keep", 64, "-o", "one.jsonl")
+    trimtok(
+        "caption",
+        SAMPLES / "images" / "scene-01.png",
+        "--model",
+        MODEL,
+        "--keep",
+        64,
+        "-o",
+        "one.jsonl",
+    )
     real = json.loads(Path("one.jsonl").read_text())
     assert list(shown) == list(real) and list(shown["metadata"]) == list(real["metadata"])
     for key in ("usage", "visual", "timing_ms", "media"):
@@ -195,7 +262,13 @@ def test_the_record_in_the_readme_has_the_keys_of_a_real_one():
 
 
 def test_ci_runs_the_readme_s_test_command():
-    command = next(line for line in readme().splitlines() if line.startswith("python3 -m venv .venv") and line.endswith("pytest"))
+    command = next(
+        line
+        for line in readme().splitlines()
+        if line.startswith("python3 -m venv .venv") and line.endswith("pytest")
+    )
     script = (ROOT / ".ci" / "run").read_text()
-    assert re.search(r"grep -m1 -E '(.*?)' README.md", script)[1] and re.match(r"^python3 -m venv \.venv .*pytest", command)
+    assert re.search(r"grep -m1 -E '(.*?)' README.md", script)[1] and re.match(
+        r"^python3 -m venv \.venv .*pytest", command
+    )
     assert os.access(ROOT / ".ci" / "run", os.X_OK)

@@ -1,4 +1,6 @@
-"""Settings as nobody should write them: from YAML, environment, flags and Python, each ends in one short sentence, soon."""
+"""Settings as nobody should write them: from YAML, environment, flags and Python, each ends in one
+short sentence, soon.
+"""
 
 import dataclasses
 import math
@@ -14,9 +16,15 @@ from trimtok_cli.config import RunConfig, parse_params, resolve
 from trimtok_cli.errors import UsageError
 
 FIELDS = {field.name: field for field in dataclasses.fields(RunConfig) if field.init}
-NUMBERS = [name for name, field in FIELDS.items() if {"least", "above"} & {k for k, v in field.metadata.items() if v is not None}]
+NUMBERS = [
+    name
+    for name, field in FIELDS.items()
+    if {"least", "above"} & {k for k, v in field.metadata.items() if v is not None}
+]
 TEXTS = [name for name, field in FIELDS.items() if field.type is str]
-fuzz = settings(max_examples=60, deadline=4000, derandomize=True, suppress_health_check=list(HealthCheck))
+fuzz = settings(
+    max_examples=60, deadline=4000, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 
 
 def refused(job, *says: str) -> str:
@@ -25,23 +33,33 @@ def refused(job, *says: str) -> str:
     with pytest.raises(UsageError) as caught:
         job()
     text = str(caught.value)
-    assert time.perf_counter() - start < 5 and len(text) < 1000 and "\n" not in text and "\x1b" not in text
+    assert (
+        time.perf_counter() - start < 5
+        and len(text) < 1000
+        and "\n" not in text
+        and "\x1b" not in text
+    )
     for each in says:
         assert each in text, text
     return text
 
 
 def from_yaml(text: str | bytes) -> RunConfig:
-    Path("c.yaml").write_bytes(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
+    Path("c.yaml").write_bytes(
+        text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    )
     return resolve({}, "c.yaml", {})
 
 
-BOMB = "a0: &a0 [x]\n" + "".join(f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]\n" for i in range(9))
+BOMB = "a0: &a0 [x]\n" + "".join(
+    f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]\n" for i in range(9)
+)
 YAMLS = {
     "aliases that multiply": "params:\n  " + BOMB.replace("\n", "\n  ") + "\n  pool: *a9\n",
     "aliases under a text": BOMB + "keep: *a9\n",
     "merges that multiply": "".join(
-        f"m{i}: &m{i} {{<<: [{', '.join([f'*m{i - 1}'] * 9) if i else '{k: v}'}]}}\n" for i in range(8)
+        f"m{i}: &m{i} {{<<: [{', '.join([f'*m{i - 1}'] * 9) if i else '{k: v}'}]}}\n"
+        for i in range(8)
     ),
     "an alias of itself": "params: &p {pool: *p}\n",
     "deep lists": "keep: " + "[" * 3000 + "]" * 3000,
@@ -88,8 +106,16 @@ def test_a_hostile_yaml_is_one_sentence(text):
 
 def test_a_text_is_taken_as_it_is_written():
     """YAML's own readings (octal, base 60, truth values) are for numbers only."""
-    found = from_yaml("revision: 0123456\nprompt: 12:30\nsystem: yes\nkeep: 11.10%\nbatch-size: 4.0\nmodel: 1e5\nseed: 007\n")
-    assert (found.revision, found.prompt, found.system, found.keep) == ("0123456", "12:30", "yes", "11.10%")
+    found = from_yaml(
+        "revision: 0123456\nprompt: 12:30\nsystem: yes\nkeep: 11.10%\nbatch-size: "
+        "4.0\nmodel: 1e5\nseed: 007\n"
+    )
+    assert (found.revision, found.prompt, found.system, found.keep) == (
+        "0123456",
+        "12:30",
+        "yes",
+        "11.10%",
+    )
     assert (found.batch_size, found.model, found.seed) == (4, "1e5", 7)
     shared = from_yaml("keep: &k 64\nparams: {layer: *k, <<: {plus: true}}\n")
     assert (shared.keep, shared.params) == ("64", {"layer": 64, "plus": True})
@@ -104,7 +130,9 @@ def every_way(name: str, value):
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-@pytest.mark.parametrize("value", [-1, 10**30, math.nan, math.inf, -math.inf, 1e308, -1e-300], ids=str)
+@pytest.mark.parametrize(
+    "value", [-1, 10**30, math.nan, math.inf, -math.inf, 1e308, -1e-300], ids=str
+)
 def test_a_number_that_means_nothing_is_refused_however_it_is_given(name, value):
     ways = list(every_way(name, value))
     assert len(ways) == 4
@@ -120,7 +148,11 @@ def test_the_bounds_themselves_are_allowed(name):
     assert values
     for value in values:
         for way in every_way(name, value):
-            found = way() if name != "start" or not value else resolve({"start": value, "end": None}, None, {})
+            found = (
+                way()
+                if name != "start" or not value
+                else resolve({"start": value, "end": None}, None, {})
+            )
             assert getattr(found, name) == value
 
 
@@ -139,14 +171,36 @@ def test_a_name_of_nobody_and_choices_are_checked_before_anything_is_loaded():
     refused(lambda: resolve({"video_as": "vidoe"}, None, {}), "did you mean video")
 
 
-@pytest.mark.parametrize("pair", ["pool=[", "pool={", "pool=" + "[" * 3000, "pool=" + "9" * 5000, "pool=.nan", "=1", " =1", "pool", "pool=!!python/x y",
-                                  "pool=&a [*a]", "p" * 100_000, "pool=*a", "pool=\x00", "pool=2024-01-01", "pool=? ["])  # fmt: skip
+@pytest.mark.parametrize(
+    "pair",
+    [
+        "pool=[",
+        "pool={",
+        "pool=" + "[" * 3000,
+        "pool=" + "9" * 5000,
+        "pool=.nan",
+        "=1",
+        " =1",
+        "pool",
+        "pool=!!python/x y",
+        "pool=&a [*a]",
+        "p" * 100_000,
+        "pool=*a",
+        "pool=\x00",
+        "pool=2024-01-01",
+        "pool=? [",
+    ],
+)
 def test_a_parameter_that_cannot_be_read_is_one_sentence(pair):
     refused(lambda: resolve({"params": parse_params([pair])}, None, {}), "--param")
 
 
 def test_an_unknown_environment_variable_is_an_error_like_an_unknown_key():
-    refused(lambda: resolve({}, None, {"TRIMTOK_KEPP": "64"}), "TRIMTOK_KEPP", "did you mean TRIMTOK_KEEP")
+    refused(
+        lambda: resolve({}, None, {"TRIMTOK_KEPP": "64"}),
+        "TRIMTOK_KEPP",
+        "did you mean TRIMTOK_KEEP",
+    )
     refused(lambda: resolve({}, None, {"TRIMTOK_PARAMS": "{"}), "TRIMTOK_PARAMS")
     assert resolve({}, None, {"TRIMTOK_KEPP": "", "OTHER": "1"}) == RunConfig()
 
@@ -159,12 +213,58 @@ def survives(job) -> None:
         assert len(str(error)) < 2000
 
 
-scalar = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30) | st.binary(max_size=5)
-anything = st.recursive(
-    scalar, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(scalar, inner, max_size=3), max_leaves=8
+scalar = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=30)
+    | st.binary(max_size=5)
 )
-yaml_bits = st.sampled_from([": ", "- ", "\n", "  ", "[", "]", "{", "}", "&a ", "*a", "<<", "? ", "!!", "!", "|", ">", "'", '"', "#", "---", "...",
-                             "%", "@", "`", "\t", "keep", "params", "seed", "1", "0x", ".nan", "~", "=", ",", "\\"]) | st.text(max_size=3)  # fmt: skip
+anything = st.recursive(
+    scalar,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(scalar, inner, max_size=3),
+    max_leaves=8,
+)
+yaml_bits = st.sampled_from(
+    [
+        ": ",
+        "- ",
+        "\n",
+        "  ",
+        "[",
+        "]",
+        "{",
+        "}",
+        "&a ",
+        "*a",
+        "<<",
+        "? ",
+        "!!",
+        "!",
+        "|",
+        ">",
+        "'",
+        '"',
+        "#",
+        "---",
+        "...",
+        "%",
+        "@",
+        "`",
+        "\t",
+        "keep",
+        "params",
+        "seed",
+        "1",
+        "0x",
+        ".nan",
+        "~",
+        "=",
+        ",",
+        "\\",
+    ]
+) | st.text(max_size=3)
 
 
 @fuzz
@@ -175,7 +275,10 @@ def test_any_value_of_any_setting_from_python_or_a_flag(name, value):
 
 
 @fuzz
-@given(st.sampled_from(sorted(FIELDS)), st.text(max_size=40) | st.lists(yaml_bits, max_size=8).map("".join))
+@given(
+    st.sampled_from(sorted(FIELDS)),
+    st.text(max_size=40) | st.lists(yaml_bits, max_size=8).map("".join),
+)
 def test_any_text_in_the_environment(name, text):
     survives(lambda: resolve({}, None, {f"TRIMTOK_{name.upper()}": text}))
 
@@ -187,7 +290,13 @@ def test_any_yaml(text):
 
 
 @fuzz
-@given(st.lists(st.text(max_size=20) | st.lists(yaml_bits, max_size=8).map(lambda bits: "pool=" + "".join(bits)), max_size=3))
+@given(
+    st.lists(
+        st.text(max_size=20)
+        | st.lists(yaml_bits, max_size=8).map(lambda bits: "pool=" + "".join(bits)),
+        max_size=3,
+    )
+)
 def test_any_parameter(pairs):
     survives(lambda: resolve({"params": parse_params(pairs)}, None, {}))
 

@@ -1,6 +1,8 @@
-"""How real processes end: by signals at every moment, with streams that are closed, full or in another encoding.
+"""How real processes end: by signals at every moment, with streams that are closed, full or in
+another encoding.
 
-The model is a stand-in that takes no time, so that each process costs half a second; all else is the program itself.
+The model is a stand-in that takes no time, so that each process costs half a second; all else is
+the program itself.
 """
 
 import json
@@ -102,18 +104,34 @@ def child(tmp_path):
         (tmp_path / f"ünï{i}.png").touch()
     (tmp_path / "list.txt").write_text("".join(f"ünï{i}.png\n" for i in range(6)), encoding="utf-8")
 
-    def start(*arguments: str, where: str = "", shell: str = "", env: dict | None = None, **options) -> subprocess.Popen:
-        command = [sys.executable, "child.py", where, *(arguments or ("caption", "@list.txt", "-o", "o"))]
+    def start(
+        *arguments: str, where: str = "", shell: str = "", env: dict | None = None, **options
+    ) -> subprocess.Popen:
+        command = [
+            sys.executable,
+            "child.py",
+            where,
+            *(arguments or ("caption", "@list.txt", "-o", "o")),
+        ]
         if shell:  # $0 is the interpreter
             command = ["sh", "-c", f'exec "$0" "$@" {shell}', *command]
-        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL} | options
-        return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}, **options)
+        options = {
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "stdin": subprocess.DEVNULL,
+        } | options
+        return subprocess.Popen(
+            command, env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}, **options
+        )
 
     return start
 
 
 def ended(process: subprocess.Popen, code: int) -> tuple[str, str]:
-    out, err = (stream.decode("utf-8", "replace") if stream else "" for stream in process.communicate(timeout=60))
+    out, err = (
+        stream.decode("utf-8", "replace") if stream else ""
+        for stream in process.communicate(timeout=60)
+    )
     assert process.returncode == code, f"{process.returncode}\n{err}"
     assert "Traceback" not in err and "Exception ignored" not in err
     return out, err
@@ -141,7 +159,10 @@ def test_a_signal_ends_the_run_in_one_line_and_keeps_what_is_written(where, time
         for _ in range(times):
             process.send_signal(number)
         _, err = ended(process, 128 + number)
-        assert err.splitlines().count("error: interrupted") == 1 and err.splitlines()[-1] == "error: interrupted"
+        assert (
+            err.splitlines().count("error: interrupted") == 1
+            and err.splitlines()[-1] == "error: interrupted"
+        )
         if PLACES[where] is None:
             assert not Path("o").exists(), "a run that never began leaves nothing"
             continue
@@ -154,7 +175,9 @@ def test_a_signal_ends_the_run_in_one_line_and_keeps_what_is_written(where, time
 
 @pytest.mark.parametrize("where", ["the last line", "exit"])
 def test_a_signal_that_comes_too_late_or_again_changes_nothing(where, child):
-    """Once all is written the exit code is the run's own; and while files are closed after one signal, others are passed over."""
+    """Once all is written the exit code is the run's own; and while files are closed after one
+    signal, others are passed over.
+    """
     process = child(where=where)
     process.stdout.readline()
     process.send_signal(signal.SIGTERM)
@@ -173,7 +196,10 @@ def test_signals_while_a_run_closes_are_passed_over(child):
         process.send_signal(number)
         time.sleep(0.2)
     ended(process, 130)
-    assert len(rows(Path("o/answers.jsonl"))) == 6 and json.loads(Path("o/run.json").read_text())["interrupted"] is True
+    assert (
+        len(rows(Path("o/answers.jsonl"))) == 6
+        and json.loads(Path("o/run.json").read_text())["interrupted"] is True
+    )
 
 
 def test_a_killed_run_leaves_whole_lines_an_honest_manifest_and_nothing_in_the_way(child):
@@ -181,10 +207,15 @@ def test_a_killed_run_leaves_whole_lines_an_honest_manifest_and_nothing_in_the_w
     process.stdout.readline()
     process.kill()
     process.communicate()
-    assert len(rows(Path("o/answers.jsonl"))) == 2 and json.loads(Path("o/run.json").read_text())["interrupted"] is True
+    assert (
+        len(rows(Path("o/answers.jsonl"))) == 2
+        and json.loads(Path("o/run.json").read_text())["interrupted"] is True
+    )
     assert Path("o/answers.jsonl.lock").exists()
     ended(child("caption", "@list.txt", "-o", "o", "--overwrite"), 0)
-    assert len(rows(Path("o/answers.jsonl"))) == 6 and {path.name for path in Path("o").iterdir()} == {
+    assert len(rows(Path("o/answers.jsonl"))) == 6 and {
+        path.name for path in Path("o").iterdir()
+    } == {
         "answers.jsonl",
         "run.json",
     }
@@ -192,7 +223,9 @@ def test_a_killed_run_leaves_whole_lines_an_honest_manifest_and_nothing_in_the_w
 
 def test_a_signal_that_was_to_be_ignored_is(child):
     """nohup and background jobs ask for it so."""
-    process = child(where="running", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process = child(
+        where="running", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    )
     process.stdout.readline()
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGTERM)
@@ -202,24 +235,60 @@ def test_a_signal_that_was_to_be_ignored_is(child):
 def test_the_real_program_leaves_at_once_while_libraries_are_imported(tmp_path):
     (tmp_path / "a.png").touch()
     (tmp_path / "model").mkdir()
-    command = [sys.executable, "-X", "importtime", "-m", "trimtok_cli", "caption", "a.png", "-m", "./model"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    command = [
+        sys.executable,
+        "-X",
+        "importtime",
+        "-m",
+        "trimtok_cli",
+        "caption",
+        "a.png",
+        "-m",
+        "./model",
+    ]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
     for line in process.stderr:
         if b"torch" in line:
             break
     process.send_signal(signal.SIGINT)
     rest = process.stderr.read().decode()
-    assert process.wait(60) == 130 and "Traceback" not in rest and rest.rstrip().endswith("error: interrupted")
+    assert (
+        process.wait(60) == 130
+        and "Traceback" not in rest
+        and rest.rstrip().endswith("error: interrupted")
+    )
 
 
 CLOSED = {
     "standard error": (["caption", "@list.txt", "-o", "o"], "2>&-", 0, ""),
     "standard input, of which nothing is read": (["caption", "@list.txt", "-o", "o"], "<&-", 0, ""),
-    "standard output, to which nothing is written": (["caption", "@list.txt", "-o", "o"], ">&-", 0, ""),
+    "standard output, to which nothing is written": (
+        ["caption", "@list.txt", "-o", "o"],
+        ">&-",
+        0,
+        "",
+    ),
     "all of them": (["caption", "@list.txt", "-o", "o"], "<&- >&- 2>&-", 0, ""),
-    "standard input with paths": (["caption", "-", "-o", "o"], "<&-", 2, "standard input is closed"),
-    "standard input with questions": (["vqa", "-", "-o", "o"], "<&-", 2, "standard input is closed"),
-    "standard output for answers": (["caption", "@list.txt", "-o", "-"], ">&-", 2, "standard output is closed"),
+    "standard input with paths": (
+        ["caption", "-", "-o", "o"],
+        "<&-",
+        2,
+        "standard input is closed",
+    ),
+    "standard input with questions": (
+        ["vqa", "-", "-o", "o"],
+        "<&-",
+        2,
+        "standard input is closed",
+    ),
+    "standard output for answers": (
+        ["caption", "@list.txt", "-o", "-"],
+        ">&-",
+        2,
+        "standard output is closed",
+    ),
     "standard output for help": (["--help"], ">&-", 0, ""),
     "a full standard output": (
         ["caption", "@list.txt", "-o", "-"],
@@ -237,13 +306,15 @@ CLOSED = {
 @pytest.mark.parametrize("case", CLOSED.values(), ids=CLOSED.keys())
 def test_streams_that_are_closed_or_full_end_no_run_that_does_not_need_them(case, child):
     arguments, shell, code, says = case
-    _, err = ended(child(*arguments, shell=shell, where="noisy" if "full" not in shell else ""), code)
+    _, err = ended(
+        child(*arguments, shell=shell, where="noisy" if "full" not in shell else ""), code
+    )
     assert says in err and (not says or len(err.strip().splitlines()) <= 3)
     if code == 0 and "o" in arguments:
         answers = Path("o/answers.jsonl").read_bytes()
-        assert answers.count(b"\n") == 6 and all(json.loads(line) for line in answers.splitlines()), (
-            "nothing else got into the file"
-        )
+        assert answers.count(b"\n") == 6 and all(
+            json.loads(line) for line in answers.splitlines()
+        ), "nothing else got into the file"
 
 
 @pytest.mark.parametrize("encoding", ["cp1252:strict", "ascii:strict", "latin-1:strict"])
@@ -255,12 +326,25 @@ def test_a_terminal_of_any_encoding_is_written_to(encoding, child):
 
 def test_a_limit_on_file_sizes_is_like_a_full_disk(child):
     Path("list.txt").write_text("ünï0.png\n" * 300, encoding="utf-8")
-    _, err = ended(child(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))), 1)
+    _, err = ended(
+        child(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))), 1
+    )
     found = rows(Path("o/answers.jsonl"))
-    assert 50 < len(found) < 300 and f"the first {len(found)} answers are safe" in err and "File too large" in err
+    assert (
+        50 < len(found) < 300
+        and f"the first {len(found)} answers are safe" in err
+        and "File too large" in err
+    )
     assert json.loads(Path("o/run.json").read_text())["counts"]["done"] == len(found)
     Path("list.txt").write_text("ünï0.png\n", encoding="utf-8")
     _, err = ended(
-        child("caption", "@list.txt", "-o", "p", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))), 1
+        child(
+            "caption",
+            "@list.txt",
+            "-o",
+            "p",
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
+        ),
+        1,
     )
     assert "loading" not in err and not Path("p").exists()

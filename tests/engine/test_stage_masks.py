@@ -1,7 +1,9 @@
-"""Which rows see which behind a stage: every method against a run without cache whose masks are the model's own.
+"""Which rows see which behind a stage: every method against a run without cache whose masks are the
+model's own.
 
-The oracle asks the model itself: it is given a prompt of as many rows, visual where the remaining ones are, and what its
-layers are masked with is noted. So windows, and families whose images see themselves, are nobody's second opinion.
+The oracle asks the model itself: it is given a prompt of as many rows, visual where the remaining
+ones are, and what its layers are masked with is noted. So windows, and families whose images see
+themselves, are nobody's second opinion.
 """
 
 import json
@@ -43,7 +45,9 @@ MODELS = {
     "llava": tiny.llava,
     **FAMILIES,
     "gemma3, window": lambda folder: FAMILIES["gemma3"](folder, window=WINDOW),
-    "mistral, window": lambda folder: with_text(FAMILIES["llava_next"](folder, text_model="mistral"), sliding_window=WINDOW),
+    "mistral, window": lambda folder: with_text(
+        FAMILIES["llava_next"](folder, text_model="mistral"), sliding_window=WINDOW
+    ),
     "qwen2, window": lambda folder: with_text(FAMILIES["internvl"](folder), **QWEN),
     "qwen2_vl, window": lambda folder: with_text(FAMILIES["qwen2_vl"](folder), **QWEN),
 }
@@ -51,7 +55,9 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Adds(Pruner):
-    """Keeps every third visual token and adds more than it drops: rows move, and there are more of them than before."""
+    """Keeps every third visual token and adds more than it drops: rows move, and there are more of
+    them than before.
+    """
 
     layer: int = 1
 
@@ -72,7 +78,9 @@ class Swaps(Adds):
     """As many rows as before, the first visual one gone and one added."""
 
     def select(self, stage):
-        return Selection(torch.arange(1, len(stage.prompt.visual)), extra=stage.visual_embeds[:1] * 2)
+        return Selection(
+            torch.arange(1, len(stage.prompt.visual)), extra=stage.visual_embeds[:1] * 2
+        )
 
 
 METHODS = {
@@ -89,7 +97,12 @@ METHODS = {
 @pytest.fixture(scope="module", params=MODELS)
 def family(request, tmp_path_factory):
     return load_model(
-        str(MODELS[request.param](tmp_path_factory.mktemp("masks") / request.param.replace(", ", "-"))), device="cpu"
+        str(
+            MODELS[request.param](
+                tmp_path_factory.mktemp("masks") / request.param.replace(", ", "-")
+            )
+        ),
+        device="cpu",
     )
 
 
@@ -101,7 +114,9 @@ def attending(request, family):
 
 
 def dense(adapter):
-    inputs = adapter.prepare([picture(0, 100, 80), picture(1, 60, 90)], "Left?")  # few words: windows must reach visual rows
+    inputs = adapter.prepare(
+        [picture(0, 100, 80), picture(1, 60, 90)], "Left?"
+    )  # few words: windows must reach visual rows
     tokens = adapter.encode_many([inputs])[0]
     return adapter.embed(inputs, tokens), tokens
 
@@ -116,8 +131,12 @@ def run(adapter, pruner, prompt, tokens):
             return chosen[stage.layer]
 
     noting = Noting(**{each.name: getattr(pruner, each.name) for each in fields(pruner)})
-    with RunningStages(adapter.model.get_decoder(), noting, prompt, tokens, renumber=adapter.renumbers) as stages:
-        (said,), _ = generate(adapter, [stages.plain], max_new_tokens=STEPS, stop=False, keep_logits=True)
+    with RunningStages(
+        adapter.model.get_decoder(), noting, prompt, tokens, renumber=adapter.renumbers
+    ) as stages:
+        (said,), _ = generate(
+            adapter, [stages.plain], max_new_tokens=STEPS, stop=False, keep_logits=True
+        )
     return said, chosen
 
 
@@ -132,28 +151,43 @@ class Rows:
         """The rows left behind a stage: their places before it, None for added ones."""
         visual = [place for place, is_visual in enumerate(self.visual) if is_visual]
         kept = {visual[place] for place in selection.kept.tolist()}
-        order: list[int | None] = [i for i in range(len(self.visual)) if not self.visual[i] or i in kept]
+        order: list[int | None] = [
+            i for i in range(len(self.visual)) if not self.visual[i] or i in kept
+        ]
         added = 0 if selection.extra is None else len(selection.extra)
         at = order.index(max(kept)) + 1 if added else 0
         order[at:at] = [None] * added
         sources = [order[at - 1] if place is None else place for place in order]
-        return order, Rows([place is None or self.visual[place] for place in order], self.ids[..., sources])
+        return order, Rows(
+            [place is None or self.visual[place] for place in order], self.ids[..., sources]
+        )
 
 
 def masks_of(adapter, rows: Rows) -> list[torch.Tensor | None]:
     """What the model masks each layer with, for a prompt of such rows."""
     found, decoder = [], adapter.model.get_decoder()
     hooks = [
-        layer.register_forward_pre_hook(lambda _, args, kwargs: found.append(kwargs["attention_mask"]), with_kwargs=True)
+        layer.register_forward_pre_hook(
+            lambda _, args, kwargs: found.append(kwargs["attention_mask"]), with_kwargs=True
+        )
         for layer in decoder.layers
     ]
     length, empty = len(rows.visual), torch.empty(0, dtype=torch.long)
     embeds = torch.zeros(length, decoder.config.hidden_size)
-    visual = torch.tensor([i for i, is_visual in enumerate(rows.visual) if is_visual], dtype=torch.long)
+    visual = torch.tensor(
+        [i for i, is_visual in enumerate(rows.visual) if is_visual], dtype=torch.long
+    )
     prompt = Prompt(embeds, rows.ids, visual, visual, empty)
     try:
-        # With a cache, as in a run: without one the library takes gaps in the positions for the seams of packed sequences.
-        adapter.forward(embeds[None], None, rows.ids[..., None, :], DynamicCache(config=decoder.config), [prompt])
+        # With a cache, as in a run: without one the library takes gaps in the positions for the
+        # seams of packed sequences.
+        adapter.forward(
+            embeds[None],
+            None,
+            rows.ids[..., None, :],
+            DynamicCache(config=decoder.config),
+            [prompt],
+        )
     finally:
         for hook in hooks:
             hook.remove()
@@ -161,8 +195,15 @@ def masks_of(adapter, rows: Rows) -> list[torch.Tensor | None]:
 
 
 def without_cache(adapter, prompt, chosen, ids, *, renumber: bool) -> torch.Tensor:
-    """(STEPS, V) logits, the whole sequence anew at every step, the noted choices made again in front of their layers."""
-    decoder, embeds, positions, logits = adapter.model.get_decoder(), prompt.embeds, prompt.positions, []
+    """(STEPS, V) logits, the whole sequence anew at every step, the noted choices made again in
+    front of their layers.
+    """
+    decoder, embeds, positions, logits = (
+        adapter.model.get_decoder(),
+        prompt.embeds,
+        prompt.positions,
+        [],
+    )
     is_visual = torch.zeros(len(prompt), dtype=torch.bool)
     is_visual[prompt.visual] = True
     for step in range(STEPS):
@@ -174,17 +215,25 @@ def without_cache(adapter, prompt, chosen, ids, *, renumber: bool) -> torch.Tens
                 if renumber:
                     rows.ids = torch.arange(len(order))
                 plan[number] = order
-                masks = {layer: mask for layer, mask in enumerate(masks_of(adapter, rows)) if layer >= number}
+                masks = {
+                    layer: mask
+                    for layer, mask in enumerate(masks_of(adapter, rows))
+                    if layer >= number
+                }
                 plan[number] = (order, rows.ids)
             if masks:
                 plan[number] = (*plan.get(number, (None, rows.ids)), masks[number])
         bare = replace(prompt, embeds=embeds, deepstack=None)
         hooks = [
-            layer.register_forward_pre_hook(_as_planned(number, decoder, prompt, plan, chosen), with_kwargs=True)
+            layer.register_forward_pre_hook(
+                _as_planned(number, decoder, prompt, plan, chosen), with_kwargs=True
+            )
             for number, layer in enumerate(decoder.layers)
         ]
         try:
-            logits.append(adapter.forward(embeds[None], None, positions[..., None, :], None, [bare])[0])
+            logits.append(
+                adapter.forward(embeds[None], None, positions[..., None, :], None, [bare])[0]
+            )
         finally:
             for hook in hooks:
                 hook.remove()
@@ -204,10 +253,16 @@ def _as_planned(number, decoder, prompt, plan, chosen):
         order, ids, mask = plan[number]
         if order is not None:
             added = iter(() if chosen[number].extra is None else chosen[number].extra.to(hidden))
-            hidden = torch.stack([next(added) if place is None else hidden[0, place] for place in order])[None]
+            hidden = torch.stack(
+                [next(added) if place is None else hidden[0, place] for place in order]
+            )[None]
         kind = (decoder.config.layer_types[number],) if "Gemma" in type(decoder).__name__ else ()
         spots = decoder.rotary_emb(hidden, ids[None] if ids.dim() == 1 else ids[:, None], *kind)
-        return (hidden,), kwargs | {"position_embeddings": spots, "position_ids": None, "attention_mask": mask}
+        return (hidden,), kwargs | {
+            "position_embeddings": spots,
+            "position_ids": None,
+            "attention_mask": mask,
+        }
 
     return before
 
@@ -219,15 +274,25 @@ def test_every_method_equals_a_run_without_cache_under_the_models_own_masks(atte
     prompt, tokens = dense(attending)
     said, chosen = run(attending, pruner, prompt, tokens)
     assert chosen
-    want = without_cache(attending, prompt, chosen, said.logits.argmax(-1), renumber=attending.renumbers and pruner.renumbers)
+    want = without_cache(
+        attending,
+        prompt,
+        chosen,
+        said.logits.argmax(-1),
+        renumber=attending.renumbers and pruner.renumbers,
+    )
     assert (said.logits - want).abs().max() < 2e-5 * max(1.0, float(want.abs().max()))
     plain, _ = generate(attending, [prompt], max_new_tokens=STEPS, stop=False, keep_logits=True)
-    assert (said.logits - plain[0].logits).abs().max() > 1e-3, "the stage changed nothing: the test could not fail"
+    assert (said.logits - plain[0].logits).abs().max() > 1e-3, (
+        "the stage changed nothing: the test could not fail"
+    )
 
 
 @torch.inference_mode()
 def test_attention_of_all_rows_equals_eager_attentions_in_front_of_every_stage(family):
-    """Visual rows too, which see their whole image in some families; and of the rows that are left, which windows count."""
+    """Visual rows too, which see their whole image in some families; and of the rows that are left,
+    which windows count.
+    """
     prompt, tokens = dense(family)
     shown: dict[int, dict[int, torch.Tensor]] = {}
 
@@ -238,7 +303,9 @@ def test_attention_of_all_rows_equals_eager_attentions_in_front_of_every_stage(f
 
         def select(self, stage):
             rows = torch.arange(len(stage.hidden))
-            shown[stage.layer] = {of: stage.attention(rows, of) for of in (stage.layer - 1, stage.layer)}
+            shown[stage.layer] = {
+                of: stage.attention(rows, of) for of in (stage.layer - 1, stage.layer)
+            }
             kept = torch.arange(0, len(stage.prompt.visual), 2)
             return Selection(kept if stage.layer == 2 else torch.arange(len(stage.prompt.visual)))
 

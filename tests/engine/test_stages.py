@@ -1,4 +1,6 @@
-"""Stages inside the language model against slow references without cache; recomputed attention against eager; nothing left behind."""
+"""Stages inside the language model against slow references without cache; recomputed attention
+against eager; nothing left behind.
+"""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -23,7 +25,9 @@ STEPS = 4
 
 @dataclass(frozen=True)
 class EveryOther(Pruner):
-    """Keeps places 0, 2, 4 ... in front of each of its layers: nothing to score, so any difference is the machinery's."""
+    """Keeps places 0, 2, 4 ... in front of each of its layers: nothing to score, so any difference
+    is the machinery's.
+    """
 
     at: tuple[int, ...] = (2,)
 
@@ -46,20 +50,33 @@ def family(request, tmp_path_factory):
 
 
 def dense(adapter, images=((100, 80), (60, 90))):
-    inputs = adapter.prepare([picture(i, *size) for i, size in enumerate(images)], "What is to the left of it?")
+    inputs = adapter.prepare(
+        [picture(i, *size) for i, size in enumerate(images)], "What is to the left of it?"
+    )
     tokens = adapter.encode_many([inputs])[0]
     return adapter.embed(inputs, tokens), tokens
 
 
 def run(adapter, pruner, prompt, tokens):
-    with RunningStages(adapter.model.get_decoder(), pruner, prompt, tokens, renumber=adapter.renumbers) as stages:
-        (said,), _ = generate(adapter, [stages.plain], max_new_tokens=STEPS, stop=False, keep_logits=True)
+    with RunningStages(
+        adapter.model.get_decoder(), pruner, prompt, tokens, renumber=adapter.renumbers
+    ) as stages:
+        (said,), _ = generate(
+            adapter, [stages.plain], max_new_tokens=STEPS, stop=False, keep_logits=True
+        )
     return said, stages
 
 
 def by_hand(adapter, prompt, at: dict[int, torch.Tensor], ids, renumber: bool) -> torch.Tensor:
-    """No cache, the whole sequence at every step; in front of layer `at` only the given rows go on. For 1-D and M-RoPE alike."""
-    decoder, embeds, positions, logits = adapter.model.get_decoder(), prompt.embeds, prompt.positions, []
+    """No cache, the whole sequence at every step; in front of layer `at` only the given rows go on.
+    For 1-D and M-RoPE alike.
+    """
+    decoder, embeds, positions, logits = (
+        adapter.model.get_decoder(),
+        prompt.embeds,
+        prompt.positions,
+        [],
+    )
     state: dict = {}
 
     def hook(number):
@@ -72,26 +89,40 @@ def by_hand(adapter, prompt, at: dict[int, torch.Tensor], ids, renumber: bool) -
                 hidden = hidden.clone()
                 hidden[0, prompt.visual] += deep[number - 1]
             if number in at:
-                stays = torch.isin(state["rows"], torch.cat([at[number], torch.arange(len(prompt), positions.shape[-1])]))
+                stays = torch.isin(
+                    state["rows"],
+                    torch.cat([at[number], torch.arange(len(prompt), positions.shape[-1])]),
+                )
                 hidden, state["rows"] = hidden[:, stays], state["rows"][stays]
             length = hidden.shape[1]
             if length == positions.shape[-1]:
                 return (hidden,), kwargs
             used = torch.arange(length) if renumber else positions[..., state["rows"]]
-            kind = (decoder.config.layer_types[number],) if "Gemma" in type(decoder).__name__ else ()
-            kwargs["position_embeddings"] = decoder.rotary_emb(hidden, used[None] if used.dim() == 1 else used[:, None], *kind)
+            kind = (
+                (decoder.config.layer_types[number],) if "Gemma" in type(decoder).__name__ else ()
+            )
+            kwargs["position_embeddings"] = decoder.rotary_emb(
+                hidden, used[None] if used.dim() == 1 else used[:, None], *kind
+            )
             kwargs["position_ids"] = None
             mask = kwargs.get("attention_mask")
-            kwargs["attention_mask"] = None if mask is None else mask[:, :, state["rows"]][:, :, :, state["rows"]]
+            kwargs["attention_mask"] = (
+                None if mask is None else mask[:, :, state["rows"]][:, :, :, state["rows"]]
+            )
             return (hidden,), kwargs
 
         return before
 
-    hooks = [layer.register_forward_pre_hook(hook(i), with_kwargs=True) for i, layer in enumerate(decoder.layers)]
+    hooks = [
+        layer.register_forward_pre_hook(hook(i), with_kwargs=True)
+        for i, layer in enumerate(decoder.layers)
+    ]
     try:
         for step in range(STEPS):
             bare = replace(prompt, embeds=embeds, deepstack=None)
-            logits.append(adapter.forward(embeds[None], None, positions[..., None, :], None, [bare])[0])
+            logits.append(
+                adapter.forward(embeds[None], None, positions[..., None, :], None, [bare])[0]
+            )
             embeds = torch.cat([embeds, adapter.embed_ids(ids[step : step + 1])])
             positions = torch.cat([positions, positions[..., -1:] + 1], -1)
     finally:
@@ -108,17 +139,26 @@ def test_a_drop_inside_the_model_equals_a_run_without_cache(family, kind, at):
     said, stages = run(family, kind(Budget(tokens=1), at=at), prompt, tokens)
     text = torch.ones(len(prompt), dtype=torch.bool)
     text[prompt.visual] = False
-    rows = {k.layer: torch.cat([text.nonzero()[:, 0], prompt.visual[list(k.tokens)]]).sort().values for k in stages.kept[1:]}
-    want = by_hand(family, prompt, rows, said.logits.argmax(-1), renumber=family.renumbers and kind.renumbers)
+    rows = {
+        k.layer: torch.cat([text.nonzero()[:, 0], prompt.visual[list(k.tokens)]]).sort().values
+        for k in stages.kept[1:]
+    }
+    want = by_hand(
+        family, prompt, rows, said.logits.argmax(-1), renumber=family.renumbers and kind.renumbers
+    )
     assert (said.logits - want).abs().max() < 1e-5 * max(1.0, float(want.abs().max()))
     plain, _ = generate(family, [prompt], max_new_tokens=STEPS, stop=False, keep_logits=True)
-    assert (said.logits - plain[0].logits).abs().max() > 0.01, "dropping changed nothing: the test could not fail"
+    assert (said.logits - plain[0].logits).abs().max() > 0.01, (
+        "dropping changed nothing: the test could not fail"
+    )
 
 
 @torch.inference_mode()
 def test_nothing_is_left_behind(family):
     prompt, tokens = dense(family)
-    before = generate(family, [prompt], max_new_tokens=STEPS, stop=False, keep_logits=True)[0][0].logits
+    before = generate(family, [prompt], max_new_tokens=STEPS, stop=False, keep_logits=True)[0][
+        0
+    ].logits
     run(family, EveryOther(Budget(tokens=1), at=(1, 3)), prompt, tokens)
     with pytest.raises(ZeroDivisionError):
 
@@ -127,7 +167,9 @@ def test_nothing_is_left_behind(family):
                 return 1 // 0
 
         run(family, Breaks(Budget(tokens=1)), prompt, tokens)
-    after = generate(family, [prompt], max_new_tokens=STEPS, stop=False, keep_logits=True)[0][0].logits
+    after = generate(family, [prompt], max_new_tokens=STEPS, stop=False, keep_logits=True)[0][
+        0
+    ].logits
     assert torch.equal(before, after)
     assert not any(layer._forward_pre_hooks for layer in family.model.get_decoder().layers)
 
@@ -146,14 +188,18 @@ def test_a_stage_that_keeps_everything_is_dense(family):
 
 @torch.inference_mode()
 def test_attention_rows_equal_eager_attentions(family):
-    """Of the layer that ran and of the coming one, in front of every layer above 0; rows behind all images are causal everywhere."""
+    """Of the layer that ran and of the coming one, in front of every layer above 0; rows behind all
+    images are causal everywhere.
+    """
     prompt, tokens = dense(family)
     rows, seen = torch.arange(int(prompt.visual[-1]) + 1, len(prompt)), {}
 
     @dataclass(frozen=True)
     class Looks(EveryOther):
         def select(self, stage):
-            seen[stage.layer] = {of: stage.attention(rows, of) for of in (stage.layer - 1, stage.layer)}
+            seen[stage.layer] = {
+                of: stage.attention(rows, of) for of in (stage.layer - 1, stage.layer)
+            }
             with pytest.raises(LookupError):
                 stage.attention(rows, stage.layer - 2)
             return Selection(torch.arange(len(stage.prompt.visual)))

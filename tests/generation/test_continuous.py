@@ -1,4 +1,6 @@
-"""The continuous loop against singles of the plain one and of the library: refill, back-off, slots of unequal length."""
+"""The continuous loop against singles of the plain one and of the library: refill, back-off, slots
+of unequal length.
+"""
 
 import pytest
 import torch
@@ -23,24 +25,35 @@ def prompts_of(adapter, count: int):
     """Prompts of unequal length, with and without an image, in no order of length."""
     found = []
     for i in range(count):
-        inputs = adapter.prepare([picture(i, 80 + 9 * i, 60)] * (i % 3 != 1), "Why? " * (1 + (5 * i) % 7))
+        inputs = adapter.prepare(
+            [picture(i, 80 + 9 * i, 60)] * (i % 3 != 1), "Why? " * (1 + (5 * i) % 7)
+        )
         found.append(adapter.embed(inputs, adapter.encode_many([inputs])[0]))
     return found
 
 
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory):
-    """A model that ends its answers at unequal lengths: the token that most of them say at some point ends them."""
-    adapter = load_model(str(tiny.llava(tmp_path_factory.mktemp("m") / "m", end=None)), device="cpu")
+    """A model that ends its answers at unequal lengths: the token that most of them say at some
+    point ends them.
+    """
+    adapter = load_model(
+        str(tiny.llava(tmp_path_factory.mktemp("m") / "m", end=None)), device="cpu"
+    )
     prompts = prompts_of(adapter, 9)
-    said = [generate(adapter, [prompt], max_new_tokens=STEPS, stop=False)[0][0].ids for prompt in prompts]
+    said = [
+        generate(adapter, [prompt], max_new_tokens=STEPS, stop=False)[0][0].ids
+        for prompt in prompts
+    ]
     adapter.model.generation_config.eos_token_id = [said[0][3], said[2][6], said[4][1]]
     return adapter, prompts
 
 
 @pytest.fixture
 def unbroken(caplog):
-    """A step that breaks is run again one by one, and gives the same answers: no test may pass by that."""
+    """A step that breaks is run again one by one, and gives the same answers: no test may pass by
+    that.
+    """
     caplog.set_level("DEBUG", "trimtok")
     yield
     assert not [record for record in caplog.get_records("call") if "run again" in record.message]
@@ -63,7 +76,11 @@ def same(done, prompts, adapter, **options):
     assert sorted(done) == list(range(len(prompts)))
     for i, prompt in enumerate(prompts):
         want = generate(adapter, [prompt], max_new_tokens=STEPS, **options)[0][0]
-        assert (done[i].said.ids, done[i].said.finish, done[i].said.steps) == (want.ids, want.finish, want.steps), i
+        assert (done[i].said.ids, done[i].said.finish, done[i].said.steps) == (
+            want.ids,
+            want.finish,
+            want.steps,
+        ), i
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 9, None])
@@ -72,14 +89,19 @@ def test_refilled_answers_equal_singles(llava, rows, unbroken):
     done, loop, taken = run(adapter, prompts, rows=rows, keep_logits=True)
     same(done, prompts, adapter)
     lengths = {each.said.steps for each in done.values()}
-    assert len(lengths) > 2 and {each.said.finish for each in done.values()} == {"stop", "length"}, "nothing to refill"
+    assert len(lengths) > 2 and {each.said.finish for each in done.values()} == {
+        "stop",
+        "length",
+    }, "nothing to refill"
     for i, prompt in enumerate(prompts):
         alone = generate(adapter, [prompt], max_new_tokens=STEPS, keep_logits=True)[0][0].logits
         assert (done[i].said.logits - alone[: len(done[i].said.logits)]).abs().max() < 1e-4
     assert sum(taken) == len(prompts) and not loop.active
     assert max(each.beside for each in done.values()) == min(loop.rows, 9 if rows else 8)
     if rows in (2, 3, 4):
-        assert len(taken) > 2 + len(prompts) // rows, "freed slots were not filled before the batch was over"
+        assert len(taken) > 2 + len(prompts) // rows, (
+            "freed slots were not filled before the batch was over"
+        )
 
 
 def test_equals_the_library(llava, unbroken):
@@ -89,9 +111,14 @@ def test_equals_the_library(llava, unbroken):
     assert sorted(done) == list(range(len(prompts)))
     for i, prompt in enumerate(prompts):
         out = adapter.model.generate(
-            inputs_embeds=prompt.embeds[None], attention_mask=torch.ones(1, len(prompt)), max_new_tokens=STEPS, do_sample=False,
-            output_logits=True, return_dict_in_generate=True, eos_token_id=None,
-        )  # fmt: skip
+            inputs_embeds=prompt.embeds[None],
+            attention_mask=torch.ones(1, len(prompt)),
+            max_new_tokens=STEPS,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+            eos_token_id=None,
+        )
         assert out.sequences[0].tolist() == list(done[i].said.ids)
         assert (torch.stack(out.logits, 1)[0] - done[i].said.logits).abs().max() < 1e-4
 
@@ -99,28 +126,39 @@ def test_equals_the_library(llava, unbroken):
 @pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize("name", [*FAMILIES, "gemma3 window", "llava_next window"])
 def test_slots_of_unequal_length_in_every_family(name, recorded, tmp_path, unbroken, monkeypatch):
-    """Slots that were refilled, so that neighbours stand at other places of their texts; blocks as on CUDA.
+    """Slots that were refilled, so that neighbours stand at other places of their texts; blocks as
+    on CUDA.
 
-    window: layers that look back over six tokens only, most of them (Gemma 3) or all (a Mistral of old).
+    window: layers that look back over six tokens only, most of them (Gemma 3) or all (a Mistral of
+    old).
     """
     name, _, window = name.partition(" ")
     options = {"text_model": "mistral"} if window and name == "llava_next" else {}
     adapter = load_model(str(FAMILIES[name](tmp_path / "m", **options)), device="cpu")
     prompts = prompts_of(adapter, 5)
     if window:
-        wide = generate(adapter, prompts[:1], max_new_tokens=STEPS, stop=False, keep_logits=True)[0][0].logits
+        wide = generate(adapter, prompts[:1], max_new_tokens=STEPS, stop=False, keep_logits=True)[
+            0
+        ][0].logits
         adapter.model.get_decoder().config.sliding_window = 6
-        narrow = generate(adapter, prompts[:1], max_new_tokens=STEPS, stop=False, keep_logits=True)[0][0].logits
+        narrow = generate(adapter, prompts[:1], max_new_tokens=STEPS, stop=False, keep_logits=True)[
+            0
+        ][0].logits
         assert (wide - narrow).abs().max() > 0.01, "the window does nothing"
     if recorded:
         monkeypatch.setattr(continuous, "Graphs", Recording)
         monkeypatch.setattr("trimtok_cli.generation.cuda_graphs.PAYS", 1)
-    alone = [generate(adapter, [prompt], max_new_tokens=STEPS, stop=False, keep_logits=True)[0][0] for prompt in prompts]
+    alone = [
+        generate(adapter, [prompt], max_new_tokens=STEPS, stop=False, keep_logits=True)[0][0]
+        for prompt in prompts
+    ]
     adapter.model.generation_config.eos_token_id = [alone[0].ids[2], alone[1].ids[4]]
     loop = Continuous(adapter, rows=2, max_new_tokens=STEPS, keep_logits=True)
     loop.block = 3
     left = iter(enumerate(prompts))
-    finished = list(loop.run(lambda count: [each for _, each in zip(range(count), left, strict=False)]))
+    finished = list(
+        loop.run(lambda count: [each for _, each in zip(range(count), left, strict=False)])
+    )
     assert sorted(done.key for done in finished) == list(range(5))
     for done in finished:
         want = generate(adapter, [prompts[done.key]], max_new_tokens=STEPS)[0][0]
@@ -139,7 +177,11 @@ def test_one_batch_by_the_plain_loops_signature(llava):
     adapter, prompts = llava
     got, times = Continuous(adapter, max_new_tokens=STEPS, stop=False).batch(prompts)
     want, _ = generate(adapter, prompts, max_new_tokens=STEPS, stop=False)
-    assert [each.ids for each in got] == [each.ids for each in want] and times.prefill > 0 and times.decode > 0
+    assert (
+        [each.ids for each in got] == [each.ids for each in want]
+        and times.prefill > 0
+        and times.decode > 0
+    )
 
 
 class Full:
@@ -163,7 +205,12 @@ def test_memory_that_runs_out_halves_the_batch_and_loses_nothing(llava, monkeypa
     monkeypatch.setattr(adapter, "forward", full, raising=False)
     made = loop(adapter, rows=8, max_new_tokens=STEPS)
     left = iter(enumerate(prompts))
-    done = {each.key: each for each in made.run(lambda count: [each for _, each in zip(range(count), left, strict=False)])}
+    done = {
+        each.key: each
+        for each in made.run(
+            lambda count: [each for _, each in zip(range(count), left, strict=False)]
+        )
+    }
     assert full.raised and not any(each.error for each in done.values())
     if loop is Continuous:
         assert made.rows == 2 and full.raised == 2, "the size that fits is remembered"
@@ -195,7 +242,12 @@ def test_a_prompt_that_breaks_a_step_takes_no_neighbour_along(llava, monkeypatch
     real, bad = adapter.forward, int(prompts[3].positions[-1])
 
     def forward(embeds, mask, positions, cache, given=()):
-        if not given and bool((positions == bad + 2).any()) and positions.shape[-1] == 1 and bad_is_under_way():
+        if (
+            not given
+            and bool((positions == bad + 2).any())
+            and positions.shape[-1] == 1
+            and bad_is_under_way()
+        ):
             raise ValueError("broken")
         return real(embeds, mask, positions, cache, given)
 
@@ -203,15 +255,26 @@ def test_a_prompt_that_breaks_a_step_takes_no_neighbour_along(llava, monkeypatch
     bad_is_under_way = lambda: any(row.key == 3 for row in loop.active)  # noqa: E731
     monkeypatch.setattr(adapter, "forward", forward, raising=False)
     left = iter(enumerate(prompts))
-    done = {each.key: each for each in loop.run(lambda count: [each for _, each in zip(range(count), left, strict=False)])}
+    done = {
+        each.key: each
+        for each in loop.run(
+            lambda count: [each for _, each in zip(range(count), left, strict=False)]
+        )
+    }
     monkeypatch.undo()
     assert str(done.pop(3).error) == "broken" and len(done) == 8
     for i, each in done.items():
-        assert each.error is None and each.said.ids == generate(adapter, [prompts[i]], max_new_tokens=STEPS, stop=False)[0][0].ids
+        assert (
+            each.error is None
+            and each.said.ids
+            == generate(adapter, [prompts[i]], max_new_tokens=STEPS, stop=False)[0][0].ids
+        )
 
 
 def test_an_error_behind_the_prefill_doubles_no_answer(llava, monkeypatch):
-    """A device tells of some errors only when its tokens are fetched, and the new answers count as under way by then."""
+    """A device tells of some errors only when its tokens are fetched, and the new answers count as
+    under way by then.
+    """
     adapter, prompts = llava
     loop = Continuous(adapter, rows=3, max_new_tokens=STEPS)
     real, broken = loop._note, []
@@ -232,9 +295,16 @@ def test_an_error_behind_the_prefill_doubles_no_answer(llava, monkeypatch):
 def test_prefills_are_bounded_by_tokens_and_sorted_by_length(llava, unbroken):
     adapter, prompts = llava
     loop = Continuous(adapter, rows=9, max_new_tokens=1, prefill_tokens=2 * max(map(len, prompts)))
-    groups = [[len(row.prompt) for row in group] for group in loop._groups([loop._row(i, p) for i, p in enumerate(prompts)])]
-    assert [length for group in groups for length in group] == sorted(len(prompt) for prompt in prompts)
-    assert all(len(group) * group[-1] <= loop.prefill_tokens for group in groups) and len(groups) > 2
+    groups = [
+        [len(row.prompt) for row in group]
+        for group in loop._groups([loop._row(i, p) for i, p in enumerate(prompts)])
+    ]
+    assert [length for group in groups for length in group] == sorted(
+        len(prompt) for prompt in prompts
+    )
+    assert (
+        all(len(group) * group[-1] <= loop.prefill_tokens for group in groups) and len(groups) > 2
+    )
     done, _, _ = run(adapter, prompts, rows=9, prefill_tokens=1)
     same(done, prompts, adapter)
 
@@ -243,12 +313,19 @@ class NoWaiting(TorchDispatchMode):
     """Whatever would make the host wait for the device."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func.name().split("::")[1].split(".")[0] not in ("_local_scalar_dense", "item", "nonzero", "equal"), func.name()
+        assert func.name().split("::")[1].split(".")[0] not in (
+            "_local_scalar_dense",
+            "item",
+            "nonzero",
+            "equal",
+        ), func.name()
         return func(*args, **(kwargs or {}))
 
 
 class Recording(Graphs):
-    """As on CUDA, the recording stood in for by a function: it reads and writes the same tensors and may not wait."""
+    """As on CUDA, the recording stood in for by a function: it reads and writes the same tensors
+    and may not wait.
+    """
 
     def __init__(self, device):
         super().__init__(device)
@@ -272,7 +349,9 @@ class Recording(Graphs):
 
 @pytest.mark.parametrize("name", ["llava", *FAMILIES])
 @torch.inference_mode()
-def test_recorded_steps_have_fixed_shapes_wait_for_nothing_and_say_the_same(name, tmp_path, monkeypatch, unbroken):
+def test_recorded_steps_have_fixed_shapes_wait_for_nothing_and_say_the_same(
+    name, tmp_path, monkeypatch, unbroken
+):
     monkeypatch.setattr(continuous, "Graphs", Recording)
     build = tiny.llava if name == "llava" else FAMILIES[name]
     adapter = load_model(str(build(tmp_path / "m")), device="cpu")
@@ -284,27 +363,49 @@ def test_recorded_steps_have_fixed_shapes_wait_for_nothing_and_say_the_same(name
     assert loop.graphs.replays > 10 and len(loop.graphs.recorded) <= 4
     assert sorted(each.key for each in done) == list(range(5))
     for each in done:
-        want = generate(adapter, [prompts[each.key]], max_new_tokens=24, stop=False, keep_logits=True)[0][0]
+        want = generate(
+            adapter, [prompts[each.key]], max_new_tokens=24, stop=False, keep_logits=True
+        )[0][0]
         assert each.said.ids == want.ids and (each.said.logits - want.logits).abs().max() < 1e-4
 
 
 def test_slots_that_nobody_uses_any_more_stay_in_bounds(llava, monkeypatch, unbroken):
-    """The longest answers end first, while recorded steps of more slots, and of fewer places than those had, go on."""
+    """The longest answers end first, while recorded steps of more slots, and of fewer places than
+    those had, go on.
+    """
     adapter, prompts = llava
     monkeypatch.setattr(continuous, "Graphs", Recording)
     monkeypatch.setattr("trimtok_cli.generation.cuda_graphs.PLACES", 4)
     monkeypatch.setattr("trimtok_cli.generation.cuda_graphs.PAYS", 0)
     order = sorted(range(9), key=lambda i: -len(prompts[i]))
-    alone = {i: generate(adapter, [prompts[i]], max_new_tokens=30, stop=False)[0][0].ids for i in order}
-    monkeypatch.setattr(adapter.model.generation_config, "eos_token_id", [alone[order[0]][2], alone[order[1]][3]])
-    chosen = [prompts[order[0]], prompts[order[1]], prompts[order[-1]], prompts[order[-2]], prompts[order[-3]]]
+    alone = {
+        i: generate(adapter, [prompts[i]], max_new_tokens=30, stop=False)[0][0].ids for i in order
+    }
+    monkeypatch.setattr(
+        adapter.model.generation_config, "eos_token_id", [alone[order[0]][2], alone[order[1]][3]]
+    )
+    chosen = [
+        prompts[order[0]],
+        prompts[order[1]],
+        prompts[order[-1]],
+        prompts[order[-2]],
+        prompts[order[-3]],
+    ]
     loop = Continuous(adapter, rows=5, max_new_tokens=30)
     left = iter(enumerate(chosen))
-    done = {each.key: each for each in loop.run(lambda count: [each for _, each in zip(range(count), left, strict=False)])}
+    done = {
+        each.key: each
+        for each in loop.run(
+            lambda count: [each for _, each in zip(range(count), left, strict=False)]
+        )
+    }
     assert loop.graphs.replays > 10
     for i, prompt in enumerate(chosen):
         want = generate(adapter, [prompt], max_new_tokens=30)[0][0]
-        assert done[i].error is None and (done[i].said.ids, done[i].said.finish) == (want.ids, want.finish)
+        assert done[i].error is None and (done[i].said.ids, done[i].said.finish) == (
+            want.ids,
+            want.finish,
+        )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="recording works here")
@@ -314,27 +415,47 @@ def test_a_step_that_cannot_be_recorded_is_run_as_it_is(llava, caplog):
     loop = Continuous(adapter, rows=3, max_new_tokens=STEPS)
     loop.graphs.used = True
     left = iter(enumerate(prompts))
-    done = {each.key: each for each in loop.run(lambda count: [each for _, each in zip(range(count), left, strict=False)])}
+    done = {
+        each.key: each
+        for each in loop.run(
+            lambda count: [each for _, each in zip(range(count), left, strict=False)]
+        )
+    }
     same(done, prompts, adapter)
-    assert [record.levelname for record in caplog.records if "cannot be recorded" in record.message] == ["WARNING"]
+    assert [
+        record.levelname for record in caplog.records if "cannot be recorded" in record.message
+    ] == ["WARNING"]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_recorded_steps_on_a_device(tmp_path, unbroken):
-    """The real thing, every family: float32 on CUDA against the plain loop there and on the CPU; bfloat16 runs through."""
+    """The real thing, every family: float32 on CUDA against the plain loop there and on the CPU;
+    bfloat16 runs through.
+    """
     for name, build in {"llava": tiny.llava, **FAMILIES}.items():
         folder = build(tmp_path / name)
-        on_cpu, adapter = (load_model(str(folder), device=device, dtype="float32") for device in ("cpu", "cuda"))
+        on_cpu, adapter = (
+            load_model(str(folder), device=device, dtype="float32") for device in ("cpu", "cuda")
+        )
         prompts, theirs = prompts_of(adapter, 5), prompts_of(on_cpu, 5)
         loop = Continuous(adapter, rows=3, max_new_tokens=40, stop=False, keep_logits=True)
         left = iter(enumerate(prompts))
-        done = list(loop.run(lambda count, left=left: [each for _, each in zip(range(count), left, strict=False)]))
+        done = list(
+            loop.run(
+                lambda count, left=left: [each for _, each in zip(range(count), left, strict=False)]
+            )
+        )
         assert loop.graphs.used and loop.graphs.recorded, f"{name}: no step was recorded"
         for each in done:
             for model, prompt in ((adapter, prompts[each.key]), (on_cpu, theirs[each.key])):
-                want = generate(model, [prompt], max_new_tokens=40, stop=False, keep_logits=True)[0][0]
-                assert each.said.ids == want.ids and (each.said.logits.cpu() - want.logits.cpu()).abs().max() < 1e-2, name
+                want = generate(model, [prompt], max_new_tokens=40, stop=False, keep_logits=True)[
+                    0
+                ][0]
+                assert (
+                    each.said.ids == want.ids
+                    and (each.said.logits.cpu() - want.logits.cpu()).abs().max() < 1e-2
+                ), name
         half = load_model(str(folder), device="cuda")
         said, _ = Continuous(half, max_new_tokens=40, stop=False).batch(prompts_of(half, 5))
         assert all(each.steps == 40 for each in said), name
@@ -346,12 +467,19 @@ def test_how_many_rows_fit(llava, monkeypatch):
     loop = Continuous(adapter, rows=1, max_new_tokens=1)
     loop.batch(prompts[:1])
     layers, two, rows, heads, _, width = loop.slots.store.shape
-    assert (two, rows) == (2, 1) and cache_bytes(config, torch.float32) == layers * two * heads * width * 4
+    assert (two, rows) == (2, 1) and cache_bytes(
+        config, torch.float32
+    ) == layers * two * heads * width * 4
     row = 700 * (cache_bytes(config, torch.float32) + 4 * config.hidden_size)
     prefill = 100 * (3 * config.intermediate_size + 8 * config.hidden_size) * 4
     for free, want in ((0, 1), ((3.5 * row + prefill) / 0.85, 3), (1 << 40, 8)):
-        monkeypatch.setattr("trimtok_cli.generation.capacity.free_bytes", lambda device, free=free: free)
-        assert rows_that_fit(config, torch.float32, adapter.device, length=700, prefill_tokens=100) == want
+        monkeypatch.setattr(
+            "trimtok_cli.generation.capacity.free_bytes", lambda device, free=free: free
+        )
+        assert (
+            rows_that_fit(config, torch.float32, adapter.device, length=700, prefill_tokens=100)
+            == want
+        )
 
 
 def test_halves_find_the_item_that_fails():
@@ -365,4 +493,6 @@ def test_halves_find_the_item_that_fails():
 
     found = list(in_halves(work, list(range(8)), torch.device("cpu")))
     assert [item for item, _ in found] == list(range(8)) and calls == [8, 4, 4, 2, 1, 1, 2]
-    assert [made for item, made in found if item != 5] == [0, 10, 20, 30, 40, 60, 70] and str(found[5][1]) == "five"
+    assert [made for item, made in found if item != 5] == [0, 10, 20, 30, 40, 60, 70] and str(
+        found[5][1]
+    ) == "five"

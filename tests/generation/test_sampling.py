@@ -1,4 +1,6 @@
-"""Whose lots are drawn, and numbers that mean nothing: refused on the command line, in YAML, the environment and Python alike."""
+"""Whose lots are drawn, and numbers that mean nothing: refused on the command line, in YAML, the
+environment and Python alike.
+"""
 
 import json
 import subprocess
@@ -27,7 +29,10 @@ HOT = Ask("What?", max_new_tokens=8, sampling=Sampling(1.5, seed=3))
 
 
 def samples_of(pictures, count: int = 4) -> list[Sample]:
-    return [Sample(i, (path,), (path.name,), question="What is it?") for i, path in enumerate(pictures[:count])]
+    return [
+        Sample(i, (path,), (path.name,), question="What is it?")
+        for i, path in enumerate(pictures[:count])
+    ]
 
 
 def said(adapter, samples, ask=HOT, pruner=None, **options) -> list[str]:
@@ -52,20 +57,31 @@ def test_batches_loops_workers_and_order_change_no_lot(adapter, pictures):
     assert said(adapter, samples, workers=1, batch_size=2) == want
     assert said(adapter, samples[::-1], batch_size=2) == want[::-1]
     assert said(adapter, samples[2:3]) == want[2:3], "what else a file holds plays no part"
-    assert said(adapter, samples, Ask("What?", max_new_tokens=8, sampling=Sampling(1.5, seed=4))) != want
+    assert (
+        said(adapter, samples, Ask("What?", max_new_tokens=8, sampling=Sampling(1.5, seed=4)))
+        != want
+    )
 
 
 def test_a_sample_that_fails_takes_nobodys_lot(adapter, pictures):
     samples = samples_of(pictures)
     want = said(adapter, samples)
     samples.insert(1, Sample("x", (Path("gone.png"),), ("gone.png",), question="What is it?"))
-    assert [r.answer for r in answer_all(adapter, None, samples, HOT, batch_size=3) if not r.error] == want
+    assert [
+        r.answer for r in answer_all(adapter, None, samples, HOT, batch_size=3) if not r.error
+    ] == want
 
 
 def test_dense_and_pruned_are_drawn_by_the_same_lots(adapter, pictures):
-    """A pruner that takes nothing away says what dense says; both say what a run of their own says."""
+    """A pruner that takes nothing away says what dense says; both say what a run of their own
+    says.
+    """
     samples = samples_of(pictures)
-    pruners = [None, build_pruner("trimtokenator", {"keep": 35}), build_pruner("fastv", {"keep": 5})]
+    pruners = [
+        None,
+        build_pruner("trimtokenator", {"keep": 35}),
+        build_pruner("fastv", {"keep": 5}),
+    ]
     rows = [[r.answer for r in c.results] for c in compare_all(adapter, pruners, samples, HOT)]
     for column, pruner in zip(zip(*rows, strict=True), pruners, strict=True):
         assert list(column) == said(adapter, samples, pruner=pruner)
@@ -73,19 +89,43 @@ def test_dense_and_pruned_are_drawn_by_the_same_lots(adapter, pictures):
 
 def test_lots_are_of_what_is_asked():
     lots, again = Lots(), Lots()
-    first = [lots.number(names, question) for names, question in ((("a",), "x"), (("a",), "y"), (("b",), "x"), (("a",), "x"))]
+    first = [
+        lots.number(names, question)
+        for names, question in ((("a",), "x"), (("a",), "y"), (("b",), "x"), (("a",), "x"))
+    ]
     assert len(set(first)) == 4 and all(0 <= number < 2**63 for number in first)
     assert [again.number(("b",), "x"), again.number(("a",), "x")] == [first[2], first[0]]
     assert lots.number(("\udcff.png",), "\ud83d") >= 0, "names need not be text"
 
 
 NONSENSE = [
-    ("temperature", "nan"), ("temperature", "inf"), ("temperature", "-inf"), ("temperature", "1e-320"), ("temperature", "1e-40"), ("temperature", "-1"),
-    ("top_p", "0"), ("top_p", "nan"), ("top_p", "1.5"), ("top_p", "-0.1"), ("top_p", "inf"), ("top_k", "-1"), ("top_k", "1e30"),
-    ("repetition_penalty", "0"), ("repetition_penalty", "nan"), ("repetition_penalty", "inf"), ("repetition_penalty", "-2"),
-    ("repetition_penalty", "1e-320"), ("seed", "-1"), ("seed", str(2**63)), ("seed", "1e40"), ("max_new_tokens", "0"),
-    ("max_new_tokens", "-5"), ("max_new_tokens", "1e18"), ("max_new_tokens", "nan"), ("max_new_tokens", "2.5"),
-]  # fmt: skip
+    ("temperature", "nan"),
+    ("temperature", "inf"),
+    ("temperature", "-inf"),
+    ("temperature", "1e-320"),
+    ("temperature", "1e-40"),
+    ("temperature", "-1"),
+    ("top_p", "0"),
+    ("top_p", "nan"),
+    ("top_p", "1.5"),
+    ("top_p", "-0.1"),
+    ("top_p", "inf"),
+    ("top_k", "-1"),
+    ("top_k", "1e30"),
+    ("repetition_penalty", "0"),
+    ("repetition_penalty", "nan"),
+    ("repetition_penalty", "inf"),
+    ("repetition_penalty", "-2"),
+    ("repetition_penalty", "1e-320"),
+    ("seed", "-1"),
+    ("seed", str(2**63)),
+    ("seed", "1e40"),
+    ("max_new_tokens", "0"),
+    ("max_new_tokens", "-5"),
+    ("max_new_tokens", "1e18"),
+    ("max_new_tokens", "nan"),
+    ("max_new_tokens", "2.5"),
+]
 
 
 @pytest.mark.parametrize(("name", "value"), NONSENSE)
@@ -98,9 +138,9 @@ def test_numbers_that_mean_nothing_are_refused_wherever_they_stand(name, value):
         assert "\n" not in str(found.value)
     Path("a.png").write_bytes(b"")
     done = CliRunner().invoke(app, ["caption", "a.png", "-m", "./nowhere", flag, value])
-    assert done.exit_code == 2 and "Traceback" not in done.output and "nowhere" not in done.stderr, (
-        "found before a model is looked for"
-    )
+    assert (
+        done.exit_code == 2 and "Traceback" not in done.output and "nowhere" not in done.stderr
+    ), "found before a model is looked for"
     number = float(value) if "." in value or not value.lstrip("-").isdigit() else int(value)
     if name == "max_new_tokens" and value not in ("nan", "2.5"):
         with pytest.raises(UsageError, match=flag):
@@ -111,12 +151,30 @@ def test_numbers_that_mean_nothing_are_refused_wherever_they_stand(name, value):
 
 
 @pytest.mark.parametrize(
-    "given", [{"temperature": 0}, {"temperature": 1e-6}, {"temperature": 1e6}, {"top_p": 1}, {"top_p": 1e-9}, {"top_k": 0}, {"top_k": 10**6},
-              {"repetition_penalty": 1.05}, {"seed": 2**63 - 1}, {"temperature": 0, "greedy": True}],
-)  # fmt: skip
+    "given",
+    [
+        {"temperature": 0},
+        {"temperature": 1e-6},
+        {"temperature": 1e6},
+        {"top_p": 1},
+        {"top_p": 1e-9},
+        {"top_k": 0},
+        {"top_k": 10**6},
+        {"repetition_penalty": 1.05},
+        {"seed": 2**63 - 1},
+        {"temperature": 0, "greedy": True},
+    ],
+)
 def test_numbers_that_mean_something_are_taken_and_answered(adapter, pictures, given):
-    ask = Ask("What?", max_new_tokens=2, sampling=Sampling(**({"temperature": 1.0} | given if "greedy" not in given else given)))
-    assert all(r.finish in ("stop", "length") for r in answer_all(adapter, None, samples_of(pictures, 2), ask))
+    ask = Ask(
+        "What?",
+        max_new_tokens=2,
+        sampling=Sampling(**({"temperature": 1.0} | given if "greedy" not in given else given)),
+    )
+    assert all(
+        r.finish in ("stop", "length")
+        for r in answer_all(adapter, None, samples_of(pictures, 2), ask)
+    )
 
 
 def test_greedy_and_a_temperature_contradict_each_other():
@@ -132,7 +190,13 @@ def test_greedy_and_a_temperature_contradict_each_other():
 
 def test_what_is_not_said_is_the_checkpoints():
     config = RunConfig()
-    assert (config.max_new_tokens, config.temperature, config.top_p, config.top_k, config.repetition_penalty) == (None,) * 5
+    assert (
+        config.max_new_tokens,
+        config.temperature,
+        config.top_p,
+        config.top_k,
+        config.repetition_penalty,
+    ) == (None,) * 5
     assert config.sampling == Sampling() and config.sampling.overrides == {}
     Path("c.yaml").write_text("temperature: null\ntop_p: 0.5\n")
     found = resolve({"seed": 3}, "c.yaml", {"TRIMTOK_MAX_NEW_TOKENS": "7"})
@@ -143,33 +207,55 @@ def test_what_is_not_said_is_the_checkpoints():
     }
 
 
-def test_the_checkpoints_word_reaches_the_screen_the_answers_and_run_json(llava_folder, pictures, tmp_path):
+def test_the_checkpoints_word_reaches_the_screen_the_answers_and_run_json(
+    llava_folder, pictures, tmp_path
+):
     import shutil
 
     folder = shutil.copytree(llava_folder, tmp_path / "asks")
     file = folder / "generation_config.json"
     file.write_text(
         json.dumps(
-            json.loads(file.read_text()) | {"do_sample": True, "temperature": 0.9, "repetition_penalty": 1.1, "max_new_tokens": 4}
+            json.loads(file.read_text())
+            | {
+                "do_sample": True,
+                "temperature": 0.9,
+                "repetition_penalty": 1.1,
+                "max_new_tokens": 4,
+            }
         )
     )
-    run = lambda *args, code=0: _run(["caption", str(pictures[0].parent), "-m", str(folder), "--method", "dense", *args], code)  # noqa: E731
+    run = lambda *args, code=0: _run(
+        ["caption", str(pictures[0].parent), "-m", str(folder), "--method", "dense", *args], code
+    )  # noqa: E731
     done = run("-o", "a")
     assert (
-        "the checkpoint asks for sampling, temperature 0.9, repetition_penalty 1.1; --greedy answers without sampling"
-        in done.stderr
+        "the checkpoint asks for sampling, temperature 0.9, repetition_penalty 1.1; --greedy "
+        "answers without sampling" in done.stderr
     )
     told = json.loads(Path("a/run.json").read_text())["generation"]
     assert told["max_new_tokens"] == {"value": 4, "from": "checkpoint"} and told["do_sample"] == {
         "value": True,
         "from": "checkpoint",
     }
-    assert told["top_k"] == {"value": 50, "from": "default"} and told["seed"] == {"value": 0, "from": "default"}
+    assert told["top_k"] == {"value": 50, "from": "default"} and told["seed"] == {
+        "value": 0,
+        "from": "default",
+    }
     run("-o", "b", "--greedy", "--max-new-tokens", "3")
     told = json.loads(Path("b/run.json").read_text())["generation"]
-    assert told["do_sample"] == {"value": False, "from": "flag"} and told["max_new_tokens"] == {"value": 3, "from": "flag"}
+    assert told["do_sample"] == {"value": False, "from": "flag"} and told["max_new_tokens"] == {
+        "value": 3,
+        "from": "flag",
+    }
     assert told["repetition_penalty"] == {"value": 1.1, "from": "checkpoint"}
-    texts = [[json.loads(line)["text"] for line in Path(f"{name}/answers.jsonl").read_text().splitlines()] for name in "ab"]
+    texts = [
+        [
+            json.loads(line)["text"]
+            for line in Path(f"{name}/answers.jsonl").read_text().splitlines()
+        ]
+        for name in "ab"
+    ]
     assert texts[0] != texts[1]
     file.write_text(json.dumps(json.loads(file.read_text()) | {"num_beams": 3}))
     refused = run("-o", "c", code=1)
@@ -179,8 +265,13 @@ def test_the_checkpoints_word_reaches_the_screen_the_answers_and_run_json(llava_
         and not Path("c/answers.jsonl").exists()
     )
     assert "--greedy leaves out num_beams 3" in run("-o", "d", "--greedy").stderr
-    done = _run(["compare", str(pictures[0]), "-m", str(folder), "--keep", "5", "-o", "e", "--greedy"], 0)
-    assert Path("e/compare.html").exists() and "at most 4 new tokens" in Path("e/compare.html").read_text()
+    done = _run(
+        ["compare", str(pictures[0]), "-m", str(folder), "--keep", "5", "-o", "e", "--greedy"], 0
+    )
+    assert (
+        Path("e/compare.html").exists()
+        and "at most 4 new tokens" in Path("e/compare.html").read_text()
+    )
 
 
 def _run(args: list[str], code: int):
@@ -214,16 +305,28 @@ def test_slots_grow_with_answers_that_outlast_them(adapter, monkeypatch, block):
     loop = Continuous(adapter, rows=2, max_new_tokens=70, stop=False)
     loop.block = block
     left = iter(enumerate(prompts))
-    done = {each.key: each for each in loop.run(lambda count: [one for _, one in zip(range(count), left, strict=False)])}
+    done = {
+        each.key: each
+        for each in loop.run(
+            lambda count: [one for _, one in zip(range(count), left, strict=False)]
+        )
+    }
     for i, prompt in enumerate(prompts):
-        assert done[i].said.ids == generate(adapter, [prompt], max_new_tokens=70, stop=False)[0][0].ids
+        assert (
+            done[i].said.ids == generate(adapter, [prompt], max_new_tokens=70, stop=False)[0][0].ids
+        )
     assert loop.slots.length <= max(map(len, prompts)) + 70 + block
 
 
 def test_settings_are_checked_without_torch():
-    code = "import sys, trimtok_cli.generation.seeds, trimtok_cli.config; print('torch' in sys.modules)"
+    code = (
+        "import sys, trimtok_cli.generation.seeds, trimtok_cli.config; print('torch' in "
+        "sys.modules)"
+    )
     root = Path(__file__).parents[2]
     assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True).stdout.strip()
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True
+        ).stdout.strip()
         == "False"
     )

@@ -1,4 +1,6 @@
-"""`load_image`: the right pixels of whatever Pillow reads, and one sentence for what it does not."""
+"""`load_image`: the right pixels of whatever Pillow reads, and one sentence for what it does
+not.
+"""
 
 import os
 import struct
@@ -35,14 +37,22 @@ def chunk(kind, body):
 
 def png(width, height, depth, color, rows, *extra):
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + b"".join(extra)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 def failure(path, **options):
     with pytest.raises(MediaError) as caught:
         load_image(path, **options)
     message = str(caught.value)
-    assert str(path)[:100] in message and "\n" not in message and ";" in message  # where, one line, what to do
+    assert (
+        str(path)[:100] in message and "\n" not in message and ";" in message
+    )  # where, one line, what to do
     return message
 
 
@@ -53,11 +63,19 @@ def test_ordinary_files_give_pillows_own_pixels(tmp_path, noise, suffix):
     with Image.open(path) as expected:
         assert np.array_equal(np.asarray(image), np.asarray(expected))
     assert type(image) is Image.Image and image.mode == "RGB"
-    assert (media.width, media.height, media.mode, media.exif_orientation, media.frames) == (32, 24, "RGB", 1, 1)
+    assert (media.width, media.height, media.mode, media.exif_orientation, media.frames) == (
+        32,
+        24,
+        "RGB",
+        1,
+        1,
+    )
     assert media.warnings == ()
 
 
-@pytest.mark.parametrize("name", ["ünïcode 图.png", "[red].png", "[*]?.png", "no suffix", "wrong.txt"])
+@pytest.mark.parametrize(
+    "name", ["ünïcode 图.png", "[red].png", "[*]?.png", "no suffix", "wrong.txt"]
+)
 def test_names_do_not_matter(tmp_path, noise, name):
     image, _ = load_image(saved(noise, tmp_path / name, format="PNG"))
     assert image.tobytes() == noise.tobytes()
@@ -90,7 +108,16 @@ def test_big_endian_16_bit_grey(tmp_path):
 
 def test_16_bit_grey_with_a_clear_value(tmp_path):
     path = tmp_path / "t.png"
-    path.write_bytes(png(2, 1, 16, 0, b"\0" + struct.pack(">HH", 1000, 25700), chunk(b"tRNS", struct.pack(">H", 1000))))
+    path.write_bytes(
+        png(
+            2,
+            1,
+            16,
+            0,
+            b"\0" + struct.pack(">HH", 1000, 25700),
+            chunk(b"tRNS", struct.pack(">H", 1000)),
+        )
+    )
     image, _ = load_image(path)
     assert [image.getpixel((x, 0)) for x in range(2)] == [WHITE, (100, 100, 100)]
 
@@ -122,11 +149,15 @@ def test_floats_are_rescaled_and_it_is_said(tmp_path, values, expected, said):
 
 
 def test_floats_that_are_all_nan(tmp_path):
-    assert "finite" in failure(saved(Image.fromarray(np.full((2, 2), np.nan, np.float32)), tmp_path / "f.tiff"))
+    assert "finite" in failure(
+        saved(Image.fromarray(np.full((2, 2), np.nan, np.float32)), tmp_path / "f.tiff")
+    )
 
 
 def test_32_bit_grey_uses_its_own_range(tmp_path):
-    path = saved(Image.fromarray(np.array([[-100, 0, 100_000]], dtype=np.int32)), tmp_path / "i.tiff")
+    path = saved(
+        Image.fromarray(np.array([[-100, 0, 100_000]], dtype=np.int32)), tmp_path / "i.tiff"
+    )
     image, media = load_image(path)
     assert [image.getpixel((x, 0))[0] for x in range(3)] == [0, 0, 255]
     assert media.warnings == ("32-bit pixels rescaled from -100..100000",)
@@ -140,9 +171,17 @@ def test_clear_pixels_become_the_background(tmp_path, suffix):
     image = Image.new("RGBA", (3, 1), (*RED, 0))
     image.putpixel((1, 0), (*RED, 255))
     image.putpixel((2, 0), (0, 0, 0, 51))
-    path = saved(image, tmp_path / f"a.{suffix}", **({"lossless": True, "exact": True} if suffix == "webp" else {}))
+    path = saved(
+        image,
+        tmp_path / f"a.{suffix}",
+        **({"lossless": True, "exact": True} if suffix == "webp" else {}),
+    )
     rgb, media = load_image(path)
-    assert [rgb.getpixel((x, 0)) for x in range(3)] == [WHITE, RED, (204, 204, 204)] and media.mode == "RGBA"
+    assert [rgb.getpixel((x, 0)) for x in range(3)] == [
+        WHITE,
+        RED,
+        (204, 204, 204),
+    ] and media.mode == "RGBA"
     assert load_image(path, background=(0, 0, 9))[0].getpixel((0, 0)) == (0, 0, 9)
 
 
@@ -159,7 +198,10 @@ def test_grey_with_alpha(tmp_path):
     assert [rgb.getpixel((x, 0)) for x in range(2)] == [WHITE, (40, 40, 40)] and media.mode == "LA"
 
 
-@pytest.mark.parametrize("transparency,expected", [(1, WHITE), (bytes([255, 0]), WHITE), (bytes([255, 51]), (255, 204, 204))])
+@pytest.mark.parametrize(
+    "transparency,expected",
+    [(1, WHITE), (bytes([255, 0]), WHITE), (bytes([255, 51]), (255, 204, 204))],
+)
 def test_palette_with_transparency(tmp_path, transparency, expected):
     image = Image.new("P", (2, 1), 0)
     image.putpalette([0, 0, 255, *RED])
@@ -189,11 +231,18 @@ def readable(path: Path) -> bool:
     return True
 
 
-@pytest.mark.parametrize("mode,suffix", [("CMYK", "jpg"), ("CMYK", "tiff"), ("YCbCr", "tiff"), ("LAB", "tiff"), ("YCbCr", "jpg")])
+@pytest.mark.parametrize(
+    "mode,suffix",
+    [("CMYK", "jpg"), ("CMYK", "tiff"), ("YCbCr", "tiff"), ("LAB", "tiff"), ("YCbCr", "jpg")],
+)
 def test_colour_spaces(tmp_path, mode, suffix):
-    color = {"CMYK": (0, 255, 255, 0), "YCbCr": (76, 85, 255), "LAB": (136, 208, 195)}[mode]  # each of them red
+    color = {"CMYK": (0, 255, 255, 0), "YCbCr": (76, 85, 255), "LAB": (136, 208, 195)}[
+        mode
+    ]  # each of them red
     path = saved(Image.new(mode, (16, 16), color), tmp_path / f"c.{suffix}")
-    if not readable(path):  # older Pillows cannot read the YCbCr that they wrote; no picture is made of it then
+    if not readable(
+        path
+    ):  # older Pillows cannot read the YCbCr that they wrote; no picture is made of it then
         assert (mode, suffix) == ("YCbCr", "tiff")
         with pytest.raises(MediaError, match="damaged"):
             load_image(path)
@@ -222,15 +271,27 @@ def test_the_red_corner_ends_where_exif_says(tmp_path, orientation, suffix):
     exif[0x0112] = orientation
     rgb, media = load_image(saved(image, tmp_path / f"o.{suffix}", exif=exif))
     width, height = (32, 16) if orientation < 5 else (16, 32)
-    right, bottom = orientation in (2, 3, 6, 7), orientation in (3, 4, 7, 8)  # where the stored top left is to be shown
-    assert rgb.size == (media.width, media.height) == (width, height) and media.exif_orientation == orientation
+    right, bottom = (
+        orientation in (2, 3, 6, 7),
+        orientation in (3, 4, 7, 8),
+    )  # where the stored top left is to be shown
+    assert (
+        rgb.size == (media.width, media.height) == (width, height)
+        and media.exif_orientation == orientation
+    )
     corners = [rgb.getpixel((x, y))[0] > 128 for y in (3, height - 4) for x in (3, width - 4)]
     assert corners.index(True) == 2 * bottom + right and corners.count(True) == 1
     assert rgb.getexif().get(0x0112) is None  # nobody turns it a second time
 
 
 @pytest.mark.parametrize(
-    "broken", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\0\x09\x01", b""]
+    "broken",
+    [
+        b"Exif\0\0garbage",
+        b"Exif\0\0II*\0\xff\xff\xff\xff",
+        b"Exif\0\0MM\0*\0\0\0\x08\0\x09\x01",
+        b"",
+    ],
 )
 def test_broken_exif_does_not_matter(tmp_path, noise, broken):
     image, media = load_image(saved(noise, tmp_path / "b.jpg", exif=broken))
@@ -248,19 +309,33 @@ def test_an_orientation_that_is_none(tmp_path, noise):
 
 
 @pytest.mark.parametrize(
-    "suffix,what", [("gif", "animated: frame"), ("webp", "animated: frame"), ("png", "animated: frame"), ("tiff", "page")]
+    "suffix,what",
+    [
+        ("gif", "animated: frame"),
+        ("webp", "animated: frame"),
+        ("png", "animated: frame"),
+        ("tiff", "page"),
+    ],
 )
 def test_the_first_of_several_frames(tmp_path, suffix, what):
     frames = [Image.new("RGB", (8, 8), color) for color in (RED, (0, 255, 0), (0, 0, 255))]
     options = {"lossless": True} if suffix == "webp" else {}
-    path = saved(frames[0], tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], **options)
+    path = saved(
+        frames[0], tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], **options
+    )
     rgb, media = load_image(path)
     assert rgb.getpixel((4, 4)) == RED
     assert media.frames == 3 and media.warnings == (f"{what} 0 of 3 was used",)
 
 
 def test_a_phone_photo_with_a_preview_is_not_animated(tmp_path, noise):
-    path = saved(noise, tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))])
+    path = saved(
+        noise,
+        tmp_path / "a.jpg",
+        format="MPO",
+        save_all=True,
+        append_images=[Image.new("RGB", (8, 8))],
+    )
     with Image.open(path) as image:
         assert image.format == "MPO"
     image, media = load_image(path)
@@ -272,7 +347,10 @@ def test_a_phone_photo_with_a_preview_is_not_animated(tmp_path, noise):
 
 def test_a_path_may_be_text(tmp_path, noise):
     noise.save(tmp_path / "a.png")
-    assert load_image(str(tmp_path / "a.png"))[0].tobytes() == load_image(tmp_path / "a.png")[0].tobytes()
+    assert (
+        load_image(str(tmp_path / "a.png"))[0].tobytes()
+        == load_image(tmp_path / "a.png")[0].tobytes()
+    )
 
 
 def test_missing_folder_empty(tmp_path):
@@ -302,7 +380,13 @@ def test_permission(tmp_path, noise, monkeypatch):
 
 @pytest.mark.parametrize(
     "content",
-    [b"<!DOCTYPE html><html></html>", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"%PDF-1.4", b"\0" * 64, b"x"],
+    [
+        b"<!DOCTYPE html><html></html>",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        b"%PDF-1.4",
+        b"\0" * 64,
+        b"x",
+    ],
 )
 def test_not_an_image(tmp_path, content):
     path = tmp_path / "page.jpg"
@@ -344,7 +428,9 @@ def test_a_bomb_is_refused_by_its_header(tmp_path):
     path = tmp_path / "bomb.png"
     path.write_bytes(png(60_000, 60_000, 8, 2, b"\0"))
     assert "60000 x 60000" in failure(path)
-    path.write_bytes(png(10_000, 10_000, 8, 2, b"\0"))  # 100 Mpx: Pillow would warn; here it is only cut short
+    path.write_bytes(
+        png(10_000, 10_000, 8, 2, b"\0")
+    )  # 100 Mpx: Pillow would warn; here it is only cut short
     assert "cut short" in failure(path)
     assert "limit" in failure(path, max_pixels=99_999_999)
 
@@ -358,7 +444,15 @@ def test_the_limit_is_ours_and_pillows_is_put_back(tmp_path, noise, monkeypatch)
 
 @pytest.mark.parametrize(
     "error",
-    [struct.error("x"), SyntaxError("x"), OverflowError("x"), zlib.error("x"), KeyError(), MemoryError(), RecursionError()],
+    [
+        struct.error("x"),
+        SyntaxError("x"),
+        OverflowError("x"),
+        zlib.error("x"),
+        KeyError(),
+        MemoryError(),
+        RecursionError(),
+    ],
 )
 def test_whatever_pillow_raises(tmp_path, noise, monkeypatch, error):
     path = saved(noise, tmp_path / "a.png")
@@ -380,12 +474,20 @@ def test_heic_names_what_is_missing(tmp_path, monkeypatch):
 
 def test_importing_it_is_light():
     code = (
-        "import sys, trimtok_cli.media.images, trimtok_cli.readers; print({'torch', 'numpy', 'transformers'} & set(sys.modules))"
+        "import sys, trimtok_cli.media.images, trimtok_cli.readers; print({'torch', 'numpy', "
+        "'transformers'} & set(sys.modules))"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout == "set()\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT
+        ).stdout
+        == "set()\n"
+    )
 
 
 def test_shrinking_keeps_the_shape_and_never_enlarges():
     image = Image.new("RGB", (400, 100))
     assert shrunk(image, 0) is image and shrunk(image, 40_000) is image
-    assert shrunk(image, 10_000).size == (200, 50) and shrunk(Image.new("RGB", (1, 900)), 4).size == (1, 60)
+    assert shrunk(image, 10_000).size == (200, 50) and shrunk(
+        Image.new("RGB", (1, 900)), 4
+    ).size == (1, 60)

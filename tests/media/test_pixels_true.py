@@ -1,8 +1,9 @@
-"""Right pixels whatever the file: every mode and format against the same picture as plain RGB, and sound pictures in damaged files.
+"""Right pixels whatever the file: every mode and format against the same picture as plain RGB, and
+sound pictures in damaged files.
 
-A scene of soft colours is written in some way that keeps it (to a stated mean difference), read back, and compared. What a
-browser shows whole is read, with a word about the damage; what lacks pixels is refused. Files are made here, byte by byte where
-Pillow would not make them.
+A scene of soft colours is written in some way that keeps it (to a stated mean difference), read
+back, and compared. What a browser shows whole is read, with a word about the damage; what lacks
+pixels is refused. Files are made here, byte by byte where Pillow would not make them.
 """
 
 import struct
@@ -26,7 +27,9 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def read(path, expected, bound, **options):
-    """The warnings about a file whose pixels are `expected` but for a mean difference of `bound`."""
+    """The warnings about a file whose pixels are `expected` but for a mean difference of
+    `bound`.
+    """
     image, media = load_image(path, **options)
     wanted = expected if expected.ndim == 3 else np.repeat(expected[..., None], 3, axis=-1)
     difference = np.abs(np.asarray(image, dtype=float) - wanted).mean()
@@ -44,30 +47,57 @@ def encoded(image, format, **options):
 
 
 def bmp(pixels, header, bits, masks=(), mask_bytes=4, compression=3):
-    """pixels: bytes of bottom-up rows; `header`: size of the header, in which `masks` lie from its 40th byte on."""
-    head = struct.pack("<IiiHHIIiiII", header, WIDTH, HEIGHT, 1, bits, compression, len(pixels), 2835, 2835, 0, 0)
+    """pixels: bytes of bottom-up rows; `header`: size of the header, in which `masks` lie from its
+    40th byte on.
+    """
+    head = struct.pack(
+        "<IiiHHIIiiII", header, WIDTH, HEIGHT, 1, bits, compression, len(pixels), 2835, 2835, 0, 0
+    )
     head += b"".join(struct.pack("<I", mask) for mask in masks)
     body = head.ljust(max(header, len(head)), b"\0")
-    return b"BM" + struct.pack("<IHHI", 14 + len(body) + len(pixels), 0, 0, 14 + len(body)) + body + pixels
+    return (
+        b"BM"
+        + struct.pack("<IHHI", 14 + len(body) + len(pixels), 0, 0, 14 + len(body))
+        + body
+        + pixels
+    )
 
 
 def bgra(alpha, order="BGRA"):
-    planes = dict(zip("RGB", np.moveaxis(SCENE[::-1], -1, 0), strict=True)) | {"A": np.full((HEIGHT, WIDTH), alpha, np.uint8)}
+    planes = dict(zip("RGB", np.moveaxis(SCENE[::-1], -1, 0), strict=True)) | {
+        "A": np.full((HEIGHT, WIDTH), alpha, np.uint8)
+    }
     return np.stack([planes[letter] for letter in order], axis=-1).tobytes()
 
 
 def tiff(values, *, photometric=1, bits=16, form=1, extra=(), order="<"):
-    """An uncompressed TIFF of one strip. `extra`: further tags (number, value) of one SHORT each."""
+    """An uncompressed TIFF of one strip. `extra`: further tags (number, value) of one SHORT
+    each.
+    """
     data = values.tobytes()
-    tags = {256: WIDTH, 257: HEIGHT, 258: bits, 259: 1, 262: photometric, 277: 1, 278: HEIGHT, 279: len(data), 339: form} | dict(
-        extra
-    )
+    tags = {
+        256: WIDTH,
+        257: HEIGHT,
+        258: bits,
+        259: 1,
+        262: photometric,
+        277: 1,
+        278: HEIGHT,
+        279: len(data),
+        339: form,
+    } | dict(extra)
     tags[273] = 8 + 2 + 12 * (len(tags) + 1) + 4
     lines = b""
     for number, value in sorted(tags.items()):
         kind, shape = (3, "H2x") if value < 65536 and number not in (273, 279) else (4, "I")
         lines += struct.pack(order + "HHI" + shape, number, kind, 1, value)
-    return (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, len(tags)) + lines + bytes(4) + data
+    return (
+        (b"II*\0" if order == "<" else b"MM\0*")
+        + struct.pack(order + "IH", 8, len(tags))
+        + lines
+        + bytes(4)
+        + data
+    )
 
 
 def chunk(kind, body, check=None):
@@ -79,7 +109,16 @@ def png(values, depth, color, *extra, after=()):
     """An array of big-endian rows as a PNG, `extra` chunks before its pixels."""
     rows = b"".join(b"\0" + row.tobytes() for row in values)
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", WIDTH, HEIGHT, depth, color, 0, 0, 0))
-    return b"".join([b"\x89PNG\r\n\x1a\n", head, *extra, chunk(b"IDAT", zlib.compress(rows)), *after, chunk(b"IEND", b"")])
+    return b"".join(
+        [
+            b"\x89PNG\r\n\x1a\n",
+            head,
+            *extra,
+            chunk(b"IDAT", zlib.compress(rows)),
+            *after,
+            chunk(b"IEND", b""),
+        ]
+    )
 
 
 def icc(red, green, blue, gamma=2.2):
@@ -93,22 +132,44 @@ def icc(red, green, blue, gamma=2.2):
 
     curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2)
     text = b"desc" + bytes(4) + struct.pack(">I", 5) + b"test\0" + bytes(4 + 4 + 2 + 1 + 67)
-    parts = {b"desc": text, b"wtpt": xyz((0.9642, 1.0, 0.8249)), b"rXYZ": xyz(red), b"gXYZ": xyz(green), b"bXYZ": xyz(blue)}
-    parts |= {b"rTRC": curve, b"gTRC": curve, b"bTRC": curve, b"cprt": b"text" + bytes(4) + b"none\0\0\0\0"}
+    parts = {
+        b"desc": text,
+        b"wtpt": xyz((0.9642, 1.0, 0.8249)),
+        b"rXYZ": xyz(red),
+        b"gXYZ": xyz(green),
+        b"bXYZ": xyz(blue),
+    }
+    parts |= {
+        b"rTRC": curve,
+        b"gTRC": curve,
+        b"bTRC": curve,
+        b"cprt": b"text" + bytes(4) + b"none\0\0\0\0",
+    }
     table, data, at = struct.pack(">I", len(parts)), b"", 128 + 4 + 12 * len(parts)
     for name, body in parts.items():
         body += bytes(-len(body) % 4)
         table += name + struct.pack(">II", at + len(data), len(body))
         data += body
     size = at + len(data)
-    head = struct.pack(">I4sI4s4s4s", size, b"lcms", 0x02400000, b"mntr", b"RGB ", b"XYZ ") + bytes(12) + b"acsp" + bytes(28)
+    head = (
+        struct.pack(">I4sI4s4s4s", size, b"lcms", 0x02400000, b"mntr", b"RGB ", b"XYZ ")
+        + bytes(12)
+        + b"acsp"
+        + bytes(28)
+    )
     return (head + fixed(0.9642) + fixed(1.0) + fixed(0.8249)).ljust(128, b"\0") + table + data
 
 
-_RED, _GREEN, _BLUE = (0.4360, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7139)  # sRGB's
+_RED, _GREEN, _BLUE = (
+    (0.4360, 0.2225, 0.0139),
+    (0.3851, 0.7169, 0.0971),
+    (0.1431, 0.0606, 0.7139),
+)  # sRGB's
 SWAPPED = icc(_GREEN, _RED, _BLUE)
 WIDE = {  # the profile's primaries: green and red reach further than sRGB's
-    "display-p3": icc((0.5151, 0.2412, -0.0011), (0.2919, 0.6922, 0.0419), (0.1572, 0.0666, 0.7841)),
+    "display-p3": icc(
+        (0.5151, 0.2412, -0.0011), (0.2919, 0.6922, 0.0419), (0.1572, 0.0666, 0.7841)
+    ),
     "adobe-rgb": icc((0.6097, 0.3111, 0.0195), (0.2053, 0.6257, 0.0609), (0.1492, 0.0632, 0.7446)),
 }
 
@@ -116,7 +177,10 @@ WIDE = {  # the profile's primaries: green and red reach further than sRGB's
 def as_lcms_sees(image, profile, mode="RGB"):
     """The oracle: the picture through the profile, in one step of lcms."""
     change = ImageCms.profileToProfile(
-        image.convert(mode), ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.createProfile("sRGB"), outputMode="RGB"
+        image.convert(mode),
+        ImageCms.ImageCmsProfile(BytesIO(profile)),
+        ImageCms.createProfile("sRGB"),
+        outputMode="RGB",
     )
     return np.asarray(change)
 
@@ -141,7 +205,13 @@ def test_a_bitmap_whose_alpha_is_nowhere_set_is_opaque(tmp_path, header, masks, 
 
 
 @pytest.mark.parametrize(
-    "header,compression,masks", [(40, 0, ()), (40, 3, (0xFF0000, 0xFF00, 0xFF)), (124, 0, ()), (52, 3, (0xFF0000, 0xFF00, 0xFF))]
+    "header,compression,masks",
+    [
+        (40, 0, ()),
+        (40, 3, (0xFF0000, 0xFF00, 0xFF)),
+        (124, 0, ()),
+        (52, 3, (0xFF0000, 0xFF00, 0xFF)),
+    ],
 )
 def test_a_bitmap_without_alpha_is_opaque(tmp_path, header, compression, masks):
     path = tmp_path / "grab.bmp"
@@ -159,7 +229,9 @@ def test_an_icon_whose_alpha_is_nowhere_set_is_opaque(tmp_path):
     head = struct.pack("<IiiHHIIiiII", 40, WIDTH, 2 * HEIGHT, 1, 32, 0, 0, 0, 0, 0, 0)
     body = head + bgra(0) + bytes(HEIGHT * WIDTH // 8)
     path = tmp_path / "old.ico"
-    path.write_bytes(struct.pack("<HHHBBBBHHII", 0, 1, 1, WIDTH, HEIGHT, 0, 0, 1, 32, len(body), 22) + body)
+    path.write_bytes(
+        struct.pack("<HHHBBBBHHII", 0, 1, 1, WIDTH, HEIGHT, 0, 0, 1, 32, len(body), 22) + body
+    )
     read(path, SCENE, 0)
 
 
@@ -191,11 +263,15 @@ def test_a_tiff_in_which_0_is_white(tmp_path, photometric, kind):
     try:
         read(tmp_path / "scan.tif", GREY, 0.6)
     except MediaError:
-        assert kind == "16 big-endian" and white_is_0  # not in Pillow's table: a failed row, never wrong pixels
+        assert (
+            kind == "16 big-endian" and white_is_0
+        )  # not in Pillow's table: a failed row, never wrong pixels
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14])
-@pytest.mark.parametrize("format", ["png", "tiff", "tiff with MaxSampleValue", "png with sBIT", "tiff white is 0"])
+@pytest.mark.parametrize(
+    "format", ["png", "tiff", "tiff with MaxSampleValue", "png with sBIT", "tiff white is 0"]
+)
 def test_grey_that_uses_few_of_its_16_bits_is_stretched(tmp_path, bits, format):
     most = (1 << bits) - 1
     values = np.rint(GREY / GREY.max() * most).astype("<u2")
@@ -210,13 +286,17 @@ def test_grey_that_uses_few_of_its_16_bits_is_stretched(tmp_path, bits, format):
         data = tiff(values, extra=[(281, most)] if told else [])
     (tmp_path / "x-ray").write_bytes(data)
     notes = read(tmp_path / "x-ray", expected, 0.6)
-    assert notes == (() if told else (f"16-bit pixels use {bits} bits and were stretched from 0..{most}",))
+    assert notes == (
+        () if told else (f"16-bit pixels use {bits} bits and were stretched from 0..{most}",)
+    )
 
 
 def test_12_bits_of_a_tiff_are_its_own_word(tmp_path):
     values = np.rint(GREY / 255 * 4095).astype(np.uint16).ravel()
     pairs = values.reshape(-1, 2)
-    packed = np.stack([pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], axis=-1).astype(np.uint8)
+    packed = np.stack(
+        [pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], axis=-1
+    ).astype(np.uint8)
     (tmp_path / "scan.tif").write_bytes(tiff(packed, bits=12))
     assert read(tmp_path / "scan.tif", GREY, 0.6) == ()
 
@@ -230,16 +310,25 @@ def test_grey_of_16_bits_is_not_stretched(tmp_path, where):
 
 
 def test_16_bits_a_colour_of_which_few_are_used_are_said(tmp_path):
-    (tmp_path / "raw.png").write_bytes(png((SCENE.astype(np.uint16) * 16).astype(">u2").reshape(HEIGHT, -1), 16, 2))
+    (tmp_path / "raw.png").write_bytes(
+        png((SCENE.astype(np.uint16) * 16).astype(">u2").reshape(HEIGHT, -1), 16, 2)
+    )
     (warning,) = read(tmp_path / "raw.png", SCENE // 16, 1)
     assert "very dark" in warning
-    (tmp_path / "full.png").write_bytes(png((SCENE.astype(np.uint16) * 257).astype(">u2").reshape(HEIGHT, -1), 16, 2))
+    (tmp_path / "full.png").write_bytes(
+        png((SCENE.astype(np.uint16) * 257).astype(">u2").reshape(HEIGHT, -1), 16, 2)
+    )
     assert read(tmp_path / "full.png", SCENE, 0) == ()
 
 
 # Colour profiles
 
-LOSSLESS = {"png": {}, "tiff": {}, "webp": {"lossless": True}, "jpeg": {"quality": 100, "subsampling": 0}}
+LOSSLESS = {
+    "png": {},
+    "tiff": {},
+    "webp": {"lossless": True},
+    "jpeg": {"quality": 100, "subsampling": 0},
+}
 
 
 @pytest.mark.parametrize("format", list(LOSSLESS))
@@ -262,11 +351,17 @@ def test_a_wide_profile_is_applied(tmp_path, format, wide):
 @pytest.mark.parametrize("mode", ["P", "RGBA", "L", "LA"])
 def test_a_profile_reaches_every_mode(tmp_path, mode):
     image = RGB.quantize(256) if mode == "P" else RGB.convert(mode)
-    profile = SWAPPED if mode in ("P", "RGBA") else ImageCms.ImageCmsProfile(BytesIO(GAMMA_ONE)).tobytes()
+    profile = (
+        SWAPPED if mode in ("P", "RGBA") else ImageCms.ImageCmsProfile(BytesIO(GAMMA_ONE)).tobytes()
+    )
     path = tmp_path / "mode.png"
     path.write_bytes(encoded(image, "png", icc_profile=profile))
     plain = np.asarray(image.convert("RGB"))
-    expected = plain[..., [1, 0, 2]] if mode in ("P", "RGBA") else as_lcms_sees(image.convert("L"), GAMMA_ONE, "L")
+    expected = (
+        plain[..., [1, 0, 2]]
+        if mode in ("P", "RGBA")
+        else as_lcms_sees(image.convert("L"), GAMMA_ONE, "L")
+    )
     assert read(path, expected, 2) == ()
     assert np.abs(expected.astype(float) - plain).mean() > 5
 
@@ -302,15 +397,22 @@ def test_srgb_under_whatever_name_changes_nothing(tmp_path, format):
 
 
 @pytest.mark.parametrize("format", list(LOSSLESS))
-@pytest.mark.parametrize("broken", ["noise", "cut", "grey for colours", "a device link", "CMYK for RGB"])
+@pytest.mark.parametrize(
+    "broken", ["noise", "cut", "grey for colours", "a device link", "CMYK for RGB"]
+)
 def test_a_broken_profile_is_left_out_and_it_is_said(tmp_path, format, broken):
     profile = {
-        "noise": bytes(range(256)) * 2, "cut": SWAPPED[:200], "grey for colours": GAMMA_ONE,
-        "a device link": SWAPPED[:12] + b"link" + SWAPPED[16:], "CMYK for RGB": SWAPPED[:16] + b"CMYK" + SWAPPED[20:],
-    }[broken]  # fmt: skip
+        "noise": bytes(range(256)) * 2,
+        "cut": SWAPPED[:200],
+        "grey for colours": GAMMA_ONE,
+        "a device link": SWAPPED[:12] + b"link" + SWAPPED[16:],
+        "CMYK for RGB": SWAPPED[:16] + b"CMYK" + SWAPPED[20:],
+    }[broken]
     path = tmp_path / "broken"
     path.write_bytes(encoded(RGB, format, icc_profile=profile, **LOSSLESS[format]))
-    assert read(path, SCENE, 2) == ("its colour profile cannot be used; its colours are taken for sRGB",)
+    assert read(path, SCENE, 2) == (
+        "its colour profile cannot be used; its colours are taken for sRGB",
+    )
 
 
 # Other modes
@@ -319,7 +421,9 @@ def test_a_broken_profile_is_left_out_and_it_is_said(tmp_path, format, broken):
 @pytest.mark.parametrize("format", ["jpeg", "tiff"])
 def test_cmyk(tmp_path, format):
     path = tmp_path / "print"
-    path.write_bytes(encoded(RGB.convert("CMYK"), format, **({"quality": 100} if format == "jpeg" else {})))
+    path.write_bytes(
+        encoded(RGB.convert("CMYK"), format, **({"quality": 100} if format == "jpeg" else {}))
+    )
     assert read(path, SCENE, 3) == ()
 
 
@@ -330,11 +434,15 @@ def test_inverted_ink_of_adobe(tmp_path):
     assert data[at + 4 : at + 9] == b"Adobe"
     (tmp_path / "ink.jpg").write_bytes(data)
     read(tmp_path / "ink.jpg", SCENE, 3)
-    (tmp_path / "ink.jpg").write_bytes(data[:at] + data[at + 2 + int.from_bytes(data[at + 2 : at + 4], "big") :])
+    (tmp_path / "ink.jpg").write_bytes(
+        data[:at] + data[at + 2 + int.from_bytes(data[at + 2 : at + 4], "big") :]
+    )
     read(tmp_path / "ink.jpg", SCENE, 3)
 
 
-MADE_WHITE = [(format, mode) for format in ("webp", "gif", "avif", "ico") for mode in ("I;16", "F")]  # by Pillow as it writes
+MADE_WHITE = [
+    (format, mode) for format in ("webp", "gif", "avif", "ico") for mode in ("I;16", "F")
+]  # by Pillow as it writes
 
 
 MODES = ("1", "L", "LA", "P", "PA", "RGBA", "RGBX", "YCbCr", "LAB", "I;16", "F")
@@ -356,7 +464,9 @@ NO_CELLS = [(format, mode) for format in WRITTEN for mode in MODES if (format, m
 
 def scene(mode):
     if mode == "LAB":
-        return ImageCms.profileToProfile(RGB, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB")
+        return ImageCms.profileToProfile(
+            RGB, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+        )
     if mode == "PA":
         return RGB.quantize(256).convert("PA")
     if mode in ("I;16", "F"):
@@ -368,16 +478,27 @@ def options_of(format):
     """Those with which a picture is kept."""
     if not features.check("avif") and format == "avif":
         pytest.skip("this Pillow was built without AVIF")
-    return {"lossless": True} if format == "webp" else {"quality": 100} if format in ("jpeg", "avif") else {}
+    return (
+        {"lossless": True}
+        if format == "webp"
+        else {"quality": 100}
+        if format in ("jpeg", "avif")
+        else {}
+    )
 
 
 def test_the_table_has_a_cell_for_every_mode_in_every_format():
-    assert (len(CELLS), len(NO_CELLS)) == (70, 40) and len(CELLS) + len(NO_CELLS) == len(MODES) * len(WRITTEN)
+    assert (len(CELLS), len(NO_CELLS)) == (70, 40) and len(CELLS) + len(NO_CELLS) == len(
+        MODES
+    ) * len(WRITTEN)
 
 
 @pytest.mark.parametrize(("format", "mode"), NO_CELLS)
 def test_what_the_table_leaves_out_pillow_does_not_write(format, mode):
-    with pytest.raises((OSError, ValueError), match=r"cannot write mode|image has wrong mode|broken data stream when writing"):
+    with pytest.raises(
+        (OSError, ValueError),
+        match=r"cannot write mode|image has wrong mode|broken data stream when writing",
+    ):
         encoded(scene(mode), format, **options_of(format))
 
 
@@ -385,7 +506,9 @@ def test_what_the_table_leaves_out_pillow_does_not_write(format, mode):
 def test_every_mode_in_every_format(tmp_path, format, mode):
     path = tmp_path / "picture"
     path.write_bytes(encoded(scene(mode), format, **options_of(format)))
-    if (format, mode) == ("tiff", "YCbCr") and not readable(path):  # older Pillows cannot read what they wrote
+    if (format, mode) == ("tiff", "YCbCr") and not readable(
+        path
+    ):  # older Pillows cannot read what they wrote
         with pytest.raises(MediaError, match="damaged"):
             load_image(path)
     else:
@@ -411,18 +534,30 @@ def check_scene(path, format, mode):
 def test_every_format_is_turned_upright(tmp_path, format, orientation):
     options = options_of(format)
     stored = np.asarray(RGB)  # stored so that it is upright once it is turned
-    undo = {1: stored, 2: stored[:, ::-1], 3: stored[::-1, ::-1], 4: stored[::-1], 5: stored.swapaxes(0, 1)}
+    undo = {
+        1: stored,
+        2: stored[:, ::-1],
+        3: stored[::-1, ::-1],
+        4: stored[::-1],
+        5: stored.swapaxes(0, 1),
+    }
     undo |= {6: np.rot90(stored), 7: np.rot90(stored, 2).swapaxes(0, 1), 8: np.rot90(stored, -1)}
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / "turned"
-    path.write_bytes(encoded(Image.fromarray(np.ascontiguousarray(undo[orientation])), format, exif=exif, **options))
+    path.write_bytes(
+        encoded(
+            Image.fromarray(np.ascontiguousarray(undo[orientation])), format, exif=exif, **options
+        )
+    )
     assert read(path, SCENE, 3) == ()
 
 
 # Sound pictures in damaged files
 
-NOISE = bytes(np.random.default_rng(0).integers(32, 127, 2_000_000, dtype=np.uint8))  # of which zlib makes more than 1 MB
+NOISE = bytes(
+    np.random.default_rng(0).integers(32, 127, 2_000_000, dtype=np.uint8)
+)  # of which zlib makes more than 1 MB
 LONG = {
     "tEXt": chunk(b"tEXt", b"workflow\0" + NOISE),
     "zTXt": chunk(b"zTXt", b"workflow\0\0" + zlib.compress(NOISE)),
@@ -440,7 +575,9 @@ LONG = {
 @pytest.mark.parametrize("what", list(LONG))
 def test_long_text_in_a_png_is_no_damage(tmp_path, what, after):
     rows = SCENE.reshape(HEIGHT, -1)
-    (tmp_path / "a.png").write_bytes(png(rows, 8, 2, after=[LONG[what]]) if after else png(rows, 8, 2, LONG[what]))
+    (tmp_path / "a.png").write_bytes(
+        png(rows, 8, 2, after=[LONG[what]]) if after else png(rows, 8, 2, LONG[what])
+    )
     assert read(tmp_path / "a.png", SCENE, 0) == ()
 
 
@@ -448,15 +585,25 @@ def test_a_long_profile_of_a_png_is_applied_and_a_bomb_is_not(tmp_path):
     rows = SCENE.reshape(HEIGHT, -1)
     large = bytearray(SWAPPED + NOISE)
     large[:4] = struct.pack(">I", len(large))
-    (tmp_path / "a.png").write_bytes(png(rows, 8, 2, chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(large)))))
+    (tmp_path / "a.png").write_bytes(
+        png(rows, 8, 2, chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(large))))
+    )
     assert read(tmp_path / "a.png", SCENE[..., [1, 0, 2]], 4) == ()
-    (tmp_path / "a.png").write_bytes(png(rows, 8, 2, chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(300_000_000)))))
-    assert read(tmp_path / "a.png", SCENE, 0) == ("its colour profile cannot be used; its colours are taken for sRGB",)
+    (tmp_path / "a.png").write_bytes(
+        png(rows, 8, 2, chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(300_000_000))))
+    )
+    assert read(tmp_path / "a.png", SCENE, 0) == (
+        "its colour profile cannot be used; its colours are taken for sRGB",
+    )
 
 
-@pytest.mark.parametrize("kind", [b"tEXt", b"gAMA", b"eXIf", b"tRNS", b"sBIT", b"iCCP", b"pHYs", b"acTL", b"tIME"])
+@pytest.mark.parametrize(
+    "kind", [b"tEXt", b"gAMA", b"eXIf", b"tRNS", b"sBIT", b"iCCP", b"pHYs", b"acTL", b"tIME"]
+)
 def test_a_bad_check_sum_of_a_note_is_passed_over(tmp_path, kind):
-    (tmp_path / "a.png").write_bytes(png(SCENE.reshape(HEIGHT, -1), 8, 2, chunk(kind, b"\0\0\0\1\0\0\0\2x", check=7)))
+    (tmp_path / "a.png").write_bytes(
+        png(SCENE.reshape(HEIGHT, -1), 8, 2, chunk(kind, b"\0\0\0\1\0\0\0\2x", check=7))
+    )
     read(tmp_path / "a.png", SCENE, 0)
 
 
@@ -476,7 +623,9 @@ JPEGS = {
     "grey": {"quality": 90},
     "CMYK": {"quality": 90},
 }
-TEXTURE = Image.fromarray(np.random.default_rng(3).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8))
+TEXTURE = Image.fromarray(
+    np.random.default_rng(3).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+)
 
 
 def jpeg(kind):
@@ -513,17 +662,26 @@ def test_a_jpeg_that_lacks_pixels_is_refused(tmp_path, kind, closed):
             assert "cut short" in str(error)
             continue
         difference = np.abs(np.asarray(image, dtype=int) - whole).max(axis=-1)
-        if closed:  # the last block alone, closed with a mark, cannot be told from a picture that is so
+        if (
+            closed
+        ):  # the last block alone, closed with a mark, cannot be told from a picture that is so
             difference[-18:, -18:] = 0
         wrong += difference.max() > 2
-    # With an end mark of its own a progressive file has every pixel, only blurred, and any decoder takes it for whole.
-    assert wrong == 0 or (closed and kind == "progressive"), f"{wrong} of {len(cuts)} were read as if they were whole"
+    # With an end mark of its own a progressive file has every pixel, only blurred, and any decoder
+    # takes it for whole.
+    assert wrong == 0 or (closed and kind == "progressive"), (
+        f"{wrong} of {len(cuts)} were read as if they were whole"
+    )
 
 
 def test_a_grey_corner_of_its_own_is_no_damage(tmp_path):
     picture = SCENE.copy()
     picture[-16:, -16:] = 128
-    for grey in (Image.fromarray(picture), Image.new("RGB", (40, 40), (128,) * 3), Image.new("L", (33, 9), 128)):
+    for grey in (
+        Image.fromarray(picture),
+        Image.new("RGB", (40, 40), (128,) * 3),
+        Image.new("L", (33, 9), 128),
+    ):
         (tmp_path / "a.jpg").write_bytes(encoded(grey, "jpeg", quality=95))
         assert read(tmp_path / "a.jpg", np.asarray(grey), 2) == ()
 
@@ -545,7 +703,11 @@ def test_bytes_in_front_are_passed_over_and_said(tmp_path, front, format):
         whole = np.asarray(plain.convert("RGB"))
     (tmp_path / "a").write_bytes(FRONTS[front] + data)
     count = len(FRONTS[front])
-    bytes_were = f"{count} bytes in front of the picture were" if count > 1 else "byte in front of the picture was"
+    bytes_were = (
+        f"{count} bytes in front of the picture were"
+        if count > 1
+        else "byte in front of the picture was"
+    )
     assert read(tmp_path / "a", whole, 0) == (f"the {bytes_were} passed over",)
 
 
@@ -559,12 +721,18 @@ def test_bytes_behind_do_not_matter(tmp_path, format):
         read(tmp_path / "a", whole, 0)
 
 
-@pytest.mark.parametrize("damage", ["length too long", "length too short", "cut EXIF", "no padding", "zero length"])
+@pytest.mark.parametrize(
+    "damage", ["length too long", "length too short", "cut EXIF", "no padding", "zero length"]
+)
 def test_a_webp_with_harmless_damage(tmp_path, damage):
     exif = Image.Exif()
     exif[0x010E] = "a note of some length, odd"
     data = encoded(RGB, "webp", lossless=True, **({"exif": exif} if "EXIF" in damage else {}))
-    wrong = {"length too long": len(data) + 5000, "length too short": len(data) - 20, "zero length": 0}
+    wrong = {
+        "length too long": len(data) + 5000,
+        "length too short": len(data) - 20,
+        "zero length": 0,
+    }
     if damage in wrong:
         data = data[:4] + struct.pack("<I", wrong[damage]) + data[8:]
     elif damage == "cut EXIF":
@@ -577,7 +745,12 @@ def test_a_webp_with_harmless_damage(tmp_path, damage):
 
 @pytest.mark.parametrize(
     "segment",
-    [b"\xff\xe1\0\x10Exif\0\0MM\0*\xff\xff", b"\xff\xe0\0\x04JF", b"\xff\xe2\0\x08ICC_P\1", b"\xff\xed\0\x12Photoshop 3.0\0\x38"],
+    [
+        b"\xff\xe1\0\x10Exif\0\0MM\0*\xff\xff",
+        b"\xff\xe0\0\x04JF",
+        b"\xff\xe2\0\x08ICC_P\1",
+        b"\xff\xed\0\x12Photoshop 3.0\0\x38",
+    ],
 )
 def test_broken_notes_in_a_jpeg_are_left_out(tmp_path, segment):
     data, whole = jpeg("baseline")

@@ -1,6 +1,8 @@
-"""Videos: which frames are taken, that they are the right ones and upright, and that no broken file does harm.
+"""Videos: which frames are taken, that they are the right ones and upright, and that no broken file
+does harm.
 
-Every frame of a clip carries its number in the picture (clips.py), so what was decoded is read back from the pixels.
+Every frame of a clip carries its number in the picture (clips.py), so what was decoded is read back
+from the pixels.
 """
 
 import os
@@ -23,9 +25,18 @@ from trimtok_cli.media.video import load_video
 
 ROOT = Path(__file__).parents[2]
 B_FRAMES = {"bf": "3", "g": "12"}
-HANGS = "from trimtok_cli.media import decoder_child as decoders; import os, time; from pathlib import Path; "
-HANGS += "decoders._read_pyav = lambda path, *rest: (Path(path + '.pid').write_text(str(os.getpid())), time.sleep(60)); decoders.main()"
-NO_AV = "from trimtok_cli.media import decoder_child as decoders; decoders.find_spec = lambda name: None; decoders.main()"
+HANGS = (
+    "from trimtok_cli.media import decoder_child as decoders; import os, time; from pathlib "
+    "import Path; "
+)
+HANGS += (
+    "decoders._read_pyav = lambda path, *rest: (Path(path + "
+    "'.pid').write_text(str(os.getpid())), time.sleep(60)); decoders.main()"
+)
+NO_AV = (
+    "from trimtok_cli.media import decoder_child as decoders; decoders.find_spec = lambda "
+    "name: None; decoders.main()"
+)
 PATHS = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
 
 
@@ -58,13 +69,17 @@ def plain(clips) -> Path:
 def test_slots_are_sampled_at_their_centres():
     starts = [number / 10 for number in range(40)]
     assert pick_times(starts, 4.0, FrameRule(frames=8)) == [2, 7, 12, 17, 22, 27, 32, 37]
-    assert pick_times(starts, 4.0, FrameRule(frames=20)) == list(range(1, 40, 2))  # centres that fall on a frame's start
+    assert pick_times(starts, 4.0, FrameRule(frames=20)) == list(
+        range(1, 40, 2)
+    )  # centres that fall on a frame's start
     assert pick_times(starts, 4.0, FrameRule(frames=1)) == [20]
 
 
 @pytest.mark.parametrize("frames", [40, 41, 100, 1000])
 def test_never_a_frame_twice_nor_more_than_there_are(frames):
-    assert pick_times([number / 10 for number in range(40)], 4.0, FrameRule(frames=frames)) == list(range(40))
+    assert pick_times([number / 10 for number in range(40)], 4.0, FrameRule(frames=frames)) == list(
+        range(40)
+    )
     assert pick_times([0.0], 0.04, FrameRule(frames=frames)) == [0]
 
 
@@ -80,7 +95,9 @@ def test_span_and_rate():
     assert pick_times(starts, 4.0, FrameRule(frames=2, start=1.0, end=2.0)) == [12, 17]
     assert pick_times(starts, 4.0, FrameRule(frames=2, end=99.0)) == [10, 30]
     assert pick_times(starts, 4.0, FrameRule(fps=1)) == [5, 15, 25, 35]
-    assert pick_times(starts, 4.0, FrameRule(fps=2, frames=4)) == pick_times(starts, 4.0, FrameRule(frames=4))  # the cap
+    assert pick_times(starts, 4.0, FrameRule(fps=2, frames=4)) == pick_times(
+        starts, 4.0, FrameRule(frames=4)
+    )  # the cap
     assert pick_times(starts, 4.0, FrameRule(fps=0.01)) == [20]
     assert pick_times(starts, 4.0, FrameRule(fps=1000, frames=999)) == list(range(40))
     assert pick_times(starts, 4.0, FrameRule(start=4.0)) == pick_times([], 0.0, FrameRule()) == []
@@ -89,8 +106,20 @@ def test_span_and_rate():
 @pytest.mark.parametrize(
     "values",
     [
-        *({"frames": 0}, {"fps": 0.0}, {"fps": float("nan")}, {"start": -1.0}, {"start": 2.0, "end": 2.0}, {"end": float("nan")}),
-        *({"backend": "opencv"}, {"timeout": 0.0}, {"timeout": float("nan")}, {"timeout": float("inf")}),
+        *(
+            {"frames": 0},
+            {"fps": 0.0},
+            {"fps": float("nan")},
+            {"start": -1.0},
+            {"start": 2.0, "end": 2.0},
+            {"end": float("nan")},
+        ),
+        *(
+            {"backend": "opencv"},
+            {"timeout": 0.0},
+            {"timeout": float("nan")},
+            {"timeout": float("inf")},
+        ),
     ],
 )
 def test_a_rule_without_sense_is_a_usage_error(values):
@@ -107,7 +136,13 @@ def test_b_frames(plain, backend):
     clip = load_video(plain, FrameRule(backend=backend))
     assert numbers(clip) == [2, 7, 12, 17, 22, 27, 32, 37]
     assert clip.times == pytest.approx([0.2, 0.7, 1.2, 1.7, 2.2, 2.7, 3.2, 3.7])
-    assert (clip.duration, clip.fps, clip.num_frames, clip.rotation, clip.decoder) == (4.0, 10.0, 40, 0, backend)
+    assert (clip.duration, clip.fps, clip.num_frames, clip.rotation, clip.decoder) == (
+        4.0,
+        10.0,
+        40,
+        0,
+        backend,
+    )
     assert clip.warnings == ()
     assert numbers(load_video(plain, FrameRule(backend=backend, frames=99))) == list(range(40))
 
@@ -132,7 +167,12 @@ def test_rotation_is_undone_once(clips, degrees, backend):
 
 def test_one_frame(clips):
     clip = load_video(clips("one.mp4", 1), FrameRule())
-    assert numbers(clip) == [0] and clip.times == (0.0,) and clip.num_frames == 1 and clip.duration == pytest.approx(0.1)
+    assert (
+        numbers(clip) == [0]
+        and clip.times == (0.0,)
+        and clip.num_frames == 1
+        and clip.duration == pytest.approx(0.1)
+    )
 
 
 @pytest.mark.parametrize(
@@ -141,21 +181,36 @@ def test_one_frame(clips):
         ("stream.ts", "libx264", B_FRAMES),  # decord drops the first frames
         ("old.avi", "libx264", B_FRAMES),  # no presentation times
         ("disc.mpg", "mpeg2video", {"bf": "2"}),
-        ("open.mp4", "libx265", {"x265-params": "log-level=none:pools=1:frame-threads=1:keyint=12"}),
-        ("open264.mp4", "libx264", {"bf": "3", "x264-params": "open-gop=1:keyint=12:min-keyint=12:scenecut=0"}),
+        (
+            "open.mp4",
+            "libx265",
+            {"x265-params": "log-level=none:pools=1:frame-threads=1:keyint=12"},
+        ),
+        (
+            "open264.mp4",
+            "libx264",
+            {"bf": "3", "x264-params": "open-gop=1:keyint=12:min-keyint=12:scenecut=0"},
+        ),
     ],
 )
 def test_files_in_which_decord_takes_wrong_frames_go_to_pyav(clips, name, codec, options):
     if codec not in av.codecs_available:
         pytest.skip(f"PyAV without {codec}")
     rate = 25 if codec == "mpeg2video" else 10
-    clip = load_video(clips(name, 40, codec=codec, options=options, rate=rate), FrameRule(frames=13))
-    assert numbers(clip) == [1, 4, 7, 10, 13, 16, 20, 23, 26, 29, 32, 35, 38] and clip.decoder == "pyav"
+    clip = load_video(
+        clips(name, 40, codec=codec, options=options, rate=rate), FrameRule(frames=13)
+    )
+    assert (
+        numbers(clip) == [1, 4, 7, 10, 13, 16, 20, 23, 26, 29, 32, 35, 38]
+        and clip.decoder == "pyav"
+    )
     assert clip.times == pytest.approx([number / rate for number in numbers(clip)], abs=2e-3)
 
 
 def repack(source: Path, target: Path, *, drop: int = 0, early: int = 0) -> Path:
-    """The same packets in another file, without those before frame `drop`, and all of them `early` frames sooner."""
+    """The same packets in another file, without those before frame `drop`, and all of them `early`
+    frames sooner.
+    """
     with av.open(str(source)) as old, av.open(str(target), "w") as new:
         stream = old.streams.video[0]
         copy = new.add_stream_from_template(stream)
@@ -176,13 +231,17 @@ def test_rotated_matroska(clips, tmp_path, backend):
 
 
 def test_times_count_from_the_first_frame(plain, tmp_path):
-    clip = load_video(repack(plain, tmp_path / "later.mp4", drop=12, early=4), FrameRule(frames=4, end=1.0))
+    clip = load_video(
+        repack(plain, tmp_path / "later.mp4", drop=12, early=4), FrameRule(frames=4, end=1.0)
+    )
     assert numbers(clip) == [13, 15, 18, 20] and clip.times == pytest.approx([0.1, 0.3, 0.6, 0.8])
 
 
 def test_a_last_frame_that_stays_long_is_a_warning():
     chosen, said = decoders._answer("talk.mp4", [0.0, 0.1, 0.2], 30.0, FrameRule(frames=4))
-    assert chosen == [2] and said["warnings"] == ["its last frame is shown for 29.8 seconds; it may be cut short"]
+    assert chosen == [2] and said["warnings"] == [
+        "its last frame is shown for 29.8 seconds; it may be cut short"
+    ]
     assert decoders._answer("talk.mp4", [0.0, 0.1, 0.2], 0.3, FrameRule())[1]["warnings"] == []
 
 
@@ -199,14 +258,19 @@ def test_an_edit_list_hides_the_frames_before_it(plain, tmp_path):
 def test_av1_falls_back_to_pyav(clips, codec):
     if codec not in av.codecs_available:
         pytest.skip(f"PyAV without {codec}")
-    options = {"preset": "8", "crf": "10"} if codec == "libsvtav1" else {"cpu-used": "8", "crf": "10"}
+    options = (
+        {"preset": "8", "crf": "10"} if codec == "libsvtav1" else {"cpu-used": "8", "crf": "10"}
+    )
     clip = load_video(clips(f"{codec}.mp4", 12, codec=codec, options=options), FrameRule(frames=4))
     assert numbers(clip) == [1, 4, 7, 10] and clip.decoder == "pyav"
 
 
 def test_both_decoders_agree_on_the_pixels(plain):
     pytest.importorskip("decord")
-    one, other = (load_video(plain, FrameRule(backend=backend, frames=5, fps=2, start=0.55)) for backend in ("decord", "pyav"))
+    one, other = (
+        load_video(plain, FrameRule(backend=backend, frames=5, fps=2, start=0.55))
+        for backend in ("decord", "pyav")
+    )
     assert one.times == other.times and numbers(one) == numbers(other) and len(one.frames) == 5
     for left, right in zip(one.frames, other.frames, strict=True):
         assert np.abs(np.asarray(left, dtype=int) - np.asarray(right, dtype=int)).max() <= 3
@@ -215,7 +279,11 @@ def test_both_decoders_agree_on_the_pixels(plain):
 def test_decord_alone_reads_every_frame_in_turn(clips, monkeypatch):
     pytest.importorskip("decord")
     monkeypatch.setattr(video, "_CHILD", PATHS + NO_AV)
-    path = clips("open264.mp4", 40, options={"bf": "3", "x264-params": "open-gop=1:keyint=12:min-keyint=12:scenecut=0"})
+    path = clips(
+        "open264.mp4",
+        40,
+        options={"bf": "3", "x264-params": "open-gop=1:keyint=12:min-keyint=12:scenecut=0"},
+    )
     clip = load_video(path, FrameRule(backend="decord", frames=13))
     assert numbers(clip) == [1, 4, 7, 10, 13, 16, 20, 23, 26, 29, 32, 35, 38]
 
@@ -236,7 +304,11 @@ def test_wrong_files(tmp_path):
             b"<!DOCTYPE html><html><body>404</body></html>" * 9,
             "not a video of a known kind .*it looks like an HTML page",
         ),
-        ("list.mp4", b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n", "not a video of a known kind .*a playlist"),
+        (
+            "list.mp4",
+            b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n",
+            "not a video of a known kind .*a playlist",
+        ),
         ("picture.mp4", b"\x89PNG\r\n\x1a\n" + bytes(300), "damaged or cut short"),
         ("head.mp4", b"\0\0\0\x18ftypisom\0\0\2\0isomiso2", "damaged or cut short"),
         ("noise.mkv", b"\x1aE\xdf\xa3" + bytes(range(256)) * 4, "damaged or cut short"),
@@ -258,7 +330,9 @@ def test_wrong_files(tmp_path):
 def test_cut_short(clips, tmp_path, name):
     front = {"movflags": "faststart"} if name == "front.mp4" else {}
     data = clips(f"whole-{name}", 60, options=B_FRAMES, container_options=front).read_bytes()
-    assert (data.index(b"moov") < data.index(b"mdat")) == bool(front) if name.endswith("mp4") else True
+    assert (
+        (data.index(b"moov") < data.index(b"mdat")) == bool(front) if name.endswith("mp4") else True
+    )
     for part in (0.97, 0.6, 0.3):
         (tmp_path / name).write_bytes(data[: int(len(data) * part)])
         with pytest.raises(MediaError, match="is damaged or cut short"):
@@ -266,7 +340,11 @@ def test_cut_short(clips, tmp_path, name):
 
 
 def test_damage_within_a_file(clips, tmp_path, capfd):
-    data = bytearray(clips("whole-front.mp4", 60, options=B_FRAMES, container_options={"movflags": "faststart"}).read_bytes())
+    data = bytearray(
+        clips(
+            "whole-front.mp4", 60, options=B_FRAMES, container_options={"movflags": "faststart"}
+        ).read_bytes()
+    )
     data[len(data) // 2 : len(data) * 7 // 10] = bytes(len(data) * 7 // 10 - len(data) // 2)
     (tmp_path / "hole.mp4").write_bytes(data)
     with pytest.raises(MediaError, match="is damaged or cut short"):
@@ -278,7 +356,9 @@ def test_sound_only(tmp_path):
     path = tmp_path / "song.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=8000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), dtype=np.float32), format="fltp", layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, 1024), dtype=np.float32), format="fltp", layout="mono"
+        )
         frame.sample_rate = 8000
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -288,7 +368,11 @@ def test_sound_only(tmp_path):
 
 @pytest.mark.parametrize(
     ("backend", "command"),
-    [("auto", "pip install decord or: pip install av"), ("decord", "pip install decord"), ("pyav", "pip install av")],
+    [
+        ("auto", "pip install decord or: pip install av"),
+        ("decord", "pip install decord"),
+        ("pyav", "pip install av"),
+    ],
 )
 def test_missing_packages_name_the_command(plain, monkeypatch, backend, command):
     monkeypatch.setattr(video, "find_spec", lambda name: None)
@@ -305,7 +389,9 @@ def test_pyav_alone(plain, monkeypatch):
 
 
 def alive(pid: int) -> bool:
-    """Whether the process runs; one that ended but was not yet fetched by its new parent does not."""
+    """Whether the process runs; one that ended but was not yet fetched by its new parent does
+    not.
+    """
     status = Path(f"/proc/{pid}/stat")
     if status.parent.parent.joinpath("self").exists():
         return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
@@ -339,12 +425,19 @@ def test_a_decoder_that_crashes_is_one_sentence(plain, monkeypatch, capfd):
 @pytest.mark.parametrize("ending", ["SIGINT", "SIGTERM", "SIGKILL"])
 def test_no_child_is_left_behind(plain, tmp_path, ending):
     script = tmp_path / "script.py"  # no __main__ guard
-    code = f"from pathlib import Path\nfrom trimtok_cli.media import video\nvideo._CHILD = {PATHS + HANGS!r}\n"
-    script.write_text(code + f"video.load_video(Path({str(plain)!r}), video.FrameRule(backend='pyav'))\n")
+    code = (
+        "from pathlib import Path\nfrom trimtok_cli.media import video\nvideo._CHILD = "
+        f"{PATHS + HANGS!r}\n"
+    )
+    script.write_text(
+        code + f"video.load_video(Path({str(plain)!r}), video.FrameRule(backend='pyav'))\n"
+    )
     told = Path(f"{plain}.pid")
     told.unlink(missing_ok=True)
     parent = subprocess.Popen(
-        [sys.executable, str(script)], env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL
+        [sys.executable, str(script)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.DEVNULL,
     )
     try:
         wait_for(lambda: told.exists() and told.read_text())
@@ -365,12 +458,26 @@ def wait_for(happened) -> None:
 
 def test_works_from_a_script_without_a_guard_and_without_torch(plain, tmp_path):
     script = tmp_path / "script.py"
-    lines = ["import sys", "from pathlib import Path", "from trimtok_cli.media.video import FrameRule, load_video"]
-    lines += [f"print(len(load_video(Path({str(plain)!r}), FrameRule()).frames), 'torch' in sys.modules)"]
+    lines = [
+        "import sys",
+        "from pathlib import Path",
+        "from trimtok_cli.media.video import FrameRule, load_video",
+    ]
+    lines += [
+        f"print(len(load_video(Path({str(plain)!r}), FrameRule()).frames), 'torch' in sys.modules)"
+    ]
     script.write_text("\n".join(lines))
     done = subprocess.run(
-        [sys.executable, str(script)], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        [sys.executable, str(script)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
     )
     assert (done.stdout, done.stderr) == ("8 False\n", "")
     code = "import sys, trimtok_cli.media.decoder_child; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "False\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+        ).stdout
+        == "False\n"
+    )

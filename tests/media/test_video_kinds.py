@@ -1,4 +1,6 @@
-"""Every kind of video and moving picture: told by content, read by the demuxer of its kind alone, in square pixels, within limits."""
+"""Every kind of video and moving picture: told by content, read by the demuxer of its kind alone,
+in square pixels, within limits.
+"""
 
 import os
 import shutil
@@ -29,11 +31,30 @@ ROOT = Path(__file__).parents[2]
 PATHS = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
 
 CONTAINERS = {  # ending -> codec
-    "mp4": "libx264", "m4v": "libx264", "mov": "libx264", "3gp": "libx264", "3g2": "libx264", "f4v": "libx264", "mkv": "libx264",
-    "webm": "libvpx-vp9", "avi": "mpeg4", "wmv": "wmv2", "asf": "wmv2", "flv": "libx264", "ogv": "libtheora", "mpg": "mpeg2video",
-    "vob": "mpeg2video", "ts": "libx264", "m2ts": "libx264", "mts": "libx264", "mxf": "mpeg2video", "m2v": "mpeg2video",
-    "ivf": "libvpx-vp9", "y4m": "wrapped_avframe", "rm": "rv20",
-}  # fmt: skip
+    "mp4": "libx264",
+    "m4v": "libx264",
+    "mov": "libx264",
+    "3gp": "libx264",
+    "3g2": "libx264",
+    "f4v": "libx264",
+    "mkv": "libx264",
+    "webm": "libvpx-vp9",
+    "avi": "mpeg4",
+    "wmv": "wmv2",
+    "asf": "wmv2",
+    "flv": "libx264",
+    "ogv": "libtheora",
+    "mpg": "mpeg2video",
+    "vob": "mpeg2video",
+    "ts": "libx264",
+    "m2ts": "libx264",
+    "mts": "libx264",
+    "mxf": "mpeg2video",
+    "m2v": "mpeg2video",
+    "ivf": "libvpx-vp9",
+    "y4m": "wrapped_avframe",
+    "rm": "rv20",
+}
 
 
 def numbers(clip):
@@ -49,9 +70,17 @@ def test_what_pyav_decodes_is_read_whatever_it_is_called(tmp_path, ending):
     if ending in ("m2ts", "mts"):  # 192 bytes a packet, as cameras write them
         make_clip(path.with_suffix(".ts"), 20, options={"g": "5"}, rate=rate)
         data = path.with_suffix(".ts").read_bytes()
-        path.write_bytes(b"".join(bytes(4) + data[at : at + 188] for at in range(0, len(data), 188)))
+        path.write_bytes(
+            b"".join(bytes(4) + data[at : at + 188] for at in range(0, len(data), 188))
+        )
     else:
-        make_clip(path, 20, codec=codec, rate=rate, options={"q:v": "2"} if codec in ("rv20", "wmv2") else {})
+        make_clip(
+            path,
+            20,
+            codec=codec,
+            rate=rate,
+            options={"q:v": "2"} if codec in ("rv20", "wmv2") else {},
+        )
     assert f".{ending}" in VIDEO_SUFFIXES and kind_of(path) == "video"
     expected = None
     for name in (path.name, path.name.upper(), "clip.jpg", "clip"):
@@ -59,7 +88,13 @@ def test_what_pyav_decodes_is_read_whatever_it_is_called(tmp_path, ending):
         target = (tmp_path / "x").rename(tmp_path / name)
         found = numbers(load_video(target, FrameRule(frames=4)))
         expected = expected or found
-        assert found == expected and len(found) == 4 and found == sorted(found) and 0 <= found[0] <= 4 and found[-1] >= 15
+        assert (
+            found == expected
+            and len(found) == 4
+            and found == sorted(found)
+            and 0 <= found[0] <= 4
+            and found[-1] >= 15
+        )
 
 
 # Pixels that are not square
@@ -67,7 +102,9 @@ def test_what_pyav_decodes_is_read_whatever_it_is_called(tmp_path, ending):
 
 @pytest.mark.parametrize("backend", ["decord", "pyav"])
 @pytest.mark.parametrize("turn", [0, 90])
-@pytest.mark.parametrize("shape", [Fraction(4, 3), Fraction(2), Fraction(8, 9), Fraction(1, 2), Fraction(1)])
+@pytest.mark.parametrize(
+    "shape", [Fraction(4, 3), Fraction(2), Fraction(8, 9), Fraction(1, 2), Fraction(1)]
+)
 def test_pixels_that_are_not_square_are_drawn_out(tmp_path, shape, turn, backend):
     pytest.importorskip(video._PACKAGES[backend])
     path = tmp_path / "dvd.mp4"
@@ -83,9 +120,13 @@ def test_pixels_that_are_not_square_are_drawn_out(tmp_path, shape, turn, backend
         mark_rotation(path, turn)
     clip = load_video(path, FrameRule(frames=3, backend=backend))
     wide, high = (round(WIDTH * max(shape, 1)), round(HEIGHT * max(1 / shape, 1)))
-    assert clip.frames[0].size == (clip.width, clip.height) == ((high, wide) if turn else (wide, high))
+    assert (
+        clip.frames[0].size == (clip.width, clip.height) == ((high, wide) if turn else (wide, high))
+    )
     assert clip.rotation == turn and clip.decoder == backend
-    upright = [frame.transpose(Image.Transpose.ROTATE_90) if turn else frame for frame in clip.frames]
+    upright = [
+        frame.transpose(Image.Transpose.ROTATE_90) if turn else frame for frame in clip.frames
+    ]
     assert [number_in(frame.resize((WIDTH, HEIGHT))) for frame in upright] == [1, 3, 5]
 
 
@@ -103,12 +144,19 @@ def animation(path, format, **options):
     frames = [Image.fromarray(picture(number)) for number in range(12)]
     if format == "GIF":
         frames = [frame.quantize(16) for frame in frames]
-    frames[0].save(path, format, save_all=True, append_images=frames[1:], **{"duration": 100, "loop": 0} | options)
+    frames[0].save(
+        path,
+        format,
+        save_all=True,
+        append_images=frames[1:],
+        **{"duration": 100, "loop": 0} | options,
+    )
     return path
 
 
 @pytest.mark.parametrize(
-    ("format", "options"), [("GIF", {}), ("WEBP", {"lossless": True}), ("PNG", {}), ("AVIF", {"quality": 95})]
+    ("format", "options"),
+    [("GIF", {}), ("WEBP", {"lossless": True}), ("PNG", {}), ("AVIF", {"quality": 95})],
 )
 def test_a_moving_picture_given_as_a_video_shows_its_frames(tmp_path, format, options):
     Image.init()
@@ -118,14 +166,21 @@ def test_a_moving_picture_given_as_a_video_shows_its_frames(tmp_path, format, op
     clip = load_video(path, FrameRule(frames=4))
     assert numbers(clip) == [1, 4, 7, 10] and clip.decoder == "pillow" and clip.num_frames == 12
     assert clip.times == pytest.approx([0.1, 0.4, 0.7, 1.0]) and clip.duration == pytest.approx(1.2)
-    assert kind_of(path) == "animated" and numbers(load_video(path, FrameRule(frames=99))) == list(range(12))
+    assert kind_of(path) == "animated" and numbers(load_video(path, FrameRule(frames=99))) == list(
+        range(12)
+    )
     assert number_in(load_image(path)[0]) == 0
 
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
 def test_frames_that_stay_long_count_as_long(tmp_path, format):
     lengths = [100, 100, 1000, 100, 100, 100, 100, 2000, 100, 100, 100, 100]
-    path = animation(tmp_path / "slow.gif", format, duration=lengths, **({"lossless": True} if format == "WEBP" else {}))
+    path = animation(
+        tmp_path / "slow.gif",
+        format,
+        duration=lengths,
+        **({"lossless": True} if format == "WEBP" else {}),
+    )
     assert numbers(load_video(path, FrameRule(frames=4))) == [2, 6, 7]
     assert load_video(path, FrameRule()).duration == pytest.approx(4.0)
 
@@ -140,7 +195,9 @@ def test_a_still_picture_in_a_video_column_is_one_frame(tmp_path, format):
     still = Image.fromarray(picture(9))
     still.save(tmp_path / "still.mp4", format)
     clip = load_video(tmp_path / "still.mp4", FrameRule(frames=8))
-    assert numbers(clip) == [9] and clip.times == (0.0,) and kind_of(tmp_path / "still.mp4") == "image"
+    assert (
+        numbers(clip) == [9] and clip.times == (0.0,) and kind_of(tmp_path / "still.mp4") == "image"
+    )
 
 
 def test_a_sample_is_what_its_file_is(tmp_path):
@@ -153,10 +210,15 @@ def test_a_sample_is_what_its_file_is(tmp_path):
     )
     assert by_content(Sample(id=1, images=(clip,))) == Sample(id=1, video=clip)
     for sample in (
-        Sample(id=1, video=tmp_path / "moving.gif"), Sample(id=1, images=(tmp_path / "moving.gif",)), Sample(id=1, question="?"),
-        Sample(id=1, images=(still, clip)), Sample(id=1, images=(still,), video=still), Sample(id=1, images=(tmp_path / "no",)),
-        Sample(id=1, video=Path("nul\0")), replace(Sample(id=1), video=tmp_path),
-    ):  # fmt: skip
+        Sample(id=1, video=tmp_path / "moving.gif"),
+        Sample(id=1, images=(tmp_path / "moving.gif",)),
+        Sample(id=1, question="?"),
+        Sample(id=1, images=(still, clip)),
+        Sample(id=1, images=(still,), video=still),
+        Sample(id=1, images=(tmp_path / "no",)),
+        Sample(id=1, video=Path("nul\0")),
+        replace(Sample(id=1), video=tmp_path),
+    ):
         assert by_content(sample) == sample
 
 
@@ -168,10 +230,15 @@ def test_kind_of_waits_for_no_pipe(tmp_path):
 
 # What never reaches FFmpeg
 
-SDP = b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n"
+SDP = (
+    b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP "
+    b"96\na=rtpmap:96 H264/90000\n"
+)
 FOREIGN = {
     "sdp": SDP,
-    "sdp with marks of a transport stream": b"".join((b"G" + SDP)[:188].ljust(187, b"\n") + b"\n" for _ in range(9)),
+    "sdp with marks of a transport stream": b"".join(
+        (b"G" + SDP)[:188].ljust(187, b"\n") + b"\n" for _ in range(9)
+    ),
     "hls": b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n",
     "concat": b"ffconcat version 1.0\nfile /etc/passwd\n",
     "dash": b"<?xml version='1.0'?><MPD xmlns='urn:mpeg:dash:schema:mpd:2011'></MPD>",
@@ -199,11 +266,18 @@ def test_the_demuxer_is_named_and_the_protocol_is_file(tmp_path, monkeypatch):
         raise ValueError("enough")
 
     monkeypatch.setattr(av, "open", opened)
-    for kind, head in (("mp4", b"\0\0\0\x18ftypisom"), ("ts", (b"G" + bytes(187)) * 5), ("mkv", b"\x1aE\xdf\xa3")):
+    for kind, head in (
+        ("mp4", b"\0\0\0\x18ftypisom"),
+        ("ts", (b"G" + bytes(187)) * 5),
+        ("mkv", b"\x1aE\xdf\xa3"),
+    ):
         (tmp_path / "x").write_bytes(head)
         with pytest.raises(ValueError, match="enough"):
             decoders._open(str(tmp_path / "x"), "x")
-        assert asked.pop() == {"format": kinds.DEMUXERS[kind], "options": {"protocol_whitelist": "file"}}
+        assert asked.pop() == {
+            "format": kinds.DEMUXERS[kind],
+            "options": {"protocol_whitelist": "file"},
+        }
 
 
 # Limits
@@ -213,7 +287,8 @@ def test_frames_that_do_not_fit_are_shrunk_and_it_is_said(tmp_path, monkeypatch)
     monkeypatch.setattr(
         video,
         "_CHILD",
-        PATHS + "from trimtok_cli.media import decoder_child as decoders; decoders.MOST_PIXELS = 12288; decoders.main()",
+        PATHS + "from trimtok_cli.media import decoder_child as decoders; decoders.MOST_PIXELS = "
+        "12288; decoders.main()",
     )
     path = make_clip(tmp_path / "a.mp4", 20)
     for backend in ("pyav", "decord"):
@@ -221,8 +296,19 @@ def test_frames_that_do_not_fit_are_shrunk_and_it_is_said(tmp_path, monkeypatch)
             continue
         clip = load_video(path, FrameRule(frames=8, backend=backend))
         assert (clip.width, clip.height) == clip.frames[0].size == (48, 32)
-        assert clip.warnings == ("its frames were shrunk to 48 x 32, as so many would not fit into memory",)
-        assert [number_in(frame.resize((WIDTH, HEIGHT))) for frame in clip.frames] == [1, 3, 6, 8, 11, 13, 16, 18]
+        assert clip.warnings == (
+            "its frames were shrunk to 48 x 32, as so many would not fit into memory",
+        )
+        assert [number_in(frame.resize((WIDTH, HEIGHT))) for frame in clip.frames] == [
+            1,
+            3,
+            6,
+            8,
+            11,
+            13,
+            16,
+            18,
+        ]
     clip = load_video(path, FrameRule(frames=2))
     assert clip.frames[0].size == (WIDTH, HEIGHT) and not clip.warnings
 
@@ -231,15 +317,21 @@ def test_a_frame_over_the_limit_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(
         video,
         "_CHILD",
-        PATHS + "from trimtok_cli.media import decoder_child as decoders; decoders.MOST_FRAME = 6000; decoders.main()",
+        PATHS + "from trimtok_cli.media import decoder_child as decoders; decoders.MOST_FRAME = "
+        "6000; decoders.main()",
     )
-    with pytest.raises(MediaError, match=r"frames of 96 x 64 pixels, more than the limit of 6000; make it smaller"):
+    with pytest.raises(
+        MediaError, match=r"frames of 96 x 64 pixels, more than the limit of 6000; make it smaller"
+    ):
         load_video(make_clip(tmp_path / "a.mp4", 4), FrameRule())
 
 
 def test_large_frames_are_left_to_pyav_which_holds_few(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        video, "_CHILD", PATHS + "from trimtok_cli.media import decoder_child as decoders; decoders._MANY = 6000; decoders.main()"
+        video,
+        "_CHILD",
+        PATHS + "from trimtok_cli.media import decoder_child as decoders; decoders._MANY = 6000; "
+        "decoders.main()",
     )
     clip = load_video(make_clip(tmp_path / "a.mp4", 4), FrameRule(frames=2))
     assert numbers(clip) == [1, 3] and clip.decoder == "pyav"
@@ -247,8 +339,13 @@ def test_large_frames_are_left_to_pyav_which_holds_few(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("place", ["before the index", "behind it"])
 def test_a_flood_of_boxes_is_passed_by(tmp_path, place):
-    data, flood = make_clip(tmp_path / "a.mp4", 4).read_bytes(), struct.pack(">I4s", 8, b"free") * 500_000
-    (tmp_path / "b.mp4").write_bytes(data[:32] + flood if place == "before the index" else data + flood)
+    data, flood = (
+        make_clip(tmp_path / "a.mp4", 4).read_bytes(),
+        struct.pack(">I4s", 8, b"free") * 500_000,
+    )
+    (tmp_path / "b.mp4").write_bytes(
+        data[:32] + flood if place == "before the index" else data + flood
+    )
     began = time.monotonic()
     if place == "behind it":
         assert numbers(load_video(tmp_path / "b.mp4", FrameRule(frames=2))) == [1, 3]
@@ -264,9 +361,15 @@ def slow_pick(starts, duration, rule):
     if span <= 0:
         return []
     count, step = rule.frames, span / rule.frames
-    if rule.fps is not None and (wanted := max(1, int(np.ceil(span * rule.fps - 0.5 - 1e-3)))) <= rule.frames:
+    if (
+        rule.fps is not None
+        and (wanted := max(1, int(np.ceil(span * rule.fps - 0.5 - 1e-3)))) <= rule.frames
+    ):
         count, step = wanted, min(span, 1 / rule.fps)
-    shown = (np.searchsorted(starts, rule.start + (slot + 0.5) * step + 1e-3, side="right") - 1 for slot in range(count))
+    shown = (
+        np.searchsorted(starts, rule.start + (slot + 0.5) * step + 1e-3, side="right") - 1
+        for slot in range(count)
+    )
     return sorted({max(0, int(number)) for number in shown})
 
 
@@ -274,7 +377,14 @@ def test_picking_passes_over_slots_and_misses_none():
     random = np.random.default_rng(0)
     for _ in range(400):
         starts = np.concatenate(
-            [[0.0], np.sort(random.exponential(random.choice([0.001, 0.04, 2]), random.integers(0, 60)).cumsum())]
+            [
+                [0.0],
+                np.sort(
+                    random.exponential(
+                        random.choice([0.001, 0.04, 2]), random.integers(0, 60)
+                    ).cumsum()
+                ),
+            ]
         )
         duration = float(starts[-1] + random.exponential(0.1))
         rule = FrameRule(
@@ -282,12 +392,20 @@ def test_picking_passes_over_slots_and_misses_none():
             fps=random.choice([None, 0.3, 3.0, 700.0]),
             start=duration * random.choice([0, 0.3]),
         )
-        assert pick_times(list(map(float, starts)), duration, rule) == slow_pick(starts, duration, rule)
+        assert pick_times(list(map(float, starts)), duration, rule) == slow_pick(
+            starts, duration, rule
+        )
 
 
 @pytest.mark.parametrize(
     "rule",
-    [{"frames": 10**9}, {"frames": 10**400}, {"frames": 10**9, "fps": 1e308}, {"fps": 1e308, "frames": 64}, {"fps": 1e-308}],
+    [
+        {"frames": 10**9},
+        {"frames": 10**400},
+        {"frames": 10**9, "fps": 1e308},
+        {"fps": 1e308, "frames": 64},
+        {"fps": 1e-308},
+    ],
 )
 def test_absurd_numbers_take_no_time(rule):
     starts, began = [number / 25 for number in range(100_000)], time.monotonic()
@@ -309,7 +427,9 @@ def test_absurd_numbers_take_every_frame_of_a_file(tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="POSIX limits")
 @pytest.mark.parametrize("lack", ["TMPDIR", "a full TMPDIR", "files", "processes", "memory"])
 def test_what_the_machine_lacks_is_not_put_on_the_file(tmp_path, lack):
-    """In a child with the limit set; root may start processes whatever the limit, so the call itself is made to fail."""
+    """In a child with the limit set; root may start processes whatever the limit, so the call
+    itself is made to fail.
+    """
     path = make_clip(tmp_path / "good.mp4", 4)
     Image.fromarray(picture(1)).save(tmp_path / "good.png")
     code = f"""
@@ -342,23 +462,37 @@ for load in (lambda: load_video(Path({str(path)!r}), FrameRule()), lambda: load_
         environment["TMPDIR"] = str(tmp_path / "nowhere")
     if lack == "a full TMPDIR" and Path("/dev/full").exists():
         environment["TMPDIR"] = "/dev/full"
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
     said = done.stdout.splitlines()
     assert len(said) == 2, done.stderr
     wanted = {"files": "ulimit -n", "processes": "ulimit -u", "memory": "memory"}.get(lack, "read")
-    assert wanted in said[0] and said[1] == "read" if lack != "files" else all(wanted in line for line in said), said
+    assert (
+        wanted in said[0] and said[1] == "read"
+        if lack != "files"
+        else all(wanted in line for line in said)
+    ), said
     assert all(line == "read" or line.startswith("MediaError") for line in said)
     assert not any(word in done.stdout for word in ("damaged", "does not exist"))
 
 
 def test_a_decoder_that_is_killed_is_no_damage(tmp_path, monkeypatch):
     path = make_clip(tmp_path / "a.mp4", 4)
-    monkeypatch.setattr(video, "_CHILD", "import os, signal; print('ready', flush=True); os.kill(os.getpid(), signal.SIGKILL)")
-    with pytest.raises(MediaError, match="its decoder was killed, as the system does when memory is short"):
+    monkeypatch.setattr(
+        video,
+        "_CHILD",
+        "import os, signal; print('ready', flush=True); os.kill(os.getpid(), signal.SIGKILL)",
+    )
+    with pytest.raises(
+        MediaError, match="its decoder was killed, as the system does when memory is short"
+    ):
         load_video(path, FrameRule())
 
 
-@pytest.mark.parametrize("load", [load_image, lambda path: load_video(path, FrameRule())], ids=["image", "video"])
+@pytest.mark.parametrize(
+    "load", [load_image, lambda path: load_video(path, FrameRule())], ids=["image", "video"]
+)
 def test_a_nul_in_a_name_is_no_damage(load):
     with pytest.raises(MediaError, match=r"cannot be read .*check the path"):
         load(Path("nul\0.mp4"))

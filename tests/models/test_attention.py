@@ -1,4 +1,6 @@
-"""Recomputed attention against the library's eager attention, for language models of every kind of attention; `seen` as written."""
+"""Recomputed attention against the library's eager attention, for language models of every kind of
+attention; `seen` as written.
+"""
 
 import pytest
 import torch
@@ -7,9 +9,17 @@ import transformers as hf
 from trimtok_cli.models.attention import attention_rows, seen, window_of
 
 SMALL = {
-    "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "initializer_range": 0.3, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 KINDS = ["full_attention", "sliding_attention", "full_attention"]
 LENGTH, WINDOW = 17, 5
 DECODERS = {
@@ -19,20 +29,33 @@ DECODERS = {
         hf.Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=WINDOW, layer_types=KINDS)
     ),
     "qwen3, norms": lambda: hf.Qwen3Model(hf.Qwen3Config(**SMALL, head_dim=16)),
-    "phi3, window, one projection": lambda: hf.Phi3Model(hf.Phi3Config(**SMALL, sliding_window=WINDOW)),
+    "phi3, window, one projection": lambda: hf.Phi3Model(
+        hf.Phi3Config(**SMALL, sliding_window=WINDOW)
+    ),
     "gemma2, window, soft cap": lambda: hf.Gemma2Model(
-        hf.Gemma2Config(**SMALL, head_dim=8, sliding_window=WINDOW, layer_types=KINDS, attn_logit_softcapping=2.0)
+        hf.Gemma2Config(
+            **SMALL,
+            head_dim=8,
+            sliding_window=WINDOW,
+            layer_types=KINDS,
+            attn_logit_softcapping=2.0,
+        )
     ),
     "gemma3, window, norms": lambda: hf.Gemma3TextModel(
         hf.Gemma3TextConfig(**SMALL, head_dim=8, sliding_window=WINDOW, layer_types=KINDS)
     ),
     "gpt-oss, window, sinks": lambda: hf.GptOssModel(
         hf.GptOssConfig(
-            **SMALL, head_dim=8, sliding_window=WINDOW, layer_types=KINDS, num_local_experts=2, num_experts_per_tok=1,
+            **SMALL,
+            head_dim=8,
+            sliding_window=WINDOW,
+            layer_types=KINDS,
+            num_local_experts=2,
+            num_experts_per_tok=1,
             rope_parameters={"rope_type": "default", "rope_theta": 1e4},
         )
     ),
-}  # fmt: skip
+}
 
 
 @torch.inference_mode()
@@ -47,7 +70,8 @@ def test_attention_rows_equal_eager_attentions_with_norms_windows_caps_and_sinks
     entered, ran = [], []
     for layer in decoder.layers:
         layer.register_forward_pre_hook(
-            lambda _, args, kwargs: entered.append((args[0][0], kwargs["position_embeddings"])), with_kwargs=True
+            lambda _, args, kwargs: entered.append((args[0][0], kwargs["position_embeddings"])),
+            with_kwargs=True,
         )
         layer.self_attn.register_forward_hook(lambda _, args, out: ran.append(out[1][0]))
     decoder(inputs_embeds=torch.randn(1, LENGTH, 32), use_cache=False)

@@ -1,4 +1,6 @@
-"""Questions with several images: placeholders where the user put them, the user's own words found again, system prompts."""
+"""Questions with several images: placeholders where the user put them, the user's own words found
+again, system prompts.
+"""
 
 import pytest
 from transformers import AutoTokenizer
@@ -6,7 +8,15 @@ from transformers import AutoTokenizer
 from tests.conftest import picture
 from tests.support.families import FAMILIES
 from trimtok_cli.errors import ModelError, SampleError
-from trimtok_cli.models.chat import MEDIA, Written, grown, guarded, message_parts, token_rows, written
+from trimtok_cli.models.chat import (
+    MEDIA,
+    Written,
+    grown,
+    guarded,
+    message_parts,
+    token_rows,
+    written,
+)
 from trimtok_cli.models.loading import load_model
 
 
@@ -17,16 +27,28 @@ def test_placeholders_say_where_images_go():
     assert kinds("A <image> and <image>", 2, False) == ["A ", "image", " and", "image"]
     assert kinds("<video> or <image>?", 1, True) == ["video", "or ", "image", "?"]
     assert kinds("a <video>", 1, True) == ["image", "a", "video"]
-    assert kinds(" <image>\nWhat is <image> <image> here? \n", 3, False) == ["image", "What is ", "image", " ", "image", " here?"]
+    assert kinds(" <image>\nWhat is <image> <image> here? \n", 3, False) == [
+        "image",
+        "What is ",
+        "image",
+        " ",
+        "image",
+        " here?",
+    ]
     assert kinds(" <image> \n", 1, False) == ["image"] and kinds(" \n ", 1, False) == ["image"]
-    for question, images, video, says in (("<image><image>", 1, False, "2 <image>"), ("<video>", 0, False, "1 <video>")):
+    for question, images, video, says in (
+        ("<image><image>", 1, False, "2 <image>"),
+        ("<video>", 0, False, "1 <video>"),
+    ):
         with pytest.raises(SampleError, match=says):
             message_parts(question, images, video)
 
 
 @pytest.fixture(scope="module", params=["llava_next", "qwen2_vl", "internvl", "idefics3", "gemma3"])
 def family(request, tmp_path_factory):
-    return load_model(str(FAMILIES[request.param](tmp_path_factory.mktemp("chat") / request.param)), device="cpu")
+    return load_model(
+        str(FAMILIES[request.param](tmp_path_factory.mktemp("chat") / request.param)), device="cpu"
+    )
 
 
 def test_the_users_words_are_found_in_front_between_and_behind_images(family):
@@ -46,8 +68,15 @@ def test_the_users_words_are_found_in_front_between_and_behind_images(family):
 
 def test_placeholders_give_what_the_library_gives(family):
     images = [picture(1, 100, 80), picture(2, 60, 90)]
-    content = [{"type": "text", "text": "A "}, {"type": "image"}, {"type": "text", "text": " b"}, {"type": "image"}]
-    text = family.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    content = [
+        {"type": "text", "text": "A "},
+        {"type": "image"},
+        {"type": "text", "text": " b"},
+        {"type": "image"},
+    ]
+    text = family.processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
     assert family.prepare(images, "A <image> b <image>").text == text
 
 
@@ -64,7 +93,10 @@ def test_instruction_rows_of_words_that_also_stand_in_the_template(llava_folder)
         prompt = grown(prompt, [{"span": (6, 13), "replacement": "<image>" * 5}])
         coded = tokenizer(prompt.text, return_tensors="pt", return_offsets_mapping=True)
         kept, rows = token_rows(prompt, coded.input_ids[0], coded.offset_mapping[0], [4])
-        assert kept.tolist() == list(range(len(coded.input_ids[0]))) and (coded.input_ids[0] == 4).sum() == 5
+        assert (
+            kept.tolist() == list(range(len(coded.input_ids[0])))
+            and (coded.input_ids[0] == 4).sum() == 5
+        )
         return tokenizer.decode(coded.input_ids[0][rows]), rows.tolist()
 
     first = len("<s>") - 2 + len("USER: ") + 5 + len("\n")
@@ -74,10 +106,16 @@ def test_instruction_rows_of_words_that_also_stand_in_the_template(llava_folder)
 
 
 def test_words_that_a_template_shows_twice_or_changes_or_leaves_out_are_found_and_a_whim_of_it_is_refused():
-    whole = lambda apply, text: written(apply, [{"role": "user", "content": [{"type": "text", "text": text}]}])  # noqa: E731
+    whole = lambda apply, text: written(
+        apply, [{"role": "user", "content": [{"type": "text", "text": text}]}]
+    )  # noqa: E731
     text_of = lambda chat: chat[0]["content"][0]["text"]  # noqa: E731
-    assert whole(lambda chat: f"<{text_of(chat)}|{text_of(chat)}>", "a|b") == Written("<a|b|a|b>", "tuuutuuut")
-    assert whole(lambda chat: f"[{text_of(chat).strip().upper()}]", " ab ") == Written("[AB]", "tuut")
+    assert whole(lambda chat: f"<{text_of(chat)}|{text_of(chat)}>", "a|b") == Written(
+        "<a|b|a|b>", "tuuutuuut"
+    )
+    assert whole(lambda chat: f"[{text_of(chat).strip().upper()}]", " ab ") == Written(
+        "[AB]", "tuut"
+    )
     assert whole(lambda chat: "[]", "ab") == Written("[]", "tt")
     with pytest.raises(SampleError, match="ask otherwise"):
         whole(lambda chat: "long" if len(text_of(chat)) > 3 else f"[{text_of(chat)}]", "abcdef")
@@ -85,7 +123,9 @@ def test_words_that_a_template_shows_twice_or_changes_or_leaves_out_are_found_an
 
 def test_a_part_of_a_prompt_is_replaced_and_stays_its_authors():
     prompt = Written("a<i>b", "utttu").spliced([(1, 4, "<i><i>", MEDIA)])
-    assert prompt == Written("a<i><i>b", "ummmmmmu") and prompt.users(0, 2) and not prompt.users(1, 7)
+    assert (
+        prompt == Written("a<i><i>b", "ummmmmmu") and prompt.users(0, 2) and not prompt.users(1, 7)
+    )
 
 
 def test_a_checkpoint_without_a_chat_template_is_refused_with_a_sentence(family):

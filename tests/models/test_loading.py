@@ -1,6 +1,8 @@
-"""What becomes of checkpoint folders that are not whole, not readable, or of another kind: loaded, or one sentence that says why.
+"""What becomes of checkpoint folders that are not whole, not readable, or of another kind: loaded,
+or one sentence that says why.
 
-The tables hold one row a fault. Every sentence names the option, says what is wrong and what to do, and no class of a library.
+The tables hold one row a fault. Every sentence names the option, says what is wrong and what to do,
+and no class of a library.
 """
 
 import json
@@ -29,10 +31,15 @@ def said_of(folder: Path, **options) -> str:
     said = str(caught.value)
     said = said if said.startswith("--model") else f"--model {said}"
     assert (
-        said.startswith(f"--model {folder} ") and said.endswith(".") and "\n" not in said and len(said) < 480 + len(str(folder))
+        said.startswith(f"--model {folder} ")
+        and said.endswith(".")
+        and "\n" not in said
+        and len(said) < 480 + len(str(folder))
     ), said
     assert not re.search(
-        r"Error\b|Exception|Traceback|NoneType|above report|huggingface\.co|from_pretrained|weights_only", said
+        r"Error\b|Exception|Traceback|NoneType|above "
+        r"report|huggingface\.co|from_pretrained|weights_only",
+        said,
     ), said
     return said.removeprefix(f"--model {folder} ")
 
@@ -53,14 +60,16 @@ LOST: dict[str, str] = {
     "one bias or weight of the tower": r"(visual|vision_tower|vision_model).*(layers?|blocks)\.0\..*(fc1|mlp\.(gate_proj|up_proj|linear_fc1))\.weight",
     "the head": r"lm_head",
     "the embeddings": r"embed_tokens",
-}  # fmt: skip
+}
 
 
 def rewrite(folder: Path, to: Path, change: Callable[[dict], dict]) -> Path:
     shutil.copytree(folder, to)
     weights = change(load_file(to / "model.safetensors"))
     save_file(
-        {name: tensor.contiguous() for name, tensor in weights.items()}, to / "model.safetensors", metadata={"format": "pt"}
+        {name: tensor.contiguous() for name, tensor in weights.items()},
+        to / "model.safetensors",
+        metadata={"format": "pt"},
     )
     return to
 
@@ -68,25 +77,40 @@ def rewrite(folder: Path, to: Path, change: Callable[[dict], dict]) -> Path:
 @pytest.mark.parametrize("part", LOST)
 def test_missing_weights_are_named(whole, part, tmp_path):
     names = [name for name in load_file(whole / "model.safetensors") if re.search(LOST[part], name)]
-    if part == "the head" and json.loads((whole / "config.json").read_text())["tie_word_embeddings"]:
+    if (
+        part == "the head"
+        and json.loads((whole / "config.json").read_text())["tie_word_embeddings"]
+    ):
         assert not names, "a tied head is no weight of its own"
     else:
         assert names, "the pattern fits no tensor"
-        folder = rewrite(whole, tmp_path / "m", lambda weights: {k: v for k, v in weights.items() if k not in names})
+        folder = rewrite(
+            whole,
+            tmp_path / "m",
+            lambda weights: {k: v for k, v in weights.items() if k not in names},
+        )
         said = said_of(folder)
         assert re.search(r"cannot be loaded: its weights lack \d+ tensors? \(", said)
-        assert any(name.split(".")[-2:] == word.split(".")[-2:] for name in names for word in re.findall(r"[\w.]+", said)), said
+        assert any(
+            name.split(".")[-2:] == word.split(".")[-2:]
+            for name in names
+            for word in re.findall(r"[\w.]+", said)
+        ), said
 
 
 def test_weights_under_other_names_are_missing_weights(whole, tmp_path):
-    folder = rewrite(whole, tmp_path / "m", lambda weights: {f"other.{k}x": v for k, v in weights.items()})
+    folder = rewrite(
+        whole, tmp_path / "m", lambda weights: {f"other.{k}x": v for k, v in weights.items()}
+    )
     said = said_of(folder)
     assert "its weights lack" in said and "that the model does not know (other." in said
 
 
 def test_weights_of_other_sizes_are_named(whole, tmp_path):
     def narrower(weights: dict) -> dict:
-        name = next(name for name in weights if re.search(r"layers\.0\.mlp\.down_proj\.weight", name))
+        name = next(
+            name for name in weights if re.search(r"layers\.0\.mlp\.down_proj\.weight", name)
+        )
         return weights | {name: weights[name][:, :-2]}
 
     said = said_of(rewrite(whole, tmp_path / "m", narrower))
@@ -95,7 +119,11 @@ def test_weights_of_other_sizes_are_named(whole, tmp_path):
 
 def test_further_tensors_do_no_harm(whole, tmp_path):
     folder = rewrite(
-        whole, tmp_path / "m", lambda weights: weights | {"extra.position_ids": torch.arange(4), "x.weight": torch.ones(2)}
+        whole,
+        tmp_path / "m",
+        lambda weights: (
+            weights | {"extra.position_ids": torch.arange(4), "x.weight": torch.ones(2)}
+        ),
     )
     plain, more = (load_model(str(each), device="cpu") for each in (whole, folder))
     assert len(plain.model.state_dict()) > 20
@@ -117,11 +145,16 @@ def test_a_tied_head_is_not_missing(name, tmp_path):
 def edit(path: Path, **values) -> None:
     """Keys of a JSON file; None takes one away."""
     found = json.loads(path.read_text()) if path.is_file() else {}
-    path.write_text(json.dumps({key: value for key, value in (found | values).items() if value is not None}))
+    path.write_text(
+        json.dumps({key: value for key, value in (found | values).items() if value is not None})
+    )
 
 
 def inner(folder: Path, part: str, **values) -> None:
-    edit(folder / "config.json", **{part: json.loads((folder / "config.json").read_text())[part] | values})
+    edit(
+        folder / "config.json",
+        **{part: json.loads((folder / "config.json").read_text())[part] | values},
+    )
 
 
 def sharded(folder: Path) -> list[str]:
@@ -133,7 +166,9 @@ def sharded(folder: Path) -> list[str]:
     for file, part in zip(files, (names[::2], names[1::2]), strict=True):
         save_file({name: weights[name] for name in part}, folder / file, metadata={"format": "pt"})
     places = {name: files[i % 2] for i, name in enumerate(names)}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": places})
+    )
     return files
 
 
@@ -143,23 +178,34 @@ def pickled(folder: Path, **options) -> None:
 
 
 def float64(folder: Path) -> None:
-    rewritten = {name: tensor.double() for name, tensor in load_file(folder / "model.safetensors").items()}
+    rewritten = {
+        name: tensor.double() for name, tensor in load_file(folder / "model.safetensors").items()
+    }
     save_file(rewritten, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def new_names(folder: Path) -> None:
-    """Tensors named as the library's modules are now; what it saves is named as they were at first."""
+    """Tensors named as the library's modules are now; what it saves is named as they were at
+    first.
+    """
     weights = {
-        re.sub(r"^language_model\.model\.", "model.language_model.", name).replace("language_model.lm_head", "lm_head"): tensor
+        re.sub(r"^language_model\.model\.", "model.language_model.", name).replace(
+            "language_model.lm_head", "lm_head"
+        ): tensor
         for name, tensor in load_file(folder / "model.safetensors").items()
     }
-    named = {re.sub(r"^(vision_tower|multi_modal)", r"model.\1", name): tensor for name, tensor in weights.items()}
+    named = {
+        re.sub(r"^(vision_tower|multi_modal)", r"model.\1", name): tensor
+        for name, tensor in weights.items()
+    }
     assert set(named) != set(load_file(folder / "model.safetensors"))
     save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def apart(folder: Path) -> None:
-    """preprocessor_config.json alone, with the processor's class, and no word of patches and strategies."""
+    """preprocessor_config.json alone, with the processor's class, and no word of patches and
+    strategies.
+    """
     whole = json.loads((folder / "processor_config.json").read_text())
     images = whole["image_processor"] | {"processor_class": "LlavaProcessor"}
     (folder / "preprocessor_config.json").write_text(json.dumps(images))
@@ -190,17 +236,30 @@ READ: dict[str, Callable[[Path], object]] = {
     "in float64": float64,
     "with the modules' new names": new_names,
     "without patch size and strategy": apart,
-    "with null for patch size and strategy": lambda f: (f / "processor_config.json").write_text(json.dumps(
-        json.loads((f / "processor_config.json").read_text())
-        | dict.fromkeys(("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")))),
+    "with null for patch size and strategy": lambda f: (f / "processor_config.json").write_text(
+        json.dumps(
+            json.loads((f / "processor_config.json").read_text())
+            | dict.fromkeys(
+                ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")
+            )
+        )
+    ),
     "with a processor that contradicts the model": lambda f: edit(
-        f / "processor_config.json", patch_size=7, vision_feature_select_strategy="full", num_additional_image_tokens=5),
+        f / "processor_config.json",
+        patch_size=7,
+        vision_feature_select_strategy="full",
+        num_additional_image_tokens=5,
+    ),
     "with its template in chat_template.json": template_apart,
     "with its template in the processor": template_in_the_processor,
     "without generation_config.json": generation_in_the_config,
-    "with other weights beside its own": lambda f: (f / "consolidated.safetensors").write_bytes(b"x" * 99),
-    "with a readme and a licence": lambda f: [(f / name).write_text("") for name in ("README.md", ".gitattributes")],
-}  # fmt: skip
+    "with other weights beside its own": lambda f: (f / "consolidated.safetensors").write_bytes(
+        b"x" * 99
+    ),
+    "with a readme and a licence": lambda f: [
+        (f / name).write_text("") for name in ("README.md", ".gitattributes")
+    ],
+}
 
 
 @pytest.fixture
@@ -212,7 +271,9 @@ def logits_of(adapter) -> torch.Tensor:
     inputs = adapter.prepare([picture(3)], "What is it?")
     prompt = adapter.embed(inputs, adapter.encode_many([inputs])[0])
     with torch.inference_mode():
-        out = adapter.model.get_decoder()(inputs_embeds=prompt.embeds[None], position_ids=prompt.positions[None])
+        out = adapter.model.get_decoder()(
+            inputs_embeds=prompt.embeds[None], position_ids=prompt.positions[None]
+        )
         return adapter.model.lm_head(out.last_hidden_state)
 
 
@@ -229,7 +290,10 @@ def cut(path: Path, share: float = 0.5) -> None:
 
 
 def pointer(path: Path) -> None:
-    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0123456789abcdef\nsize 14000000000\n")
+    path.write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0123456789abcdef\nsize "
+        "14000000000\n"
+    )
 
 
 def only(folder: Path, *names: str) -> None:
@@ -242,15 +306,24 @@ def only(folder: Path, *names: str) -> None:
 
 def adapter_only(folder: Path) -> None:
     only(folder, "adapter_model.safetensors")
-    edit(folder / "adapter_config.json", base_model_name_or_path="llava-hf/llava-1.5-7b-hf", peft_type="LORA")
+    edit(
+        folder / "adapter_config.json",
+        base_model_name_or_path="llava-hf/llava-1.5-7b-hf",
+        peft_type="LORA",
+    )
 
 
 def quantized(method: str, **more) -> Callable[[Path], object]:
-    return lambda folder: edit(folder / "config.json", quantization_config={"quant_method": method} | more)
+    return lambda folder: edit(
+        folder / "config.json", quantization_config={"quant_method": method} | more
+    )
 
 
 def small_numbers(folder: Path) -> None:
-    weights = {n: t.to(torch.int8) if t.ndim > 1 else t for n, t in load_file(folder / "model.safetensors").items()}
+    weights = {
+        n: t.to(torch.int8) if t.ndim > 1 else t
+        for n, t in load_file(folder / "model.safetensors").items()
+    }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -288,79 +361,243 @@ AGAIN = r"copy or download it again"
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (only, r"it has no config.json; name the folder"),
     "a cache's folder": (nested, r"did you mean .*snapshots/abc\?"),
-    "a cut file": (lambda f: cut(f / "model.safetensors"), rf"model.safetensors is cut short, \d+ bytes of \d+; {AGAIN}"),
-    "a file cut in its head": (lambda f: cut(f / "model.safetensors", 0.001), rf"model.safetensors is cut short; {AGAIN}"),
-    "a file of 3 bytes": (lambda f: (f / "model.safetensors").write_bytes(b"abc"), rf"model.safetensors is cut short; {AGAIN}"),
-    "an empty file": (lambda f: (f / "model.safetensors").write_bytes(b""), rf"model.safetensors is empty; {AGAIN}"),
-    "a web page": (lambda f: (f / "model.safetensors").write_bytes(b"<html>" * 99), rf"model.safetensors is damaged; {AGAIN}"),
-    "a pointer": (lambda f: pointer(f / "model.safetensors"), r"model.safetensors is only a pointer of git-lfs; run `git lfs pull`"),
-    "a pointer for the tokenizer": (lambda f: pointer(f / "tokenizer.json"), r"tokenizer.json is only a pointer"),
-    "a pointer for the config": (lambda f: pointer(f / "config.json"), r"config.json is only a pointer"),
-    "a pickle cut short": (lambda f: pickled(f) or cut(f / "pytorch_model.bin"), rf"pytorch_model.bin is cut short; {AGAIN}"),
+    "a cut file": (
+        lambda f: cut(f / "model.safetensors"),
+        rf"model.safetensors is cut short, \d+ bytes of \d+; {AGAIN}",
+    ),
+    "a file cut in its head": (
+        lambda f: cut(f / "model.safetensors", 0.001),
+        rf"model.safetensors is cut short; {AGAIN}",
+    ),
+    "a file of 3 bytes": (
+        lambda f: (f / "model.safetensors").write_bytes(b"abc"),
+        rf"model.safetensors is cut short; {AGAIN}",
+    ),
+    "an empty file": (
+        lambda f: (f / "model.safetensors").write_bytes(b""),
+        rf"model.safetensors is empty; {AGAIN}",
+    ),
+    "a web page": (
+        lambda f: (f / "model.safetensors").write_bytes(b"<html>" * 99),
+        rf"model.safetensors is damaged; {AGAIN}",
+    ),
+    "a pointer": (
+        lambda f: pointer(f / "model.safetensors"),
+        r"model.safetensors is only a pointer of git-lfs; run `git lfs pull`",
+    ),
+    "a pointer for the tokenizer": (
+        lambda f: pointer(f / "tokenizer.json"),
+        r"tokenizer.json is only a pointer",
+    ),
+    "a pointer for the config": (
+        lambda f: pointer(f / "config.json"),
+        r"config.json is only a pointer",
+    ),
+    "a pickle cut short": (
+        lambda f: pickled(f) or cut(f / "pytorch_model.bin"),
+        rf"pytorch_model.bin is cut short; {AGAIN}",
+    ),
     "an old pickle cut short": (
-        lambda f: pickled(f, _use_new_zipfile_serialization=False) or cut(f / "pytorch_model.bin"), r"weights .*; (use|check)"),
-    "a pickle that is none": (lambda f: pickled(f) or (f / "pytorch_model.bin").write_bytes(b"x" * 99), r"its weights"),
-    "a lost shard": (lost_shard, rf"1 of its 2 files of weights are missing \(model-00002.*did not end .*; {AGAIN}"),
-    "an index of nothing": (lambda f: sharded(f) and edit(f / "model.safetensors.index.json", weight_map={}), r"has no weight_map"),
+        lambda f: pickled(f, _use_new_zipfile_serialization=False) or cut(f / "pytorch_model.bin"),
+        r"weights .*; (use|check)",
+    ),
+    "a pickle that is none": (
+        lambda f: pickled(f) or (f / "pytorch_model.bin").write_bytes(b"x" * 99),
+        r"its weights",
+    ),
+    "a lost shard": (
+        lost_shard,
+        rf"1 of its 2 files of weights are missing \(model-00002.*did not end .*; {AGAIN}",
+    ),
+    "an index of nothing": (
+        lambda f: sharded(f) and edit(f / "model.safetensors.index.json", weight_map={}),
+        r"has no weight_map",
+    ),
     "an index that leaves the folder": (outside, r"names files outside the folder"),
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), rf"no weights \(model.safetensors\); {AGAIN}"),
+    "no weights": (
+        lambda f: (f / "model.safetensors").unlink(),
+        rf"no weights \(model.safetensors\); {AGAIN}",
+    ),
     "weights being downloaded": (
-        lambda f: (f / "model.safetensors").rename(f / "model.safetensors.part"), r"no weights and a download that did not end"),
+        lambda f: (f / "model.safetensors").rename(f / "model.safetensors.part"),
+        r"no weights and a download that did not end",
+    ),
     "weights under another name": (
-        lambda f: (f / "model.safetensors").rename(f / "joy.safetensors"), r"named as transformers does not .*\(joy.safetensors\)"),
+        lambda f: (f / "model.safetensors").rename(f / "joy.safetensors"),
+        r"named as transformers does not .*\(joy.safetensors\)",
+    ),
     "GGUF": (lambda f: only(f, "model-q4.gguf", "mmproj.gguf"), r"it holds GGUF files"),
-    "GGUF with a config": (lambda f: (f / "model.safetensors").rename(f / "model.gguf"), r"it holds GGUF files"),
-    "one file of weights": (lambda f: only(f, "sd.safetensors"), r"it holds weights \(sd.safetensors\) but no config.json"),
-    "an adapter alone": (adapter_only, r"PEFT adapter \(for llava-hf/llava-1.5-7b-hf\), and peft is not installed: pip install peft"),
+    "GGUF with a config": (
+        lambda f: (f / "model.safetensors").rename(f / "model.gguf"),
+        r"it holds GGUF files",
+    ),
+    "one file of weights": (
+        lambda f: only(f, "sd.safetensors"),
+        r"it holds weights \(sd.safetensors\) but no config.json",
+    ),
+    "an adapter alone": (
+        adapter_only,
+        r"PEFT adapter \(for llava-hf/llava-1.5-7b-hf\), and peft is not installed: pip "
+        r"install peft",
+    ),
     "an adapter beside": (
-        lambda f: edit(f / "adapter_config.json", base_model_name_or_path="a/b"), r"PEFT adapter \(for a/b\), and peft is not"),
-    "an adapter of nothing": (lambda f: only(f) or edit(f / "adapter_config.json", r=8), r"does not say its base_model_name_or_path"),
-    "the first LLaVA's layout": (lambda f: edit(f / "config.json", model_type="llava_llama"), r"llava-hf/llava-1.5-7b-hf"),
-    "InternVL with its own code": (lambda f: edit(f / "config.json", model_type="internvl_chat"), r"OpenGVLab/InternVL3-8B-hf"),
-    "another family": (lambda f: edit(f / "config.json", model_type="bert"), r"of the family 'bert'; supported are"),
-    "no family": (lambda f: edit(f / "config.json", model_type=None), r"does not say its model_type"),
-    "a list of families": (lambda f: edit(f / "config.json", model_type=["llava"]), r"does not say its model_type"),
-    "bitsandbytes": (quantized("bitsandbytes", load_in_4bit=True), r"quantized \(bitsandbytes\), and \w+ is not installed: pip install"),
-    "bitsandbytes of old": (lambda f: edit(f / "config.json", quantization_config={"load_in_8bit": True}), r"quantized \(bitsandbytes\)"),
-    "GPTQ": (quantized("gptq", bits=4), r"quantized \(gptq\), and gptqmodel is not installed: pip install gptqmodel"),
-    "AWQ": (quantized("awq", bits=4), r"quantized \(awq\), and gptqmodel is not installed: pip install gptqmodel"),
+        lambda f: edit(f / "adapter_config.json", base_model_name_or_path="a/b"),
+        r"PEFT adapter \(for a/b\), and peft is not",
+    ),
+    "an adapter of nothing": (
+        lambda f: only(f) or edit(f / "adapter_config.json", r=8),
+        r"does not say its base_model_name_or_path",
+    ),
+    "the first LLaVA's layout": (
+        lambda f: edit(f / "config.json", model_type="llava_llama"),
+        r"llava-hf/llava-1.5-7b-hf",
+    ),
+    "InternVL with its own code": (
+        lambda f: edit(f / "config.json", model_type="internvl_chat"),
+        r"OpenGVLab/InternVL3-8B-hf",
+    ),
+    "another family": (
+        lambda f: edit(f / "config.json", model_type="bert"),
+        r"of the family 'bert'; supported are",
+    ),
+    "no family": (
+        lambda f: edit(f / "config.json", model_type=None),
+        r"does not say its model_type",
+    ),
+    "a list of families": (
+        lambda f: edit(f / "config.json", model_type=["llava"]),
+        r"does not say its model_type",
+    ),
+    "bitsandbytes": (
+        quantized("bitsandbytes", load_in_4bit=True),
+        r"quantized \(bitsandbytes\), and \w+ is not installed: pip install",
+    ),
+    "bitsandbytes of old": (
+        lambda f: edit(f / "config.json", quantization_config={"load_in_8bit": True}),
+        r"quantized \(bitsandbytes\)",
+    ),
+    "GPTQ": (
+        quantized("gptq", bits=4),
+        r"quantized \(gptq\), and gptqmodel is not installed: pip install gptqmodel",
+    ),
+    "AWQ": (
+        quantized("awq", bits=4),
+        r"quantized \(awq\), and gptqmodel is not installed: pip install gptqmodel",
+    ),
     "FP8": (quantized("fp8"), r"its weights .*accelerate"),
-    "torchao": (quantized("torchao", quant_type="int8"), r"quantized \(torchao\), and torchao is not installed: pip install torchao"),
-    "compressed tensors": (quantized("compressed-tensors"), r"and compressed-tensors is not installed: pip install compressed-tensors"),
-    "an unknown quantizer": (quantized("magic"), r"quantized by 'magic', which transformers .* does not know"),
-    "whole numbers without a quantizer": (small_numbers, r"holds I8 numbers, and its config.json has no quantization_config"),
+    "torchao": (
+        quantized("torchao", quant_type="int8"),
+        r"quantized \(torchao\), and torchao is not installed: pip install torchao",
+    ),
+    "compressed tensors": (
+        quantized("compressed-tensors"),
+        r"and compressed-tensors is not installed: pip install compressed-tensors",
+    ),
+    "an unknown quantizer": (
+        quantized("magic"),
+        r"quantized by 'magic', which transformers .* does not know",
+    ),
+    "whole numbers without a quantizer": (
+        small_numbers,
+        r"holds I8 numbers, and its config.json has no quantization_config",
+    ),
     "no tokenizer": (no_tokenizer, r"it has no tokenizer \(tokenizer.json or tokenizer.model\)"),
     "no processor": (no_processor, r"it has no image processor \(preprocessor_config.json\)"),
     "no template": (no_template, r"has no chat template for images"),
-    "no text_config": (lambda f: edit(f / "config.json", text_config=None), r"the text_config of its config.json is missing"),
-    "no vision_config": (lambda f: edit(f / "config.json", vision_config=None), r"the vision_config of its config.json is missing"),
-    "text as text_config": (lambda f: edit(f / "config.json", text_config="llama"), r"text_config of its config.json is not names"),
-    "a million layers": (lambda f: inner(f, "text_config", num_hidden_layers=10**6), r"num_hidden_layers: 1000000, which no model has"),
-    "no layers": (lambda f: inner(f, "vision_config", num_hidden_layers=0), r"num_hidden_layers: 0, which no model has"),
-    "layers in words": (lambda f: inner(f, "text_config", num_hidden_layers="many"), r"num_hidden_layers: many"),
+    "no text_config": (
+        lambda f: edit(f / "config.json", text_config=None),
+        r"the text_config of its config.json is missing",
+    ),
+    "no vision_config": (
+        lambda f: edit(f / "config.json", vision_config=None),
+        r"the vision_config of its config.json is missing",
+    ),
+    "text as text_config": (
+        lambda f: edit(f / "config.json", text_config="llama"),
+        r"text_config of its config.json is not names",
+    ),
+    "a million layers": (
+        lambda f: inner(f, "text_config", num_hidden_layers=10**6),
+        r"num_hidden_layers: 1000000, which no model has",
+    ),
+    "no layers": (
+        lambda f: inner(f, "vision_config", num_hidden_layers=0),
+        r"num_hidden_layers: 0, which no model has",
+    ),
+    "layers in words": (
+        lambda f: inner(f, "text_config", num_hidden_layers="many"),
+        r"num_hidden_layers: many",
+    ),
     "no heads": (lambda f: inner(f, "text_config", num_attention_heads=0), r"cannot be loaded"),
     "minus one wide": (lambda f: inner(f, "text_config", hidden_size=-1), r"cannot be loaded"),
-    "a hundred thousand wide": (lambda f: inner(f, "text_config", hidden_size=10**5), r"hidden_size: 100000, and none of its tensors"),
-    "wide within": (lambda f: inner(f, "vision_config", intermediate_size=10**9), r"intermediate_size: 1000000000, and none"),
-    "a billion words": (lambda f: inner(f, "text_config", vocab_size=10**9), r"vocab_size: 1000000000, and none of its tensors"),
-    "words in words": (lambda f: inner(f, "text_config", vocab_size="many"), r"vocab_size: many, and none"),
-    "heads without end": (lambda f: inner(f, "text_config", num_attention_heads=10**7), r"cannot be loaded"),
-    "a picture without end": (lambda f: inner(f, "vision_config", image_size=10**7), r"cannot be loaded"),
-    "a patch without end": (lambda f: inner(f, "vision_config", patch_size=10**6), r"cannot be loaded"),
-    "a dtype that is none": (lambda f: edit(f / "config.json", dtype="float99"), r"config.json|weights"),
-    "another text model": (lambda f: inner(f, "text_config", model_type="gone"), r"its config.json .*gone"),
+    "a hundred thousand wide": (
+        lambda f: inner(f, "text_config", hidden_size=10**5),
+        r"hidden_size: 100000, and none of its tensors",
+    ),
+    "wide within": (
+        lambda f: inner(f, "vision_config", intermediate_size=10**9),
+        r"intermediate_size: 1000000000, and none",
+    ),
+    "a billion words": (
+        lambda f: inner(f, "text_config", vocab_size=10**9),
+        r"vocab_size: 1000000000, and none of its tensors",
+    ),
+    "words in words": (
+        lambda f: inner(f, "text_config", vocab_size="many"),
+        r"vocab_size: many, and none",
+    ),
+    "heads without end": (
+        lambda f: inner(f, "text_config", num_attention_heads=10**7),
+        r"cannot be loaded",
+    ),
+    "a picture without end": (
+        lambda f: inner(f, "vision_config", image_size=10**7),
+        r"cannot be loaded",
+    ),
+    "a patch without end": (
+        lambda f: inner(f, "vision_config", patch_size=10**6),
+        r"cannot be loaded",
+    ),
+    "a dtype that is none": (
+        lambda f: edit(f / "config.json", dtype="float99"),
+        r"config.json|weights",
+    ),
+    "another text model": (
+        lambda f: inner(f, "text_config", model_type="gone"),
+        r"its config.json .*gone",
+    ),
     "another activation": (lambda f: inner(f, "text_config", hidden_act="magic"), r"its weights"),
-    "a strategy that is none": (lambda f: edit(f / "config.json", vision_feature_select_strategy="best"), r"its config.json"),
-    "a layer that is not there": (lambda f: edit(f / "config.json", vision_feature_layer=99), r"vision_feature_layer: 99"),
+    "a strategy that is none": (
+        lambda f: edit(f / "config.json", vision_feature_select_strategy="best"),
+        r"its config.json",
+    ),
+    "a layer that is not there": (
+        lambda f: edit(f / "config.json", vision_feature_layer=99),
+        r"vision_feature_layer: 99",
+    ),
     "a patch of nothing": (lambda f: inner(f, "vision_config", patch_size=0), r"cannot be loaded"),
     "a mean that is no number": (
-        lambda f: images(f, image_mean=[float("nan")] * 3), r"the image_mean of its image processor is [(\[]nan"),
-    "a deviation of 0": (lambda f: images(f, image_std=[0, 0, 0]), r"the image_std of its image processor is [(\[]0, 0, 0"),
-    "a tokenizer that is none": (lambda f: (f / "tokenizer.json").write_text("{}"), r"its processor"),
+        lambda f: images(f, image_mean=[float("nan")] * 3),
+        r"the image_mean of its image processor is [(\[]nan",
+    ),
+    "a deviation of 0": (
+        lambda f: images(f, image_std=[0, 0, 0]),
+        r"the image_std of its image processor is [(\[]0, 0, 0",
+    ),
+    "a tokenizer that is none": (
+        lambda f: (f / "tokenizer.json").write_text("{}"),
+        r"its processor",
+    ),
     "a tokenizer in half": (lambda f: cut(f / "tokenizer.json"), r"its (tokenizer.json|processor)"),
-    "a processor of no class": (lambda f: edit(f / "processor_config.json", processor_class=3), r"its processor"),
-    "another processor": (lambda f: edit(f / "processor_config.json", processor_class="WhisperProcessor"), r"its processor"),
-}  # fmt: skip
+    "a processor of no class": (
+        lambda f: edit(f / "processor_config.json", processor_class=3),
+        r"its processor",
+    ),
+    "another processor": (
+        lambda f: edit(f / "processor_config.json", processor_class="WhisperProcessor"),
+        r"its processor",
+    ),
+}
 
 
 def images(folder: Path, **values) -> None:
@@ -376,21 +613,40 @@ def test_a_folder_that_cannot_be_loaded_is_one_sentence(copy, fault):
     assert re.search(words, said), said
 
 
-JSON = [name for name in (
-    "config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json", "chat_template.json", "video_preprocessor_config.json",
-)]  # fmt: skip
+JSON = [
+    name
+    for name in (
+        "config.json",
+        "generation_config.json",
+        "processor_config.json",
+        "preprocessor_config.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.json",
+        "video_preprocessor_config.json",
+    )
+]
 TORN = {
-    "empty": b"", "half": b'{"model_type": "llava", ', "a list": b"[1]", "null": b"null", "binary": bytes(range(256)),
-    "a web page": b"<html></html>", "deep": b'{"a":' * 9999, "not UTF-8": b'{"model_type": "\xff\xfe"}',
-}  # fmt: skip
+    "empty": b"",
+    "half": b'{"model_type": "llava", ',
+    "a list": b"[1]",
+    "null": b"null",
+    "binary": bytes(range(256)),
+    "a web page": b"<html></html>",
+    "deep": b'{"a":' * 9999,
+    "not UTF-8": b'{"model_type": "\xff\xfe"}',
+}
 
 
 @pytest.mark.parametrize("torn", TORN)
 @pytest.mark.parametrize("name", JSON)
 def test_a_torn_file_is_named(copy, name, torn):
     (copy / name).write_bytes(TORN[torn])
-    assert re.search(rf"its {name} (is empty|is not JSON|holds no names|cannot be read).*; {AGAIN}", said_of(copy))
+    assert re.search(
+        rf"its {name} (is empty|is not JSON|holds no names|cannot be read).*; {AGAIN}",
+        said_of(copy),
+    )
 
 
 # ---- what the command says
@@ -408,7 +664,11 @@ def test_what_was_filled_in_is_said_to_those_who_debug(copy, caplog):
     with caplog.at_level("DEBUG", "trimtok"):
         load_model(str(copy), device="cpu")
     said = caplog.text
-    for name, value in (("patch_size", 14), ("num_additional_image_tokens", 1), ("vision_feature_select_strategy", "'default'")):
+    for name, value in (
+        ("patch_size", 14),
+        ("num_additional_image_tokens", 1),
+        ("vision_feature_select_strategy", "'default'"),
+    ):
         assert re.search(rf"{name} is .* in the files and {value} for this model", said), name
 
 
@@ -417,7 +677,11 @@ def test_smolvlm_without_num2words_names_what_to_install(tmp_path, monkeypatch):
 
     folder = FAMILIES["smolvlm"](tmp_path / "m")
     monkeypatch.setattr(processing_smolvlm, "num2words", None)
-    assert said_of(folder) == "cannot be loaded: the processor of this family needs num2words: pip install 'trimtok[smolvlm]'."
+    assert (
+        said_of(folder)
+        == "cannot be loaded: the processor of this family needs num2words: pip install "
+        "'trimtok[smolvlm]'."
+    )
 
 
 # ---- old processors, tower by tower
@@ -453,15 +717,30 @@ def test_what_an_old_processor_leaves_out_comes_from_the_model(tower, tmp_path):
 
 @pytest.mark.parametrize(
     ("model", "processor", "class_tokens", "tokens"),
-    [("full", "full", 0, 36), ("full", "default", 1, 36), ("full", "default", 0, 36), ("full", None, None, 36),
-     ("default", "default", 1, 36), ("default", "full", 0, 36), ("default", None, None, 36), ("default", "default", 0, 35)],
-)  # fmt: skip
-def test_a_tower_without_class_token_keeps_all_its_patches(model, processor, class_tokens, tokens, tmp_path):
-    """Unless the model and its processor both count without the first, as `generate` would then do as well."""
+    [
+        ("full", "full", 0, 36),
+        ("full", "default", 1, 36),
+        ("full", "default", 0, 36),
+        ("full", None, None, 36),
+        ("default", "default", 1, 36),
+        ("default", "full", 0, 36),
+        ("default", None, None, 36),
+        ("default", "default", 0, 35),
+    ],
+)
+def test_a_tower_without_class_token_keeps_all_its_patches(
+    model, processor, class_tokens, tokens, tmp_path
+):
+    """Unless the model and its processor both count without the first, as `generate` would then do
+    as well.
+    """
     folder = tiny.siglip(tmp_path / "m")
     edit(folder / "config.json", vision_feature_select_strategy=model)
     whole = json.loads((folder / "processor_config.json").read_text())
-    said = {"vision_feature_select_strategy": processor, "num_additional_image_tokens": class_tokens}
+    said = {
+        "vision_feature_select_strategy": processor,
+        "num_additional_image_tokens": class_tokens,
+    }
     (folder / "processor_config.json").write_text(json.dumps(whole | said))
     assert len(counted(folder)) == tokens
 
@@ -474,8 +753,17 @@ def clip(tmp_path_factory) -> Path:
     from transformers import CLIPConfig, CLIPModel
 
     folder, words = tmp_path_factory.mktemp("clip") / "clip", tiny.tokenizer()
-    text = {"vocab_size": len(words), "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-            "max_position_embeddings": 77, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}  # fmt: skip
+    text = {
+        "vocab_size": len(words),
+        "hidden_size": 24,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 77,
+        "eos_token_id": 2,
+        "bos_token_id": 1,
+        "pad_token_id": 0,
+    }
     vision = {
         "hidden_size": 32,
         "intermediate_size": 48,
@@ -484,30 +772,49 @@ def clip(tmp_path_factory) -> Path:
         "image_size": 84,
         "patch_size": 14,
     }
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(folder)
+    CLIPModel(
+        CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+    ).save_pretrained(folder)
     words.save_pretrained(folder)
     return folder
 
 
 def lose(folder: Path, pattern: str) -> None:
-    weights = {name: tensor for name, tensor in load_file(folder / "model.safetensors").items() if not re.search(pattern, name)}
+    weights = {
+        name: tensor
+        for name, tensor in load_file(folder / "model.safetensors").items()
+        if not re.search(pattern, name)
+    }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def ask_for_code(folder: Path) -> None:
-    edit(folder / "tokenizer_config.json", tokenizer_class="Unknown", auto_map={"AutoTokenizer": ["evil.Words", "evil.Words"]})
+    edit(
+        folder / "tokenizer_config.json",
+        tokenizer_class="Unknown",
+        auto_map={"AutoTokenizer": ["evil.Words", "evil.Words"]},
+    )
     (folder / "tokenizer.json").rename(folder / "vocab.json")
     (folder / "evil.py").write_text(f"open({str(folder / 'mark')!r}, 'w')")
 
 
 CLIPS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "another kind of model": (lambda f: edit(f / "config.json", model_type="siglip"), r"it is no CLIP checkpoint; name one that has"),
-    "a lost projection": (lambda f: lose(f, "text_projection"), r"its weights lack 1 tensor \(text_projection.weight\)"),
+    "another kind of model": (
+        lambda f: edit(f / "config.json", model_type="siglip"),
+        r"it is no CLIP checkpoint; name one that has",
+    ),
+    "a lost projection": (
+        lambda f: lose(f, "text_projection"),
+        r"its weights lack 1 tensor \(text_projection.weight\)",
+    ),
     "a cut file": (lambda f: cut(f / "model.safetensors"), r"model.safetensors is cut short"),
-    "a torn config": (lambda f: (f / "config.json").write_text("{"), r"config.json is not JSON, line 1"),
+    "a torn config": (
+        lambda f: (f / "config.json").write_text("{"),
+        r"config.json is not JSON, line 1",
+    ),
     "no config": (lambda f: (f / "config.json").unlink(), r"it is no CLIP checkpoint"),
     "code of its own": (ask_for_code, r"its tokenizer"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("fault", CLIPS)

@@ -1,4 +1,6 @@
-"""What methods may ask of a vision tower: against the library's own eager attention, and by painting, in every family."""
+"""What methods may ask of a vision tower: against the library's own eager attention, and by
+painting, in every family.
+"""
 
 import pytest
 import torch
@@ -22,11 +24,16 @@ def family(request, tmp_path_factory):
 def test_signals_have_a_row_for_every_visual_token_and_lie_where_the_pixels_came_from(family):
     size = (240, 200)
     plain = picture(5, *size)
-    base = family.encode_many([family.prepare([picture(1, 80, 90), plain], "?"), family.prepare([plain], "?")])[1]
+    base = family.encode_many(
+        [family.prepare([picture(1, 80, 90), plain], "?"), family.prepare([plain], "?")]
+    )[1]
     count = len(base)
     assert base.encoder.saliency.shape == (count,) and len(base.encoder.keys) == count
     nowhere = (base.box == 0).all(-1)
-    assert bool((base.encoder.saliency[~nowhere] > 0).all()) and not base.encoder.saliency[nowhere].any()
+    assert (
+        bool((base.encoder.saliency[~nowhere] > 0).all())
+        and not base.encoder.saliency[nowhere].any()
+    )
     for x, y in ((0.2, 0.25), (0.7, 0.4), (0.45, 0.8)):
         changed = family.encode_many([family.prepare([painted(plain, x, y)], "?")])[0]
         moved = (changed.encoder.keys - base.encoder.keys).norm(dim=-1)
@@ -34,13 +41,21 @@ def test_signals_have_a_row_for_every_visual_token_and_lie_where_the_pixels_came
         assert x0 - 0.1 <= x <= x1 + 0.1 and y0 - 0.1 <= y <= y1 + 0.1, (x, y, (x0, y0, x1, y1))
 
 
-ONE_TO_ONE = ["llava", "siglip", "llava_next", "llava_next_video", "llava_onevision"]  # a visual token is one token of the tower
+ONE_TO_ONE = [
+    "llava",
+    "siglip",
+    "llava_next",
+    "llava_next_video",
+    "llava_onevision",
+]  # a visual token is one token of the tower
 
 
 @torch.inference_mode()
 def test_a_tower_has_features_of_tokens_where_they_are_one_to_one(family, request):
     tokens = family.encode_many([family.prepare([picture(1, 150, 60)], "?")])[0]
-    assert tokens.encoder.offers("features") == (request.node.callspec.params["family"] in ONE_TO_ONE)
+    assert tokens.encoder.offers("features") == (
+        request.node.callspec.params["family"] in ONE_TO_ONE
+    )
 
 
 @torch.inference_mode()
@@ -49,7 +64,9 @@ def test_features_projected_are_the_visual_tokens(family):
     tokens = family.encode_many([family.prepare([picture(1, 150, 60)], "?")])[0]
     assert tokens.encoder.offers("features") and tokens.encoder.offers("project")
     shown = ~(tokens.box == 0).all(-1)
-    assert (tokens.encoder.project(tokens.encoder.features)[shown] - tokens.embeds[shown]).abs().max() < 1e-4
+    assert (
+        tokens.encoder.project(tokens.encoder.features)[shown] - tokens.embeds[shown]
+    ).abs().max() < 1e-4
 
 
 @torch.inference_mode()
@@ -76,21 +93,29 @@ def test_saliency_equals_the_librarys_eager_attention(build, cls, tmp_path):
     attentions = vision(pixels, output_attentions=True).attentions
     found = attentions[-2 if cls else -1].mean(1)
     want = found[:, 0, 1:] if cls else found.mean(1)
-    assert (torch.cat([each.encoder.saliency for each in tokens]) - want.flatten()).abs().max() < 1e-6
+    assert (
+        torch.cat([each.encoder.saliency for each in tokens]) - want.flatten()
+    ).abs().max() < 1e-6
     # The last layer's heads as one: PruMerge's definition, written out.
     layer = vision.encoder.layers[-1]
     normed = layer.layer_norm1(vision(pixels, output_hidden_states=True).hidden_states[-2])
     query, key = layer.self_attn.q_proj(normed), layer.self_attn.k_proj(normed)
     found = (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1)
     want = found[:, 0, 1:] if cls else found.mean(1)
-    assert (torch.cat([each.encoder.last_saliency for each in tokens]) - want.flatten()).abs().max() < 1e-6
-    assert (torch.cat([each.encoder.last_keys for each in tokens]) - key[:, cls:].flatten(0, 1)).abs().max() < 1e-5
+    assert (
+        torch.cat([each.encoder.last_saliency for each in tokens]) - want.flatten()
+    ).abs().max() < 1e-6
+    assert (
+        torch.cat([each.encoder.last_keys for each in tokens]) - key[:, cls:].flatten(0, 1)
+    ).abs().max() < 1e-5
 
 
 @torch.inference_mode()
 def test_a_towers_layers_run_by_halves_give_its_features(tmp_path):
     adapter = load_model(str(tiny.llava(tmp_path / "m")), device="cpu")
-    tokens = adapter.encode_many([adapter.prepare([picture(9)], "?"), adapter.prepare([picture(1), picture(2)], "?")])[1]
+    tokens = adapter.encode_many(
+        [adapter.prepare([picture(9)], "?"), adapter.prepare([picture(1), picture(2)], "?")]
+    )[1]
     blocks = tokens.encoder.blocks
     hidden = blocks.hidden
     for number in range(len(blocks.layers)):
@@ -109,9 +134,13 @@ def test_visionzip_with_cls_adds_it_within_the_budget(tmp_path):
 
     for build in (tiny.llava, FAMILIES["llava_next"]):
         adapter = load_model(str(build(tmp_path / build.__name__)), device="cpu")
-        tokens = adapter.encode_many([adapter.prepare([picture(9)], "?"), adapter.prepare([picture(1), picture(2)], "?")])[1]
+        tokens = adapter.encode_many(
+            [adapter.prepare([picture(9)], "?"), adapter.prepare([picture(1), picture(2)], "?")]
+        )[1]
         prompt = adapter.embed(adapter.prepare([picture(1), picture(2)], "?"), tokens)
-        found = build_pruner("visionzip", {"keep": 10, "cls": True}).select(Stage(0, prompt.embeds, prompt, tokens))
+        found = build_pruner("visionzip", {"keep": 10, "cls": True}).select(
+            Stage(0, prompt.embeds, prompt, tokens)
+        )
         assert len(found.kept) + len(found.extra) == 20
         if build is tiny.llava:
             assert (found.extra - adapter.project(tokens.encoder.cls)).abs().max() < 1e-4
@@ -119,7 +148,9 @@ def test_visionzip_with_cls_adds_it_within_the_budget(tmp_path):
 
 @torch.inference_mode()
 def test_visionzip_and_vispruner_give_every_tile_its_share(tmp_path):
-    """LLaVA-NeXT: tiles told apart by boxes, the pure function on each tile's own signals, budgets by size."""
+    """LLaVA-NeXT: tiles told apart by boxes, the pure function on each tile's own signals, budgets
+    by size.
+    """
     from trimtok_cli.pruners.base import Stage
     from trimtok_cli.pruners.budget import share_out
     from trimtok_cli.pruners.methods.visionzip import visionzip
@@ -132,15 +163,35 @@ def test_visionzip_and_vispruner_give_every_tile_its_share(tmp_path):
     prompt, encoder = adapter.embed(inputs, tokens), tokens.encoder
     shown = (tokens.box != 0).any(-1).nonzero()[:, 0]
     middle = (tokens.box[:, :2] + tokens.box[:, 2:])[shown] / 2
-    quarter = torch.where(shown < 16, -1, (middle[:, 1] > 0.5).int() * 2 + (middle[:, 0] > 0.5).int())
+    quarter = torch.where(
+        shown < 16, -1, (middle[:, 1] > 0.5).int() * 2 + (middle[:, 0] > 0.5).int()
+    )
     groups = [shown[quarter == number] for number in range(-1, 4)]
     assert [len(group) for group in groups] == [16] * 5
     shares = share_out(30, [16] * 5, [16] * 5)
     for method, pick in (
-        ("vispruner", lambda rows, n: rows[vispruner(encoder.saliency[rows], encoder.features[rows], n)].tolist()),
-        ("visionzip", lambda rows, n: [rows[i].tolist() for i in visionzip(encoder.saliency[rows], encoder.keys[rows], encoder.features[rows], n - 1, 1)[:2]]),
-    ):  # fmt: skip
+        (
+            "vispruner",
+            lambda rows, n: rows[
+                vispruner(encoder.saliency[rows], encoder.features[rows], n)
+            ].tolist(),
+        ),
+        (
+            "visionzip",
+            lambda rows, n: [
+                rows[i].tolist()
+                for i in visionzip(
+                    encoder.saliency[rows], encoder.keys[rows], encoder.features[rows], n - 1, 1
+                )[:2]
+            ],
+        ),
+    ):
         found = build_pruner(method, {"keep": 30}).select(Stage(0, prompt.embeds, prompt, tokens))
         want = [pick(rows, n) for rows, n in zip(groups, shares, strict=True)]
-        flat = [place for each in want for part in each for place in (part if isinstance(part, list) else [part])]
+        flat = [
+            place
+            for each in want
+            for part in each
+            for place in (part if isinstance(part, list) else [part])
+        ]
         assert found.kept.tolist() == sorted(flat), method

@@ -1,4 +1,6 @@
-"""The vision tower runs and keeps no more than is read of it: against the library's whole tower, bit by bit."""
+"""The vision tower runs and keeps no more than is read of it: against the library's whole tower,
+bit by bit.
+"""
 
 import gc
 import weakref
@@ -16,7 +18,15 @@ from trimtok_cli.models.vision.tower_batches import CROP, passes, starts
 from trimtok_cli.models.vision.tower_run import capture
 
 # vision_feature_layer of a tower of three layers, and the layers that have to run for it
-READ = {"-2": (-2, 2), "1": (1, 1), "3": (3, 3), "-1": (-1, 3), "[1, -2]": ([1, -2], 2), "[-2, 0, 1]": ([-2, 0, 1], 2), "[0, -1]": ([0, -1], 3)}  # fmt: skip
+READ = {
+    "-2": (-2, 2),
+    "1": (1, 1),
+    "3": (3, 3),
+    "-1": (-1, 3),
+    "[1, -2]": ([1, -2], 2),
+    "[-2, 0, 1]": ([-2, 0, 1], 2),
+    "[0, -1]": ([0, -1], 3),
+}
 
 
 def loaded(name: str, folder):
@@ -33,11 +43,19 @@ def family(request, tmp_path_factory):
 
 
 def asked(adapter):
-    found = [adapter.prepare([picture(1, 150, 60)], "?"), adapter.prepare([picture(2, 90, 90), picture(3, 80, 100)], "Why?")]
-    return found + ([adapter.prepare([], "What?", clip=clip_of(3))] if adapter.preprocessor.has_video else [])
+    found = [
+        adapter.prepare([picture(1, 150, 60)], "?"),
+        adapter.prepare([picture(2, 90, 90), picture(3, 80, 100)], "Why?"),
+    ]
+    return found + (
+        [adapter.prepare([], "What?", clip=clip_of(3))] if adapter.preprocessor.has_video else []
+    )
 
 
-LACKING = {"smolvlm", "llava_onevision"}  # which show an image or a video, not both; which offer nothing of a video
+LACKING = {
+    "smolvlm",
+    "llava_onevision",
+}  # which show an image or a video, not both; which offer nothing of a video
 SIGNALS = ("saliency", "keys", "last_saliency", "last_keys", "features", "cls")
 
 
@@ -49,17 +67,29 @@ def test_tokens_and_signals_are_those_of_the_whole_tower(family, monkeypatch):
     assert len(found) == len(batch) > 1
     for one, other in zip(found, family.encode_many(batch), strict=True):
         assert torch.equal(one.embeds, other.embeds) and len(one) > 0
-        assert one.deepstack is other.deepstack is None or torch.equal(one.deepstack, other.deepstack)
+        assert one.deepstack is other.deepstack is None or torch.equal(
+            one.deepstack, other.deepstack
+        )
         for name in SIGNALS:
             assert one.encoder.offers(name) == other.encoder.offers(name)
-            assert not one.encoder.offers(name) or torch.equal(getattr(one.encoder, name), getattr(other.encoder, name)), name
+            assert not one.encoder.offers(name) or torch.equal(
+                getattr(one.encoder, name), getattr(other.encoder, name)
+            ), name
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("name", [*READ, "siglip", "llava_next"])
-def test_layers_behind_run_only_for_a_signal_of_the_last_one_which_is_the_whole_towers(name, tmp_path):
-    adapter, depth = loaded(name, tmp_path / "m"), READ.get(name, (0, 3 if name == "siglip" else 2))[1]
-    vision, inputs = adapter.model.model.vision_tower, adapter.prepare([picture(1), picture(2, 150, 60)], "?")
+def test_layers_behind_run_only_for_a_signal_of_the_last_one_which_is_the_whole_towers(
+    name, tmp_path
+):
+    adapter, depth = (
+        loaded(name, tmp_path / "m"),
+        READ.get(name, (0, 3 if name == "siglip" else 2))[1],
+    )
+    vision, inputs = (
+        adapter.model.model.vision_tower,
+        adapter.prepare([picture(1), picture(2, 150, 60)], "?"),
+    )
     layers, ran, entered = vision.encoder.layers, [], []
     for number, layer in enumerate(layers, 1):
         layer.register_forward_pre_hook(lambda *_, number=number: ran.append(number))
@@ -69,36 +99,60 @@ def test_layers_behind_run_only_for_a_signal_of_the_last_one_which_is_the_whole_
     assert ran == list(range(1, depth + 1))
     found = tokens.encoder.last_saliency, tokens.encoder.last_keys
     assert ran == list(range(1, len(layers) + 1))
-    # The oracle: what enters the last layer's attention when the library's own forward pass goes to its end.
+    # The oracle: what enters the last layer's attention when the library's own forward pass goes to
+    # its end.
     tower = adapter.tower()
-    layers[-1].self_attn.register_forward_pre_hook(lambda _, args, kwargs: entered.append((args, kwargs)), with_kwargs=True)
+    layers[-1].self_attn.register_forward_pre_hook(
+        lambda _, args, kwargs: entered.append((args, kwargs)), with_kwargs=True
+    )
     adapter.model.model(input_ids=inputs.input_ids[None], **adapter.tower_inputs([inputs]))
     ((args, kwargs),) = entered
     tower.inputs["last_"], tower.behind = [(args, kwargs)], ()
-    whole = tower.tap(adapter._places(inputs), starts([adapter._places(inputs)], [[False] * 2])[0], adapter.project)
+    whole = tower.tap(
+        adapter._places(inputs),
+        starts([adapter._places(inputs)], [[False] * 2])[0],
+        adapter.project,
+    )
     assert torch.equal(found[0], whole.last_saliency) and torch.equal(found[1], whole.last_keys)
 
 
 @torch.inference_mode()
 def test_no_hidden_state_is_alive_that_nobody_reads(tmp_path):
-    """When the projector runs: of the tower's layers only what is read, and afterwards, without taps, not even that."""
-    for name, states in (("-2", 1), ("[1, -2]", 2), ("siglip", 1), ("llava_next", 1), ("llava_onevision", 1), ("pixtral", 1)):
+    """When the projector runs: of the tower's layers only what is read, and afterwards, without
+    taps, not even that.
+    """
+    for name, states in (
+        ("-2", 1),
+        ("[1, -2]", 2),
+        ("siglip", 1),
+        ("llava_next", 1),
+        ("llava_onevision", 1),
+        ("pixtral", 1),
+    ):
         adapter = loaded(name, tmp_path / name)
         vision, made, alive = adapter.model.model.vision_tower, [], []
         for layer in (vision.encoder if hasattr(vision, "encoder") else vision.transformer).layers:
-            layer.register_forward_hook(lambda _, args, output, made=made: made.append(weakref.ref(output)))
+            layer.register_forward_hook(
+                lambda _, args, output, made=made: made.append(weakref.ref(output))
+            )
         count = lambda made=made: sum(each() is not None for each in made)  # noqa: E731
         projector = adapter.model.model.multi_modal_projector
-        projector.register_forward_pre_hook(lambda *_, alive=alive, count=count: alive.append(count()))
+        projector.register_forward_pre_hook(
+            lambda *_, alive=alive, count=count: alive.append(count())
+        )
         tokens = adapter.encode_many([adapter.prepare([picture(1, 150, 60)], "?")], taps=False)
         assert alive == [states], name
         gc.collect()
         assert count() == 0 and len(tokens[0]) > 0
-        assert not any(tokens[0].encoder.offers(signal) for signal in (*SIGNALS, "blocks", "project"))
+        assert not any(
+            tokens[0].encoder.offers(signal) for signal in (*SIGNALS, "blocks", "project")
+        )
 
 
 def test_the_model_is_as_before_also_when_a_pass_fails(family):
-    """A plain `generate` of the library is bit-equal before and after; no hook and no attribute stays."""
+    """A plain `generate` of the library is bit-equal before and after; no hook and no attribute
+    stays.
+    """
     inputs = library_inputs(family, [picture(4, 100, 80)])
 
     def state() -> list:
@@ -150,21 +204,30 @@ def test_a_pass_takes_no_more_crops_than_it_may(family, monkeypatch):
         assert not len(one) or (one.embeds - other.embeds).abs().max() < 1e-4
         for name in ("saliency", "last_keys", "features", "cls"):
             if one.encoder.offers(name):
-                assert (getattr(one.encoder, name) - getattr(other.encoder, name)).abs().max() < 1e-4
+                assert (
+                    getattr(one.encoder, name) - getattr(other.encoder, name)
+                ).abs().max() < 1e-4
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("family", sorted(VIDEO_FAMILIES - LACKING), indirect=True)
 def test_signals_of_a_prompt_with_an_image_and_a_video_are_each_ones_own(family):
-    """Whichever stands first, and whatever shares the pass: those of the image and of the video asked about alone."""
+    """Whichever stands first, and whatever shares the pass: those of the image and of the video
+    asked about alone.
+    """
     assert family.preprocessor.has_video and family.preprocessor.mixes
     clips = [clip_of(2), clip_of(2, 50, 50)]
     for words in ("?", "<video> and then <image>"):
-        batch = [family.prepare([picture(i, 100, 80)], words, clip=clip) for i, clip in enumerate(clips)]
+        batch = [
+            family.prepare([picture(i, 100, 80)], words, clip=clip) for i, clip in enumerate(clips)
+        ]
         together = family.encode_many(batch)
         assert len(together) == 2
         for i, tokens in enumerate(together):
-            alone = [family.prepare([picture(i, 100, 80)], "?"), family.prepare([], "?", clip=clips[i])]
+            alone = [
+                family.prepare([picture(i, 100, 80)], "?"),
+                family.prepare([], "?", clip=clips[i]),
+            ]
             image, video = family.encode_many([alone[0]])[0], family.encode_many([alone[1]])[0]
             order = (image, video) if words == "?" else (video, image)
             offered = [name for name in SIGNALS if tokens.encoder.offers(name)]
@@ -179,7 +242,11 @@ def test_passes():
         return {name: torch.empty(shape, device="meta")}
 
     side = 336
-    one, three, other = sample(1, 3, side, side), sample(3, 3, side, side), sample(1, 3, side, 2 * side)
+    one, three, other = (
+        sample(1, 3, side, side),
+        sample(3, 3, side, side),
+        sample(1, 3, side, 2 * side),
+    )
     assert one["pixel_values"].numel() == CROP
     assert passes([one, three, {}, one, other, one, one], 0, 4) == [[0, 1], [3, 5, 6], [4]]
     assert passes([three, three, one], 0, 2) == [[0], [1], [2]], "a larger sample is alone"
@@ -187,5 +254,7 @@ def test_passes():
     assert passes([one | sample(1, 9, name="image_sizes"), one], 0, 4) == [[0], [1]]
     tiled = [sample(1, tiles, 3, side, side) for tiles in (2, 5, 3)]
     assert (
-        passes(tiled, 1, 64) == [[0, 1, 2]] and passes(tiled, 0, 64) == [[0], [1], [2]] and passes(tiled, 1, 7) == [[0, 1], [2]]
+        passes(tiled, 1, 64) == [[0, 1, 2]]
+        and passes(tiled, 0, 64) == [[0], [1], [2]]
+        and passes(tiled, 1, 7) == [[0, 1], [2]]
     )

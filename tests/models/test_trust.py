@@ -1,7 +1,8 @@
-"""No checkpoint runs code: one malicious folder for every place that can name code, and a standard input that says yes to all.
+"""No checkpoint runs code: one malicious folder for every place that can name code, and a standard
+input that says yes to all.
 
-All of them are captioned in one real process, each by the command itself; its standard input is a pipe of "y" lines, of which
-none may be missing afterwards.
+All of them are captioned in one real process, each by the command itself; its standard input is a
+pipe of "y" lines, of which none may be missing afterwards.
 """
 
 import ast
@@ -35,24 +36,41 @@ class Videos: pass
 def generate(*args, **kwargs): raise SystemExit
 """
 REMOTE = {
-    "AutoConfig": "evil.Config", "AutoModel": "evil.Model", "AutoModelForImageTextToText": "evil.Model",
-    "AutoProcessor": "evil.Processor", "AutoImageProcessor": "evil.Images", "AutoFeatureExtractor": "evil.Images",
-    "AutoVideoProcessor": "evil.Videos", "AutoTokenizer": ["evil.Words", "evil.Words"], "GenerationConfig": "evil.Config",
-}  # fmt: skip
+    "AutoConfig": "evil.Config",
+    "AutoModel": "evil.Model",
+    "AutoModelForImageTextToText": "evil.Model",
+    "AutoProcessor": "evil.Processor",
+    "AutoImageProcessor": "evil.Images",
+    "AutoFeatureExtractor": "evil.Images",
+    "AutoVideoProcessor": "evil.Videos",
+    "AutoTokenizer": ["evil.Words", "evil.Words"],
+    "GenerationConfig": "evil.Config",
+}
 
 
 def edit(path: Path, drop: tuple[str, ...] = (), **values) -> None:
     """A JSON file with some keys set and some left out; `auto_map` comes by itself."""
     found = json.loads(path.read_text()) if path.is_file() else {}
-    path.write_text(json.dumps({key: value for key, value in found.items() if key not in drop} | {"auto_map": REMOTE} | values))
+    path.write_text(
+        json.dumps(
+            {key: value for key, value in found.items() if key not in drop}
+            | {"auto_map": REMOTE}
+            | values
+        )
+    )
 
 
 def everything(folder: Path) -> None:
     """auto_map in every file, over classes that the library knows."""
     for name in (
-        "config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json",
-        "video_preprocessor_config.json", "tokenizer_config.json", "special_tokens_map.json",
-    ):  # fmt: skip
+        "config.json",
+        "generation_config.json",
+        "processor_config.json",
+        "preprocessor_config.json",
+        "video_preprocessor_config.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+    ):
         edit(folder / name)
 
 
@@ -64,7 +82,9 @@ def images_apart(folder: Path, **values) -> None:
 
 
 def nameless(folder: Path) -> None:
-    """No file says the processor's class, so the library chooses it by the family, and forgets what it was told of code."""
+    """No file says the processor's class, so the library chooses it by the family, and forgets what
+    it was told of code.
+    """
     images_apart(folder, image_processor_type="Unknown")
     (folder / "processor_config.json").unlink()
     edit(folder / "tokenizer_config.json", drop=("processor_class",))
@@ -86,8 +106,13 @@ def pickled(folder: Path) -> None:
 def kernels(folder: Path) -> None:
     found = json.loads((folder / "config.json").read_text())
     for part in (found, found["text_config"], found["vision_config"]):
-        part |= {key: "evil/kernel:attention" for key in ("attn_implementation", "_attn_implementation")}
-        part |= {key: "evil/kernel:attention" for key in ("_attn_implementation_internal", "experts_implementation")}
+        part |= {
+            key: "evil/kernel:attention" for key in ("attn_implementation", "_attn_implementation")
+        }
+        part |= {
+            key: "evil/kernel:attention"
+            for key in ("_attn_implementation_internal", "experts_implementation")
+        }
     (folder / "config.json").write_text(json.dumps(found))
 
 
@@ -101,7 +126,12 @@ def own_generate(folder: Path) -> None:
 def adapter(folder: Path) -> None:
     (folder / "config.json").unlink()
     said = {"base_model_class": "Model", "parent_library": "evil"}
-    edit(folder / "adapter_config.json", base_model_name_or_path=str(folder), auto_mapping=said, peft_type="LORA")
+    edit(
+        folder / "adapter_config.json",
+        base_model_name_or_path=str(folder),
+        auto_mapping=said,
+        peft_type="LORA",
+    )
 
 
 TRUST, PLAIN = "--trust-remote-code", ""
@@ -109,31 +139,87 @@ PLACES: dict[str, tuple[str, Callable[[Path], object], int, str]] = {
     # family, what is done to its folder, exit code, words of the sentence
     "everywhere": ("llava", everything, 0, PLAIN),
     "everywhere, of a family with videos": ("qwen2_vl", everything, 0, PLAIN),
-    "an unknown family": ("llava", lambda f: edit(f / "config.json", model_type="evil"), 1, "of the family 'evil'"),
-    "an unknown text model": ("llava", lambda f: edit(f / "config.json", text_config={"model_type": "evil"} | {"auto_map": REMOTE}), 1, "config.json"),
-    "an unknown processor": ("llava", lambda f: edit(f / "processor_config.json", processor_class="Unknown"), 1, TRUST),
-    "an unknown image processor": ("llava", lambda f: images_apart(f, image_processor_type="Unknown"), 1, TRUST),
+    "an unknown family": (
+        "llava",
+        lambda f: edit(f / "config.json", model_type="evil"),
+        1,
+        "of the family 'evil'",
+    ),
+    "an unknown text model": (
+        "llava",
+        lambda f: edit(
+            f / "config.json", text_config={"model_type": "evil"} | {"auto_map": REMOTE}
+        ),
+        1,
+        "config.json",
+    ),
+    "an unknown processor": (
+        "llava",
+        lambda f: edit(f / "processor_config.json", processor_class="Unknown"),
+        1,
+        TRUST,
+    ),
+    "an unknown image processor": (
+        "llava",
+        lambda f: images_apart(f, image_processor_type="Unknown"),
+        1,
+        TRUST,
+    ),
     "an unknown image processor, nothing else said": ("llava", nameless, 1, TRUST),
-    "an unknown tokenizer": ("llava", lambda f: edit(f / "tokenizer_config.json", tokenizer_class="Unknown"), 0, PLAIN),
+    "an unknown tokenizer": (
+        "llava",
+        lambda f: edit(f / "tokenizer_config.json", tokenizer_class="Unknown"),
+        0,
+        PLAIN,
+    ),
     "an unknown video processor": (
-        "qwen2_vl", lambda f: edit(f / "video_preprocessor_config.json", video_processor_type="Unknown"), 0, PLAIN,
+        "qwen2_vl",
+        lambda f: edit(f / "video_preprocessor_config.json", video_processor_type="Unknown"),
+        0,
+        PLAIN,
     ),
     "another repository's code": (
-        "llava", lambda f: edit(f / "processor_config.json", processor_class="Unknown") or edit(
-            f / "processor_config.json", auto_map={"AutoProcessor": "evil/repo--evil.Processor"}), 1, TRUST,
+        "llava",
+        lambda f: (
+            edit(f / "processor_config.json", processor_class="Unknown")
+            or edit(
+                f / "processor_config.json", auto_map={"AutoProcessor": "evil/repo--evil.Processor"}
+            )
+        ),
+        1,
+        TRUST,
     ),
     "an audio tokenizer": (
-        "llava", lambda f: edit(f / "processor_config.json", audio_tokenizer={
-            "audio_tokenizer_class": "AutoModel", "audio_tokenizer_name_or_path": str(f.parent / "an unknown family")}), 1, "processor",
+        "llava",
+        lambda f: edit(
+            f / "processor_config.json",
+            audio_tokenizer={
+                "audio_tokenizer_class": "AutoModel",
+                "audio_tokenizer_name_or_path": str(f.parent / "an unknown family"),
+            },
+        ),
+        1,
+        "processor",
     ),
     "generation": ("llava", own_generate, 0, PLAIN),
     "weights": ("llava", pickled, 1, "pickle"),
     "attention": ("llava", kernels, 0, PLAIN),
     "an adapter": ("llava", adapter, 1, "peft"),
-    "a quantizer": ("llava", lambda f: edit(f / "config.json", quantization_config={"quant_method": "evil"}), 1, "evil"),
-    "a template": ("llava", lambda f: (f / "chat_template.jinja").write_text(
-        "{{ cycler.__init__.__globals__.os.system('touch ' ~ '" + str(f / "mark") + "') }}"), 3, PLAIN),
-}  # fmt: skip
+    "a quantizer": (
+        "llava",
+        lambda f: edit(f / "config.json", quantization_config={"quant_method": "evil"}),
+        1,
+        "evil",
+    ),
+    "a template": (
+        "llava",
+        lambda f: (f / "chat_template.jinja").write_text(
+            "{{ cycler.__init__.__globals__.os.system('touch ' ~ '" + str(f / "mark") + "') }}"
+        ),
+        3,
+        PLAIN,
+    ),
+}
 TRUSTED = "an unknown processor, trusted"
 
 CAPTION = """
@@ -162,7 +248,9 @@ def prepare(folder: Path, plain: Path, change: Callable[[Path], object]) -> None
 
 @pytest.fixture(scope="module")
 def captioned(tmp_path_factory, llava_folder):
-    """Every malicious folder captioned: {name: (exit code, what was said on stderr)}, and how much of standard input is left."""
+    """Every malicious folder captioned: {name: (exit code, what was said on stderr)}, and how much
+    of standard input is left.
+    """
     place = tmp_path_factory.mktemp("evil")
     plain = {"llava": llava_folder, "qwen2_vl": FAMILIES["qwen2_vl"](place / "plain")}
     for name, (family, change, _, _) in PLACES.items():
@@ -170,17 +258,31 @@ def captioned(tmp_path_factory, llava_folder):
     prepare(place / TRUSTED, llava_folder, PLACES["an unknown processor"][1])
     picture(1).save(place / "p.png")
     names = [*PLACES, TRUSTED]
-    environment = os.environ | {"HF_MODULES_CACHE": str(place / "modules"), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {
+        "HF_MODULES_CACHE": str(place / "modules"),
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+    }
     done = subprocess.run(
-        [sys.executable, "-c", CAPTION, "p.png", *(str(place / name) for name in names)], input="y\n" * YES,
-        capture_output=True, text=True, cwd=place, env=environment, timeout=300,
-    )  # fmt: skip
+        [sys.executable, "-c", CAPTION, "p.png", *(str(place / name) for name in names)],
+        input="y\n" * YES,
+        capture_output=True,
+        text=True,
+        cwd=place,
+        env=environment,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     *printed, last = done.stdout.splitlines()
     found = json.loads(last)
     said = [part.strip() for part in done.stderr.split("\n#\n")[1:]]
     assert len(found["codes"]) == len(said) == len(names)
-    return place, dict(zip(names, zip(found["codes"], said, strict=True), strict=True)), found["left"], printed
+    return (
+        place,
+        dict(zip(names, zip(found["codes"], said, strict=True), strict=True)),
+        found["left"],
+        printed,
+    )
 
 
 @pytest.mark.parametrize("name", PLACES)
@@ -189,7 +291,9 @@ def test_no_folder_runs_code(captioned, name):
     code, said = ends[name]
     _, _, wanted, words = PLACES[name]
     assert not (place / name / "mark").exists(), "its code was run"
-    assert code == wanted and words in said and "Traceback" not in said and "Error:" not in said, said
+    assert code == wanted and words in said and "Traceback" not in said and "Error:" not in said, (
+        said
+    )
     if code == 1:
         assert len(said.splitlines()) == 1 or len(said) < 400, said
 
@@ -219,28 +323,39 @@ def loads(path: Path) -> dict[str, bool]:
     handed = {
         id(argument)
         for call in ast.walk(tree)
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "load"
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and call.func.attr == "load"
         for argument in call.args
     }
     safe = {
         id(call.func)
         for call in ast.walk(tree)
-        if isinstance(call, ast.Call) and any(keyword.arg == "trust_remote_code" for keyword in call.keywords)
+        if isinstance(call, ast.Call)
+        and any(keyword.arg == "trust_remote_code" for keyword in call.keywords)
     }
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr in ("from_pretrained", "pipeline", "get_config_dict"):
+        if isinstance(node, ast.Attribute) and node.attr in (
+            "from_pretrained",
+            "pipeline",
+            "get_config_dict",
+        ):
             found[f"{path.name}, line {node.lineno}"] = id(node) in handed | safe
         if (
             isinstance(node, ast.Call)
             and PACKAGE in path.parents
             and ast.unparse(node.func) in ("torch.load", "pickle.load", "pickle.loads")
         ):
-            found[f"{path.name}, line {node.lineno}: pickles are for our own workers"] = path.name in ("pool.py", "worker.py")
+            found[f"{path.name}, line {node.lineno}: pickles are for our own workers"] = (
+                path.name in ("pool.py", "worker.py")
+            )
     return found
 
 
 def test_whatever_transformers_loads_goes_through_the_one_loader_or_says_that_code_is_not_trusted():
-    """`from_pretrained` is handed to `Folder.load`, or called with trust_remote_code; `from_config` builds no code of a folder."""
+    """`from_pretrained` is handed to `Folder.load`, or called with trust_remote_code; `from_config`
+    builds no code of a folder.
+    """
     paths = [*PACKAGE.rglob("*.py"), *(ROOT / "samples").rglob("*.py")]
     found = {place: safe for path in paths for place, safe in loads(path).items()}
     assert len(found) > 9 and [place for place, safe in found.items() if not safe] == []

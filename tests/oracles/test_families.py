@@ -1,4 +1,6 @@
-"""Every family against the library itself: dense = generate, pruned = masked or built without the rows, boxes = painted pixels."""
+"""Every family against the library itself: dense = generate, pruned = masked or built without the
+rows, boxes = painted pixels.
+"""
 
 from dataclasses import replace
 
@@ -19,12 +21,20 @@ STEPS = 4
 QUESTION = "What is to the left of it?"
 
 
-# Each family once more with other sizes, heads and head: what is right for one folder only shows here.
+# Each family once more with other sizes, heads and head: what is right for one folder only shows
+# here.
 OTHERWISE = {
-    "llava_next": {"text_model": "mistral", "grid": 5}, "llava_next_video": {"grid": 6}, "llava_onevision": {"grid": 5},
-    "qwen2_vl": {"layers": 3}, "qwen2_5_vl": {"layers": 3}, "qwen3_vl": {"deepstack": (0, 1)}, "internvl": {"grid": 2, "tiles": 7},
-    "idefics3": {"grid": 2, "tiles": 4}, "smolvlm": {"grid": 4, "tiles": 3}, "gemma3": {"grid": 5, "tied": False},
-}  # fmt: skip
+    "llava_next": {"text_model": "mistral", "grid": 5},
+    "llava_next_video": {"grid": 6},
+    "llava_onevision": {"grid": 5},
+    "qwen2_vl": {"layers": 3},
+    "qwen2_5_vl": {"layers": 3},
+    "qwen3_vl": {"deepstack": (0, 1)},
+    "internvl": {"grid": 2, "tiles": 7},
+    "idefics3": {"grid": 2, "tiles": 4},
+    "smolvlm": {"grid": 4, "tiles": 3},
+    "gemma3": {"grid": 5, "tied": False},
+}
 
 
 KINDS = [*FAMILIES, *(f"{name} otherwise" for name in FAMILIES)]
@@ -34,7 +44,9 @@ KINDS = [*FAMILIES, *(f"{name} otherwise" for name in FAMILIES)]
 def family(request, tmp_path_factory):
     name, _, otherwise = request.param.partition(" ")
     options = {"kv_heads": 1, "seed": 3, "tied": True, **OTHERWISE[name]} if otherwise else {}
-    return load_model(str(FAMILIES[name](tmp_path_factory.mktemp("families") / name, **options)), device="cpu")
+    return load_model(
+        str(FAMILIES[name](tmp_path_factory.mktemp("families") / name, **options)), device="cpu"
+    )
 
 
 def kind_of(adapter) -> str:
@@ -42,7 +54,9 @@ def kind_of(adapter) -> str:
 
 
 def clip_of(count: int, width: int = 60, height: int = 44) -> Clip:
-    """Frames at uneven times, so that a processor which samples again or invents times would be seen."""
+    """Frames at uneven times, so that a processor which samples again or invents times would be
+    seen.
+    """
     times = tuple(round(0.3 * i + 0.11 * (i % 2), 2) for i in range(count))
     frames = tuple(picture(70 + i, width, height) for i in range(count))
     return Clip(frames, times, times[-1] + 0.3, 24.0, "pyav", width, height, 90, 0, ())
@@ -50,18 +64,31 @@ def clip_of(count: int, width: int = 60, height: int = 44) -> Clip:
 
 def library_inputs(adapter, images, clip=None, question: str = QUESTION) -> dict:
     """What a user of the library would hand to generate."""
-    content = [{"type": "image"}] * len(images) + [{"type": "video"}] * (clip is not None) + [{"type": "text", "text": question}]
-    text = adapter.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    content = (
+        [{"type": "image"}] * len(images)
+        + [{"type": "video"}] * (clip is not None)
+        + [{"type": "text", "text": question}]
+    )
+    text = adapter.processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
     bos = adapter.processor.tokenizer.bos_token
     more = {} if clip is None else adapter.preprocessor.video_inputs(clip)
     start = not (bos and text.startswith(bos))
     nested = [list(images)] if images else None
-    return adapter.processor(text=[text], images=nested, return_tensors="pt", add_special_tokens=start, **more)
+    return adapter.processor(
+        text=[text], images=nested, return_tensors="pt", add_special_tokens=start, **more
+    )
 
 
 def library_logits(adapter, **inputs) -> torch.Tensor:
     out = adapter.model.generate(
-        **inputs, max_new_tokens=STEPS, do_sample=False, output_logits=True, return_dict_in_generate=True, eos_token_id=None
+        **inputs,
+        max_new_tokens=STEPS,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+        eos_token_id=None,
     )
     return torch.stack(out.logits, 1)
 
@@ -76,7 +103,13 @@ def our_logits(adapter, *prompts) -> torch.Tensor:
     return torch.stack([answer.logits for answer in answers])
 
 
-IMAGES = {"none": (), "wide": ((150, 60),), "tall": ((40, 170),), "tiny": ((5, 7),), "two": ((100, 80), (60, 150))}
+IMAGES = {
+    "none": (),
+    "wide": ((150, 60),),
+    "tall": ((40, 170),),
+    "tiny": ((5, 7),),
+    "two": ((100, 80), (60, 150)),
+}
 
 
 @pytest.mark.parametrize("images", IMAGES)
@@ -91,14 +124,18 @@ def test_dense_equals_generate(family, images):
     assert len(tokens) == len(tokens.box) == len(tokens.visual_index) == int(placeholders.sum())
     assert tokens.visual_index.unique().tolist() == list(range(len(pictures)))
     assert bool(((tokens.box >= 0) & (tokens.box <= 1)).all())
-    assert family.processor.tokenizer.decode(inputs.input_ids[inputs.instruction]).strip() == QUESTION
+    assert (
+        family.processor.tokenizer.decode(inputs.input_ids[inputs.instruction]).strip() == QUESTION
+    )
 
 
 def test_which_families_take_a_video(family):
     assert family.preprocessor.has_video == (kind_of(family) in VIDEO_FAMILIES)
 
 
-@pytest.mark.parametrize("family", [name for name in KINDS if name.split()[0] in VIDEO_FAMILIES], indirect=True)
+@pytest.mark.parametrize(
+    "family", [name for name in KINDS if name.split()[0] in VIDEO_FAMILIES], indirect=True
+)
 def test_video_equals_generate(family):
     for count in (1, 5):
         clip = clip_of(count)
@@ -127,8 +164,12 @@ def test_frames_as_images_are_one_video_with_one_budget(family):
 
 def ragged(adapter):
     """Samples whose prompts, image counts and shapes differ."""
-    asked = [([picture(1, 100, 80)], "Why?"), ([], QUESTION), ([picture(2, 40, 170), picture(3, 90, 90)], QUESTION * 2),
-             ([picture(4, 100, 80)], "What is this, and what is it for?")]  # fmt: skip
+    asked = [
+        ([picture(1, 100, 80)], "Why?"),
+        ([], QUESTION),
+        ([picture(2, 40, 170), picture(3, 90, 90)], QUESTION * 2),
+        ([picture(4, 100, 80)], "What is this, and what is it for?"),
+    ]
     found = [adapter.prepare(images, question) for images, question in asked]
     if adapter.preprocessor.has_video:
         found.append(adapter.prepare([], "What happens?", clip=clip_of(4)))
@@ -140,19 +181,25 @@ def test_batch_equals_singles_dense_and_pruned(family):
     tokens = family.encode_many(batch)
     prompts = [family.embed(inputs, visual) for inputs, visual in zip(batch, tokens, strict=True)]
     for pruner in (None, build_pruner("trimtokenator", {"keep": "30%"})):
-        reduced, _ = reduce_prompts(pruner, prompts, tokens, num_layers=4, renumber=family.renumbers)
+        reduced, _ = reduce_prompts(
+            pruner, prompts, tokens, num_layers=4, renumber=family.renumbers
+        )
         together = our_logits(family, *reduced)
         assert len(together) == len(batch) > 3
         for inputs, got in zip(batch, together, strict=True):
             alone, visual = dense_prompt(family, inputs)
-            (alone,), _ = reduce_prompts(pruner, [alone], [visual], num_layers=4, renumber=family.renumbers)
+            (alone,), _ = reduce_prompts(
+                pruner, [alone], [visual], num_layers=4, renumber=family.renumbers
+            )
             assert (our_logits(family, alone)[0] - got).abs().max() < 1e-4
 
 
 def test_a_wrong_number_of_placeholders_is_caught_with_a_sentence(family):
     inputs = family.prepare([picture(1, 100, 80)], QUESTION)
     at = int(torch.isin(inputs.input_ids, torch.tensor(family.placeholder_ids)).nonzero()[-1])
-    fewer = replace(inputs, input_ids=torch.cat([inputs.input_ids[:at], inputs.input_ids[at + 1 :]]))
+    fewer = replace(
+        inputs, input_ids=torch.cat([inputs.input_ids[:at], inputs.input_ids[at + 1 :]])
+    )
     with pytest.raises(ModelError, match=r"wrote \d+ placeholders for \d+ visual tokens"):
         family.encode_many([fewer])
 
@@ -163,13 +210,19 @@ def test_keep_all_is_dense(family):
 
     prompt, tokens = dense_prompt(family, family.prepare([picture(1, 100, 80)], QUESTION))
     (same,), _ = reduce_prompts(
-        TrimTokenator(keep=Budget(tokens=9999)), [prompt], [tokens], num_layers=4, renumber=family.renumbers
+        TrimTokenator(keep=Budget(tokens=9999)),
+        [prompt],
+        [tokens],
+        num_layers=4,
+        renumber=family.renumbers,
     )
     assert torch.equal(our_logits(family, same), our_logits(family, prompt))
 
 
 def masked_logits(adapter, prompt, dense, kept_rows) -> torch.Tensor:
-    """No cache: the whole dense sequence at every step, dropped rows masked out as keys, at their original positions."""
+    """No cache: the whole dense sequence at every step, dropped rows masked out as keys, at their
+    original positions.
+    """
     embeds, positions = dense.embeds, dense.positions
     mask = torch.zeros(len(dense), dtype=torch.long)
     mask[kept_rows] = 1
@@ -181,7 +234,11 @@ def masked_logits(adapter, prompt, dense, kept_rows) -> torch.Tensor:
             visual[0, dense.visual] = True
             extras = {"visual_pos_masks": visual, "deepstack_visual_embeds": list(dense.deepstack)}
         out = adapter.model.get_decoder()(
-            inputs_embeds=embeds[None], attention_mask=mask[None], position_ids=positions[..., None, :], use_cache=False, **extras
+            inputs_embeds=embeds[None],
+            attention_mask=mask[None],
+            position_ids=positions[..., None, :],
+            use_cache=False,
+            **extras,
         )
         steps.append(adapter.model.lm_head(out.last_hidden_state[0, -1]))
         embeds = torch.cat([embeds, adapter.embed_ids(rows[step : step + 1])])
@@ -194,7 +251,11 @@ def logits_without(adapter, inputs, dense, rows) -> torch.Tensor:
     """Of generate on a prompt of these rows alone, as if there never were others."""
     ids = inputs.input_ids[rows][None]
     typed = "token_type_ids" in inputs.tensors
-    given = {"token_type_ids": torch.isin(ids, torch.tensor(adapter.placeholder_ids)).long()} if typed else {}
+    given = (
+        {"token_type_ids": torch.isin(ids, torch.tensor(adapter.placeholder_ids)).long()}
+        if typed
+        else {}
+    )
 
     def swap(module, args, kwargs):
         if kwargs["inputs_embeds"].shape[1] == len(rows):
@@ -203,22 +264,30 @@ def logits_without(adapter, inputs, dense, rows) -> torch.Tensor:
 
     hook = adapter.model.get_decoder().register_forward_pre_hook(swap, with_kwargs=True)
     try:
-        return library_logits(adapter, input_ids=ids, attention_mask=torch.ones_like(ids), **given)[0]
+        return library_logits(adapter, input_ids=ids, attention_mask=torch.ones_like(ids), **given)[
+            0
+        ]
     finally:
         hook.remove()
 
 
 @torch.inference_mode()
 def test_pruned_equals_its_reference(family):
-    """Kept positions: the dropped rows masked out of the dense run. Renumbered: generate on a prompt built without them."""
+    """Kept positions: the dropped rows masked out of the dense run. Renumbered: generate on a
+    prompt built without them.
+    """
     inputs = family.prepare([picture(2, 150, 60), picture(5, 60, 100)], QUESTION)
     dense, tokens = dense_prompt(family, inputs)
     pruner = build_pruner("trimtokenator", {"keep": "40%"})
-    (prompt,), ((kept,),) = reduce_prompts(pruner, [dense], [tokens], num_layers=4, renumber=family.renumbers)
+    (prompt,), ((kept,),) = reduce_prompts(
+        pruner, [dense], [tokens], num_layers=4, renumber=family.renumbers
+    )
     stays = set(dense.visual[list(kept.tokens)].tolist())
     rows = [r for r in range(len(dense)) if r in stays or r not in set(dense.visual.tolist())]
     ours = our_logits(family, prompt)[0]
-    assert (ours - our_logits(family, dense)[0]).abs().max() > 0.05, "pruning changed nothing: the test could not fail"
+    assert (ours - our_logits(family, dense)[0]).abs().max() > 0.05, (
+        "pruning changed nothing: the test could not fail"
+    )
     if not family.renumbers:
         assert torch.equal(prompt.positions, dense.positions[:, rows])
         assert (ours - masked_logits(family, prompt, dense, rows)).abs().max() < 1e-4
@@ -231,7 +300,13 @@ def painted(image: Image.Image, x: float, y: float) -> Image.Image:
     spot, (width, height) = image.copy(), image.size
     side_x, side_y = max(width // 20, 1), max(height // 20, 1)
     spot.paste(
-        (255, 0, 255), (int(x * width) - side_x, int(y * height) - side_y, int(x * width) + side_x, int(y * height) + side_y)
+        (255, 0, 255),
+        (
+            int(x * width) - side_x,
+            int(y * height) - side_y,
+            int(x * width) + side_x,
+            int(y * height) + side_y,
+        ),
     )
     return spot
 
@@ -239,11 +314,16 @@ def painted(image: Image.Image, x: float, y: float) -> Image.Image:
 @pytest.mark.parametrize("size", [(240, 240), (360, 200), (150, 400)])
 @torch.inference_mode()
 def test_boxes_lie_where_the_pixels_came_from(family, size):
-    """The tokens that move most when a spot is painted lie over the spot, in every tile that shows it; newlines never move."""
+    """The tokens that move most when a spot is painted lie over the spot, in every tile that shows
+    it; newlines never move.
+    """
     plain = picture(5, *size)
     base = family.encode_many([family.prepare([plain], "?")])[0]
     for x, y in ((0.2, 0.25), (0.7, 0.4), (0.45, 0.8), (0.85, 0.85)):
-        moved = family.encode_many([family.prepare([painted(plain, x, y)], "?")])[0].embeds - base.embeds
+        moved = (
+            family.encode_many([family.prepare([painted(plain, x, y)], "?")])[0].embeds
+            - base.embeds
+        )
         moved = moved.norm(dim=-1)
         nowhere = (base.box == 0).all(-1)
         assert bool((moved[nowhere] < 1e-5).all())
@@ -261,8 +341,12 @@ def test_boxes_of_a_video_lie_in_the_frame_that_changed(family):
         frames = list(clip.frames)
         frames[number] = painted(frames[number], x, y)
         changed = Clip(tuple(frames), *[getattr(clip, name) for name in Clip.__slots__[1:]])
-        moved = (family.encode_many([family.prepare([], "?", clip=changed)])[0].embeds - base.embeds).norm(dim=-1)
+        moved = (
+            family.encode_many([family.prepare([], "?", clip=changed)])[0].embeds - base.embeds
+        ).norm(dim=-1)
         best = int(moved.argmax())
         x0, y0, x1, y1 = base.box[best].tolist()
         assert x0 - 0.1 <= x <= x1 + 0.1 and y0 - 0.1 <= y <= y1 + 0.1
-        assert 0 <= number - int(base.frame[best]) < (2 if kind_of(family).startswith("qwen") else 1)
+        assert (
+            0 <= number - int(base.frame[best]) < (2 if kind_of(family).startswith("qwen") else 1)
+        )

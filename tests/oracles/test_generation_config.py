@@ -1,4 +1,6 @@
-"""What a checkpoint's generation_config.json says, against `generate` itself: tokens where it is greedy, shares where it samples."""
+"""What a checkpoint's generation_config.json says, against `generate` itself: tokens where it is
+greedy, shares where it samples.
+"""
 
 import copy
 from dataclasses import replace
@@ -25,13 +27,21 @@ LOOPS = {"continuous": Continuous, "simple": Batches}
 
 
 class Asked:
-    """A model and three questions of unequal length, with what `generate` is given for each, and what it says without settings."""
+    """A model and three questions of unequal length, with what `generate` is given for each, and
+    what it says without settings.
+    """
 
     def __init__(self, adapter):
         self.adapter = adapter
-        asked = [([picture(1, 100, 80)], "Why? " * 5), ([], "What is it?"), ([picture(2, 60, 90)], "How many are there?")]
+        asked = [
+            ([picture(1, 100, 80)], "Why? " * 5),
+            ([], "What is it?"),
+            ([picture(2, 60, 90)], "How many are there?"),
+        ]
         inputs = [adapter.prepare(images, question) for images, question in asked]
-        self.given = [each.tensors | (adapter.tower_inputs([each]) if each.visuals else {}) for each in inputs]
+        self.given = [
+            each.tensors | (adapter.tower_inputs([each]) if each.visuals else {}) for each in inputs
+        ]
         self.prompts = [adapter.embed(each, adapter.encode_many([each])[0]) for each in inputs]
         self.plain_config = adapter.model.generation_config
         self.usual = [self.library(i).sequences[0].tolist() for i in range(3)]
@@ -44,18 +54,29 @@ class Asked:
         if options["max_new_tokens"] is None:
             options.pop("max_new_tokens")  # said, even None overrules the checkpoint's
         out = self.adapter.model.generate(
-            **self.given[number], return_dict_in_generate=True, output_scores=True, output_logits=True, **options
+            **self.given[number],
+            return_dict_in_generate=True,
+            output_scores=True,
+            output_logits=True,
+            **options,
         )
         out.sequences = out.sequences[:, self.given[number]["input_ids"].shape[1] :]
         return out
 
     def ours(self, loop: str, rows: int, prompts=None, **options):
-        """Two at a time: the third takes a place that was used, and several steps are made before the tokens are looked at."""
+        """Two at a time: the third takes a place that was used, and several steps are made before
+        the tokens are looked at.
+        """
         made = LOOPS[loop](self.adapter, rows=rows, **{"max_new_tokens": STEPS} | options)
         if rows == 2:
             made.block = 4
         left = iter(enumerate(self.prompts if prompts is None else prompts))
-        return {done.key: done for done in made.run(lambda count: [each for _, each in zip(range(count), left, strict=False)])}
+        return {
+            done.key: done
+            for done in made.run(
+                lambda count: [each for _, each in zip(range(count), left, strict=False)]
+            )
+        }
 
 
 @pytest.fixture(scope="module", params=["llava", *FAMILIES])
@@ -92,13 +113,17 @@ def unsaid(say) -> int:
     return next(i for i in range(9, 99) if not any(i in row for row in say))
 
 
-# A token that answers begin with, one from their middle, pieces of them: made of what each model says without any setting.
+# A token that answers begin with, one from their middle, pieces of them: made of what each model
+# says without any setting.
 GREEDY = {
     "repetition_penalty": lambda say: {"repetition_penalty": 3.0},
     "slight repetition_penalty": lambda say: {"repetition_penalty": 1.15},
     "encoder_repetition_penalty": lambda say: {"encoder_repetition_penalty": 1.4},
     "no_repeat_ngram_size": lambda say: {"no_repeat_ngram_size": 1},
-    "encoder_no_repeat_ngram_size": lambda say: {"encoder_no_repeat_ngram_size": 1, "sequence_bias": [[[WORD], 50.0]]},
+    "encoder_no_repeat_ngram_size": lambda say: {
+        "encoder_no_repeat_ngram_size": 1,
+        "sequence_bias": [[[WORD], 50.0]],
+    },
     "bad_words_ids": lambda say: {"bad_words_ids": [[say[0][0]], say[1][:2], say[2][1:3]]},
     "suppress_tokens": lambda say: {"suppress_tokens": [say[0][0], say[1][1]]},
     "begin_suppress_tokens": lambda say: {"begin_suppress_tokens": [row[0] for row in say]},
@@ -108,22 +133,38 @@ GREEDY = {
     "min_length": lambda say: {"min_length": 60, "eos_token_id": [say[0][0], say[1][0], say[2][1]]},
     "several end tokens": lambda say: {"eos_token_id": [say[0][1], say[1][2], say[2][3]]},
     "exponential_decay_length_penalty": lambda say: {"exponential_decay_length_penalty": (1, 3.0)},
-    "sequence_bias": lambda say: {"sequence_bias": [[[say[0][0]], -9.0], [[5, 6], 4.0], [[say[2][0], 8], 30.0]]},
+    "sequence_bias": lambda say: {
+        "sequence_bias": [[[say[0][0]], -9.0], [[5, 6], 4.0], [[say[2][0], 8], 30.0]]
+    },
     "remove_invalid_values": lambda say: {"remove_invalid_values": True},
     "renormalize_logits": lambda say: {"renormalize_logits": True},
-    "watermarking_config": lambda say: {"watermarking_config": {"bias": 4.0, "seeding_scheme": "selfhash", "context_width": 2}},
-    "sampling settings without sampling": lambda say: {"temperature": 0.3, "top_p": 0.4, "top_k": 3},
-    "several": lambda say: {
-        "repetition_penalty": 1.2, "no_repeat_ngram_size": 2, "bad_words_ids": [[say[0][1]]], "min_new_tokens": 3,
-        "eos_token_id": [say[0][2], say[1][0], 2], "suppress_tokens": [say[2][0]], "forced_eos_token_id": unsaid(say),
+    "watermarking_config": lambda say: {
+        "watermarking_config": {"bias": 4.0, "seeding_scheme": "selfhash", "context_width": 2}
     },
-}  # fmt: skip
-# What every family need not be asked: their difference is in prompts, and these look at nothing of them.
+    "sampling settings without sampling": lambda say: {
+        "temperature": 0.3,
+        "top_p": 0.4,
+        "top_k": 3,
+    },
+    "several": lambda say: {
+        "repetition_penalty": 1.2,
+        "no_repeat_ngram_size": 2,
+        "bad_words_ids": [[say[0][1]]],
+        "min_new_tokens": 3,
+        "eos_token_id": [say[0][2], say[1][0], 2],
+        "suppress_tokens": [say[2][0]],
+        "forced_eos_token_id": unsaid(say),
+    },
+}
+# What every family need not be asked: their difference is in prompts, and these look at nothing of
+# them.
 MANY = ["repetition_penalty", "no_repeat_ngram_size", "several"]
 
 
 def same_tokens(asked: Asked) -> int:
-    """In how many of the three the settings changed something; the loops as `generate`, alone and side by side."""
+    """In how many of the three the settings changed something; the loops as `generate`, alone and
+    side by side.
+    """
     want = [asked.library(i).sequences[0].tolist() for i in range(3)]
     ends = set(asked.adapter.end_ids)
     for loop in LOOPS:
@@ -137,7 +178,9 @@ def same_tokens(asked: Asked) -> int:
     return sum(ids != usual for ids, usual in zip(want, asked.usual, strict=True))
 
 
-@pytest.mark.filterwarnings("ignore:Unfeasible length constraints")  # which is what min_length asks for here
+@pytest.mark.filterwarnings(
+    "ignore:Unfeasible length constraints"
+)  # which is what min_length asks for here
 @pytest.mark.parametrize("name", GREEDY)
 def test_greedy_answers_equal_generate_under_every_setting(llava, name):
     set_config(llava, **GREEDY[name](llava.plain))
@@ -148,7 +191,9 @@ def test_greedy_answers_equal_generate_under_every_setting(llava, name):
         "sampling settings without sampling",
         "encoder_no_repeat_ngram_size",
     )
-    assert bool(same_tokens(llava)) is (name not in idle), "the setting does nothing here: the test could not fail"
+    assert bool(same_tokens(llava)) is (name not in idle), (
+        "the setting does nothing here: the test could not fail"
+    )
 
 
 @pytest.mark.parametrize("name", MANY)
@@ -158,12 +203,26 @@ def test_greedy_answers_equal_generate_in_every_family(asked, name):
 
 
 WARPED = {
-    "do_sample": {}, "temperature": {"temperature": 0.6}, "cold": {"temperature": 0.000001, "repetition_penalty": 1.05},
-    "top_k": {"top_k": 5}, "top_p": {"top_p": 0.8}, "nearly greedy": {"top_k": 1, "top_p": 0.001, "temperature": 0.01},
-    "min_p": {"min_p": 0.1}, "typical_p": {"typical_p": 0.7}, "epsilon_cutoff": {"epsilon_cutoff": 0.02},
-    "eta_cutoff": {"eta_cutoff": 0.02}, "top_h": {"top_h": 0.5},
-    "several": {"temperature": 1.3, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "renormalize_logits": True},
-}  # fmt: skip
+    "do_sample": {},
+    "temperature": {"temperature": 0.6},
+    "cold": {"temperature": 0.000001, "repetition_penalty": 1.05},
+    "top_k": {"top_k": 5},
+    "top_p": {"top_p": 0.8},
+    "nearly greedy": {"top_k": 1, "top_p": 0.001, "temperature": 0.01},
+    "min_p": {"min_p": 0.1},
+    "typical_p": {"typical_p": 0.7},
+    "epsilon_cutoff": {"epsilon_cutoff": 0.02},
+    "eta_cutoff": {"eta_cutoff": 0.02},
+    "top_h": {"top_h": 0.5},
+    "several": {
+        "temperature": 1.3,
+        "top_k": 20,
+        "top_p": 0.9,
+        "repetition_penalty": 1.3,
+        "no_repeat_ngram_size": 2,
+        "renormalize_logits": True,
+    },
+}
 
 
 def same_shares(asked: Asked, monkeypatch, **options) -> None:
@@ -194,7 +253,11 @@ def same_shares(asked: Asked, monkeypatch, **options) -> None:
             monkeypatch.undo()
             for i, each in enumerate(scores):
                 assert done[i].error is None and done[i].said.steps == len(told[i])
-                assert (torch.stack(found[i][: len(each)]) - each).abs().max() < 1e-4, (loop, rows, i)
+                assert (torch.stack(found[i][: len(each)]) - each).abs().max() < 1e-4, (
+                    loop,
+                    rows,
+                    i,
+                )
 
 
 @pytest.mark.parametrize("name", WARPED)
@@ -226,9 +289,16 @@ def test_stop_strings_and_lengths_of_the_checkpoint_end_answers_as_generate_ends
         {"max_length": 3000, "max_new_tokens": 2},
     ):
         set_config(llava, **settings)
-        length = {"max_new_tokens": STEPS} if "stop_strings" in settings else {"max_new_tokens": None}
+        length = (
+            {"max_new_tokens": STEPS} if "stop_strings" in settings else {"max_new_tokens": None}
+        )
         more = {"tokenizer": words} if "stop_strings" in settings else {}
-        want = [llava.library(i, **length, **more, eos_token_id=llava.adapter.end_ids[0]).sequences[0].tolist() for i in range(3)]
+        want = [
+            llava.library(i, **length, **more, eos_token_id=llava.adapter.end_ids[0])
+            .sequences[0]
+            .tolist()
+            for i in range(3)
+        ]
         done = llava.ours(loop, 3, **length)
         for i, ids in enumerate(want):
             assert [*done[i].said.ids, *[2] * (ids[-1] == 2)] == ids, settings
@@ -239,20 +309,33 @@ def test_stop_strings_and_lengths_of_the_checkpoint_end_answers_as_generate_ends
 def test_a_prompt_that_max_length_leaves_no_room_for_fails_alone(llava, loop):
     set_config(llava, max_length=min(len(prompt) for prompt in llava.prompts) + 3)
     done = llava.ours(loop, 3, max_new_tokens=None)
-    assert [bool(done[i].error) for i in range(3)] == [True, False, True] and "give --max-new-tokens" in str(done[0].error)
+    assert [bool(done[i].error) for i in range(3)] == [
+        True,
+        False,
+        True,
+    ] and "give --max-new-tokens" in str(done[0].error)
     assert done[1].said.steps <= 3
-    assert not any(each.error for each in llava.ours(loop, 3).values()), "the user's number overrules it"
+    assert not any(each.error for each in llava.ours(loop, 3).values()), (
+        "the user's number overrules it"
+    )
 
 
 def test_pruned_prompts_are_penalised_for_the_same_ids_as_dense_ones(llava):
-    """The processors see the dense prompt's ids, placeholders included, whatever rows the pruner took."""
+    """The processors see the dense prompt's ids, placeholders included, whatever rows the pruner
+    took.
+    """
     set_config(llava, repetition_penalty=1.5, no_repeat_ngram_size=2, min_length=40)
     inputs = llava.adapter.prepare([picture(1, 100, 80)], "Why? " * 5)
     tokens = llava.adapter.encode_many([inputs])
     dense = llava.adapter.embed(inputs, tokens[0])
-    (pruned,), _ = reduce_prompts(build_pruner("trimtokenator", {"keep": 4}), [dense], tokens, num_layers=4, renumber=True)
+    (pruned,), _ = reduce_prompts(
+        build_pruner("trimtokenator", {"keep": 4}), [dense], tokens, num_layers=4, renumber=True
+    )
     assert len(pruned) < len(dense) and torch.equal(pruned.ids, inputs.input_ids)
-    rules, row = Rules(llava.adapter, max_new_tokens=4), torch.randn(1, 101, generator=torch.Generator().manual_seed(0))
+    rules, row = (
+        Rules(llava.adapter, max_new_tokens=4),
+        torch.randn(1, 101, generator=torch.Generator().manual_seed(0)),
+    )
     ours = [choosing.Chooser(rules), choosing.Chooser(rules)]
     for chooser, prompt in zip(ours, (dense, pruned), strict=True):
         chooser.admit([rules.answer(prompt)])
@@ -260,19 +343,31 @@ def test_pruned_prompts_are_penalised_for_the_same_ids_as_dense_ones(llava):
 
 
 REFUSED = {
-    "num_beams": {"num_beams": 4}, "beams that sample": {"num_beams": 2, "do_sample": True},
-    "num_beam_groups": {"num_beams": 4, "num_beam_groups": 2}, "contrastive": {"penalty_alpha": 0.6, "top_k": 4},
-    "dola_layers": {"dola_layers": "low"}, "prompt_lookup_num_tokens": {"prompt_lookup_num_tokens": 3},
-    "assistant_early_exit": {"assistant_early_exit": 2}, "use_mtp": {"use_mtp": True}, "guidance_scale": {"guidance_scale": 1.5},
-    "force_words_ids": {"force_words_ids": [[5]], "num_beams": 2}, "num_return_sequences": {"num_return_sequences": 2, "do_sample": True},
-    "token_healing": {"token_healing": True}, "max_time": {"max_time": 1.5},
-}  # fmt: skip
+    "num_beams": {"num_beams": 4},
+    "beams that sample": {"num_beams": 2, "do_sample": True},
+    "num_beam_groups": {"num_beams": 4, "num_beam_groups": 2},
+    "contrastive": {"penalty_alpha": 0.6, "top_k": 4},
+    "dola_layers": {"dola_layers": "low"},
+    "prompt_lookup_num_tokens": {"prompt_lookup_num_tokens": 3},
+    "assistant_early_exit": {"assistant_early_exit": 2},
+    "use_mtp": {"use_mtp": True},
+    "guidance_scale": {"guidance_scale": 1.5},
+    "force_words_ids": {"force_words_ids": [[5]], "num_beams": 2},
+    "num_return_sequences": {"num_return_sequences": 2, "do_sample": True},
+    "token_healing": {"token_healing": True},
+    "max_time": {"max_time": 1.5},
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_one_token_after_the_other_cannot_give_is_refused_by_name_and_greedy_goes_on_without_it(llava, name):
+def test_what_one_token_after_the_other_cannot_give_is_refused_by_name_and_greedy_goes_on_without_it(
+    llava, name
+):
     set_config(llava, **REFUSED[name])
-    with pytest.raises(ModelError, match=f"asks for .*{next(iter(REFUSED[name]))}.*, which cannot be had here; --greedy"):
+    with pytest.raises(
+        ModelError,
+        match=f"asks for .*{next(iter(REFUSED[name]))}.*, which cannot be had here; --greedy",
+    ):
         Rules(llava.adapter)
     rules = Rules(llava.adapter, sampling=Sampling(greedy=True), max_new_tokens=STEPS)
     assert rules.plain and rules.dropped
@@ -283,11 +378,15 @@ def test_what_one_token_after_the_other_cannot_give_is_refused_by_name_and_greed
 
 
 BROKEN = {
-    "a temperature that is not one": {"do_sample": True, "temperature": 0.0}, "below float32": {"do_sample": True, "temperature": 1e-40},
-    "NaN": {"do_sample": True, "temperature": float("nan")}, "a word": {"repetition_penalty": "high"}, "a share above 1": {"do_sample": True, "top_p": -0.5},
-    "ids that there are not": {"sequence_bias": [[[99999], 2.0]]}, "an end beyond the vocabulary": {"forced_bos_token_id": 7, "suppress_tokens": [7]},
+    "a temperature that is not one": {"do_sample": True, "temperature": 0.0},
+    "below float32": {"do_sample": True, "temperature": 1e-40},
+    "NaN": {"do_sample": True, "temperature": float("nan")},
+    "a word": {"repetition_penalty": "high"},
+    "a share above 1": {"do_sample": True, "top_p": -0.5},
+    "ids that there are not": {"sequence_bias": [[[99999], 2.0]]},
+    "an end beyond the vocabulary": {"forced_bos_token_id": 7, "suppress_tokens": [7]},
     "quantized": {"cache_implementation": "quantized"},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -302,10 +401,30 @@ def test_settings_that_mean_nothing_are_one_sentence_before_the_run(llava, name)
 
 
 def test_flags_overrule_the_checkpoint(llava):
-    set_config(llava, do_sample=True, temperature=0.5, top_p=0.7, repetition_penalty=1.2, max_new_tokens=9)
+    set_config(
+        llava, do_sample=True, temperature=0.5, top_p=0.7, repetition_penalty=1.2, max_new_tokens=9
+    )
     for sampling, want in (
-        (Sampling(), {"do_sample": True, "temperature": 0.5, "top_p": 0.7, "top_k": 50, "repetition_penalty": 1.2}),
-        (Sampling(0.9, top_k=0), {"do_sample": True, "temperature": 0.9, "top_p": 0.7, "top_k": 0, "repetition_penalty": 1.2}),
+        (
+            Sampling(),
+            {
+                "do_sample": True,
+                "temperature": 0.5,
+                "top_p": 0.7,
+                "top_k": 50,
+                "repetition_penalty": 1.2,
+            },
+        ),
+        (
+            Sampling(0.9, top_k=0),
+            {
+                "do_sample": True,
+                "temperature": 0.9,
+                "top_p": 0.7,
+                "top_k": 0,
+                "repetition_penalty": 1.2,
+            },
+        ),
         (
             Sampling(repetition_penalty=1.0, top_p=1.0),
             {"do_sample": True, "temperature": 0.5, "top_p": 1.0, "repetition_penalty": 1.0},
@@ -323,22 +442,46 @@ def test_flags_overrule_the_checkpoint(llava):
 
 def test_who_said_what_is_told(llava):
     set_config(
-        llava, do_sample=True, temperature=0.5, repetition_penalty=1.2, bad_words_ids=[[5], [6]], max_length=900, num_beams=1
+        llava,
+        do_sample=True,
+        temperature=0.5,
+        repetition_penalty=1.2,
+        bad_words_ids=[[5], [6]],
+        max_length=900,
+        num_beams=1,
     )
     rules = Rules(llava.adapter, sampling=Sampling(top_p=0.9, seed=3))
     told = described(rules, {"top_p": "environment", "seed": "flag"})
-    assert told["temperature"] == {"value": 0.5, "from": "checkpoint"} and told["top_p"] == {"value": 0.9, "from": "environment"}
-    assert told["top_k"] == {"value": 50, "from": "default"} and told["seed"] == {"value": 3, "from": "flag"}
-    assert told["max_length"] == {"value": 900, "from": "checkpoint"} and told["max_new_tokens"]["value"] is None
+    assert told["temperature"] == {"value": 0.5, "from": "checkpoint"} and told["top_p"] == {
+        "value": 0.9,
+        "from": "environment",
+    }
+    assert told["top_k"] == {"value": 50, "from": "default"} and told["seed"] == {
+        "value": 3,
+        "from": "flag",
+    }
+    assert (
+        told["max_length"] == {"value": 900, "from": "checkpoint"}
+        and told["max_new_tokens"]["value"] is None
+    )
     assert told["bad_words_ids"] == {"value": [[5], [6]], "from": "checkpoint"}
     (line,) = notes(rules, {})
-    assert line.startswith("the checkpoint asks for sampling, temperature 0.5, repetition_penalty 1.2, bad_words_ids [[5], [6]]")
+    assert line.startswith(
+        "the checkpoint asks for sampling, temperature 0.5, repetition_penalty 1.2, "
+        "bad_words_ids [[5], [6]]"
+    )
     told = described(
         Rules(llava.adapter, max_new_tokens=5, sampling=Sampling(greedy=True)),
         {"greedy": "flag", "max_new_tokens": "config file"},
     )
-    assert told["do_sample"] == {"value": False, "from": "flag"} and told["max_new_tokens"] == {"value": 5, "from": "config file"}
+    assert told["do_sample"] == {"value": False, "from": "flag"} and told["max_new_tokens"] == {
+        "value": 5,
+        "from": "config file",
+    }
     assert "max_length" not in told
     set_config(llava)
     assert notes(Rules(llava.adapter), {}) == []
-    assert "--top-p changes nothing" in notes(Rules(llava.adapter, sampling=Sampling(top_p=0.5)), {})[0]
+    assert (
+        "--top-p changes nothing"
+        in notes(Rules(llava.adapter, sampling=Sampling(top_p=0.5)), {})[0]
+    )

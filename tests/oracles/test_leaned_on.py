@@ -31,20 +31,35 @@ def test_imports_from_inside_transformers_stand_in_the_table():
 
 
 def test_private_members_of_a_model_stand_in_the_table():
-    """What the library calls its own affair may go with any release: `self.model._something(...)`."""
+    """What the library calls its own affair may go with any release:
+    `self.model._something(...)`.
+    """
     known = {leaned.name.rpartition(".")[2] for leaned in LEANED_ON}
     called = set()
     for file in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            if (
+                isinstance(node, ast.Attribute)
+                and node.attr.startswith("_")
+                and not node.attr.startswith("__")
+            ):
                 owner = ast.unparse(node.value)
-                if owner.split(".")[-1] in ("model", "processor", "tokenizer", "image_processor", "core", "decoder"):
+                if owner.split(".")[-1] in (
+                    "model",
+                    "processor",
+                    "tokenizer",
+                    "image_processor",
+                    "core",
+                    "decoder",
+                ):
                     called.add(node.attr)
     assert called and called <= known, called - known
 
 
 def test_the_cache_goes_by_the_name_that_the_model_says(adapter):
-    """Under either name of the argument the model is given the cache; a release that renames it again changes no call of ours."""
+    """Under either name of the argument the model is given the cache; a release that renames it
+    again changes no call of ours.
+    """
 
     class Old:
         def forward(self, past_key_values=None): ...
@@ -54,5 +69,8 @@ def test_the_cache_goes_by_the_name_that_the_model_says(adapter):
 
     from trimtok_cli.models.leaned_on import cache_argument
 
-    assert [cache_argument(Old().forward), cache_argument(New().forward)] == ["past_key_values", "cache"]
+    assert [cache_argument(Old().forward), cache_argument(New().forward)] == [
+        "past_key_values",
+        "cache",
+    ]
     assert cache_argument(adapter.model.get_decoder().forward) in ("past_key_values", "cache")

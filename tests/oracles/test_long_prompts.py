@@ -1,4 +1,6 @@
-"""Prompts, answers and pictures beyond what the model or the machine can take: a sentence in the sample's row, in bounded time."""
+"""Prompts, answers and pictures beyond what the model or the machine can take: a sentence in the
+sample's row, in bounded time.
+"""
 
 import resource
 import time
@@ -24,29 +26,52 @@ BUILDERS = FAMILIES | {"llava": tiny.llava, "pixtral": tiny.pixtral}
 
 @pytest.fixture(scope="module", params=sorted(BUILDERS))
 def family(request, tmp_path_factory):
-    return load_model(str(BUILDERS[request.param](tmp_path_factory.mktemp("long") / request.param)), device="cpu")
+    return load_model(
+        str(BUILDERS[request.param](tmp_path_factory.mktemp("long") / request.param)), device="cpu"
+    )
 
 
 @pytest.fixture
 def short(adapter, monkeypatch):
-    """The tiny LLaVA with 64 positions: a picture takes 36, the template 21, so that four characters of a question fit."""
+    """The tiny LLaVA with 64 positions: a picture takes 36, the template 21, so that four
+    characters of a question fit.
+    """
     monkeypatch.setattr(adapter, "num_positions", 64)
     monkeypatch.setattr(adapter.preprocessor, "num_positions", 64)
     return adapter
 
 
 def asked(pictures, *questions):
-    return [Sample(number, (pictures[0],), question=question) for number, question in enumerate(questions)]
+    return [
+        Sample(number, (pictures[0],), question=question)
+        for number, question in enumerate(questions)
+    ]
 
 
 def test_positions_are_what_the_configuration_says_scaling_counted():
-    says = lambda most, **rope: num_positions(SimpleNamespace(max_position_embeddings=most, rope_parameters=rope))  # noqa: E731
+    says = lambda most, **rope: num_positions(
+        SimpleNamespace(max_position_embeddings=most, rope_parameters=rope)
+    )  # noqa: E731
     assert says(4096) == says(4096, rope_type="default", rope_theta=1e4) == 4096
-    assert says(4096, rope_type="linear", factor=4.0) == says(4096, rope_type="dynamic", factor=4.0) == 16384
-    assert says(32768, rope_type="yarn", factor=4.0, original_max_position_embeddings=32768) == 131072
-    assert says(163840, rope_type="yarn", factor=40.0, original_max_position_embeddings=4096) == 163840
-    assert says(131072, rope_type="llama3", factor=8.0, original_max_position_embeddings=8192) == 131072
-    both = {"full_attention": {"rope_type": "linear", "factor": 8.0}, "sliding_attention": {"rope_type": "default"}}
+    assert (
+        says(4096, rope_type="linear", factor=4.0)
+        == says(4096, rope_type="dynamic", factor=4.0)
+        == 16384
+    )
+    assert (
+        says(32768, rope_type="yarn", factor=4.0, original_max_position_embeddings=32768) == 131072
+    )
+    assert (
+        says(163840, rope_type="yarn", factor=40.0, original_max_position_embeddings=4096) == 163840
+    )
+    assert (
+        says(131072, rope_type="llama3", factor=8.0, original_max_position_embeddings=8192)
+        == 131072
+    )
+    both = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0},
+        "sliding_attention": {"rope_type": "default"},
+    }
     assert says(131072, **both) == 131072
     assert num_positions(SimpleNamespace()) is None and says(None) is None
 
@@ -58,29 +83,44 @@ def test_an_answer_may_go_on_to_the_last_position():
 
 @pytest.mark.parametrize("decode", ["continuous", "simple"])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_prompt_that_does_not_fit_is_a_failed_row_and_the_others_are_answered(short, pictures, batch, decode):
+def test_a_prompt_that_does_not_fit_is_a_failed_row_and_the_others_are_answered(
+    short, pictures, batch, decode
+):
     ask, questions = Ask(max_new_tokens=1, decode=decode), ("ab", "too long a question", "cd")
     results = list(answer_all(short, None, asked(pictures, *questions), ask, batch_size=batch))
     assert [bool(result.error) for result in results] == [False, True, False]
-    assert all(part in results[1].error for part in ("36 of its tokens", "the model has 64", "--keep", "--frames", "shorter"))
-    longest = len("too long a question") - len("ab") + results[0].tokens.text + results[0].tokens.visual
+    assert all(
+        part in results[1].error
+        for part in ("36 of its tokens", "the model has 64", "--keep", "--frames", "shorter")
+    )
+    longest = (
+        len("too long a question") - len("ab") + results[0].tokens.text + results[0].tokens.visual
+    )
     assert f"takes {longest} positions" in results[1].error
 
 
 def test_pruned_it_fits_and_says_that_dense_would_not(short, pictures):
     few, ask = build_pruner("trimtokenator", {"keep": 8}), Ask(max_new_tokens=2)
     (result,) = answer_all(short, few, asked(pictures, "too long a question"), ask)
-    assert not result.error and "dense cannot answer it" in result.warnings[0] and "64" in result.warnings[0]
+    assert (
+        not result.error
+        and "dense cannot answer it" in result.warnings[0]
+        and "64" in result.warnings[0]
+    )
     (other,) = answer_all(short, few, asked(pictures, "ab"), ask)
     assert other.warnings == ()
     # Inside the decoder nothing is dropped in front of the first layer.
-    (inside,) = answer_all(short, build_pruner("fastv", {"keep": 8}), asked(pictures, "too long a question"), ask)
+    (inside,) = answer_all(
+        short, build_pruner("fastv", {"keep": 8}), asked(pictures, "too long a question"), ask
+    )
     assert "the model has 64" in inside.error
 
 
 def test_compare_does_not_call_an_impossible_prompt_dense(short, pictures):
     pruners = [None, build_pruner("trimtokenator", {"keep": 8})]
-    (comparison,) = compare_all(short, pruners, asked(pictures, "too long a question"), Ask(max_new_tokens=2))
+    (comparison,) = compare_all(
+        short, pruners, asked(pictures, "too long a question"), Ask(max_new_tokens=2)
+    )
     dense, pruned = comparison.results
     assert "the model has 64" in dense.error and not pruned.error and pruned.warnings
 
@@ -90,10 +130,15 @@ def test_an_answer_ends_where_the_positions_end(short, pictures, monkeypatch):
     (whole,) = answer_all(short, None, asked(pictures, "ab"), Ask(max_new_tokens=3))
     prompt = whole.tokens.text + whole.tokens.visual
     (cut,) = answer_all(short, None, asked(pictures, "ab"), Ask(max_new_tokens=40))
-    assert (cut.finish, cut.tokens.generated) == ("length", 64 - prompt + 1) and "64 positions end" in cut.warnings[0]
+    assert (cut.finish, cut.tokens.generated) == (
+        "length",
+        64 - prompt + 1,
+    ) and "64 positions end" in cut.warnings[0]
     monkeypatch.setattr(short, "num_positions", 4096)
     (free,) = answer_all(short, None, asked(pictures, "ab"), Ask(max_new_tokens=40))
-    assert free.tokens.generated == 40 and not free.warnings and free.answer.startswith(cut.answer[:3])
+    assert (
+        free.tokens.generated == 40 and not free.warnings and free.answer.startswith(cut.answer[:3])
+    )
 
 
 def test_every_family_knows_its_positions_and_refuses_a_question_that_alone_is_longer(family):
@@ -116,7 +161,9 @@ def test_a_question_of_marks_that_just_fits_is_not_refused(adapter, monkeypatch)
 
 
 def test_positions_count_and_not_tokens_where_they_differ(tmp_path):
-    """Under M-RoPE a picture of many tokens takes as many positions as its longer side has tokens."""
+    """Under M-RoPE a picture of many tokens takes as many positions as its longer side has
+    tokens.
+    """
     qwen = load_model(str(FAMILIES["qwen2_vl"](tmp_path / "qwen")), device="cpu")
     picture(1, 300, 300).save(tmp_path / "p.png")
     sample = Sample(1, (tmp_path / "p.png",), question="?")

@@ -1,4 +1,6 @@
-"""Scores that are no numbers: the sample they belong to fails with a sentence, its neighbours are answered as if alone."""
+"""Scores that are no numbers: the sample they belong to fails with a sentence, its neighbours are
+answered as if alone.
+"""
 
 from dataclasses import replace
 
@@ -37,7 +39,12 @@ def prompts_of(adapter) -> list:
 def run(loop, adapter, prompts, rows: int, **options) -> dict:
     left = iter(enumerate(prompts))
     made = loop(adapter, rows=rows, max_new_tokens=STEPS, **options)
-    return {done.key: done for done in made.run(lambda count: [each for _, each in zip(range(count), left, strict=False)])}
+    return {
+        done.key: done
+        for done in made.run(
+            lambda count: [each for _, each in zip(range(count), left, strict=False)]
+        )
+    }
 
 
 def spoiled(prompt, value: float):
@@ -71,25 +78,39 @@ def test_a_prompt_that_is_not_numbers_fails_alone_in_both_loops_of_every_family(
 
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory):
-    adapter = load_model(str(tiny.llava(tmp_path_factory.mktemp("m") / "m", end=None)), device="cpu")
+    adapter = load_model(
+        str(tiny.llava(tmp_path_factory.mktemp("m") / "m", end=None)), device="cpu"
+    )
     return adapter, prompts_of(adapter)
 
 
 @pytest.mark.parametrize("loop", [Continuous, Batches])
-@pytest.mark.parametrize("sampling", [None, Sampling(1.2), Sampling(repetition_penalty=1.1), Sampling(0.8, top_p=0.9)])
+@pytest.mark.parametrize(
+    "sampling", [None, Sampling(1.2), Sampling(repetition_penalty=1.1), Sampling(0.8, top_p=0.9)]
+)
 def test_sampled_and_penalised_answers_fail_alone_as_well(llava, loop, sampling):
     adapter, good = llava
     prompts = [good[0], spoiled(good[1], torch.nan), *good[2:]]
-    all_but(1, run(loop, adapter, prompts, 3, sampling=sampling), adapter, prompts, sampling=sampling)
+    all_but(
+        1, run(loop, adapter, prompts, 3, sampling=sampling), adapter, prompts, sampling=sampling
+    )
 
 
 @pytest.mark.parametrize("block", [1, 4])
-def test_an_answer_that_meets_it_in_the_middle_fails_and_leaves_its_slot_clean(llava, monkeypatch, block):
-    """The embedding of a token that one answer alone says; its slot is taken by others, longer ones, behind it."""
+def test_an_answer_that_meets_it_in_the_middle_fails_and_leaves_its_slot_clean(
+    llava, monkeypatch, block
+):
+    """The embedding of a token that one answer alone says; its slot is taken by others, longer
+    ones, behind it.
+    """
     adapter, good = llava
     says = [generate(adapter, [prompt], max_new_tokens=STEPS)[0][0].ids for prompt in good]
     prompts = [good[1], good[0], good[3], good[2], good[0]]
-    mine = next(t for t in says[1][:-1] if all(t not in says[i] for i in (0, 2, 3)) and t not in torch.cat([p.ids for p in good]))
+    mine = next(
+        t
+        for t in says[1][:-1]
+        if all(t not in says[i] for i in (0, 2, 3)) and t not in torch.cat([p.ids for p in good])
+    )
     weight = adapter.model.get_input_embeddings().weight
     before = weight[mine].clone()
     try:
@@ -124,14 +145,24 @@ def test_scores_of_minus_infinity_forbid_tokens_and_no_more(llava, monkeypatch):
 def test_a_setting_that_forbids_every_token_is_a_failed_row(llava, monkeypatch):
     adapter, good = llava
     config = adapter.model.generation_config
-    monkeypatch.setattr(config, "suppress_tokens", list(range(adapter.model.lm_head.weight.shape[0])), raising=False)
+    monkeypatch.setattr(
+        config, "suppress_tokens", list(range(adapter.model.lm_head.weight.shape[0])), raising=False
+    )
     for loop in (Continuous, Batches):
         assert all(SAYS in str(each.error) for each in run(loop, adapter, good, 2).values())
 
 
-@pytest.mark.parametrize("method", ["dense", "trimtokenator", "fastv", "pyramiddrop", "sparsevlm", "vtw", "visionzip", "tome"])
-def test_whatever_prunes_a_sample_that_is_not_numbers_is_a_failed_row_among_answers(adapter, pictures, monkeypatch, method):
-    samples = [Sample(i, (path,), (path.name,), question="Bad?" if i == 1 else "What?") for i, path in enumerate(pictures[:4])]
+@pytest.mark.parametrize(
+    "method",
+    ["dense", "trimtokenator", "fastv", "pyramiddrop", "sparsevlm", "vtw", "visionzip", "tome"],
+)
+def test_whatever_prunes_a_sample_that_is_not_numbers_is_a_failed_row_among_answers(
+    adapter, pictures, monkeypatch, method
+):
+    samples = [
+        Sample(i, (path,), (path.name,), question="Bad?" if i == 1 else "What?")
+        for i, path in enumerate(pictures[:4])
+    ]
     ask, pruner = Ask(max_new_tokens=3), build_pruner(method, {"keep": 9})
     alone = {s.id: answer(adapter, pruner, [s], ask)[0].answer for s in samples if s.id != 1}
     real = type(adapter).embed
@@ -148,7 +179,12 @@ def test_whatever_prunes_a_sample_that_is_not_numbers_is_a_failed_row_among_answ
         assert [bool(r.error) for r in results] == [False, True, False, False]
         assert {r.sample.id: r.answer for r in results if not r.error} == alone
     comparisons = list(compare_all(adapter, [None, pruner] if pruner else [None], samples, ask))
-    assert [{bool(r.error) for r in c.results} for c in comparisons] == [{False}, {True}, {False}, {False}]
+    assert [{bool(r.error) for r in c.results} for c in comparisons] == [
+        {False},
+        {True},
+        {False},
+        {False},
+    ]
 
 
 def test_the_sentence_is_one(llava):

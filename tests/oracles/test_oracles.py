@@ -1,4 +1,6 @@
-"""Our path against slow and obvious ones: generate of transformers, prompts built by hand, singles for batches. Logits, not text."""
+"""Our path against slow and obvious ones: generate of transformers, prompts built by hand, singles
+for batches. Logits, not text.
+"""
 
 from functools import partial
 
@@ -37,8 +39,12 @@ def dense_logits(adapter, inputs) -> torch.Tensor:
 
 def our_logits(adapter, inputs, pruner=None) -> torch.Tensor:
     tokens = adapter.encode_many([inputs])
-    prompts, _ = reduce_prompts(pruner, [adapter.embed(inputs, tokens[0])], tokens, num_layers=4, renumber=True)
-    return generate(adapter, prompts, max_new_tokens=STEPS, stop=False, keep_logits=True)[0][0].logits
+    prompts, _ = reduce_prompts(
+        pruner, [adapter.embed(inputs, tokens[0])], tokens, num_layers=4, renumber=True
+    )
+    return generate(adapter, prompts, max_new_tokens=STEPS, stop=False, keep_logits=True)[0][
+        0
+    ].logits
 
 
 KINDS = {
@@ -55,7 +61,9 @@ KINDS = {
 
 @pytest.fixture(scope="module", params=KINDS)
 def kind(request, tmp_path_factory):
-    return load_model(str(KINDS[request.param](tmp_path_factory.mktemp("kinds") / request.param)), device="cpu")
+    return load_model(
+        str(KINDS[request.param](tmp_path_factory.mktemp("kinds") / request.param)), device="cpu"
+    )
 
 
 @pytest.mark.parametrize("images", [0, 1, 2])
@@ -80,8 +88,13 @@ def test_keep_all_is_dense(adapter):
     from trimtok_cli.pruners.methods.trimtokenator import TrimTokenator
 
     for keep in (Budget(), Budget(tokens=36), Budget(tokens=999), Budget(share=0.999)):
-        assert torch.equal(our_logits(adapter, inputs, TrimTokenator(keep=keep)), our_logits(adapter, inputs))
-    assert build_pruner("trimtokenator", {"keep": "all"}) is None and build_pruner("dense", {"keep": 3}) is None
+        assert torch.equal(
+            our_logits(adapter, inputs, TrimTokenator(keep=keep)), our_logits(adapter, inputs)
+        )
+    assert (
+        build_pruner("trimtokenator", {"keep": "all"}) is None
+        and build_pruner("dense", {"keep": 3}) is None
+    )
 
 
 def test_pruned_equals_a_prompt_built_without_the_dropped_rows(adapter):
@@ -92,16 +105,29 @@ def test_pruned_equals_a_prompt_built_without_the_dropped_rows(adapter):
     dense = adapter.embed(inputs, tokens[0])
     (prompt,), ((kept,),) = reduce_prompts(pruner, [dense], tokens, num_layers=4, renumber=True)
     assert len(kept.tokens) == 5 and prompt.alive.tolist() == list(kept.tokens)
-    rows = [r for r in range(len(dense)) if r not in set(dense.visual.tolist()) - set(dense.visual[list(kept.tokens)].tolist())]
+    rows = [
+        r
+        for r in range(len(dense))
+        if r not in set(dense.visual.tolist()) - set(dense.visual[list(kept.tokens)].tolist())
+    ]
     by_hand = dense.embeds[rows]
-    assert torch.equal(prompt.embeds, by_hand) and prompt.positions.tolist() == list(range(len(rows)))
+    assert torch.equal(prompt.embeds, by_hand) and prompt.positions.tolist() == list(
+        range(len(rows))
+    )
     out = adapter.model.generate(
-        inputs_embeds=by_hand[None], attention_mask=torch.ones(1, len(rows)), max_new_tokens=STEPS, do_sample=False, output_logits=True,
-        return_dict_in_generate=True, eos_token_id=None,
-    )  # fmt: skip
+        inputs_embeds=by_hand[None],
+        attention_mask=torch.ones(1, len(rows)),
+        max_new_tokens=STEPS,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+        eos_token_id=None,
+    )
     ours = our_logits(adapter, inputs, pruner)
     assert (torch.stack(out.logits, 1)[0] - ours).abs().max() < 1e-4
-    assert (ours - our_logits(adapter, inputs)).abs().max() > 0.05, "pruning changed nothing: the test could not fail"
+    assert (ours - our_logits(adapter, inputs)).abs().max() > 0.05, (
+        "pruning changed nothing: the test could not fail"
+    )
 
 
 def test_pruner_reads_the_instruction_and_each_image_has_its_budget(adapter):
@@ -111,7 +137,9 @@ def test_pruner_reads_the_instruction_and_each_image_has_its_budget(adapter):
     assert adapter.processor.tokenizer.decode(inputs.input_ids[prompt.instruction]) == QUESTION
     from trimtok_cli.pruners.methods.trimtokenator import trimtokenator
 
-    (_,), ((kept,),) = reduce_prompts(build_pruner("trimtokenator", {"keep": 7}), [prompt], tokens, num_layers=4, renumber=True)
+    (_,), ((kept,),) = reduce_prompts(
+        build_pruner("trimtokenator", {"keep": 7}), [prompt], tokens, num_layers=4, renumber=True
+    )
     words = prompt.embeds[prompt.instruction]
     first = trimtokenator(tokens[0].embeds[:36], words, 7).tolist()
     second = (trimtokenator(tokens[0].embeds[36:], words, 7) + 36).tolist()
@@ -119,7 +147,9 @@ def test_pruner_reads_the_instruction_and_each_image_has_its_budget(adapter):
 
 
 def test_batch_equals_singles(adapter, pictures):
-    """Seven pictures, prompts of unequal length, one without an image: batches of 8 and of 3 against one by one."""
+    """Seven pictures, prompts of unequal length, one without an image: batches of 8 and of 3
+    against one by one.
+    """
     samples = [Sample(i, (path,), question="Why?" * (i + 1)) for i, path in enumerate(pictures)] + [
         Sample(9, (), question="Who are you?")
     ]
@@ -132,7 +162,10 @@ def test_batch_equals_singles(adapter, pictures):
         for each, got in zip(prepared, together, strict=True):
             assert (our_logits(adapter, each.inputs, prune) - got.logits).abs().max() < 1e-4
         runs = [
-            [(r.answer, r.tokens, r.kept, r.finish) for r in answer_all(adapter, prune, samples, ask, batch_size=size)]
+            [
+                (r.answer, r.tokens, r.kept, r.finish)
+                for r in answer_all(adapter, prune, samples, ask, batch_size=size)
+            ]
             for size in (1, 3, 8)
         ]
         assert runs[0] == runs[1] == runs[2]
@@ -142,10 +175,17 @@ def test_stops_at_the_end_token_alone_and_in_a_batch(tmp_path, pictures):
     adapter = load_model(str(tiny.llava(tmp_path / "m", end=None)), device="cpu")
     samples = [Sample(i, (path,), question="?" * (i + 1)) for i, path in enumerate(pictures)]
     ask = Ask(max_new_tokens=12)
-    free = finish(adapter, None, encode(adapter, [prepare(adapter.preprocessor, s, ask) for s in samples]), ask)
+    free = finish(
+        adapter,
+        None,
+        encode(adapter, [prepare(adapter.preprocessor, s, ask) for s in samples]),
+        ask,
+    )
     inputs = [prepare(adapter.preprocessor, s, ask).inputs for s in samples]
     ids = [
-        generate(adapter, [adapter.embed(i, adapter.encode_many([i])[0])], max_new_tokens=12, stop=False)[0][0].ids
+        generate(
+            adapter, [adapter.embed(i, adapter.encode_many([i])[0])], max_new_tokens=12, stop=False
+        )[0][0].ids
         for i in inputs
     ]
     end = ids[0][2]
@@ -155,7 +195,9 @@ def test_stops_at_the_end_token_alone_and_in_a_batch(tmp_path, pictures):
         steps = row.index(end) + 1 if end in row else 12
         assert (got.tokens.generated, got.finish) == (steps, "stop" if end in row else "length")
         assert got.answer == adapter.decode(row[: steps - (end in row)])
-    assert {r.finish for r in ended} == {"stop", "length"}, "both ways to stop must occur for this test to mean something"
+    assert {r.finish for r in ended} == {"stop", "length"}, (
+        "both ways to stop must occur for this test to mean something"
+    )
     assert all(r.tokens.generated == 12 for r in free)
 
 
@@ -163,7 +205,13 @@ def test_one_bad_sample_does_not_touch_its_batch(adapter, pictures, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"<html>no</html>")
     good = [Sample(p.name, (p,)) for p in pictures[:3]]
-    mixed = [good[0], Sample("x", (broken,)), good[1], Sample("y", problem="line 4 is not JSON"), good[2]]
+    mixed = [
+        good[0],
+        Sample("x", (broken,)),
+        good[1],
+        Sample("y", problem="line 4 is not JSON"),
+        good[2],
+    ]
     ask = Ask("What?", max_new_tokens=3)
     results = list(answer_all(adapter, None, mixed, ask, batch_size=4))
     assert [r.sample.id for r in results] == [s.id for s in mixed]
@@ -172,8 +220,13 @@ def test_one_bad_sample_does_not_touch_its_batch(adapter, pictures, tmp_path):
     assert [r.answer for r in results if not r.error] == alone
 
 
-def test_a_sample_that_breaks_behind_the_tower_does_not_take_its_batch_along(adapter, pictures, monkeypatch):
-    samples = [Sample(i, (path,), question="What?" if i != 2 else "Break") for i, path in enumerate(pictures[:4])]
+def test_a_sample_that_breaks_behind_the_tower_does_not_take_its_batch_along(
+    adapter, pictures, monkeypatch
+):
+    samples = [
+        Sample(i, (path,), question="What?" if i != 2 else "Break")
+        for i, path in enumerate(pictures[:4])
+    ]
     ask = Ask(max_new_tokens=3)
     alone = {s.id: answer(adapter, None, [s], ask)[0].answer for s in samples if s.id != 2}
     real = type(adapter).embed
@@ -189,7 +242,9 @@ def test_a_sample_that_breaks_behind_the_tower_does_not_take_its_batch_along(ada
     assert {r.sample.id: r.answer for r in results if not r.error} == alone
 
 
-def test_a_processor_that_does_not_fit_the_model_ends_the_run_with_a_sentence(adapter, pictures, monkeypatch):
+def test_a_processor_that_does_not_fit_the_model_ends_the_run_with_a_sentence(
+    adapter, pictures, monkeypatch
+):
     monkeypatch.setattr(adapter.processor, "num_additional_image_tokens", 0)
     with pytest.raises(ModelError, match="wrote 35 placeholders for 36 visual tokens"):
         list(answer_all(adapter, None, [Sample(1, (pictures[0],), question="?")], Ask()))
@@ -200,22 +255,33 @@ def test_sampling_is_seeded_and_does_not_depend_on_the_batch(adapter, pictures):
     say = lambda seed, size: [  # noqa: E731
         r.answer
         for r in answer_all(
-            adapter, None, samples, Ask("What?", max_new_tokens=8, sampling=Sampling(1.5, 0.95, seed)), batch_size=size
+            adapter,
+            None,
+            samples,
+            Ask("What?", max_new_tokens=8, sampling=Sampling(1.5, 0.95, seed)),
+            batch_size=size,
         )
     ]
     assert say(1, 1) == say(1, 4) != say(2, 4)
-    assert say(1, 1) != [r.answer for r in answer_all(adapter, None, samples, Ask("What?", max_new_tokens=8))]
+    assert say(1, 1) != [
+        r.answer for r in answer_all(adapter, None, samples, Ask("What?", max_new_tokens=8))
+    ]
 
 
 def test_compare_runs_the_tower_once_and_leaves_dense_as_it_was(adapter, pictures, monkeypatch):
-    ask, pruners = Ask("What?", max_new_tokens=4), [None, *(build_pruner("trimtokenator", {"keep": k}) for k in (3, 9))]
+    ask, pruners = (
+        Ask("What?", max_new_tokens=4),
+        [None, *(build_pruner("trimtokenator", {"keep": k}) for k in (3, 9))],
+    )
     samples = [Sample(p.name, (p,)) for p in pictures[:3]]
     list(compare_all(adapter, pruners, samples[:1], ask))
     calls = []
     monkeypatch.setattr(
         type(adapter),
         "encode_many",
-        lambda self, batch, real=type(adapter).encode_many, **how: calls.append(len(batch)) or real(self, batch, **how),
+        lambda self, batch, real=type(adapter).encode_many, **how: (
+            calls.append(len(batch)) or real(self, batch, **how)
+        ),
     )
     comparisons = list(compare_all(adapter, pruners, samples, ask))
     assert len(calls) == len(samples) + 2  # two more for the warm-up on the first sample
@@ -227,7 +293,9 @@ def test_compare_runs_the_tower_once_and_leaves_dense_as_it_was(adapter, picture
 
 
 def test_boxes_lie_where_the_pixels_came_from(adapter):
-    """Painting one spot moves the features of the tokens whose boxes hold it most, also behind the center crop."""
+    """Painting one spot moves the features of the tokens whose boxes hold it most, also behind the
+    center crop.
+    """
     for width, height in ((84, 84), (84, 168), (200, 84)):
         plain = picture(5, width, height)
         base = adapter.encode_many([adapter.prepare([plain], "?")])[0]
@@ -236,17 +304,28 @@ def test_boxes_lie_where_the_pixels_came_from(adapter):
             cx, cy = int(x * width), int(y * height)
             side = min(width, height) // 18
             spot.paste((255, 0, 255), (cx - side, cy - side, cx + side, cy + side))
-            moved = (adapter.encode_many([adapter.prepare([spot], "?")])[0].embeds - base.embeds).norm(dim=-1)
+            moved = (
+                adapter.encode_many([adapter.prepare([spot], "?")])[0].embeds - base.embeds
+            ).norm(dim=-1)
             x0, y0, x1, y1 = base.box[moved.argmax()].tolist()
             slack = 0.08
-            assert x0 - slack <= cx / width <= x1 + slack and y0 - slack <= cy / height <= y1 + slack
+            assert (
+                x0 - slack <= cx / width <= x1 + slack and y0 - slack <= cy / height <= y1 + slack
+            )
 
 
 @pytest.mark.parametrize("decode", ["continuous", "simple"])
 @pytest.mark.parametrize("batch_size", [None, 3])
-def test_a_stream_is_answered_as_its_samples_alone_by_both_loops(adapter, pictures, decode, batch_size):
-    samples = [Sample(i, (path,), question="Why?" * (i % 3 + 1)) for i, path in enumerate(pictures * 2)]
-    ask, pruner = Ask(max_new_tokens=STEPS, decode=decode), build_pruner("trimtokenator", {"keep": 5})
+def test_a_stream_is_answered_as_its_samples_alone_by_both_loops(
+    adapter, pictures, decode, batch_size
+):
+    samples = [
+        Sample(i, (path,), question="Why?" * (i % 3 + 1)) for i, path in enumerate(pictures * 2)
+    ]
+    ask, pruner = (
+        Ask(max_new_tokens=STEPS, decode=decode),
+        build_pruner("trimtokenator", {"keep": 5}),
+    )
     alone = [answer(adapter, pruner, [sample], ask)[0] for sample in samples]
     together = list(answer_all(adapter, pruner, samples, ask, batch_size=batch_size))
     assert [(r.sample.id, r.answer, r.kept, r.tokens) for r in together] == [
@@ -256,7 +335,9 @@ def test_a_stream_is_answered_as_its_samples_alone_by_both_loops(adapter, pictur
 
 
 @pytest.mark.parametrize("method", ["trimtokenator", "fastv"])
-def test_a_broken_input_is_told_before_anything_further_is_read(adapter, pictures, tmp_path, method):
+def test_a_broken_input_is_told_before_anything_further_is_read(
+    adapter, pictures, tmp_path, method
+):
     read = []
 
     def samples():
@@ -264,7 +345,9 @@ def test_a_broken_input_is_told_before_anything_further_is_read(adapter, picture
             read.append(name)
             yield Sample(str(name), (tmp_path / name,))
 
-    results = answer_all(adapter, build_pruner(method, {"keep": 5}), samples(), Ask("What?", max_new_tokens=2))
+    results = answer_all(
+        adapter, build_pruner(method, {"keep": 5}), samples(), Ask("What?", max_new_tokens=2)
+    )
     assert "does not exist" in next(results).error and len(read) == 1
     assert "does not exist" in next(results).error and len(read) == 2
     assert [bool(result.error) for result in results] == [False, True]

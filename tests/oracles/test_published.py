@@ -1,6 +1,8 @@
-"""Every short name of the catalogue, loaded from a folder that says what its published files say, and answered once.
+"""Every short name of the catalogue, loaded from a folder that says what its published files say,
+and answered once.
 
-Dense is what the library's own `generate` gives greedily with the checkpoint's settings; then half of the visual tokens are kept.
+Dense is what the library's own `generate` gives greedily with the checkpoint's settings; then half
+of the visual tokens are kept.
 """
 
 from pathlib import Path
@@ -21,7 +23,10 @@ from trimtok_cli.prepare.sample import Ask
 from trimtok_cli.pruners.registry import build_pruner
 
 QUESTION = "What is it? a b"
-COMPLETED = {"llava-1.5-13b", "joycaption-beta-one"}  # whose files are not enough for the library itself
+COMPLETED = {
+    "llava-1.5-13b",
+    "joycaption-beta-one",
+}  # whose files are not enough for the library itself
 NEW_TOKENS = 6
 
 
@@ -41,7 +46,9 @@ def sample(tmp_path) -> Sample:
 
 def batch_of(processor, text: str):
     start = has_start(processor.tokenizer, text)
-    return processor(text=[text], images=[picture(1, 130, 80)], return_tensors="pt", add_special_tokens=not start)
+    return processor(
+        text=[text], images=[picture(1, 130, 80)], return_tensors="pt", add_special_tokens=not start
+    )
 
 
 def test_every_short_name_has_a_folder():
@@ -50,9 +57,15 @@ def test_every_short_name_has_a_folder():
 
 def test_its_family_is_what_the_catalogue_says(published):
     alias, _, adapter = published
-    assert adapter.model.config.model_type == next(c.family for c in CHECKPOINTS if c.alias == alias)
-    tied = adapter.model.lm_head.weight.data_ptr() == adapter.model.get_input_embeddings().weight.data_ptr()
-    # Small Qwens are; of OneVision's the text_config alone says so; of Gemma's nothing does but its class.
+    assert adapter.model.config.model_type == next(
+        c.family for c in CHECKPOINTS if c.alias == alias
+    )
+    tied = (
+        adapter.model.lm_head.weight.data_ptr()
+        == adapter.model.get_input_embeddings().weight.data_ptr()
+    )
+    # Small Qwens are; of OneVision's the text_config alone says so; of Gemma's nothing does but its
+    # class.
     small = ("llava-onevision-0.5b", "qwen2-vl-2b", "qwen2.5-vl-3b", "qwen3-vl-2b", "qwen3-vl-4b")
     assert tied == (alias in small or alias.startswith("gemma"))
 
@@ -60,7 +73,10 @@ def test_its_family_is_what_the_catalogue_says(published):
 def test_the_processor_is_the_librarys_own_where_its_files_are_enough(published):
     alias, folder, adapter = published
     inputs = adapter.prepare([picture(1, 130, 80)], QUESTION)
-    assert inputs.input_ids.tolist() == batch_of(adapter.processor, inputs.text)["input_ids"][0].tolist()
+    assert (
+        inputs.input_ids.tolist()
+        == batch_of(adapter.processor, inputs.text)["input_ids"][0].tolist()
+    )
     if alias not in COMPLETED:
         library = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
         assert inputs.input_ids.tolist() == batch_of(library, inputs.text)["input_ids"][0].tolist()
@@ -88,7 +104,9 @@ def test_dense_is_generate_and_pruning_answers(published, sample):
     inputs = adapter.prepare([picture(1, 130, 80)], QUESTION)
     batch = batch_of(adapter.processor, inputs.text)
     with torch.inference_mode():
-        out = adapter.model.generate(**batch, max_new_tokens=NEW_TOKENS, do_sample=False)[0, len(inputs.input_ids) :]
+        out = adapter.model.generate(**batch, max_new_tokens=NEW_TOKENS, do_sample=False)[
+            0, len(inputs.input_ids) :
+        ]
     assert not dense.error and dense.answer == adapter.decode(out.tolist())
     (pruned,) = answer_all(adapter, build_pruner("trimtokenator", {"keep": "50%"}), [sample], ask)
     assert not pruned.error and 0 < pruned.tokens.kept < dense.tokens.kept == dense.tokens.visual
@@ -107,10 +125,24 @@ def test_joycaption_is_asked_with_its_own_system_words_and_all_its_patches(tmp_p
     adapter = load_model(str(PUBLISHED["joycaption-beta-one"](tmp_path / "m")), device="cpu")
     inputs = adapter.prepare([picture(1)], QUESTION, system="You are a helpful image captioner.")
     begin, end = "<|start_header_id|>{}<|end_header_id|>\n\n", "<|eot_id|>"
-    image = "<|reserved_special_token_70|><|reserved_special_token_69|><|reserved_special_token_71|>"
+    image = (
+        "<|reserved_special_token_70|><|reserved_special_token_69|><|reserved_special_token_71|>"
+    )
     assert inputs.text == (
-        "<|begin_of_text|>" + begin.format("system") + "You are a helpful image captioner." + end
-        + begin.format("user") + image + QUESTION + end + begin.format("assistant")
-    )  # fmt: skip
-    assert len(adapter.encode_many([inputs])[0].embeds) == 36, "a tower without class token has none to drop"
-    assert Path(tmp_path / "m" / "tokenizer_config.json").exists() and not (tmp_path / "m" / "chat_template.jinja").exists()
+        "<|begin_of_text|>"
+        + begin.format("system")
+        + "You are a helpful image captioner."
+        + end
+        + begin.format("user")
+        + image
+        + QUESTION
+        + end
+        + begin.format("assistant")
+    )
+    assert len(adapter.encode_many([inputs])[0].embeds) == 36, (
+        "a tower without class token has none to drop"
+    )
+    assert (
+        Path(tmp_path / "m" / "tokenizer_config.json").exists()
+        and not (tmp_path / "m" / "chat_template.jinja").exists()
+    )

@@ -1,4 +1,6 @@
-"""What a run writes: never what it reads, never twice at once, never torn, never before it is tried, and nothing that lies."""
+"""What a run writes: never what it reads, never twice at once, never torn, never before it is
+tried, and nothing that lies.
+"""
 
 import errno
 import json
@@ -42,12 +44,21 @@ def no_model(monkeypatch):
 def questions(pictures) -> Path:
     folder = pictures[0].parent
     file = folder / "answers.jsonl"  # the name that a run gives its own answers
-    file.write_text("".join(json.dumps({"question_id": i, "image": f"p{i}.png", "text": "What?"}) + "\n" for i in (1, 2, 3)))
+    file.write_text(
+        "".join(
+            json.dumps({"question_id": i, "image": f"p{i}.png", "text": "What?"}) + "\n"
+            for i in (1, 2, 3)
+        )
+    )
     return file
 
 
 def snapshot(folder: Path = Path()) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and "models" not in path.parts}
+    return {
+        str(path): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "models" not in path.parts
+    }
 
 
 def link(source: Path, name: str, how: str) -> Path:
@@ -64,13 +75,20 @@ def link(source: Path, name: str, how: str) -> Path:
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]], ids=["plain", "overwrite"])
 @pytest.mark.parametrize("command", ["vqa", "compare"])
 @pytest.mark.parametrize("how", ["path", "link", "hard link"])
-def test_an_output_that_is_the_question_file_is_refused(how, command, overwrite, questions, no_model):
+def test_an_output_that_is_the_question_file_is_refused(
+    how, command, overwrite, questions, no_model
+):
     before = questions.read_bytes()
-    for asked, out in ((questions, link(questions, "other.jsonl", how)), (link(questions, "again.jsonl", how), questions)):
+    for asked, out in (
+        (questions, link(questions, "other.jsonl", how)),
+        (link(questions, "again.jsonl", how), questions),
+    ):
         done = run(command, asked, "-o", out, *overwrite, code=2)
         assert "is an input of this run" in done.stderr
     assert (
-        questions.read_bytes() == before and not list(questions.parent.glob(".*")) and not list(questions.parent.glob("*.lock"))
+        questions.read_bytes() == before
+        and not list(questions.parent.glob(".*"))
+        and not list(questions.parent.glob("*.lock"))
     )
 
 
@@ -109,23 +127,50 @@ def test_every_output_is_held_against_every_input(case, pictures, questions, no_
 
 def test_a_models_own_file_is_no_output(llava_folder, pictures, no_model):
     before = (llava_folder / "config.json").read_bytes()
-    done = run("caption", pictures[0], "-m", llava_folder, "-o", llava_folder / "config.json", "--overwrite", code=2)
+    done = run(
+        "caption",
+        pictures[0],
+        "-m",
+        llava_folder,
+        "-o",
+        llava_folder / "config.json",
+        "--overwrite",
+        code=2,
+    )
     assert "is an input" in done.stderr and (llava_folder / "config.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(
     "image, out",
-    [("pictures/kept.png", "pictures"), ("pictures", "pictures"), ("64x48", "{model}/config.json"), ("64x48", "mine.json")],
+    [
+        ("pictures/kept.png", "pictures"),
+        ("pictures", "pictures"),
+        ("64x48", "{model}/config.json"),
+        ("64x48", "mine.json"),
+    ],
 )
-def test_a_benchmark_writes_over_nothing_that_it_reads(image, out, llava_folder, pictures, monkeypatch):
-    """Its pictures, its models, its own YAML, through links too: a plot is called kept.png, and so may a picture be."""
+def test_a_benchmark_writes_over_nothing_that_it_reads(
+    image, out, llava_folder, pictures, monkeypatch
+):
+    """Its pictures, its models, its own YAML, through links too: a plot is called kept.png, and so
+    may a picture be.
+    """
     shutil.copy(pictures[0], "pictures/kept.png")
-    Path("mine.yaml").write_text(f"decode:\n  - {{model: {llava_folder}, keep: 6, batch: 1, new_tokens: 2, image: {image}}}\n")
+    Path("mine.yaml").write_text(
+        f"decode:\n  - {{model: {llava_folder}, keep: 6, batch: 1, new_tokens: 2, image: "
+        f"{image}}}\n"
+    )
     link(Path("mine.yaml"), "mine.json", "hard link")
     before, model = snapshot(), snapshot(llava_folder)
-    monkeypatch.setitem(sys.modules, "trimtok_cli.bench.run", None)  # refused before anything is measured
+    monkeypatch.setitem(
+        sys.modules, "trimtok_cli.bench.run", None
+    )  # refused before anything is measured
     done = run("bench", "mine.yaml", "-o", out.format(model=llava_folder), "--overwrite", code=2)
-    assert "is an input of this run" in done.stderr and snapshot() == before and snapshot(llava_folder) == model
+    assert (
+        "is an input of this run" in done.stderr
+        and snapshot() == before
+        and snapshot(llava_folder) == model
+    )
 
 
 def test_a_redirection_into_an_input_is_refused(questions, monkeypatch):
@@ -204,15 +249,21 @@ def test_a_name_that_no_output_can_have_is_refused_and_nothing_changes(name, pic
     ],
     ids=lambda n: n[-20:],
 )
-def test_a_place_that_the_disk_will_not_have_is_found_before_the_model_is_loaded(name, pictures, no_model):
+def test_a_place_that_the_disk_will_not_have_is_found_before_the_model_is_loaded(
+    name, pictures, no_model
+):
     Path("file").write_text("mine")
     done = run("caption", pictures[0], "-o", name, code=1)
     assert "--out" in done.stderr and "cannot be written" in done.stderr and len(done.stderr) < 500
     assert {str(path) for path in Path().iterdir()} == {"file", "pictures"}
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EACCES])
-def test_a_disk_that_takes_nothing_is_found_before_the_model_is_loaded(code, pictures, no_model, monkeypatch):
+@pytest.mark.parametrize(
+    "code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EACCES]
+)
+def test_a_disk_that_takes_nothing_is_found_before_the_model_is_loaded(
+    code, pictures, no_model, monkeypatch
+):
     def full(file):
         raise OSError(code, os.strerror(code))
 
@@ -221,12 +272,22 @@ def test_a_disk_that_takes_nothing_is_found_before_the_model_is_loaded(code, pic
     assert os.strerror(code) in done.stderr and "--out" in done.stderr and not Path("new").exists()
 
 
-def test_a_home_folder_is_found_and_endings_in_folders_are_not_files(llava_folder, pictures, monkeypatch):
+def test_a_home_folder_is_found_and_endings_in_folders_are_not_files(
+    llava_folder, pictures, monkeypatch
+):
     monkeypatch.setenv("HOME", str(Path("home").absolute()))
-    for out, file in (("~/x.jsonl", "home/x.jsonl"), ("v1.5", "v1.5/answers.jsonl"), ("qwen-0.5b", "qwen-0.5b/answers.jsonl"),
-                      ("caps.txt/", "caps.txt/answers.jsonl"), (Path("deep/er"), "deep/er/answers.jsonl")):  # fmt: skip
+    for out, file in (
+        ("~/x.jsonl", "home/x.jsonl"),
+        ("v1.5", "v1.5/answers.jsonl"),
+        ("qwen-0.5b", "qwen-0.5b/answers.jsonl"),
+        ("caps.txt/", "caps.txt/answers.jsonl"),
+        (Path("deep/er"), "deep/er/answers.jsonl"),
+    ):
         run("caption", pictures[0], "-m", llava_folder, *SHORT, "-q", "-o", out)
-        assert len(rows(Path(file))) == 1 and Path(file).with_name("x.run.json" if "x.jsonl" in file else "run.json").exists()
+        assert (
+            len(rows(Path(file))) == 1
+            and Path(file).with_name("x.run.json" if "x.jsonl" in file else "run.json").exists()
+        )
         assert len(list(Path(file).parent.iterdir())) == 2, "no lock and no temporary file is left"
 
 
@@ -237,7 +298,9 @@ def test_a_run_that_never_began_leaves_nothing(pictures):
 
 
 def test_what_stands_in_the_way_of_the_next_try_is_only_what_would_be_lost(llava_folder, pictures):
-    """An empty file is no loss, and neither is the manifest of a run that was interrupted before its first answer."""
+    """An empty file is no loss, and neither is the manifest of a run that was interrupted before
+    its first answer.
+    """
     Path("o").mkdir()
     Path("o/answers.jsonl").touch()
     (pictures[0].parent / "q.json").write_text("[{,]")
@@ -255,7 +318,8 @@ def test_what_stands_in_the_way_of_the_next_try_is_only_what_would_be_lost(llava
         Path("o/run.json").write_text(json.dumps(manifest))
         done = run("caption", pictures[0], "-m", llava_folder, *SHORT, "-q", "-o", "o", code=code)
         assert code == 0 or (
-            "run.json is already there" in done.stderr and json.loads(Path("o/run.json").read_text()) == manifest
+            "run.json is already there" in done.stderr
+            and json.loads(Path("o/run.json").read_text()) == manifest
         )
 
 
@@ -272,8 +336,16 @@ def test_a_page_of_somebody_else_is_not_replaced(pictures, no_model):
 
 def test_two_runs_of_one_second_get_two_folders(monkeypatch):
     monkeypatch.setattr(places.time, "strftime", lambda form: "now")
-    with claimed(None, "caption") as one, claimed(None, "caption") as two, claimed(None, "vqa") as three:
-        assert len({one.answers, two.answers, three.answers}) == 3 and one.answers.parent.is_dir() and two.answers.parent.is_dir()
+    with (
+        claimed(None, "caption") as one,
+        claimed(None, "caption") as two,
+        claimed(None, "vqa") as three,
+    ):
+        assert (
+            len({one.answers, two.answers, three.answers}) == 3
+            and one.answers.parent.is_dir()
+            and two.answers.parent.is_dir()
+        )
     assert not Path("trimtok-out").exists()
 
 
@@ -290,7 +362,9 @@ def test_a_second_run_on_one_output_is_refused_while_the_first_lives(pictures, n
     Path("o").mkdir()
     Path("other").symlink_to("o")
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    with subprocess.Popen([sys.executable, "-c", HOLD, "o"], stdout=subprocess.PIPE, text=True, env=environment) as first:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, "o"], stdout=subprocess.PIPE, text=True, env=environment
+    ) as first:
         assert first.stdout.readline() == "held\n"
         held = json.loads(Path("o/answers.jsonl.lock").read_text())
         assert held == {"pid": first.pid, "host": socket.gethostname()}
@@ -347,7 +421,9 @@ def old_run(llava_folder, pictures) -> dict[str, bytes]:
     return snapshot(Path("o"))
 
 
-def test_overwriting_keeps_the_old_answers_until_the_first_new_one(llava_folder, pictures, monkeypatch):
+def test_overwriting_keeps_the_old_answers_until_the_first_new_one(
+    llava_folder, pictures, monkeypatch
+):
     before = old_run(llava_folder, pictures)
     from trimtok_cli.prepare import pool as ahead
 
@@ -360,14 +436,18 @@ def test_overwriting_keeps_the_old_answers_until_the_first_new_one(llava_folder,
     assert snapshot(Path("o")) == before
 
 
-def test_the_manifest_says_interrupted_from_the_first_answer_to_the_last(llava_folder, pictures, monkeypatch):
+def test_the_manifest_says_interrupted_from_the_first_answer_to_the_last(
+    llava_folder, pictures, monkeypatch
+):
     """So it does after a SIGKILL; an old one never stands beside new answers."""
     old = old_run(llava_folder, pictures)
     seen = []
     real = run_command.Screen.advance
 
     def advance(self, *results):
-        seen.append((json.loads(Path("o/run.json").read_text()), len(rows(Path("o/answers.jsonl")))))
+        seen.append(
+            (json.loads(Path("o/run.json").read_text()), len(rows(Path("o/answers.jsonl"))))
+        )
         real(self, *results)
 
     monkeypatch.setattr(run_command.Screen, "advance", advance)
@@ -375,17 +455,24 @@ def test_the_manifest_says_interrupted_from_the_first_answer_to_the_last(llava_f
     name = json.loads(old["o/run.json"])["run"]
     assert [count for _, count in seen] == list(range(1, 8))
     assert all(manifest["interrupted"] is True and manifest["run"] != name for manifest, _ in seen)
-    assert json.loads(Path("o/run.json").read_text())["interrupted"] is False and len(list(Path("o").iterdir())) == 2
+    assert (
+        json.loads(Path("o/run.json").read_text())["interrupted"] is False
+        and len(list(Path("o").iterdir())) == 2
+    )
 
 
 def test_what_told_of_the_old_answers_goes_when_they_go():
-    """Whenever a run is killed, no manifest and no page stands beside answers that are not its own."""
+    """Whenever a run is killed, no manifest and no page stands beside answers that are not its
+    own.
+    """
     names = ("a.jsonl", "a.run.json", "a.html")
     for name in names:
         Path(name).write_text("old\n")
     place = places.Destination(*map(Path, names))
     seen = []
-    output = Output(place, begin=lambda: seen.append(sorted(path.name for path in Path().glob("a*"))))
+    output = Output(
+        place, begin=lambda: seen.append(sorted(path.name for path in Path().glob("a*")))
+    )
     assert not seen and all(Path(name).read_text() == "old\n" for name in names)
     output.write(b'{"new": 1}\n')
     assert seen == [["a.jsonl"]] and rows(Path("a.jsonl")) == [{"new": 1}]
@@ -395,7 +482,9 @@ def test_what_told_of_the_old_answers_goes_when_they_go():
 
 
 class Full:
-    """A file on a disk that fills up: the write of line `at` takes a part of it, and nothing more."""
+    """A file on a disk that fills up: the write of line `at` takes a part of it, and nothing
+    more.
+    """
 
     def __init__(self, file, at: int, code: int) -> None:
         self.file, self.at, self.code, self.lines = file, at, code, 0
@@ -414,7 +503,9 @@ class Full:
 
 @pytest.mark.parametrize("command", ["caption", "compare"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG])
-def test_a_disk_that_fills_up_leaves_whole_lines_and_says_how_many(code, command, llava_folder, pictures, monkeypatch):
+def test_a_disk_that_fills_up_leaves_whole_lines_and_says_how_many(
+    code, command, llava_folder, pictures, monkeypatch
+):
     real = whole.Lines.__init__
 
     def lines(self, path):
@@ -425,7 +516,9 @@ def test_a_disk_that_fills_up_leaves_whole_lines_and_says_how_many(code, command
     done = run(command, *pictures, "-m", llava_folder, *SHORT, "-q", "-o", "o", code=1)
     name = "answers" if command == "caption" else "compare"
     assert f"{name}.jsonl cannot be written ({os.strerror(code)})" in done.stderr
-    assert "the first 3 answers are safe" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert (
+        "the first 3 answers are safe" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    )
     assert len(rows(Path(f"o/{name}.jsonl"))) == 3
     assert (
         {path.name for path in Path("o").iterdir()} == {"answers.jsonl", "run.json"}
@@ -438,7 +531,9 @@ def test_a_disk_that_fills_up_leaves_whole_lines_and_says_how_many(code, command
 
 
 @pytest.mark.parametrize("fails", ["manifest", "both"])
-def test_a_manifest_that_cannot_be_written_hides_nothing(fails, llava_folder, pictures, monkeypatch):
+def test_a_manifest_that_cannot_be_written_hides_nothing(
+    fails, llava_folder, pictures, monkeypatch
+):
     written = []
 
     def write_run(path, *_, **facts):
@@ -459,9 +554,15 @@ def test_a_manifest_that_cannot_be_written_hides_nothing(fails, llava_folder, pi
         monkeypatch.setattr(whole.Lines, "append", append)
     done = run("caption", *pictures[:2], "-m", llava_folder, *SHORT, "-q", "-o", "o", code=1)
     if fails == "both":
-        assert "answers.jsonl cannot be written (Input/output error): the first 1 answer" in done.stderr
+        assert (
+            "answers.jsonl cannot be written (Input/output error): the first 1 answer"
+            in done.stderr
+        )
     else:
-        assert "run.json cannot be written (No space left on device)" in done.stderr and len(rows(Path("o/answers.jsonl"))) == 2
+        assert (
+            "run.json cannot be written (No space left on device)" in done.stderr
+            and len(rows(Path("o/answers.jsonl"))) == 2
+        )
     assert len(done.stderr.strip().splitlines()) == 1
 
 
@@ -493,7 +594,9 @@ def test_an_output_that_vanishes_ends_the_run_at_once(llava_folder, pictures, mo
 
     monkeypatch.setattr(ahead, "attempt", attempt)
     done = run("caption", *pictures, "-m", llava_folder, *SHORT, "-q", "-o", "o", code=1)
-    assert "was removed while the run went on, with 2 answers in it" in done.stderr and len(calls) <= 4
+    assert (
+        "was removed while the run went on, with 2 answers in it" in done.stderr and len(calls) <= 4
+    )
     assert len(done.stderr.strip().splitlines()) == 1 and not Path("o").exists()
 
 
@@ -501,8 +604,14 @@ def test_quiet_hides_no_failure(llava_folder, pictures):
     bad = pictures[0].parent / "p2b.png"
     bad.write_bytes(b"no")
     for command in ("caption", "compare"):
-        done = run(command, pictures[0], bad, "-m", llava_folder, *SHORT, "-q", "-o", command, code=3)
-        assert "failed: " in done.stderr and "p2b.png" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+        done = run(
+            command, pictures[0], bad, "-m", llava_folder, *SHORT, "-q", "-o", command, code=3
+        )
+        assert (
+            "failed: " in done.stderr
+            and "p2b.png" in done.stderr
+            and len(done.stderr.strip().splitlines()) == 1
+        )
 
 
 EVIL = "\x1b]52;c;ZXZpbA==\x07\x1b[2J\x9b31m\u202egnp.\u2066\x00\x7f\u2028\n"
@@ -521,7 +630,9 @@ def test_nothing_that_steers_a_terminal_is_printed(llava_folder, pictures):
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     for command in ("vqa", "compare"):
         done = run(command, file, "-m", llava_folder, *SHORT, "-v", "-o", command, code=3)
-        assert not [c for c in done.stderr if c != "\n" and (not c.isprintable() and c != " ")], "a control character was printed"
+        assert not [c for c in done.stderr if c != "\n" and (not c.isprintable() and c != " ")], (
+            "a control character was printed"
+        )
         assert "\\x1b" in done.stderr and len(done.stderr) < 20_000
     for args in (
         ["caption", EVIL.replace("\0", "")],
@@ -552,10 +663,16 @@ def test_errors_of_a_claim_come_before_it_is_yielded():
 
 @pytest.mark.parametrize("command", ["vqa", "compare"])
 @pytest.mark.parametrize("name", ["link.jsonl", "folder"])
-def test_a_link_to_a_picture_that_only_a_question_row_names_is_no_output(name, command, questions, pictures, no_model):
+def test_a_link_to_a_picture_that_only_a_question_row_names_is_no_output(
+    name, command, questions, pictures, no_model
+):
     before = pictures[0].read_bytes()
     Path("folder").mkdir()
-    link = Path("folder", "compare.jsonl" if command == "compare" else "answers.jsonl") if name == "folder" else Path(name)
+    link = (
+        Path("folder", "compare.jsonl" if command == "compare" else "answers.jsonl")
+        if name == "folder"
+        else Path(name)
+    )
     link.symlink_to(pictures[0])
     done = run(command, questions, "-o", name, "--overwrite", code=2)
     assert "--out" in done.stderr and pictures[0].read_bytes() == before

@@ -1,4 +1,6 @@
-"""The report: what the page shows, that nothing in it is markup that a sample brought, and what a comparison comes to."""
+"""The report: what the page shows, that nothing in it is markup that a sample brought, and what a
+comparison comes to.
+"""
 
 import re
 from html import unescape
@@ -22,7 +24,16 @@ DENSE = Seconds(load=0.01, prepare=0.01, encode=0.05, prefill=0.08, decode=0.05)
 FAST = Seconds(load=0.01, prepare=0.01, encode=0.05, prune=0.005, prefill=0.02, decode=0.05)
 
 
-def make(*answers, sample=None, kept=((5, 10),), boxes=GRID, index=None, dense=DENSE, fast=FAST, generated=(4, 4)) -> Comparison:
+def make(
+    *answers,
+    sample=None,
+    kept=((5, 10),),
+    boxes=GRID,
+    index=None,
+    dense=DENSE,
+    fast=FAST,
+    generated=(4, 4),
+) -> Comparison:
     """A Comparison: dense's answer, then the pruned ones; an answer of None has failed."""
     sample = sample or Sample("one", question="What is it?", answers=("a red cat",))
     results = []
@@ -34,7 +45,9 @@ def make(*answers, sample=None, kept=((5, 10),), boxes=GRID, index=None, dense=D
                 sample.question or "",
                 answer or "",
                 "trimtokenator" if i else "dense",
-                TokenCounts(text=9, visual=len(boxes), kept=len(alive), generated=generated[bool(i)]),
+                TokenCounts(
+                    text=9, visual=len(boxes), kept=len(alive), generated=generated[bool(i)]
+                ),
                 fast if i else dense,
                 kept=(Kept(0, alive),) if i else (),
                 error="" if answer is not None else "out of memory",
@@ -45,7 +58,13 @@ def make(*answers, sample=None, kept=((5, 10),), boxes=GRID, index=None, dense=D
 
 def page(tmp_path: Path, *comparisons: Comparison, **options) -> str:
     path = tmp_path / "out" / "page.html"
-    arguments = {"title": "a title", "facts": {"Model": "tiny"}, "sentence": "It goes.", "load": load, **options}
+    arguments = {
+        "title": "a title",
+        "facts": {"Model": "tiny"},
+        "sentence": "It goes.",
+        "load": load,
+        **options,
+    }
     write_page(path, comparisons, **arguments)
     return path.read_text(encoding="utf-8")
 
@@ -58,7 +77,9 @@ def load(path: Path) -> tuple[Image.Image, Media]:
 
 
 def picture(*names: str, **fields) -> Sample:
-    return Sample("one", tuple(Path(name) for name in names), names, question="What is it?", **fields)
+    return Sample(
+        "one", tuple(Path(name) for name in names), names, question="What is it?", **fields
+    )
 
 
 def test_kept_tokens_are_drawn_where_they_are(tmp_path):
@@ -76,14 +97,22 @@ def test_a_large_picture_is_made_smaller_and_its_tokens_with_it(tmp_path):
 
 
 def test_fine_tokens_lie_over_coarse_ones_and_tokens_without_a_place_are_not_drawn(tmp_path):
-    boxes = ((0.0, 0.0, 0.25, 0.25), (0.0, 0.0, 1.0, 0.5), (0.0, 0.0, 0.0, 0.0), (0.5, 0.5, 1.0, 1.0))
+    boxes = (
+        (0.0, 0.0, 0.25, 0.25),
+        (0.0, 0.0, 1.0, 0.5),
+        (0.0, 0.0, 0.0, 0.0),
+        (0.5, 0.5, 1.0, 1.0),
+    )
     html = page(tmp_path, make("a", "b", sample=picture("a.png"), boxes=boxes, kept=((0, 1, 2),)))
     assert re.findall(r'class="kept" d="([^"]*)"', html) == ["M0 0H40V20H0zM0 0H10V10H0z"]
 
 
 def test_two_images_have_their_own_tokens(tmp_path):
     boxes, index = GRID[:2] * 2, (0, 0, 1, 1)
-    html = page(tmp_path, make("a", "b", sample=picture("a.png", "b.png"), boxes=boxes, index=index, kept=((1, 2),)))
+    html = page(
+        tmp_path,
+        make("a", "b", sample=picture("a.png", "b.png"), boxes=boxes, index=index, kept=((1, 2),)),
+    )
     assert re.findall(r'class="kept" d="([^"]*)"', html) == ["M10 0H20V10H10z", "M0 0H10V10H0z"]
     assert "a.png · 1 of 2 kept" in html and "b.png · 1 of 2 kept" in html
     assert len(set(re.findall(r'<mask id="([^"]*)"', html))) == len(re.findall("<mask ", html))
@@ -104,7 +133,14 @@ def test_dense_is_veiled_where_the_processor_cut_the_image_off(tmp_path):
 
 def test_text_of_samples_is_escaped(tmp_path):
     evil = '<script>alert("x")</script>\'&'
-    sample = Sample(evil, (Path("broken" + evil), Path(evil)), (evil, evil), question=evil, answers=(evil,), extra={evil: evil})
+    sample = Sample(
+        evil,
+        (Path("broken" + evil), Path(evil)),
+        (evil, evil),
+        question=evil,
+        answers=(evil,),
+        extra={evil: evil},
+    )
     failed = Result(sample, evil, method=evil, error=evil)
     comparison = make(evil, evil + " more", f"less {evil}", sample=sample)
     other = Comparison(sample, (failed, failed))
@@ -124,7 +160,11 @@ def test_nothing_is_loaded_from_elsewhere(tmp_path):
 def test_no_comparisons(tmp_path):
     html = page(tmp_path)
     assert "0 samples" in html and "There is nothing to show." in html and "<table>" not in html
-    assert summarize([]) == [] and explain([]) == "No sample was answered both dense and pruned, so there is nothing to compare."
+    assert (
+        summarize([]) == []
+        and explain([])
+        == "No sample was answered both dense and pruned, so there is nothing to compare."
+    )
 
 
 def test_failures_are_cards(tmp_path):
@@ -139,7 +179,9 @@ def test_failures_are_cards(tmp_path):
 
 def test_cards_are_limited_and_the_summary_is_not(tmp_path):
     html = page(tmp_path, *[make("a", "a")] * 5, limit=2)
-    assert html.count('<article class="card"') == 2 and "3 more are counted above but left out" in html
+    assert (
+        html.count('<article class="card"') == 2 and "3 more are counted above but left out" in html
+    )
     assert "5 of 5" in html
 
 
@@ -166,8 +208,16 @@ def test_badges_and_marked_words(tmp_path):
     ("dense", "pruned", "pieces"),
     [
         ("a red cat", "a red cat", [("equal", "a red cat")]),
-        ("a red cat", "a blue cat", [("equal", "a"), ("equal", " "), ("replace", "blue"), ("equal", " "), ("equal", "cat")]),
-        ("a red cat", "a cat", [("equal", "a"), ("equal", " "), ("delete", "red"), ("equal", "cat")]),
+        (
+            "a red cat",
+            "a blue cat",
+            [("equal", "a"), ("equal", " "), ("replace", "blue"), ("equal", " "), ("equal", "cat")],
+        ),
+        (
+            "a red cat",
+            "a cat",
+            [("equal", "a"), ("equal", " "), ("delete", "red"), ("equal", "cat")],
+        ),
         ("a cat", "a cat\nsits", [("equal", "a cat"), ("equal", "\n"), ("insert", "sits")]),
         ("", "yes", [("insert", "yes")]),
         ("yes", "", [("delete", "yes")]),
@@ -187,26 +237,43 @@ def test_summarize_counts():
         make(None, "yes", "yes"),
     ]
     dense, first, second = summarize(comparisons)
-    assert (dense.label, first.label, second.label) == ("dense", "trimtokenator 2", "trimtokenator 2")
+    assert (dense.label, first.label, second.label) == (
+        "dense",
+        "trimtokenator 2",
+        "trimtokenator 2",
+    )
     assert [row.samples for row in (dense, first, second)] == [3, 3, 2]
     assert [row.failed for row in (dense, first, second)] == [1, 1, 2]
     assert [row.same for row in (dense, first, second)] == [3, 2, 0]
-    assert [(row.matched, row.referenced) for row in (dense, first, second)] == [(2, 2), (2, 2), (1, 2)]
+    assert [(row.matched, row.referenced) for row in (dense, first, second)] == [
+        (2, 2),
+        (2, 2),
+        (1, 2),
+    ]
     assert first.agreement == pytest.approx(2 / 3) and dense.agreement == 1
     assert (first.median.visual, first.median.kept, first.median.generated) == (16, 2, 4)
     assert first.median.seconds.prefill == 0.02 and first.median.total == pytest.approx(0.145)
-    assert first.dense.seconds == DENSE and first.prefill_speedup == pytest.approx(4) and dense.total_speedup == 1
+    assert (
+        first.dense.seconds == DENSE
+        and first.prefill_speedup == pytest.approx(4)
+        and dense.total_speedup == 1
+    )
     assert second.median.seconds.prefill == pytest.approx(0.03) and second.median.generated == 5
 
 
 def test_settings_are_told_apart_by_their_place():
-    rows = summarize([make("a", "a", "a", kept=((1, 2, 3), (4,))), make("a", "a", "a", kept=((1,), (4,)))])
+    rows = summarize(
+        [make("a", "a", "a", kept=((1, 2, 3), (4,))), make("a", "a", "a", kept=((1,), (4,)))]
+    )
     assert [row.label for row in rows] == ["dense", "trimtokenator 2", "trimtokenator 1"]
 
 
 def test_all_failed_has_rows_without_numbers():
     rows = summarize([make(None, None)])
-    assert [(row.label, row.samples, row.failed) for row in rows] == [("dense", 0, 1), ("trimtokenator", 0, 1)]
+    assert [(row.label, row.samples, row.failed) for row in rows] == [
+        ("dense", 0, 1),
+        ("trimtokenator", 0, 1),
+    ]
     assert rows[1].prefill_speedup is None and rows[1].total_speedup is None
     assert explain(rows).startswith("No sample was answered")
 
@@ -229,19 +296,27 @@ HEAD = "With 2 of 16 visual tokens "
         ),
         (
             Seconds(encode=0.05, prefill=0.08, decode=0.05, prune=0.1),
-            "prefill is as fast as dense, the whole sample 1.4× slower: pruning takes 100 ms and prefill saves nothing.",
+            "prefill is as fast as dense, the whole sample 1.4× slower: pruning takes 100 ms "
+            "and prefill saves nothing.",
         ),
         (
             Seconds(load=0.01, prepare=0.01, encode=0.05, prefill=0.04, decode=0.05, prune=0.04),
-            "prefill is 2.0× faster, the whole sample as fast as dense: pruning takes 40.0 ms and prefill saves 40.0 ms.",
+            "prefill is 2.0× faster, the whole sample as fast as dense: pruning takes 40.0 "
+            "ms and prefill saves 40.0 ms.",
         ),
         (
             Seconds(encode=0.05, prefill=0.04, decode=0.2),
             "prefill is 2.0× faster, the whole sample 1.5× slower: "
             "decode takes 200 ms instead of 50.0 ms, for 8 tokens instead of 4.",
         ),
-        (DENSE, "prefill and the whole sample are as fast as dense: prefill is 40 % of what is left."),
-        (Seconds(encode=0.05), "the whole sample is 4.0× faster: the vision tower (100 %) takes as long as before."),
+        (
+            DENSE,
+            "prefill and the whole sample are as fast as dense: prefill is 40 % of what is left.",
+        ),
+        (
+            Seconds(encode=0.05),
+            "the whole sample is 4.0× faster: the vision tower (100 %) takes as long as before.",
+        ),
         (Seconds(), "1 of 1 answers are identical to dense; the time was not measured."),
     ],
 )
@@ -252,15 +327,31 @@ def test_explain(fast, sentence):
 def test_explain_takes_the_setting_that_keeps_fewest_and_dense_alone():
     many = make("a", "a", "a", kept=((1, 2, 3), (4,)))
     assert explain(summarize([many])).startswith("With 1 of 16 visual tokens")
-    assert explain(summarize([make("a")])) == "Only dense answered: 200 ms a sample, 40 % of it prefill."
-    assert explain(summarize([make("a", dense=Seconds())])).startswith("No sample was answered both")
+    assert (
+        explain(summarize([make("a")]))
+        == "Only dense answered: 200 ms a sample, 40 % of it prefill."
+    )
+    assert explain(summarize([make("a", dense=Seconds())])).startswith(
+        "No sample was answered both"
+    )
 
 
 def test_durations_and_paces():
     assert [duration(s) for s in (0, 0.0016, 0.09996, 0.4567, 0.9996, 9.99, 61.26)] == [
-        "0.0 ms", "1.6 ms", "100 ms", "457 ms", "1.00 s", "9.99 s", "61.3 s",
-    ]  # fmt: skip
-    assert [pace(r) for r in (None, 1.04, 2.0, 0.5)] == ["", "as fast as dense", "2.0× faster", "2.0× slower"]
+        "0.0 ms",
+        "1.6 ms",
+        "100 ms",
+        "457 ms",
+        "1.00 s",
+        "9.99 s",
+        "61.3 s",
+    ]
+    assert [pace(r) for r in (None, 1.04, 2.0, 0.5)] == [
+        "",
+        "as fast as dense",
+        "2.0× faster",
+        "2.0× slower",
+    ]
 
 
 @pytest.mark.parametrize("answers", [("red", None), (None, "red"), (None, None)])
@@ -269,16 +360,31 @@ def test_a_setting_without_a_sample_to_compare_shows_no_numbers(answers, tmp_pat
     console = Console(width=120, record=True, file=(tmp_path / "out").open("w"))
     console.print(summary_table(rows))
     text = console.export_text()
-    lines = [line for line in text.splitlines() if line.strip().startswith(("dense", "trimtokenator"))]
+    lines = [
+        line for line in text.splitlines() if line.strip().startswith(("dense", "trimtokenator"))
+    ]
     empty = [line for line, row in zip(lines, rows, strict=True) if not row.samples]
-    assert empty and all("nothing to compare" in line and not any(map(str.isdigit, line)) for line in empty)
-    write_page(tmp_path / "page.html", [make(*answers)], title="", facts={}, sentence=explain(rows), load_clip=None, limit=1)
+    assert empty and all(
+        "nothing to compare" in line and not any(map(str.isdigit, line)) for line in empty
+    )
+    write_page(
+        tmp_path / "page.html",
+        [make(*answers)],
+        title="",
+        facts={},
+        sentence=explain(rows),
+        load_clip=None,
+        limit=1,
+    )
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "0 of 0" not in page and page.count("nothing to compare</td>") == (len(empty) if any(r.samples for r in rows) else 0)
+    assert "0 of 0" not in page and page.count("nothing to compare</td>") == (
+        len(empty) if any(r.samples for r in rows) else 0
+    )
 
 
 @pytest.mark.parametrize(
-    ("finishes", "said"), [("stop", ""), ("length", "1 answer was"), ("length length stop", "2 answers were")]
+    ("finishes", "said"),
+    [("stop", ""), ("length", "1 answer was"), ("length length stop", "2 answers were")],
 )
 def test_what_was_cut_off_is_counted_with_both_of_its_causes(finishes, said):
     summary = RunSummary()
@@ -286,4 +392,6 @@ def test_what_was_cut_off_is_counted_with_both_of_its_causes(finishes, said):
         summary.add(Result(Sample("a"), "?", answer="red", finish=finish))
     line = closing_line(summary, "images")
     assert ("cut off" in line) == bool(said)
-    assert not said or line.endswith(f"; {said} cut off at --max-new-tokens or where the model's positions end")
+    assert not said or line.endswith(
+        f"; {said} cut off at --max-new-tokens or where the model's positions end"
+    )

@@ -1,4 +1,6 @@
-"""Worker processes: the same results in the same order, a bounded number ahead, and nothing left behind, whatever happens."""
+"""Worker processes: the same results in the same order, a bounded number ahead, and nothing left
+behind, whatever happens.
+"""
 
 import json
 import os
@@ -37,7 +39,10 @@ def gone(pid: int) -> bool:
             os.kill(pid, 0)
         except ProcessLookupError:
             return True
-        if Path(f"/proc/{pid}/stat").is_file() and Path(f"/proc/{pid}/stat").read_text().split(")")[-1].split()[0] == "Z":
+        if (
+            Path(f"/proc/{pid}/stat").is_file()
+            and Path(f"/proc/{pid}/stat").read_text().split(")")[-1].split()[0] == "Z"
+        ):
             return True
         time.sleep(0.1)
     return False
@@ -53,17 +58,29 @@ def samples(tmp_path_factory) -> list[Sample]:
     clip = make_clip(folder / "clip.mp4")
     (folder / "hangs.mp4").write_bytes(clip.read_bytes())
     asked: list[dict] = [
-        {"images": (paths[0],)}, {"images": (folder / "broken.png",)}, {"images": (paths[1], paths[2]), "question": "die"},
-        {"images": (paths[1], paths[2]), "extra": MappingProxyType({"a": 1})}, {"problem": "line 4 is not JSON"}, {"question": "print"},
-        {"images": (paths[3],), "question": "sleep"}, {"video": clip}, {"images": (paths[3],), "question": "die once"},
-        {"images": (paths[2],), "question": "Why?"}, {}, {"images": (paths[0],), "question": "<image> or <image>?"},
-    ]  # fmt: skip
-    return [Sample(i, **each) for i, each in enumerate(asked)] + [Sample(99, video=folder / "hangs.mp4")]
+        {"images": (paths[0],)},
+        {"images": (folder / "broken.png",)},
+        {"images": (paths[1], paths[2]), "question": "die"},
+        {"images": (paths[1], paths[2]), "extra": MappingProxyType({"a": 1})},
+        {"problem": "line 4 is not JSON"},
+        {"question": "print"},
+        {"images": (paths[3],), "question": "sleep"},
+        {"video": clip},
+        {"images": (paths[3],), "question": "die once"},
+        {"images": (paths[2],), "question": "Why?"},
+        {},
+        {"images": (paths[0],), "question": "<image> or <image>?"},
+    ]
+    return [Sample(i, **each) for i, each in enumerate(asked)] + [
+        Sample(99, video=folder / "hangs.mp4")
+    ]
 
 
 @pytest.fixture(scope="module")
 def run(adapter, samples, tmp_path_factory):
-    """All samples once, by two workers, from an endless source; closed while one of them waits for a decoder that hangs."""
+    """All samples once, by two workers, from an endless source; closed while one of them waits for
+    a decoder that hangs.
+    """
     read: list[int] = []
 
     def endless():
@@ -89,7 +106,12 @@ def run(adapter, samples, tmp_path_factory):
             time.sleep(0.1)
         started = time.monotonic()
         stream.close()
-    return SimpleNamespace(found=found, distance=distance, decoder=int(mark.read_text()), closing=time.monotonic() - started)
+    return SimpleNamespace(
+        found=found,
+        distance=distance,
+        decoder=int(mark.read_text()),
+        closing=time.monotonic() - started,
+    )
 
 
 def test_results_come_in_order_and_their_samples_are_the_callers_own(run, samples):
@@ -98,16 +120,25 @@ def test_results_come_in_order_and_their_samples_are_the_callers_own(run, sample
 
 
 def test_what_is_prepared_is_the_same_bit_for_bit(run, adapter, samples):
-    harmless = [(each, sample) for each, sample in zip(run.found, samples, strict=False) if isinstance(each, Prepared)]
+    harmless = [
+        (each, sample)
+        for each, sample in zip(run.found, samples, strict=False)
+        if isinstance(each, Prepared)
+    ]
     assert [each.sample.id for each, _ in harmless] == [0, 3, 5, 7, 8, 9, 10]
-    for got, (want,) in ((each, prepare_ahead(adapter.preprocessor, [sample], ASK)) for each, sample in harmless):
+    for got, (want,) in (
+        (each, prepare_ahead(adapter.preprocessor, [sample], ASK)) for each, sample in harmless
+    ):
         assert (got.question, got.media) == (want.question, want.media) and got.seconds.prepare > 0
         assert replace(got.inputs, tensors={}, input_ids=0, instruction=0, words="") == replace(
             want.inputs, tensors={}, input_ids=0, instruction=0, words=""
         )
         assert list(got.inputs.tensors) == list(want.inputs.tensors)
         pairs = [(got.inputs.tensors[name], tensor) for name, tensor in want.inputs.tensors.items()]
-        pairs += [(got.inputs.input_ids, want.inputs.input_ids), (got.inputs.instruction, want.inputs.instruction)]
+        pairs += [
+            (got.inputs.input_ids, want.inputs.input_ids),
+            (got.inputs.instruction, want.inputs.instruction),
+        ]
         for ours, theirs in pairs:
             assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
             ours.add_(0)  # memory of our own, that may be written to
@@ -116,7 +147,11 @@ def test_what_is_prepared_is_the_same_bit_for_bit(run, adapter, samples):
 def test_what_fails_fails_alone_with_a_sentence(run):
     said = {each.sample.id: str(each.error) for each in run.found if isinstance(each, Failed)}
     assert list(said) == [1, 2, 4, 6, 11]
-    assert "is not an image" in said[1] and said[4] == "line 4 is not JSON" and "2 <image> placeholders for 1" in said[11]
+    assert (
+        "is not an image" in said[1]
+        and said[4] == "line 4 is not JSON"
+        and "2 <image> placeholders for 1" in said[11]
+    )
     assert said[2].startswith("the worker process that read it died (signal 9)")
     assert said[6].startswith(f"it was not read and prepared within {LIMIT} seconds")
 
@@ -176,11 +211,17 @@ for result in answer_all(load_model({model!r}, device="cpu"), None, samples, Ask
 """
 
 
-def test_a_plain_script_needs_no_main_guard_and_takes_its_workers_along_when_it_is_killed(llava_folder, pictures, adapter):
+def test_a_plain_script_needs_no_main_guard_and_takes_its_workers_along_when_it_is_killed(
+    llava_folder, pictures, adapter
+):
     """The workers hold stderr: its end is reached when none of them is left."""
     Path("plain.py").write_text(SCRIPT.format(model=str(llava_folder), image=str(pictures[0])))
     process = subprocess.Popen(
-        [sys.executable, "plain.py"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+        [sys.executable, "plain.py"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
     )
     samples = [Sample(i, images=(pictures[0],), question="Why?" * (i % 3 + 1)) for i in range(5)]
     try:
@@ -189,7 +230,9 @@ def test_a_plain_script_needs_no_main_guard_and_takes_its_workers_along_when_it_
         _, said = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert answers == [result.answer for result in answer_all(adapter, None, samples, Ask(max_new_tokens=2))]
+    assert answers == [
+        result.answer for result in answer_all(adapter, None, samples, Ask(max_new_tokens=2))
+    ]
     assert said == ""
 
 
@@ -198,8 +241,13 @@ def test_ctrl_c_leaves_no_process(llava_folder, pictures):
     options = ["-m", str(llava_folder), "--workers", "2", "--max-new-tokens", "2", "-q", "-o", "-"]
     process = subprocess.Popen(
         [sys.executable, "-m", "trimtok_cli", "caption", "-", *options],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), start_new_session=True,
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        start_new_session=True,
+    )
     try:
         process.stdin.write("".join(f"{path}\n" for path in [*pictures, *pictures]))
         process.stdin.flush()

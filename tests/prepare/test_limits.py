@@ -1,4 +1,6 @@
-"""One time limit for every sample, with and without workers: what takes too long is a failed row, and the run goes on."""
+"""One time limit for every sample, with and without workers: what takes too long is a failed row,
+and the run goes on.
+"""
 
 import json
 import re
@@ -68,7 +70,10 @@ def test_work_that_takes_too_long_is_ended_whatever_it_does_about_it(work):
     with pytest.raises(TimeUp):
         within(0.2, work)
     assert time.monotonic() - started < 10
-    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0) and signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+    assert (
+        signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+        and signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+    )
 
 
 @pytest.mark.parametrize("seconds", [1e-6, 0.05, 0.4, 1.0, 2.3])
@@ -100,7 +105,9 @@ def test_a_limit_within_a_limit_and_a_callers_own_alarm_are_kept():
 
 def test_other_threads_work_without_a_limit():
     found: list[int] = []
-    thread = threading.Thread(target=lambda: found.append(within(0.01, lambda: time.sleep(0.1) or 7)))
+    thread = threading.Thread(
+        target=lambda: found.append(within(0.01, lambda: time.sleep(0.1) or 7))
+    )
     thread.start()
     thread.join()
     assert found == [7]
@@ -108,38 +115,67 @@ def test_other_threads_work_without_a_limit():
 
 @pytest.mark.parametrize("work", SLOW)
 @pytest.mark.parametrize("place", ["load_image", "load_video", "template"])
-def test_without_workers_a_sample_that_takes_too_long_fails_alone(adapter, monkeypatch, work, place):
+def test_without_workers_a_sample_that_takes_too_long_fails_alone(
+    adapter, monkeypatch, work, place
+):
     path = Path("slow.png")
     picture(1).save(path)
-    slow = {"load_image": {"images": (path,)}, "load_video": {"video": path}, "template": {"question": "slow"}}[place]
+    slow = {
+        "load_image": {"images": (path,)},
+        "load_video": {"video": path},
+        "template": {"question": "slow"},
+    }[place]
     if place == "template":
         told = type(adapter.preprocessor).prepare
-        lazy = lambda self, images, question, **more: work() if question == "slow" else told(self, images, question, **more)  # noqa: E731
+        lazy = lambda self, images, question, **more: (
+            work() if question == "slow" else told(self, images, question, **more)
+        )  # noqa: E731
         monkeypatch.setattr(type(adapter.preprocessor), "prepare", lazy)
     else:
         monkeypatch.setattr(preparing, place, lambda *_: work())
-        monkeypatch.setattr(preparing, "by_content", lambda sample: sample)  # else a picture is no video, whatever it is called
+        monkeypatch.setattr(
+            preparing, "by_content", lambda sample: sample
+        )  # else a picture is no video, whatever it is called
     ask = Ask("What?", frames=FrameRule(timeout=0.1), timeout=0.3)
-    found = list(prepare_ahead(adapter.preprocessor, [Sample(1), Sample(2, **slow), Sample(3)], ask))
+    found = list(
+        prepare_ahead(adapter.preprocessor, [Sample(1), Sample(2, **slow), Sample(3)], ask)
+    )
     assert [type(each) for each in found] == [Prepared, Failed, Prepared]
-    assert str(found[1].error).startswith(f"{LATE} {ask.timeout + 0.1 * (place == 'load_video'):g} seconds")
+    assert str(found[1].error).startswith(
+        f"{LATE} {ask.timeout + 0.1 * (place == 'load_video'):g} seconds"
+    )
 
 
-@pytest.mark.parametrize("template", [ENDLESS, "{% macro m() %}{{ m() }}{{ m() }}{% endmacro %}{{ m() }}"])
+@pytest.mark.parametrize(
+    "template", [ENDLESS, "{% macro m() %}{{ m() }}{{ m() }}{% endmacro %}{{ m() }}"]
+)
 def test_a_chat_template_without_end_is_a_failed_row_in_every_flow(adapter, monkeypatch, template):
     monkeypatch.setattr(adapter.processor, "chat_template", template)
-    samples, ask = [Sample(1), Sample(2, problem="not JSON")], Ask("What?", max_new_tokens=2, timeout=0.3)
-    for flow in (lambda: answer_all(adapter, None, samples, ask), lambda: compare_all(adapter, [None], samples, ask)):
+    samples, ask = (
+        [Sample(1), Sample(2, problem="not JSON")],
+        Ask("What?", max_new_tokens=2, timeout=0.3),
+    )
+    for flow in (
+        lambda: answer_all(adapter, None, samples, ask),
+        lambda: compare_all(adapter, [None], samples, ask),
+    ):
         results = [getattr(each, "results", [each])[0] for each in flow()]
         assert len(results) == 2 and results[1].error == "not JSON"
         assert results[0].error.startswith((LATE, "the chat template of"))
 
 
-DOUBLED = "{% set x = namespace(s='ab') %}{% for i in range(45) %}{% set x.s = x.s ~ x.s %}{% endfor %}{{ x.s }}"
+DOUBLED = (
+    "{% set x = namespace(s='ab') %}{% for i in range(45) %}{% set x.s = x.s ~ x.s %}{% "
+    "endfor %}{{ x.s }}"
+)
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not say what a process has")
-@pytest.mark.parametrize("template", [DOUBLED, "{{ 'a' * 10 ** 13 }}", "{{ range(10 ** 4) | list | string * 10 ** 6 }}"])
+@pytest.mark.skipif(
+    not Path("/proc/self/statm").exists(), reason="the system does not say what a process has"
+)
+@pytest.mark.parametrize(
+    "template", [DOUBLED, "{{ 'a' * 10 ** 13 }}", "{{ range(10 ** 4) | list | string * 10 ** 6 }}"]
+)
 def test_a_chat_template_that_asks_for_all_memory_is_a_failed_row(adapter, monkeypatch, template):
     import resource
 
@@ -152,11 +188,22 @@ def test_a_chat_template_that_asks_for_all_memory_is_a_failed_row(adapter, monke
 
 
 def test_the_limit_is_an_option(llava_folder, pictures, monkeypatch):
-    monkeypatch.setattr(preparing, "load_image", lambda path: busy() if path == pictures[1] else told(path))
+    monkeypatch.setattr(
+        preparing, "load_image", lambda path: busy() if path == pictures[1] else told(path)
+    )
     from trimtok_cli.media.images import load_image as told
 
     for command in ("caption", "compare"):
-        options = ["-m", str(llava_folder), "--max-new-tokens", "2", "--timeout", "1", "-o", command]
+        options = [
+            "-m",
+            str(llava_folder),
+            "--max-new-tokens",
+            "2",
+            "--timeout",
+            "1",
+            "-o",
+            command,
+        ]
         done = CliRunner().invoke(app, [command, *map(str, pictures[:3]), *options])
         assert done.exit_code == 3, done.stderr
     rows = [json.loads(line) for line in Path("caption/answers.jsonl").read_text().splitlines()]
@@ -179,28 +226,53 @@ def test_in_a_worker_too_late_too_large_or_not_to_be_sent_is_a_failed_row(adapte
     assert said["endless"].startswith(f"{LATE} 6 seconds")
     assert said["memory"].startswith("there is not enough memory to prepare it")
     assert said["local"].startswith("what a worker process prepared cannot be handed over")
-    assert len({each.inputs.words for each in found if isinstance(each, Prepared) and each.sample.question != "half"}) == 1, (
-        "none of them cost a worker its life"
-    )
+    assert (
+        len(
+            {
+                each.inputs.words
+                for each in found
+                if isinstance(each, Prepared) and each.sample.question != "half"
+            }
+        )
+        == 1
+    ), "none of them cost a worker its life"
     assert torch.equal(found[4].inputs.tensors["extra"], torch.arange(3, dtype=torch.bfloat16))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_pictures_that_together_would_fill_the_memory_fail_their_row_alone(adapter, tmp_path, monkeypatch, workers):
+def test_pictures_that_together_would_fill_the_memory_fail_their_row_alone(
+    adapter, tmp_path, monkeypatch, workers
+):
     Image.new("1", (8000, 8000)).save(tmp_path / "large.png")
     picture(1).save(tmp_path / "small.png")
     names = [["large.png"] * 6, ["small.png"], ["small.png"] * 3]
-    samples = [Sample(i, tuple(tmp_path / name for name in each), question="Same?") for i, each in enumerate(names)]
+    samples = [
+        Sample(i, tuple(tmp_path / name for name in each), question="Same?")
+        for i, each in enumerate(names)
+    ]
     start = time.perf_counter()
     many, *others = prepare_ahead(adapter.preprocessor, samples, Ask("What?"), workers=workers)
-    assert isinstance(many, Failed) and "6 pictures have more than 358,000,000 pixels together" in str(many.error)
+    assert isinstance(
+        many, Failed
+    ) and "6 pictures have more than 358,000,000 pixels together" in str(many.error)
     assert all(isinstance(each, Prepared) for each in others) and time.perf_counter() - start < 60
-    assert isinstance(next(prepare_ahead(adapter.preprocessor, samples, Ask("What?", max_pixels=10_000))), Prepared)
+    assert isinstance(
+        next(prepare_ahead(adapter.preprocessor, samples, Ask("What?", max_pixels=10_000))),
+        Prepared,
+    )
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), torch.OutOfMemoryError("no"), RuntimeError("[x.cpp:127] can't allocate memory")]
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("no"),
+        RuntimeError("[x.cpp:127] can't allocate memory"),
+    ],
 )
 def test_a_sample_that_the_memory_does_not_hold_is_told_in_our_words(error):
     assert failure(Sample("a"), None, Ask("What?"), error).error == NO_MEMORY
-    assert failure(Sample("a"), None, Ask("What?"), RuntimeError("other")).error == "RuntimeError: other"
+    assert (
+        failure(Sample("a"), None, Ask("What?"), RuntimeError("other")).error
+        == "RuntimeError: other"
+    )

@@ -1,4 +1,6 @@
-"""Workers are killed, stopped, starved and cut off, at random and on purpose: every sample gets its one row, in order."""
+"""Workers are killed, stopped, starved and cut off, at random and on purpose: every sample gets its
+one row, in order.
+"""
 
 import errno
 import os
@@ -27,9 +29,15 @@ ASK = Ask("What?", timeout=1.0)
 DIED = "the worker process that read it died"
 LATE = "it was not read and prepared within 1 seconds"
 HARMS = {
-    "die": f"{DIED} (signal 9)", "leave": f"{DIED} (exit code 7)", "stop": LATE, "hang": LATE, "cut": f"{DIED} (",
-    "cut-and-stop": LATE, "endless": f"{DIED} (", "unreadable": "what a worker process prepared cannot be read here",
-}  # fmt: skip
+    "die": f"{DIED} (signal 9)",
+    "leave": f"{DIED} (exit code 7)",
+    "stop": LATE,
+    "hang": LATE,
+    "cut": f"{DIED} (",
+    "cut-and-stop": LATE,
+    "endless": f"{DIED} (",
+    "unreadable": "what a worker process prepared cannot be read here",
+}
 
 
 @pytest.fixture
@@ -74,13 +82,21 @@ def test_a_sample_that_harms_its_worker_is_a_failed_row_and_no_other_is(light, h
 
 
 def test_a_sample_whose_worker_died_for_other_reasons_is_prepared_after_all(light):
-    assert said(run(questions("once x", "once y", "a"), workers=2)) == ["prepared once x", "prepared once y", "prepared a"]
+    assert said(run(questions("once x", "once y", "a"), workers=2)) == [
+        "prepared once x",
+        "prepared once y",
+        "prepared a",
+    ]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_ever_more_deaths_end_the_samples_that_caused_them_and_never_the_run(light, caplog, workers):
+def test_ever_more_deaths_end_the_samples_that_caused_them_and_never_the_run(
+    light, caplog, workers
+):
     found = run(questions(*["die"] * 8, "a", *["leave"] * 4, "b"), workers)
-    assert [isinstance(each, Prepared) for each in found] == [False] * 8 + [True] + [False] * 4 + [True]
+    assert [isinstance(each, Prepared) for each in found] == [False] * 8 + [True] + [False] * 4 + [
+        True
+    ]
     assert all(each.startswith(DIED) for each in said(found) if not each.startswith("prepared"))
     assert len(light.pids) <= 2 * 12 + workers, "each sample has two chances"
     assert caplog.messages == []
@@ -98,24 +114,41 @@ def test_when_workers_die_while_they_start_the_run_goes_on_with_fewer_or_none_an
     samples = questions(*(harmful.get(i, f"q{i}") for i in range(12)))
     found = said(run(samples, workers=3))
     for i, each in enumerate(found):
-        assert each == f"prepared {samples[i].question}" or (i in harmful and each.startswith(DIED)), each
-    assert len(caplog.messages) == 1 and "the run goes on with fewer of them, or without" in caplog.text
+        assert each == f"prepared {samples[i].question}" or (
+            i in harmful and each.startswith(DIED)
+        ), each
+    assert (
+        len(caplog.messages) == 1
+        and "the run goes on with fewer of them, or without" in caplog.text
+    )
     assert len(light.pids) <= lived + 6
 
 
 def test_what_harmed_a_worker_is_never_tried_in_the_parent(light, monkeypatch):
-    """Where no worker is left, an innocent sample is prepared here, one with a death on its account is not."""
+    """Where no worker is left, an innocent sample is prepared here, one with a death on its account
+    is not.
+    """
     monkeypatch.setenv("LIGHT_STARTS", "1")
     found = said(run(questions("a", "die", "b", "die"), workers=1))
-    assert found[1].startswith(DIED) and [found[0], found[2], found[3]] == ["prepared a", "prepared b", "prepared die"]
+    assert found[1].startswith(DIED) and [found[0], found[2], found[3]] == [
+        "prepared a",
+        "prepared b",
+        "prepared die",
+    ]
 
 
-def test_a_system_without_room_for_processes_or_threads_is_a_run_without_workers(light, monkeypatch, caplog):
+def test_a_system_without_room_for_processes_or_threads_is_a_run_without_workers(
+    light, monkeypatch, caplog
+):
     def refuse(*_: object) -> None:
         raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
 
     monkeypatch.setattr(ahead, "Child", refuse)
-    assert said(run(questions("a", "b", "c"), workers=2)) == ["prepared a", "prepared b", "prepared c"]
+    assert said(run(questions("a", "b", "c"), workers=2)) == [
+        "prepared a",
+        "prepared b",
+        "prepared c",
+    ]
     assert len(caplog.messages) == 1
 
     def no_thread(*_: object) -> None:
@@ -123,7 +156,11 @@ def test_a_system_without_room_for_processes_or_threads_is_a_run_without_workers
 
     caplog.clear()
     monkeypatch.setattr(threading.Thread, "start", no_thread)
-    assert said(run(questions("a", "b", "c"), workers=2)) == ["prepared a", "prepared b", "prepared c"]
+    assert said(run(questions("a", "b", "c"), workers=2)) == [
+        "prepared a",
+        "prepared b",
+        "prepared c",
+    ]
     assert len(caplog.messages) == 1
 
 
@@ -132,7 +169,10 @@ def test_a_sample_that_cannot_be_sent_is_prepared_here(light):
         def __reduce__(self):
             raise TypeError("not this one")
 
-    assert said(run([Sample(0, question=Words("a")), Sample(1, question="b")], workers=1)) == ["prepared a", "prepared b"]
+    assert said(run([Sample(0, question=Words("a")), Sample(1, question="b")], workers=1)) == [
+        "prepared a",
+        "prepared b",
+    ]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -144,10 +184,17 @@ def test_workers_killed_at_random_lose_no_sample_and_change_no_answer(light, see
     def kill() -> None:
         nonlocal hits
         while not over.wait(draw.uniform(0.02, 0.3)):
-            alive = [pid for pid in light.pids[-3:] if Path(f"/proc/{pid}").exists() or sys.platform != "linux"]
+            alive = [
+                pid
+                for pid in light.pids[-3:]
+                if Path(f"/proc/{pid}").exists() or sys.platform != "linux"
+            ]
             if alive:
                 try:
-                    os.kill(draw.choice(alive), draw.choice([signal.SIGKILL] * 6 + [signal.SIGTERM] * 3 + [signal.SIGSTOP]))
+                    os.kill(
+                        draw.choice(alive),
+                        draw.choice([signal.SIGKILL] * 6 + [signal.SIGTERM] * 3 + [signal.SIGSTOP]),
+                    )
                     hits += 1
                 except ProcessLookupError:
                     pass
@@ -165,7 +212,12 @@ def test_workers_killed_at_random_lose_no_sample_and_change_no_answer(light, see
         if isinstance(got, Failed):
             assert str(got.error).startswith((DIED, LATE))
         else:
-            assert (got.sample, got.question, got.inputs, got.media) == (want.sample, want.question, want.inputs, want.media)
+            assert (got.sample, got.question, got.inputs, got.media) == (
+                want.sample,
+                want.question,
+                want.inputs,
+                want.media,
+            )
     assert sum(isinstance(each, Prepared) for each in found) > 50
 
 
@@ -173,7 +225,9 @@ def test_no_time_passes_while_a_process_is_stopped():
     """As by Ctrl-Z."""
     work = "(print('begun', flush=True), [time.sleep(0.05) for _ in range(12)], print('done'))"
     code = f"import time; from trimtok_cli.limits import within; within(4, lambda: {work})"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment())
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment()
+    )
     assert process.stdout.readline() == "begun\n"
     process.send_signal(signal.SIGSTOP)
     time.sleep(4.5)
@@ -202,12 +256,21 @@ BUSY = {
 @pytest.mark.parametrize("ending", ["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"])
 @pytest.mark.parametrize("busy", BUSY)
 def test_a_child_ends_with_its_parent_whatever_both_are_at(busy, ending):
-    code = f"import os, re, time; from trimtok_cli.child_process import end_with_parent; end_with_parent(lambda: os.read(0, 1)); {BUSY[busy]}"
-    code = code.replace("os.read(0, 1)", "[os.read(0, 99) for _ in range(2)]")  # the message, then the pipe's end
+    code = (
+        "import os, re, time; from trimtok_cli.child_process import end_with_parent; "
+        f"end_with_parent(lambda: os.read(0, 1)); {BUSY[busy]}"
+    )
+    code = code.replace(
+        "os.read(0, 1)", "[os.read(0, 99) for _ in range(2)]"
+    )  # the message, then the pipe's end
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT.format(code=code)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        env=environment(), start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, "-c", PARENT.format(code=code)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment(),
+        start_new_session=True,
+    )
     pid = int(parent.stdout.readline())
     time.sleep(0.3)
     assert not gone_now(pid)

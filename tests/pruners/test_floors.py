@@ -16,7 +16,12 @@ SIZES = [(1, 1), (2, 1), (3, 2), (7, 7), (24, 5), (576, 64), (576, 192), (577, 5
 @pytest.mark.parametrize(("n", "keep"), SIZES)
 def test_exact_unique_ascending_in_range(n, keep):
     for places in (random_places(n, keep, seed=3, number=1), uniform_places(n, keep)):
-        assert len(places) == keep and places == sorted(set(places)) and places[0] >= 0 and places[-1] < n
+        assert (
+            len(places) == keep
+            and places == sorted(set(places))
+            and places[0] >= 0
+            and places[-1] < n
+        )
     for more in (n, n + 1, 10 * n):
         assert random_places(n, more) == uniform_places(n, more) == list(range(n))
 
@@ -33,10 +38,18 @@ def test_uniform_is_the_middle_of_equal_stretches(n, keep):
 def test_random_depends_on_seed_count_and_number_alone():
     draw = random_places(576, 64, seed=1, number=0)
     assert draw == random_places(576, 64, seed=1, number=0)
-    for other in (random_places(576, 64, seed=2), random_places(576, 64, seed=1, number=1), random_places(577, 64, seed=1)):
+    for other in (
+        random_places(576, 64, seed=2),
+        random_places(576, 64, seed=1, number=1),
+        random_places(577, 64, seed=1),
+    ):
         assert other != draw
-    assert set(draw) < set(random_places(576, 128, seed=1)), "a smaller budget is a part of a larger one"
-    assert random_places(20, 5, seed=7, number=2) == [0, 1, 5, 10, 11], "the same draw wherever and whenever it is made"
+    assert set(draw) < set(random_places(576, 128, seed=1)), (
+        "a smaller budget is a part of a larger one"
+    )
+    assert random_places(20, 5, seed=7, number=2) == [0, 1, 5, 10, 11], (
+        "the same draw wherever and whenever it is made"
+    )
     state = torch.random.get_rng_state()
     Random(Budget(tokens=2)).select(make_stage([tokens("random", 9, 8, 0)]))
     assert torch.equal(torch.random.get_rng_state(), state), "nobody else's draws move"
@@ -59,8 +72,12 @@ def test_a_draw_is_the_image_s_own_whatever_stands_beside_it():
     three = Random(Budget(tokens=6), seed=4).select(make_stage(images)).kept.tolist()
     want = [30 * i + place for i in range(3) for place in random_places(30, 6, seed=4, number=i)]
     assert three == want
-    assert Random(Budget(tokens=6), seed=4).select(make_stage(images[1:])).kept.tolist() == want[:12], "values do not matter"
-    twice = Random(Budget(tokens=6), seed=4).select_many([make_stage(images), make_stage(images[2:])])
+    assert (
+        Random(Budget(tokens=6), seed=4).select(make_stage(images[1:])).kept.tolist() == want[:12]
+    ), "values do not matter"
+    twice = Random(Budget(tokens=6), seed=4).select_many(
+        [make_stage(images), make_stage(images[2:])]
+    )
     assert [s.kept.tolist() for s in twice] == [want, want[:6]]
     later = [30 * i + place for i in range(3) for place in uniform_places(30, 6)]
     assert Uniform(Budget(tokens=6)).select(make_stage(images)).kept.tolist() == later

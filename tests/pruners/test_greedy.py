@@ -1,4 +1,6 @@
-"""The greedy searches in every form against the whole-matrix reference and the paper's loop; distances by product; no waiting."""
+"""The greedy searches in every form against the whole-matrix reference and the paper's loop;
+distances by product; no waiting.
+"""
 
 import importlib.util
 import logging
@@ -21,18 +23,26 @@ from trimtok_cli.pruners.kernels.reference import literal_repmax
 from trimtok_cli.pruners.registry import PRUNERS
 from trimtok_cli.tokens import Prompt, VisualTokens
 
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton has no package for this system")
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton has no package for this system"
+)
 
 
 def tokens(kind: str, count: int, width: int, seed: int) -> torch.Tensor:
-    """iid; or a mean common to all, a smooth low-rank field and noise, the second time with newlines and copied patches."""
+    """iid; or a mean common to all, a smooth low-rank field and noise, the second time with
+    newlines and copied patches.
+    """
     g = torch.Generator().manual_seed(seed)
     normal = lambda *shape: torch.randn(*shape, generator=g)  # noqa: E731
     if kind == "iid":
         return normal(count, width)
     side = int(count**0.5) + 1
     places = torch.cartesian_prod(torch.linspace(0, 1, side), torch.linspace(0, 1, side))[:count]
-    field = torch.cos(8 * places @ normal(2, 24) + 6 * torch.rand(24, generator=g)) @ normal(24, width) / 24**0.5
+    field = (
+        torch.cos(8 * places @ normal(2, 24) + 6 * torch.rand(24, generator=g))
+        @ normal(24, width)
+        / 24**0.5
+    )
     visual = 0.5 * normal(width) + field + normal(count, width)
     if kind == "twins":
         visual[side - 1 :: side] = normal(width)
@@ -61,7 +71,9 @@ def test_rows_as_they_are_read_give_the_same_tokens_as_the_whole_matrix(kind, co
         visual = tokens(kind, count, width, seed)[None]
         found = greedy.repmax(visual, keep)
         assert found.tolist() == greedy.repmax_gram(visual, keep).tolist()
-        if kind != "twins" and width > 5 and count > 2:  # two tokens are as far from each other: the rule for ties is ours
+        if (
+            kind != "twins" and width > 5 and count > 2
+        ):  # two tokens are as far from each other: the rule for ties is ours
             assert found[0].tolist() == literal_repmax(visual[0].double(), keep)
         assert greedy.max_min(visual, keep).tolist() == greedy.max_min_gram(visual, keep).tolist()
 
@@ -72,13 +84,20 @@ def test_twins_in_a_row_go_lowest_first(count):
     zero = visual.clone()
     zero[:, 30:40] = 0
     for each in (visual, zero, torch.ones(1, count, 7), torch.zeros(1, count, 7)):
-        for search, reference in ((greedy.repmax, greedy.repmax_gram), (greedy.max_min, greedy.max_min_gram)):
+        for search, reference in (
+            (greedy.repmax, greedy.repmax_gram),
+            (greedy.max_min, greedy.max_min_gram),
+        ):
             assert search(each, 45).tolist() == reference(each, 45).tolist()
 
 
 def test_only_rows_that_are_read_are_computed(monkeypatch):
     computed, compute = [], Rows.compute
-    monkeypatch.setattr(Rows, "compute", lambda self, places: computed.extend(places.tolist()) or compute(self, places))
+    monkeypatch.setattr(
+        Rows,
+        "compute",
+        lambda self, places: computed.extend(places.tolist()) or compute(self, places),
+    )
     visual = tokens("image", 2304, 64, 0)[None]
     for search, most in ((greedy.repmax, 500), (greedy.max_min, 900)):
         computed.clear()
@@ -87,9 +106,14 @@ def test_only_rows_that_are_read_are_computed(monkeypatch):
 
 
 def hard(kind: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Visual and text where a distance from a product loses most: far from 0, nearly equal, equal, or of uneven length."""
+    """Visual and text where a distance from a product loses most: far from 0, nearly equal, equal,
+    or of uneven length.
+    """
     g = torch.Generator().manual_seed(seed)
-    visual, text = tokens("twins" if kind == "twins" else "image", 300, 64, seed), 0.5 * torch.randn(9, 64, generator=g)
+    visual, text = (
+        tokens("twins" if kind == "twins" else "image", 300, 64, seed),
+        0.5 * torch.randn(9, 64, generator=g),
+    )
     if kind == "far":
         common = 300 * torch.randn(64, generator=g)
         return visual + common, text + common
@@ -112,7 +136,12 @@ def test_distances_by_product_leave_the_same_tokens(kind, align, monkeypatch):
     for count in (1, 64, 240, 299):
         for given in (None, mask):
             score = alignment(visual, text, align, given)
-            want = score.sort(dim=1, descending=True, stable=True).indices[:, :count].sort(dim=1).values
+            want = (
+                score.sort(dim=1, descending=True, stable=True)
+                .indices[:, :count]
+                .sort(dim=1)
+                .values
+            )
             assert near_text(visual, text, count, align, given).tolist() == want.tolist()
             with monkeypatch.context() as patch:
                 patch.setattr(numerics, "LIMIT", 4 * 300 * 64 * 2)  # in parts of two
@@ -120,10 +149,15 @@ def test_distances_by_product_leave_the_same_tokens(kind, align, monkeypatch):
 
 
 def test_no_search_by_the_matrix_reads_a_value_back():
-    """On fake CUDA tensors nothing can be read back: a hidden .item(), .nonzero() or mask as an index raises."""
+    """On fake CUDA tensors nothing can be read back: a hidden .item(), .nonzero() or mask as an
+    index raises.
+    """
     with FakeTensorMode():
         for dtype in (torch.bfloat16, torch.float32):
-            visual, text = torch.empty(3, 90, 8, device="cuda", dtype=dtype), torch.empty(3, 4, 8, device="cuda", dtype=dtype)
+            visual, text = (
+                torch.empty(3, 90, 8, device="cuda", dtype=dtype),
+                torch.empty(3, 4, 8, device="cuda", dtype=dtype),
+            )
             mask = torch.ones(3, 4, device="cuda", dtype=torch.bool)
             with pytest.raises(DataDependentOutputException):
                 visual.sum().item()
@@ -142,14 +176,20 @@ def _no_kernels(request, monkeypatch):
 
 @pytest.mark.parametrize("method", ["trimtokenator", "divprune", "divprune-star", "cdpruner"])
 def test_from_the_batch_to_the_reduced_prompt_nothing_waits_for_the_device(method):
-    """On meta tensors too nothing can be read back. What the host knows (whose token is whose) lies on the host."""
+    """On meta tensors too nothing can be read back. What the host knows (whose token is whose) lies
+    on the host.
+    """
     with torch.device("meta"):
         hidden = torch.empty(60, 16)
-        prompt = Prompt(hidden, torch.arange(60), torch.arange(5, 55), torch.arange(50), torch.arange(56, 59))
+        prompt = Prompt(
+            hidden, torch.arange(60), torch.arange(5, 55), torch.arange(50), torch.arange(56, 59)
+        )
     dense = VisualTokens(hidden[5:55], torch.arange(2).repeat_interleave(25), torch.zeros(50, 4))
     kind = PRUNERS[method]
     pruner = kind(Budget(tokens=7), text="llm") if method == "cdpruner" else kind(Budget(tokens=7))
-    words_alone = Prompt(hidden, prompt.positions, prompt.visual, prompt.alive, prompt.instruction[:0])
+    words_alone = Prompt(
+        hidden, prompt.positions, prompt.visual, prompt.alive, prompt.instruction[:0]
+    )
     stages = [Stage(0, hidden, each, dense) for each in (prompt, words_alone)]
     selections = pruner.select_many(stages)
     assert len(selections) == 2
@@ -165,17 +205,24 @@ def test_images_of_the_prompt_are_those_of_any_stage():
         prompt = Prompt(torch.zeros(len(owner), 2), places, places, places, places[:0])
         dense = VisualTokens(prompt.embeds, index, torch.zeros(len(owner), 4))
         found = [rows.tolist() for rows in Stage(0, prompt.embeds, prompt, dense).images()]
-        assert sorted(found) == sorted(rows.tolist() for rows in Stage(1, prompt.embeds, prompt, dense).images())
+        assert sorted(found) == sorted(
+            rows.tolist() for rows in Stage(1, prompt.embeds, prompt, dense).images()
+        )
         assert sorted(place for rows in found for place in rows) == places.tolist()
 
 
 def test_a_kernel_that_cannot_run_is_said_once_and_done_without(monkeypatch, caplog):
     monkeypatch.setattr(greedy, "_without_kernels", False)
-    monkeypatch.setitem(sys.modules, "trimtok_cli.pruners.kernels.greedy_triton", None)  # as where Triton is missing
+    monkeypatch.setitem(
+        sys.modules, "trimtok_cli.pruners.kernels.greedy_triton", None
+    )  # as where Triton is missing
     monkeypatch.delattr("trimtok_cli.pruners.kernels.greedy_triton", raising=False)
     matrix = SimpleNamespace(is_cuda=True, shape=(1, 5, 5))
     with caplog.at_level(logging.WARNING, "trimtok"):
-        assert greedy._launched("least_sum", matrix) is None and greedy._launched("farthest", matrix) is None
+        assert (
+            greedy._launched("least_sum", matrix) is None
+            and greedy._launched("farthest", matrix) is None
+        )
     assert len(caplog.records) == 1 and "slower loop" in caplog.text
 
 
@@ -196,7 +243,9 @@ def test_kernels_in_the_interpreter_take_the_reference_s_tokens():
     code = "from tests.support.kernels import check_kernels; check_kernels('cpu')"
     root = Path(__file__).parents[2]
     paths = {"PYTHONPATH": str(root), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **paths})
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **paths}
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -210,10 +259,17 @@ def test_kernels_compile_for_cards_that_are_not_here(capability):
     from trimtok_cli.pruners.kernels import greedy_triton
 
     given = {"matrix": "*fp32", "first": "*i64", "order": "*i64", "count": "i32", "keep": "i32"}
-    for kernel, more in ((greedy_triton._least_sum_kernel, {}), (greedy_triton._farthest_kernel, {"tie": "fp32"})):
-        source = ASTSource(kernel, {**given, **more, "BLOCK": "constexpr"}, constexprs={"BLOCK": 4096})
+    for kernel, more in (
+        (greedy_triton._least_sum_kernel, {}),
+        (greedy_triton._farthest_kernel, {"tie": "fp32"}),
+    ):
+        source = ASTSource(
+            kernel, {**given, **more, "BLOCK": "constexpr"}, constexprs={"BLOCK": 4096}
+        )
         options = {"num_warps": 16, "enable_fp_fusion": False}
-        assert triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm["cubin"]
+        assert triton.compile(
+            source, target=GPUTarget("cuda", capability, 32), options=options
+        ).asm["cubin"]
 
 
 @pytest.mark.gpu
@@ -223,7 +279,10 @@ def test_on_a_gpu_kernels_take_the_reference_s_tokens_and_nothing_waits():
     from tests.support.kernels import check_kernels
 
     check_kernels("cuda")
-    visual, text = tokens("image", 576, 1024, 0).cuda().bfloat16()[None], tokens("iid", 12, 1024, 1).cuda().bfloat16()[None]
+    visual, text = (
+        tokens("image", 576, 1024, 0).cuda().bfloat16()[None],
+        tokens("iid", 12, 1024, 1).cuda().bfloat16()[None],
+    )
     torch.cuda.set_sync_debug_mode("error")
     try:
         near = near_text(visual, text, 460)

@@ -20,14 +20,23 @@ from trimtok_cli.pruners.registry import PRUNERS
 from trimtok_cli.tokens import Selection
 
 METHODS = [name for name, kind in PRUNERS.items() if kind]
-ADDS = ("prumerge", "prumerge adaptive", "sparsevlm", "visionzip with cls")  # tokens of their own, which are of no image
-CELLS = [(kind, setting) for kind, setting in RUNS if setting != "tome by r"]  # in which keep has no say: tests/test_tome.py
+ADDS = (
+    "prumerge",
+    "prumerge adaptive",
+    "sparsevlm",
+    "visionzip with cls",
+)  # tokens of their own, which are of no image
+CELLS = [
+    (kind, setting) for kind, setting in RUNS if setting != "tome by r"
+]  # in which keep has no say: tests/test_tome.py
 ASK = Ask(max_new_tokens=2)
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def family(request, tmp_path_factory):
-    return load_model(str(KINDS[request.param](tmp_path_factory.mktemp("methods") / request.param)), device="cpu")
+    return load_model(
+        str(KINDS[request.param](tmp_path_factory.mktemp("methods") / request.param)), device="cpu"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +54,12 @@ def batch(family, tmp_path_factory) -> Encoded:
 def part(batch: Encoded, *numbers: int, **changes) -> Encoded:
     """Some samples of a batch, their prompts changed."""
     prompts = [replace(batch.prompts[number], **changes) for number in numbers]
-    return Encoded([batch.prepared[number] for number in numbers], [batch.tokens[number] for number in numbers], prompts, 0.0)
+    return Encoded(
+        [batch.prepared[number] for number in numbers],
+        [batch.tokens[number] for number in numbers],
+        prompts,
+        0.0,
+    )
 
 
 def budget_of(setting: str) -> int:
@@ -57,11 +71,16 @@ def left_of(setting: str, count: int) -> int:
 
 
 def logits(adapter, batch: Encoded) -> torch.Tensor:
-    return generate(adapter, batch.prompts[:1], max_new_tokens=3, stop=False, keep_logits=True)[0][0].logits
+    return generate(adapter, batch.prompts[:1], max_new_tokens=3, stop=False, keep_logits=True)[0][
+        0
+    ].logits
 
 
 def hooks(adapter) -> list[tuple[int, int]]:
-    return [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in adapter.model.modules()]
+    return [
+        (len(module._forward_hooks), len(module._forward_pre_hooks))
+        for module in adapter.model.modules()
+    ]
 
 
 def kept_by(family, pruner, batch: Encoded) -> list[tuple]:
@@ -76,21 +95,29 @@ def numbers(request) -> tuple[int, ...]:
 
 
 def test_every_cell_that_runs_is_held_to_what_every_method_promises():
-    assert len(CELLS) == len(set(CELLS)) == 187 and {setting for _, setting in CELLS} == set(SETTINGS) - {"cdpruner", "tome by r"}
+    assert len(CELLS) == len(set(CELLS)) == 187 and {setting for _, setting in CELLS} == set(
+        SETTINGS
+    ) - {"cdpruner", "tome by r"}
 
 
 @pytest.mark.parametrize(("family", "setting"), CELLS, indirect=["family"])
 def test_invariants(family, setting, batch, numbers):
-    """Counts obey keep, numbers ascend within range, a batch is its singles, the same twice, and nothing is left behind."""
-    budget, pruner, given = budget_of(setting), pruner_of(setting, budget_of(setting)), part(batch, *numbers)
+    """Counts obey keep, numbers ascend within range, a batch is its singles, the same twice, and
+    nothing is left behind.
+    """
+    budget, pruner, given = (
+        budget_of(setting),
+        pruner_of(setting, budget_of(setting)),
+        part(batch, *numbers),
+    )
     before = repr(vars(pruner)), hooks(family), logits(family, batch)
     together = finish(family, pruner, given, ASK)
     assert len(together) == len(numbers) > 1
     for number, one in zip(numbers, together, strict=True):
         images, tokens = (1, 2, 0)[number], batch.tokens[number]
-        assert [(one.kept, one.answer, one.tokens)] == kept_by(family, pruner, part(batch, number)), (
-            "batch and singles, and twice"
-        )
+        assert [(one.kept, one.answer, one.tokens)] == kept_by(
+            family, pruner, part(batch, number)
+        ), "batch and singles, and twice"
         assert one.tokens.kept == len(one.kept[-1].tokens) == left_of(setting, budget * images)
         assert one.tokens.visual == len(tokens) >= one.tokens.layer_mean >= one.tokens.kept
         for stage in one.kept:
@@ -100,7 +127,9 @@ def test_invariants(family, setting, batch, numbers):
         for image in range(images if setting not in ADDS else 0):
             own = [token for token in one.kept[-1].tokens if tokens.visual_index[token] == image]
             assert len(own) == left_of(setting, budget), "each image has a budget of its own"
-    assert (repr(vars(pruner)), hooks(family)) == before[:2] and torch.equal(before[2], logits(family, batch))
+    assert (repr(vars(pruner)), hooks(family)) == before[:2] and torch.equal(
+        before[2], logits(family, batch)
+    )
 
 
 @pytest.mark.parametrize(("family", "setting"), CELLS, indirect=["family"])
@@ -110,11 +139,17 @@ def test_invariants_at_the_edges(family, setting, batch, numbers):
     number = images - 1  # the sample of the most images
     budget, prompt, count = budget_of(setting), batch.prompts[number], len(batch.tokens[number])
     (much,) = finish(family, pruner_of(setting, 10_000), part(batch, number), ASK)
-    assert much.kept[0].tokens == tuple(range(count)) and much.tokens.kept == left_of(setting, count)
+    assert much.kept[0].tokens == tuple(range(count)) and much.tokens.kept == left_of(
+        setting, count
+    )
     lone = prompt.reduced(Selection(torch.tensor([1])), num_dense=count, renumber=family.renumbers)
-    (one,) = finish(family, pruner_of(setting, budget), replace(part(batch, number), prompts=[lone]), ASK)
+    (one,) = finish(
+        family, pruner_of(setting, budget), replace(part(batch, number), prompts=[lone]), ASK
+    )
     assert one.kept[0].tokens == (1,) and one.kept[-1].tokens == (1,) * left_of(setting, 1)
-    embeds = prompt.embeds.index_copy(0, prompt.visual, prompt.embeds[prompt.visual[:1]].expand(count, -1))
+    embeds = prompt.embeds.index_copy(
+        0, prompt.visual, prompt.embeds[prompt.visual[:1]].expand(count, -1)
+    )
     (same,) = finish(family, pruner_of(setting, budget), part(batch, number, embeds=embeds), ASK)
     assert len(same.kept[-1].tokens) == left_of(setting, images * budget)
     assert all(list(stage.tokens) == sorted(set(stage.tokens)) for stage in same.kept)
@@ -123,10 +158,15 @@ def test_invariants_at_the_edges(family, setting, batch, numbers):
 @torch.inference_mode()
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_method_that_reads_nothing_of_the_tower_needs_nothing_noted(family, setting, batch):
-    """Without taps the same tokens stay, unless the method says that it reads the tower: then it asks in vain."""
+    """Without taps the same tokens stay, unless the method says that it reads the tower: then it
+    asks in vain.
+    """
     pruner = pruner_of(setting, budget_of(setting))
     tokens = family.encode_many([each.inputs for each in batch.prepared], taps=False)
-    prompts = [family.embed(each.inputs, visual) for each, visual in zip(batch.prepared, tokens, strict=True)]
+    prompts = [
+        family.embed(each.inputs, visual)
+        for each, visual in zip(batch.prepared, tokens, strict=True)
+    ]
     bare = Encoded(batch.prepared, tokens, prompts, 0.0)
     if pruner.signals:
         with pytest.raises(UsageError):
@@ -158,9 +198,23 @@ def test_known_on_the_command_line(method, llava_folder, pictures):
 
 def test_compare_all_runs_every_method_in_one_process(llava_folder, pictures):
     done = run(
-        "compare", pictures[0], "-m", llava_folder, "--methods", "all", "--keep", 12, "--max-new-tokens", 2, "-o", "out", code=3
+        "compare",
+        pictures[0],
+        "-m",
+        llava_folder,
+        "--methods",
+        "all",
+        "--keep",
+        12,
+        "--max-new-tokens",
+        2,
+        "-o",
+        "out",
+        code=3,
     )
     assert all(method in done.stderr for method in METHODS)
     (row,) = rows(Path("out/compare.jsonl"))
-    failed = {one["method"]: one["metadata"]["error"] for one in row["runs"] if one["metadata"]["error"]}
+    failed = {
+        one["method"]: one["metadata"]["error"] for one in row["runs"] if one["metadata"]["error"]
+    }
     assert list(failed) == ["cdpruner"] and "text=llm" in failed["cdpruner"]

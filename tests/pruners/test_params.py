@@ -1,4 +1,6 @@
-"""Every parameter of every method: what it takes is taken, anything else is one sentence that names it, before any model is loaded."""
+"""Every parameter of every method: what it takes is taken, anything else is one sentence that names
+it, before any model is loaded.
+"""
 
 import dataclasses
 import datetime
@@ -11,7 +13,8 @@ from trimtok_cli.pruners.base import Pruner
 from trimtok_cli.pruners.params import param
 from trimtok_cli.pruners.registry import OPTIONS, PRUNERS, build_pruner, own_params
 
-# For each method and parameter: values that it takes, and values that only its bounds and choices rule out.
+# For each method and parameter: values that it takes, and values that only its bounds and choices
+# rule out.
 SHARE = ([0.2, 0.999, 1e-9], [])
 LAYER = ([None, 1, 15], [0, -1, 1.5, [1]])
 COUNTS = (["final", "layer-mean"], ["exact", "Final", 1])
@@ -21,37 +24,73 @@ POOL = ([0.8, 1, 1.0, 1e-9], [0, 0.0, 1.1, 2, [0.8]])
 LISTS = [0, [0, 1], [2, 1], [1, 1], [1.5], [1, "2"], [True, 2], [[1], [2]], 3]
 TAKES = {
     "trimtokenator": {
-        "pool": POOL, "align": ALIGN, "diversity": (["cosine", "l2"], ["dot"]), "text": TEXT,
+        "pool": POOL,
+        "align": ALIGN,
+        "diversity": (["cosine", "l2"], ["dot"]),
+        "text": TEXT,
         "order": (["align-first", "diversity-first", "align-only", "diversity-only"], ["both", 0]),
     },
     "divprune": {},
     "divprune-star": {"pool": POOL, "align": ALIGN, "text": TEXT},
-    "cdpruner": {"text": (["clip", "llm"], ["prompt"]), "sign": (["auto", "negative", "positive"], ["up", 1]), "tiles": ([True, False], [0, 1, "no"])},
+    "cdpruner": {
+        "text": (["clip", "llm"], ["prompt"]),
+        "sign": (["auto", "negative", "positive"], ["up", 1]),
+        "tiles": ([True, False], [0, 1, "no"]),
+    },
     "visionzip": {
-        "contextual": ([0.15625, 0, 0.0, 10, 1], [1.0, 1.5, -0.1, [10]]), "cls": ([True, False], [0, 1, "yes"]),
+        "contextual": ([0.15625, 0, 0.0, 10, 1], [1.0, 1.5, -0.1, [10]]),
+        "cls": ([True, False], [0, 1, "yes"]),
         "append": ([True, False], [0, 1, "yes"]),
     },
-    "vispruner": {"important": ([None, 0, 1, 0.75], [1.1, -0.1, 2]), "similarity": (["features", "embeds"], ["keys"])},
+    "vispruner": {
+        "important": ([None, 0, 1, 0.75], [1.1, -0.1, 2]),
+        "similarity": (["features", "embeds"], ["keys"]),
+    },
     "prumerge": {"plus": ([True, False], [0, 1, "no"]), "adaptive": ([True, False], [0, 1, "no"])},
     "tome": {
-        "proportional": ([True, False], [0, 1, "no"]), "r": ([None, 0, 16, [16, 16, 8]], [-1, 1.5, [1.5], [-1], ["a"], [True]]),
+        "proportional": ([True, False], [0, 1, "no"]),
+        "r": ([None, 0, 16, [16, 16, 8]], [-1, 1.5, [1.5], [-1], ["a"], [True]]),
         "inflect": ([0, 0.0], [2, -1.5, 0.5]),  # 0.5 needs an r
     },
     "tome-projected": {},
     "fastv": {"layer": LAYER, "counts": COUNTS},
-    "sparsevlm": {"counts": COUNTS, "layers": ([None, [3, 7, 16], (1, 2, 3)], [*LISTS, [1, 2], [1, 2, 3, 4]])},
+    "sparsevlm": {
+        "counts": COUNTS,
+        "layers": ([None, [3, 7, 16], (1, 2, 3)], [*LISTS, [1, 2], [1, 2, 3, 4]]),
+    },
     "pyramiddrop": {
-        "counts": COUNTS, "layers": ([None, [8, 16, 24], [3]], LISTS),
-        "ratios": ([None, [0.5, 0.25, 0.125], [1, 0.5, 0.5]], [0.5, [0.5], [0.5, 0.6, 0.1], [0.5, 0.2, 0], [2, 1, 0.5]]),
+        "counts": COUNTS,
+        "layers": ([None, [8, 16, 24], [3]], LISTS),
+        "ratios": (
+            [None, [0.5, 0.25, 0.125], [1, 0.5, 0.5]],
+            [0.5, [0.5], [0.5, 0.6, 0.1], [0.5, 0.2, 0], [2, 1, 0.5]],
+        ),
     },
     "vtw": {"layer": LAYER, "counts": COUNTS},
     "random": {"seed": ([0, 7, -1], [1.5])},
     "uniform": {},
-}  # fmt: skip
+}
 NEVER = [
-    math.nan, math.inf, -math.inf, {}, {"a": 1}, [], [None], [math.nan], [[]], b"0.5", "abc", "0.5", "", 10**5000, 1e300,
-    datetime.date(2026, 1, 1), object(), "x" * 10_000, "a\nb\x1b[31m",
-]  # fmt: skip
+    math.nan,
+    math.inf,
+    -math.inf,
+    {},
+    {"a": 1},
+    [],
+    [None],
+    [math.nan],
+    [[]],
+    b"0.5",
+    "abc",
+    "0.5",
+    "",
+    10**5000,
+    1e300,
+    datetime.date(2026, 1, 1),
+    object(),
+    "x" * 10_000,
+    "a\nb\x1b[31m",
+]
 EVERY = [(method, name) for method, takes in TAKES.items() for name in takes]
 
 
@@ -61,7 +100,9 @@ def names(method) -> set[str]:
 
 
 def test_the_table_holds_every_parameter_of_every_method():
-    assert {method: set(takes) for method, takes in TAKES.items()} == {m: names(m) for m in PRUNERS if PRUNERS[m]}
+    assert {method: set(takes) for method, takes in TAKES.items()} == {
+        m: names(m) for m in PRUNERS if PRUNERS[m]
+    }
 
 
 @pytest.mark.parametrize(("method", "name"), EVERY)
@@ -95,13 +136,18 @@ def test_budget_is_one_of_three_for_every_method(method):
 
 @pytest.mark.parametrize("bad", [1, None, True, 2.5, (1, 2)])
 def test_a_name_that_is_no_text(bad):
-    for attempt in (lambda: build_pruner("fastv", {"keep": 8, bad: 2}), lambda: own_params("fastv", {bad: 2})):
+    for attempt in (
+        lambda: build_pruner("fastv", {"keep": 8, bad: 2}),
+        lambda: own_params("fastv", {bad: 2}),
+    ):
         with pytest.raises(UsageError, match="name of a parameter is text"):
             attempt()
 
 
 def test_a_name_that_the_method_does_not_know_lists_what_it_takes():
-    with pytest.raises(UsageError, match=r"no parameter 'poool': it takes pool, .*did you mean pool"):
+    with pytest.raises(
+        UsageError, match=r"no parameter 'poool': it takes pool, .*did you mean pool"
+    ):
         build_pruner("trimtokenator", {"keep": 8, "poool": 0.5})
     with pytest.raises(UsageError, match="it takes none"):
         build_pruner("divprune", {"keep": 8, "pool": 0.5})
@@ -110,7 +156,9 @@ def test_a_name_that_the_method_does_not_know_lists_what_it_takes():
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_parameter_does_not_overrule_an_option_of_the_run(name):
     for key in (name, f"fastv.{name}", f"vtw.{name}"):
-        with pytest.raises(UsageError, match=rf"--param {key} would overrule --[a-z-]+: use {OPTIONS[name]}\."):
+        with pytest.raises(
+            UsageError, match=rf"--param {key} would overrule --[a-z-]+: use {OPTIONS[name]}\."
+        ):
             own_params("fastv", {key: 3})
 
 

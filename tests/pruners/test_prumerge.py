@@ -1,4 +1,6 @@
-"""PruMerge(+) against the published code's vectors and its rules written out, and what every pruner owes its caller."""
+"""PruMerge(+) against the published code's vectors and its rules written out, and what every pruner
+owes its caller.
+"""
 
 from pathlib import Path
 
@@ -10,7 +12,14 @@ from tests.pruners.test_visionzip import WEIGHT, clustered, stage_of
 from trimtok_cli.errors import UsageError
 from trimtok_cli.pruners.base import Stage
 from trimtok_cli.pruners.budget import Budget
-from trimtok_cli.pruners.methods.prumerge import PruMerge, adaptive_indices, cls_attention, fixed_indices, outliers, prumerge
+from trimtok_cli.pruners.methods.prumerge import (
+    PruMerge,
+    adaptive_indices,
+    cls_attention,
+    fixed_indices,
+    outliers,
+    prumerge,
+)
 from trimtok_cli.tokens import EncoderTap
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("prumerge_*.npz"))
@@ -34,8 +43,14 @@ def literal(features, keys, attention, kept):
     unit = keys / np.maximum(np.linalg.norm(keys, axis=1, keepdims=True), 1e-30)
     merged = []
     for i in kept:
-        others = sorted((j for j in range(len(keys)) if j != i), key=lambda j: (-np.round(unit[i] @ unit[j], 12), j))
-        merged.append(features[i] + sum((attention[j] * features[j] for j in others[:32]), np.zeros(features.shape[1])))
+        others = sorted(
+            (j for j in range(len(keys)) if j != i),
+            key=lambda j: (-np.round(unit[i] @ unit[j], 12), j),
+        )
+        merged.append(
+            features[i]
+            + sum((attention[j] * features[j] for j in others[:32]), np.zeros(features.shape[1]))
+        )
     left = [attention[j] * features[j] for j in range(len(keys)) if j not in kept]
     return np.stack(merged), sum(left, np.zeros(features.shape[1]))
 
@@ -57,7 +72,9 @@ def test_golden_vectors(path):
     for name, index in found.items():
         assert index.tolist() == data[f"idx_{name}"].tolist()
         merged, others = prumerge(features, keys, attention, index)
-        assert torch.allclose(torch.cat([merged, others[None]]), data[f"out_{name}"][0], atol=1e-5, rtol=1e-5)
+        assert torch.allclose(
+            torch.cat([merged, others[None]]), data[f"out_{name}"][0], atol=1e-5, rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("kind", ["random", "clustered", "signs"])
@@ -69,20 +86,34 @@ def test_equals_the_literal_rules_in_batches(kind, n, count):
     kept = fixed_indices(attention, count)
     merged, others = prumerge(features, keys, attention, kept)
     for i in range(3):
-        want = literal(features[i].double().numpy(), keys[i].double().numpy(), attention[i].double().numpy(), kept[i].tolist())
-        assert np.allclose(want[0], merged[i], atol=1e-5) and np.allclose(want[1], others[i], atol=1e-5)
+        want = literal(
+            features[i].double().numpy(),
+            keys[i].double().numpy(),
+            attention[i].double().numpy(),
+            kept[i].tolist(),
+        )
+        assert np.allclose(want[0], merged[i], atol=1e-5) and np.allclose(
+            want[1], others[i], atol=1e-5
+        )
 
 
 def test_indices_of_the_plus_variant():
     attention = torch.linspace(1, 0, 576)
     assert fixed_indices(attention, 5, plus=False).tolist() == [0, 1, 2, 3, 4]
-    assert fixed_indices(attention, 144).tolist() == [*range(72), *(72 + (2 * i + 1) * 504 // 144 for i in range(72))]
+    assert fixed_indices(attention, 144).tolist() == [
+        *range(72),
+        *(72 + (2 * i + 1) * 504 // 144 for i in range(72)),
+    ]
     for n in range(1, 30):
         for count in range(1, n + 1):
             assert len(set(fixed_indices(torch.rand(n), count).tolist())) == count
     ties = torch.zeros(9)
-    assert fixed_indices(ties, 4, plus=False).tolist() == [0, 1, 2, 3] and adaptive_indices(ties, plus=False).tolist() == [0]
-    assert adaptive_indices(ties).tolist() == [0, 3, 6] and adaptive_indices(torch.ones(1)).tolist() == [0]
+    assert fixed_indices(ties, 4, plus=False).tolist() == [0, 1, 2, 3] and adaptive_indices(
+        ties, plus=False
+    ).tolist() == [0]
+    assert adaptive_indices(ties).tolist() == [0, 3, 6] and adaptive_indices(
+        torch.ones(1)
+    ).tolist() == [0]
 
 
 def test_the_pruner_is_the_function_with_the_projector_behind_it():
@@ -92,7 +123,9 @@ def test_the_pruner_is_the_function_with_the_projector_behind_it():
         index = fixed_indices(tap.last_saliency, 15, plus=plus)
         values, others = prumerge(tap.features, tap.last_keys, tap.last_saliency, index)
         chosen = PruMerge(Budget(tokens=16), plus=plus).select(stage)
-        assert chosen.kept.tolist() == sorted(index.tolist()) and torch.allclose(chosen.extra[0], others @ WEIGHT, atol=1e-4)
+        assert chosen.kept.tolist() == sorted(index.tolist()) and torch.allclose(
+            chosen.extra[0], others @ WEIGHT, atol=1e-4
+        )
         assert torch.allclose(chosen.embeds, (values @ WEIGHT)[index.argsort()], atol=1e-4)
 
 
@@ -111,7 +144,15 @@ def test_adaptive_keeps_what_the_image_asks_for_and_never_more_than_the_budget()
 @pytest.mark.parametrize("twins", [False, True])
 @pytest.mark.parametrize("sizes", [[1], [30], [9, 40, 1]])
 @pytest.mark.parametrize(
-    "keep", [Budget(tokens=1), Budget(tokens=2), Budget(tokens=8), Budget(share=0.4), Budget(tokens=99), Budget()]
+    "keep",
+    [
+        Budget(tokens=1),
+        Budget(tokens=2),
+        Budget(tokens=8),
+        Budget(share=0.4),
+        Budget(tokens=99),
+        Budget(),
+    ],
 )
 @pytest.mark.parametrize("plus", [True, False])
 def test_invariants(sizes, keep, twins, plus):
@@ -120,7 +161,9 @@ def test_invariants(sizes, keep, twins, plus):
     assert first.kept.tolist() == again.kept.tolist() == sorted(set(first.kept.tolist()))
     owner = stage.tokens.visual_index[first.kept]
     added = [size > keep.count(size) > 1 for size in sizes]
-    assert [int((owner == i).sum()) + added[i] for i in range(len(sizes))] == [keep.count(size) for size in sizes]
+    assert [int((owner == i).sum()) + added[i] for i in range(len(sizes))] == [
+        keep.count(size) for size in sizes
+    ]
     assert (0 if first.extra is None else len(first.extra)) == sum(added)
     if first.embeds is not None:
         assert torch.equal(first.embeds, again.embeds) and first.embeds.isfinite().all()
@@ -147,13 +190,19 @@ def test_tokens_without_a_place_are_dropped_but_count():
 
 
 def test_a_family_that_lacks_a_signal_is_told_so():
-    with pytest.raises(UsageError, match="prumerge needs last_saliency and last_keys of the vision tower"):
+    with pytest.raises(
+        UsageError, match="prumerge needs last_saliency and last_keys of the vision tower"
+    ):
         PruMerge(Budget(tokens=3)).select(stage_of([9]))
 
 
 def test_nonsense_is_refused_and_half_precision_is_float32_inside():
     x, a = clustered(40, 8, 0), torch.rand(40).softmax(0)
-    for bad in ((x[:30], x, a, torch.arange(3)), (x, x, a, torch.arange(3)[None]), (x, x[None], a, torch.arange(3))):
+    for bad in (
+        (x[:30], x, a, torch.arange(3)),
+        (x, x, a, torch.arange(3)[None]),
+        (x, x[None], a, torch.arange(3)),
+    ):
         with pytest.raises(ValueError, match="must agree"):
             prumerge(*bad)
     h = x.half()

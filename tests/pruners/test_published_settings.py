@@ -1,4 +1,6 @@
-"""The methods' published settings can be asked for exactly: each table, by the parameters that say it."""
+"""The methods' published settings can be asked for exactly: each table, by the parameters that say
+it.
+"""
 
 from dataclasses import replace
 
@@ -32,7 +34,9 @@ def left_behind(method, params, *, sizes=(576,), num_layers=32) -> dict[int, lis
         following = layers[place + 1] if place + 1 < len(layers) else num_layers
         stage = advanced(stage, selection, following)
         added = 0 if selection.extra is None else len(selection.extra)
-        found[layer] = [len(rows) for rows in stage.images()] if not added else [len(selection.kept), added]
+        found[layer] = (
+            [len(rows) for rows in stage.images()] if not added else [len(selection.kept), added]
+        )
     return found
 
 
@@ -44,15 +48,23 @@ def test_divprune():
 
 
 @pytest.mark.parametrize(
-    ("keep", "dominant", "contextual"), [(192, 162, 30), (128, 108, 20), (64, 54, 10), (32, 27, 5), (221, 191, 30)]
+    ("keep", "dominant", "contextual"),
+    [(192, 162, 30), (128, 108, 20), (64, 54, 10), (32, 27, 5), (221, 191, 30)],
 )
 def test_visionzip_splits_a_budget_as_published(keep, dominant, contextual):
-    assert build_pruner("visionzip", {"keep": keep, "contextual": contextual}).split(keep) == (dominant, contextual)
-    assert keep == 221 or build_pruner("visionzip", {"keep": keep}).split(keep) == (dominant, contextual)
+    assert build_pruner("visionzip", {"keep": keep, "contextual": contextual}).split(keep) == (
+        dominant,
+        contextual,
+    )
+    assert keep == 221 or build_pruner("visionzip", {"keep": keep}).split(keep) == (
+        dominant,
+        contextual,
+    )
 
 
 @pytest.mark.parametrize(
-    ("layer", "keep", "kept"), [(2, "50%", 288), (3, "50%", 288), (3, "25%", 144), (2, 72, 72), (2, 432, 432)]
+    ("layer", "keep", "kept"),
+    [(2, "50%", 288), (3, "50%", 288), (3, "25%", 144), (2, 72, 72), (2, 432, 432)],
 )
 def test_fastv_k_and_r(layer, keep, kept):
     assert left_behind("fastv", {"keep": keep, "layer": layer}) == {layer: [kept]}
@@ -65,9 +77,13 @@ def test_fastv_by_the_mean_over_layers(mean, kept):
 
 @pytest.mark.parametrize(
     ("keep", "kept"),
-    [(192, ([300, 9], [200, 4], [110, 3])), (128, ([303, 9], [110, 7], [36, 3])), (96, ([238, 11], [48, 7], [26, 1])),
-     (64, ([66, 16], [30, 2], [17, 1]))],
-)  # fmt: skip
+    [
+        (192, ([300, 9], [200, 4], [110, 3])),
+        (128, ([303, 9], [110, 7], [36, 3])),
+        (96, ([238, 11], [48, 7], [26, 1])),
+        (64, ([66, 16], [30, 2], [17, 1])),
+    ],
+)
 @pytest.mark.parametrize("layers", [None, [3, 7, 16]])
 def test_sparsevlm_lists(keep, kept, layers):
     found = left_behind("sparsevlm", {"keep": keep, "counts": "layer-mean", "layers": layers})
@@ -76,7 +92,10 @@ def test_sparsevlm_lists(keep, kept, layers):
 
 def test_sparsevlm_at_its_own_layers_whatever_the_depth():
     assert build_pruner("sparsevlm", {"keep": 64, "layers": [3, 7, 16]}).stages(40) == (3, 7, 16)
-    with pytest.raises(UsageError, match=r"sparsevlm: layers=\[3, 7, 16\] is behind the model's last layer, it has 16"):
+    with pytest.raises(
+        UsageError,
+        match=r"sparsevlm: layers=\[3, 7, 16\] is behind the model's last layer, it has 16",
+    ):
         build_pruner("sparsevlm", {"keep": 64, "layers": [3, 7, 16]}).stages(16)
 
 
@@ -84,23 +103,47 @@ def test_sparsevlm_at_its_own_layers_whatever_the_depth():
 def test_pyramiddrop_ranks(layers):
     params = {"keep": 1, "ratios": [0.5, 0.25, 0.125], "layers": layers}
     assert left_behind("pyramiddrop", params) == {8: [288], 16: [144], 24: [72]}
-    assert left_behind("pyramiddrop", params, sizes=(577, 30, 1)) == {8: [288, 15, 1], 16: [144, 7, 1], 24: [72, 3, 1]}
+    assert left_behind("pyramiddrop", params, sizes=(577, 30, 1)) == {
+        8: [288, 15, 1],
+        16: [144, 7, 1],
+        24: [72, 3, 1],
+    }
 
 
 def test_pyramiddrop_by_the_authors_lambda():
     powers = [0.19, 0.19**2, 0.19**3]
-    assert left_behind("pyramiddrop", {"keep": 1, "ratios": powers, "layers": [2, 8, 16]}) == {2: [109], 8: [20], 16: [3]}
-    assert left_behind("pyramiddrop", {"keep": 64, "counts": "layer-mean"}) == {2: [109], 8: [20], 16: [3]}
-    assert ratio_counts(100, [0.29, 0.07]) == (29, 7), "although the float products are a hair below"
+    assert left_behind("pyramiddrop", {"keep": 1, "ratios": powers, "layers": [2, 8, 16]}) == {
+        2: [109],
+        8: [20],
+        16: [3],
+    }
+    assert left_behind("pyramiddrop", {"keep": 64, "counts": "layer-mean"}) == {
+        2: [109],
+        8: [20],
+        16: [3],
+    }
+    assert ratio_counts(100, [0.29, 0.07]) == (29, 7), (
+        "although the float products are a hair below"
+    )
 
 
 def test_pyramiddrop_at_other_depths_and_with_layers_alone():
-    assert build_pruner("pyramiddrop", {"keep": 1, "ratios": [0.5, 0.25, 0.125]}).stages(40) == (10, 20, 30)
-    assert left_behind("pyramiddrop", {"keep": 1, "ratios": [0.5, 0.25, 0.125]}, num_layers=3) == {1: [144], 2: [72]}
+    assert build_pruner("pyramiddrop", {"keep": 1, "ratios": [0.5, 0.25, 0.125]}).stages(40) == (
+        10,
+        20,
+        30,
+    )
+    assert left_behind("pyramiddrop", {"keep": 1, "ratios": [0.5, 0.25, 0.125]}, num_layers=3) == {
+        1: [144],
+        2: [72],
+    }
     assert left_behind("pyramiddrop", {"keep": 144, "layers": [4, 9]}) == {4: [288], 9: [144]}
     with pytest.raises(UsageError, match=r"layers=\[8, 16, 24\] is behind"):
         build_pruner("pyramiddrop", {"keep": 9, "layers": [8, 16, 24]}).stages(24)
-    for wrong, says in (({"layers": [3]}, "as many as layers"), ({"counts": "layer-mean"}, "give one of the two")):
+    for wrong, says in (
+        ({"layers": [3]}, "as many as layers"),
+        ({"counts": "layer-mean"}, "give one of the two"),
+    ):
         with pytest.raises(UsageError, match=says):
             build_pruner("pyramiddrop", {"keep": 9, "ratios": [0.5, 0.25, 0.125], **wrong})
 
@@ -125,7 +168,9 @@ def test_vispruner_takes_the_published_share_by_attention():
 
 @torch.inference_mode()
 def test_tome_r_in_every_layer(tmp_path):
-    """LightCompress's 16 in 23 layers leaves 208 of 576, as a budget of 208 does; a list and a slope are the library's `parse_r`."""
+    """LightCompress's 16 in 23 layers leaves 208 of 576, as a budget of 208 does; a list and a
+    slope are the library's `parse_r`.
+    """
     from trimtok_cli.pruners.methods.tome import r_schedule
 
     assert parse_r(23, 16) == r_schedule(576, 208, 23)
@@ -138,7 +183,9 @@ def test_tome_r_in_every_layer(tmp_path):
         found = build_pruner("tome", {"keep": 1, "r": r}).select(stage)
         assert len(found.kept) == left
         if left == 20:
-            assert torch.equal(found.kept, as_budget.kept) and torch.equal(found.embeds, as_budget.embeds)
+            assert torch.equal(found.kept, as_budget.kept) and torch.equal(
+                found.embeds, as_budget.embeds
+            )
     for inflect, rs in ((1, [0, 8]), (-1, [8, 0]), (0.5, [2, 6])):
         found = build_pruner("tome", {"keep": 1, "r": 4, "inflect": inflect}).select(stage)
         assert parse_r(2, (4, inflect)) == rs and len(found.kept) == 36 - sum(rs)
@@ -150,7 +197,9 @@ def test_prumerge_as_many_as_there_are_outliers(tmp_path):
 
     stage = stage_with_last([144])
     for plus in (True, False):
-        found = build_pruner("prumerge", {"keep": "99%", "adaptive": True, "plus": plus}).select(stage)
+        found = build_pruner("prumerge", {"keep": "99%", "adaptive": True, "plus": plus}).select(
+            stage
+        )
         want = adaptive_indices(stage.tokens.encoder.last_saliency, plus=plus)
         assert found.kept.tolist() == sorted(want.tolist()) and len(found.extra) == 1
 
@@ -213,11 +262,18 @@ def test_cdpruner_reads_the_question_without_how_to_answer_it():
         f"{SHORT_ANSWER} Why?",
     ):
         reader.relevance(torch.ones(5, 4), words)
-    assert seen == ["What is it?", "What is it?", "What is it?", SHORT_ANSWER, f"{SHORT_ANSWER} Why?"]
+    assert seen == [
+        "What is it?",
+        "What is it?",
+        "What is it?",
+        SHORT_ANSWER,
+        f"{SHORT_ANSWER} Why?",
+    ]
 
 
 @pytest.mark.parametrize(
-    ("method", "params"), [("pyramiddrop", {"ratios": [0.5, 0.25, 0.125]}), ("tome", {"r": 16}), ("vtw", {"layer": 15})]
+    ("method", "params"),
+    [("pyramiddrop", {"ratios": [0.5, 0.25, 0.125]}), ("tome", {"r": 16}), ("vtw", {"layer": 15})],
 )
 def test_settings_that_leave_keep_no_say_hold_also_where_keep_is_all(method, params):
     assert build_pruner(method, {"keep": "all"}) is None
@@ -231,5 +287,10 @@ def test_bad_parameters_are_refused_also_where_keep_is_all():
 
 def test_trimtokenator_defaults_are_the_papers():
     pruner = build_pruner("trimtokenator", {"keep": 64})
-    assert (pruner.pool, pruner.align, pruner.diversity, pruner.order) == (0.8, "l2", "cosine", "align-first")
+    assert (pruner.pool, pruner.align, pruner.diversity, pruner.order) == (
+        0.8,
+        "l2",
+        "cosine",
+        "align-first",
+    )
     assert pruner.keep == Budget(tokens=64)

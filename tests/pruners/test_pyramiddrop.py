@@ -26,7 +26,8 @@ def test_published_counts():
     found = {t: pyramid_counts(576, t, LAYERS, 32, "layer-mean") for t in (192, 128, 64)}
     assert found == {192: (322, 180, 101), 128: (241, 101, 42), 64: (109, 20, 3)}
     assert round(mean(576, found[64]), 1) == 62.9
-    # The published default, ratios 0.5, 0.25, 0.125 behind layers 8, 16 and 24, in both ways of counting.
+    # The published default, ratios 0.5, 0.25, 0.125 behind layers 8, 16 and 24, in both ways of
+    # counting.
     assert pyramid_counts(576, 72, (8, 16, 24), 32) == (288, 144, 72)
     assert pyramid_counts(576, 270, (8, 16, 24), 32, "layer-mean") == (288, 144, 72)
     assert mean(576, (288, 144, 72), (8, 16, 24)) == 270
@@ -39,7 +40,11 @@ def test_final_leaves_the_target_behind_the_last_stage(n):
     for layers in ((1,), (1, 2), (1, 2, 3), LAYERS):
         for target in {1, 2, 3, n // 3, n // 2, n - 1, n, n + 5} - {0, -1}:
             counts = pyramid_counts(n, target, layers, 32)
-            assert counts[-1] == min(target, n) and [*counts] == sorted(counts, reverse=True) and counts[0] <= n
+            assert (
+                counts[-1] == min(target, n)
+                and [*counts] == sorted(counts, reverse=True)
+                and counts[0] <= n
+            )
             if target < n:
                 for stage, count in enumerate(counts[:-1], 1):
                     exact = n * (target / n) ** (stage / len(layers))
@@ -63,12 +68,19 @@ def test_layer_mean_has_the_best_lambda_of_two_digits(n):
 @pytest.mark.parametrize("keep", [Budget(tokens=1), Budget(tokens=7), Budget(share=0.3), Budget()])
 def test_each_stage_ranks_by_the_coming_layer(sizes, keep):
     pruner = PyramidDrop(keep)
-    assert pruner.stages(4) == (1, 2, 3) and pruner.stages(32) == LAYERS and pruner.stages(40) == (3, 10, 20)
+    assert (
+        pruner.stages(4) == (1, 2, 3)
+        and pruner.stages(32) == LAYERS
+        and pruner.stages(40) == (3, 10, 20)
+    )
     stage = stage_of(sizes, layer=1)
     for number in range(3):
         counts = [pyramid_counts(n, keep.count(n), (1, 2, 3), 4)[number] for n in sizes]
         selection = pruner.select(stage)
-        assert selection.kept.tolist() == literal(stage, stage.layer, counts) and selection.extra is None
+        assert (
+            selection.kept.tolist() == literal(stage, stage.layer, counts)
+            and selection.extra is None
+        )
         assert pruner.select_many([stage, stage])[1].kept.tolist() == selection.kept.tolist()
         stage = advanced(stage, selection, stage.layer + 1, seed=number)
     assert [len(rows) for rows in stage.images()] == [keep.count(n) for n in sizes]
@@ -84,12 +96,21 @@ def test_images_share_by_their_dense_tokens_at_every_stage(budget):
 
 
 def test_layer_mean_over_a_whole_run():
-    pruner, stage, alive = PyramidDrop(Budget(tokens=40), counts="layer-mean"), stage_of((100,), layer=1), [100]
+    pruner, stage, alive = (
+        PyramidDrop(Budget(tokens=40), counts="layer-mean"),
+        stage_of((100,), layer=1),
+        [100],
+    )
     for _ in range(3):
         stage = advanced(stage, pruner.select(stage), stage.layer + 1)
         alive.append(len(stage.prompt.visual))
-    assert abs(sum(alive) / 4 - 40) < 1 and alive == [100, *pyramid_counts(100, 40, (1, 2, 3), 4, "layer-mean")]
-    with pytest.raises(UsageError, match=r"pyramiddrop: a mean of 20 tokens over 4 layers is out of reach.*keep 25"):
+    assert abs(sum(alive) / 4 - 40) < 1 and alive == [
+        100,
+        *pyramid_counts(100, 40, (1, 2, 3), 4, "layer-mean"),
+    ]
+    with pytest.raises(
+        UsageError, match=r"pyramiddrop: a mean of 20 tokens over 4 layers is out of reach.*keep 25"
+    ):
         PyramidDrop(Budget(tokens=20), counts="layer-mean").select(stage_of((100,), layer=1))
 
 
@@ -97,12 +118,18 @@ def test_stages_that_deepstack_delays_fall_together():
     stage = stage_of((50,), layer=3, num_layers=4)
     delayed = replace(stage, prompt=replace(stage.prompt, deepstack=torch.zeros(3, 50, 8)))
     assert len(PyramidDrop(Budget(tokens=5)).select(delayed).kept) == 5
-    # All three layers in front see everything, so the last one alone must bring the mean down: none is low enough here.
+    # All three layers in front see everything, so the last one alone must bring the mean down: none
+    # is low enough here.
     assert len(PyramidDrop(Budget(tokens=40), counts="layer-mean").select(delayed).kept) == 10
 
 
 def test_ties_go_to_the_lowest_index():
-    assert PyramidDrop(Budget(tokens=2)).select(flat(stage_of((16, 9), layer=3))).kept.tolist() == [0, 1, 16, 17]
+    assert PyramidDrop(Budget(tokens=2)).select(flat(stage_of((16, 9), layer=3))).kept.tolist() == [
+        0,
+        1,
+        16,
+        17,
+    ]
 
 
 def test_counts_is_one_of_two():

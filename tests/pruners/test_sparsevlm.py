@@ -1,4 +1,6 @@
-"""SparseVLM against the published code's stored results and against the formulas, written out literally in float64."""
+"""SparseVLM against the published code's stored results and against the formulas, written out
+literally in float64.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +30,9 @@ GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("sparsevlm_layer2_*.
 def literal_raters(visual: np.ndarray, text: np.ndarray) -> list[int]:
     mean = np.zeros(len(text))
     for v in visual.astype(np.float64):
-        e = np.exp([v @ t for t in text.astype(np.float64)] - max(v @ t for t in text.astype(np.float64)))
+        e = np.exp(
+            [v @ t for t in text.astype(np.float64)] - max(v @ t for t in text.astype(np.float64))
+        )
         mean += e / e.sum() / len(visual)
     return [i for i, m in enumerate(mean) if m > mean.mean() + 1e-12] or list(range(len(text)))
 
@@ -40,7 +44,9 @@ def literal_merged(tokens: np.ndarray, count: int) -> np.ndarray:
     density = [float(np.exp(-np.mean([each**2 for each in sorted(row)[:count]]))) for row in d]
     largest, worth = max(map(max, d)), []
     for i in range(n):
-        denser = [j for j in range(n) if density[j] > density[i] or (density[j] == density[i] and j < i)]
+        denser = [
+            j for j in range(n) if density[j] > density[i] or (density[j] == density[i] and j < i)
+        ]
         worth.append(density[i] * (min(d[i][j] for j in denser) if denser else largest))
     centres = sorted(range(n), key=lambda i: (-worth[i], i))[:count]
     members = [[c] for c in centres]
@@ -56,7 +62,9 @@ def points(kind: str, n: int, seed: int, width: int = 16) -> torch.Tensor:
         return torch.randn(n, width, generator=g)
     centres = torch.randn(5, width, generator=g)
     if kind == "clustered":
-        return centres[torch.randint(5, (n,), generator=g)] + 0.5 * torch.randn(n, width, generator=g)
+        return centres[torch.randint(5, (n,), generator=g)] + 0.5 * torch.randn(
+            n, width, generator=g
+        )
     few = torch.randn(max(n // 3, 1), width, generator=g)
     return few[torch.randint(len(few), (n,), generator=g)]
 
@@ -78,8 +86,12 @@ def test_golden_vectors(path):
         assert added == int(data[f"cluster_num_{budget}"])
         rest = places[~torch.isin(places, chosen)]
         order = data[f"stage2_in_pruned_{budget}"]
-        assert torch.allclose(merged(outputs[rest][order], added), data[f"merged_{budget}"][0], atol=1e-5)
-        assert torch.allclose(recycle(outputs[rest], score[rest], added), data[f"merged_{budget}"][0], atol=1e-5)
+        assert torch.allclose(
+            merged(outputs[rest][order], added), data[f"merged_{budget}"][0], atol=1e-5
+        )
+        assert torch.allclose(
+            recycle(outputs[rest], score[rest], added), data[f"merged_{budget}"][0], atol=1e-5
+        )
 
 
 def test_published_counts():
@@ -89,7 +101,9 @@ def test_published_counts():
     assert sparsevlm_counts(576, 64, "layer-mean") == [(66, 16), (30, 2), (17, 1)]
     for budget, official in ((192, 192.0), (128, 128.6), (96, 96.9), (64, 64.8)):
         first, second, third = (sum(pair) for pair in sparsevlm_counts(576, budget, "layer-mean"))
-        assert (2 * 576 + 4 * first + 9 * second + 17 * third) / 32 == pytest.approx(official, abs=0.05)
+        assert (2 * 576 + 4 * first + 9 * second + 17 * third) / 32 == pytest.approx(
+            official, abs=0.05
+        )
         # What the last stage leaves names the same list from the other end.
         assert stage_aims(576, third) == (first, second, third)
         assert sparsevlm_counts(576, third)[-1] == sparsevlm_counts(576, budget, "layer-mean")[-1]
@@ -102,14 +116,26 @@ def test_final_leaves_exactly_the_target():
         for target in {1, 2, 3, 10, n // 4, n // 2, n - 1, n, n + 3} - {0, -1}:
             current, found = n, sparsevlm_counts(n, target)
             for kept, added in found:
-                assert kept >= 1 and 0 <= added <= max(clusters(current, kept), 0) and kept + added <= current
+                assert (
+                    kept >= 1
+                    and 0 <= added <= max(clusters(current, kept), 0)
+                    and kept + added <= current
+                )
                 current = kept + added
             assert current == min(target, n)
             current = n
             for kept, added in sparsevlm_counts(n, target, "layer-mean"):
-                assert 1 <= kept <= current and added == clusters(current, kept) and kept + added <= current
+                assert (
+                    1 <= kept <= current
+                    and added == clusters(current, kept)
+                    and kept + added <= current
+                )
                 current = kept + added
-    assert stage_counts(10, 10) == (10, 0) and stage_counts(10, 9) == (8, 1) and stage_counts(10, 1) == (1, 0)
+    assert (
+        stage_counts(10, 10) == (10, 0)
+        and stage_counts(10, 9) == (8, 1)
+        and stage_counts(10, 1) == (1, 0)
+    )
 
 
 @pytest.mark.parametrize("kind", ["random", "clustered", "duplicated"])
@@ -132,7 +158,10 @@ def test_equal_and_zero_tokens():
     assert torch.equal(merged(torch.zeros(9, 4), 2), torch.zeros(2, 4))
     far = merged(points("random", 30, 0) * 1e6, 4)
     assert far.isfinite().all(), "all densities underflow"
-    assert torch.allclose(merged(points("random", 30, 0).bfloat16(), 4), merged(points("random", 30, 0).bfloat16().float(), 4))
+    assert torch.allclose(
+        merged(points("random", 30, 0).bfloat16(), 4),
+        merged(points("random", 30, 0).bfloat16().float(), 4),
+    )
 
 
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 4), (30, 9), (144, 40)])
@@ -141,9 +170,12 @@ def test_raters_equal_the_literal_ones(n, m):
         visual, text = points("clustered", n, seed), points("random", m, 50 + seed)
         assert text_raters(visual, text).tolist() == literal_raters(visual.numpy(), text.numpy())
         assert (
-            text_raters(visual.half(), text.half()).tolist() == text_raters(visual.half().float(), text.half().float()).tolist()
+            text_raters(visual.half(), text.half()).tolist()
+            == text_raters(visual.half().float(), text.half().float()).tolist()
         )
-    assert text_raters(torch.zeros(3, 4), torch.randn(5, 4)).tolist() == [0, 1, 2, 3, 4], "none is above the mean: all rate"
+    assert text_raters(torch.zeros(3, 4), torch.randn(5, 4)).tolist() == [0, 1, 2, 3, 4], (
+        "none is above the mean: all rate"
+    )
     for visual, text in (
         (torch.zeros(0, 4), torch.zeros(2, 4)),
         (torch.zeros(2, 4), torch.zeros(2, 5)),
@@ -156,7 +188,9 @@ def test_raters_equal_the_literal_ones(n, m):
 def literal_choice(stage, kept: int, added: int) -> tuple[list[int], np.ndarray]:
     visual, prompt = stage.prompt.visual.tolist(), stage.prompt
     words = [row for row in range(len(stage.hidden)) if row not in visual and row > visual[0]]
-    raters = [words[i] for i in literal_raters(stage.tokens.embeds.numpy(), prompt.embeds[words].numpy())]
+    raters = [
+        words[i] for i in literal_raters(stage.tokens.embeds.numpy(), prompt.embeds[words].numpy())
+    ]
     each = stage.attention(torch.tensor(raters), stage.layer - 1).double().numpy()
     score = [each[:, :, row].mean() for row in visual]
     order = sorted(range(len(visual)), key=lambda i: (-score[i], i))
@@ -170,7 +204,11 @@ def literal_choice(stage, kept: int, added: int) -> tuple[list[int], np.ndarray]
 @pytest.mark.parametrize("keep", [Budget(tokens=6), Budget(share=0.4)])
 def test_three_stages_equal_the_literal_ones(counts, sizes, keep):
     pruner, stage = SparseVLM(keep, counts=counts), stage_of(sizes, layer=1, seed=2)
-    assert pruner.stages(4) == (1, 2, 3) and pruner.stages(32) == (3, 7, 16) and pruner.stages(40) == (4, 9, 20)
+    assert (
+        pruner.stages(4) == (1, 2, 3)
+        and pruner.stages(32) == (3, 7, 16)
+        and pruner.stages(40) == (4, 9, 20)
+    )
     for kept, added in sparsevlm_counts(sum(sizes), sum(keep.count(n) for n in sizes), counts):
         before = stage.hidden.clone()
         selection = pruner.select(stage)
@@ -191,7 +229,9 @@ def test_three_stages_equal_the_literal_ones(counts, sizes, keep):
 def test_a_single_token_and_a_budget_that_is_not_below():
     for sizes, keep in (((1,), 1), ((1,), 64), ((20,), 20), ((20, 5), 64)):
         for counts in ("final", "layer-mean"):
-            selection = SparseVLM(Budget(tokens=keep), counts=counts).select(stage_of(sizes, layer=1))
+            selection = SparseVLM(Budget(tokens=keep), counts=counts).select(
+                stage_of(sizes, layer=1)
+            )
             assert selection.kept.tolist() == list(range(sum(sizes))) and selection.extra is None
 
 
@@ -199,7 +239,9 @@ def test_ties_duplicates_and_zero_tokens():
     same = stage_of((40,), layer=3, embeds=torch.zeros(40, WIDTH))
     same = replace(same, hidden=torch.zeros_like(same.hidden))
     selection = SparseVLM(Budget(tokens=8)).select(flat(same))
-    assert len(selection.kept) + len(selection.extra) == 8 and selection.kept.tolist() == list(range(len(selection.kept)))
+    assert len(selection.kept) + len(selection.extra) == 8 and selection.kept.tolist() == list(
+        range(len(selection.kept))
+    )
     assert torch.equal(selection.extra, torch.zeros_like(selection.extra))
 
 
@@ -213,7 +255,9 @@ def test_words_in_front_of_the_image_rate_only_where_none_is_behind():
     SparseVLM(Budget(tokens=5)).select(replace(stage, attention=attention))
     assert asked == [([22], 2)], "the words behind, in the layer that has just run"
     at_end = replace(stage.prompt, embeds=stage.prompt.embeds[:22], instruction=torch.arange(2))
-    SparseVLM(Budget(tokens=5)).select(replace(stage, attention=attention, prompt=at_end, hidden=stage.hidden[:22]))
+    SparseVLM(Budget(tokens=5)).select(
+        replace(stage, attention=attention, prompt=at_end, hidden=stage.hidden[:22])
+    )
     assert set(asked[1][0]) <= {0, 1}
 
 

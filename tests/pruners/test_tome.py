@@ -1,4 +1,6 @@
-"""ToMe's matching and merging against the published code's vectors and its rules written out, and the projected variant."""
+"""ToMe's matching and merging against the published code's vectors and its rules written out, and
+the projected variant.
+"""
 
 from pathlib import Path
 
@@ -9,18 +11,35 @@ import torch
 from tests.pruners.test_visionzip import clustered, stage_of
 from trimtok_cli.pruners.base import Stage
 from trimtok_cli.pruners.budget import Budget
-from trimtok_cli.pruners.methods.tome import ToMe, ToMeProjected, lowest, merge, merge_down, parse_r, r_schedule, step
+from trimtok_cli.pruners.methods.tome import (
+    ToMe,
+    ToMeProjected,
+    lowest,
+    merge,
+    merge_down,
+    parse_r,
+    r_schedule,
+    step,
+)
 
 FOLDER = Path(__file__).parents[1] / "golden"
 GOLDEN = sorted(FOLDER.glob("tome_N*.npz"))
 
 
 def literal(metric, values, size, r, protected):
-    """One step, token by token, in float64: groups of places, in the order of the result, and their means and sizes."""
+    """One step, token by token, in float64: groups of places, in the order of the result, and their
+    means and sizes.
+    """
     unit = metric / np.maximum(np.linalg.norm(metric, axis=1, keepdims=True), 1e-30)
     a, b = list(range(0, len(metric), 2)), list(range(1, len(metric), 2))
     r = max(min(r, (len(metric) - protected) // 2), 0)
-    like = {i: [-np.inf if i < protected or j < protected else np.round(unit[i] @ unit[j], 12) for j in b] for i in a}
+    like = {
+        i: [
+            -np.inf if i < protected or j < protected else np.round(unit[i] @ unit[j], 12)
+            for j in b
+        ]
+        for i in a
+    }
     order = sorted(a, key=lambda i: (-max(like[i], default=0), i))
     into = {j: [j] for j in b}
     for i in order[:r]:
@@ -28,7 +47,11 @@ def literal(metric, values, size, r, protected):
     alone = sorted(order[r:]) if protected else order[r:]
     groups = [[i] for i in alone] + [into[j] for j in b]
     sizes = np.array([size[g].sum() for g in groups])
-    return groups, np.stack([(values[g] * size[g][:, None]).sum(0) for g in groups]) / sizes[:, None], sizes
+    return (
+        groups,
+        np.stack([(values[g] * size[g][:, None]).sum(0) for g in groups]) / sizes[:, None],
+        sizes,
+    )
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda p: p.stem)
@@ -52,7 +75,13 @@ def test_golden_vectors(path):
 
 def test_golden_schedules():
     data = np.load(FOLDER / "tome_parse_r.npz")
-    given = {"L24_r16": 16, "L24_r16_m1": (16, -1), "L24_r16_p1": (16, 1), "L12_r8": 8, "L12_r8_m1": (8, -1)}
+    given = {
+        "L24_r16": 16,
+        "L24_r16_m1": (16, -1),
+        "L24_r16_p1": (16, 1),
+        "L12_r8": 8,
+        "L12_r8_m1": (8, -1),
+    }
     for name, r in given.items():
         assert parse_r(int(name[1:3]), r) == data[name].tolist(), name
     short = data["L24_list3"].tolist()
@@ -78,7 +107,9 @@ def test_schedules_of_exact_budgets():
 
 @pytest.mark.parametrize("kind", ["random", "clustered", "signs"])
 @pytest.mark.parametrize("protected", [0, 1, 2])
-@pytest.mark.parametrize(("n", "r"), [(1, 3), (2, 1), (3, 1), (9, 2), (40, 13), (41, 99), (41, 0), (64, -2)])
+@pytest.mark.parametrize(
+    ("n", "r"), [(1, 3), (2, 1), (3, 1), (9, 2), (40, 13), (41, 99), (41, 0), (64, -2)]
+)
 def test_equals_the_literal_rules_in_batches(kind, protected, n, r):
     metric = torch.stack([clustered(n, 12, seed, kind) for seed in range(3)])
     values = torch.stack([clustered(n, 5, 9 + seed) for seed in range(3)])
@@ -88,13 +119,19 @@ def test_equals_the_literal_rules_in_batches(kind, protected, n, r):
     first = lowest(torch.arange(n).expand(3, -1), found)
     for i in range(3):
         groups, want, total = literal(
-            metric[i].double().numpy(), values[i].double().numpy(), size[i].double().numpy(), r, protected
+            metric[i].double().numpy(),
+            values[i].double().numpy(),
+            size[i].double().numpy(),
+            r,
+            protected,
         )
         assert np.allclose(want, merged[i], atol=1e-5) and sizes[i].tolist() == total.tolist()
         assert first[i].tolist() == [min(g) for g in groups]
         assert all(found.source[i, g].tolist() == [row] * len(g) for row, g in enumerate(groups))
         single = step(metric[i], r, protected)
-        assert single.src.tolist() == found.src[i].tolist() and torch.allclose(merge(values[i], size[i], single)[0], merged[i])
+        assert single.src.tolist() == found.src[i].tolist() and torch.allclose(
+            merge(values[i], size[i], single)[0], merged[i]
+        )
     for token in range(min(protected, n)):
         assert torch.equal(merged[torch.arange(3), found.source[:, token]], values[:, token])
 
@@ -103,8 +140,14 @@ def test_down_to_the_budget_every_token_counts_once():
     for n, keep in [(1, 1), (2, 1), (37, 5), (96, 11), (96, 48), (20, 33)]:
         x = torch.stack([clustered(n, 8, seed) for seed in range(2)])
         index, values, size = merge_down(x, keep)
-        assert index.shape == size.shape == (2, min(keep, n)) and (index.diff(dim=1) > 0).all() and (index[:, 0] == 0).all()
-        assert (size.sum(1) == n).all() and torch.allclose((values * size[..., None]).sum(1), x.sum(1), atol=1e-3)
+        assert (
+            index.shape == size.shape == (2, min(keep, n))
+            and (index.diff(dim=1) > 0).all()
+            and (index[:, 0] == 0).all()
+        )
+        assert (size.sum(1) == n).all() and torch.allclose(
+            (values * size[..., None]).sum(1), x.sum(1), atol=1e-3
+        )
         if keep >= n:
             assert torch.equal(values, x)
     sizes = []
@@ -125,24 +168,35 @@ def test_down_to_the_budget_equals_the_literal_steps():
     index, got, count = merge_down(x, 9)
     order = np.argsort(first)
     assert (
-        index.tolist() == sorted(first) and np.allclose(values[order], got, atol=1e-5) and count.tolist() == size[order].tolist()
+        index.tolist() == sorted(first)
+        and np.allclose(values[order], got, atol=1e-5)
+        and count.tolist() == size[order].tolist()
     )
 
 
 @pytest.mark.parametrize("twins", [False, True])
 @pytest.mark.parametrize("sizes", [[1], [30], [9, 40, 1]])
-@pytest.mark.parametrize("keep", [Budget(tokens=1), Budget(tokens=8), Budget(share=0.4), Budget(tokens=99), Budget()])
+@pytest.mark.parametrize(
+    "keep", [Budget(tokens=1), Budget(tokens=8), Budget(share=0.4), Budget(tokens=99), Budget()]
+)
 def test_invariants(sizes, keep, twins):
     stage, pruner = stage_of(sizes, twins=twins, offers=()), ToMeProjected(keep)
     first, again = pruner.select(stage), pruner.select_many([stage, stage])[1]
-    assert first.kept.tolist() == again.kept.tolist() == sorted(set(first.kept.tolist())) and first.extra is None
+    assert (
+        first.kept.tolist() == again.kept.tolist() == sorted(set(first.kept.tolist()))
+        and first.extra is None
+    )
     owner = stage.tokens.visual_index[first.kept]
-    assert [int((owner == i).sum()) for i in range(len(sizes))] == [keep.count(size) for size in sizes]
+    assert [int((owner == i).sum()) for i in range(len(sizes))] == [
+        keep.count(size) for size in sizes
+    ]
     if first.embeds is not None:
         assert torch.equal(first.embeds, again.embeds) and first.embeds.isfinite().all()
         start = 0
         for number, size in enumerate(sizes):
-            index, values, _ = merge_down(stage.visual_embeds[start : start + size], keep.count(size))
+            index, values, _ = merge_down(
+                stage.visual_embeds[start : start + size], keep.count(size)
+            )
             assert (first.kept[owner == number] - start).tolist() == index.tolist() and torch.equal(
                 first.embeds[owner == number], values
             )
@@ -166,7 +220,10 @@ def test_nonsense_zeros_and_half_precision():
     assert merge_down(torch.zeros(9, 4), 3)[1].isfinite().all()
     x = clustered(40, 8, 0).half()
     half, full = merge_down(x, 7), merge_down(x.float(), 7)
-    assert all(torch.equal(a, b) for a, b in zip(half, full, strict=True)) and half[1].dtype == torch.float32
+    assert (
+        all(torch.equal(a, b) for a, b in zip(half, full, strict=True))
+        and half[1].dtype == torch.float32
+    )
 
 
 def test_no_value_leaves_the_device():
@@ -177,7 +234,9 @@ def test_no_value_leaves_the_device():
 @torch.inference_mode()
 @pytest.mark.parametrize("proportional", [True, False])
 def test_in_the_tower_it_equals_a_loop_written_out(tmp_path, proportional):
-    """One image, two layers of a real CLIP: matching by hand on Python numbers, between attention and MLP."""
+    """One image, two layers of a real CLIP: matching by hand on Python numbers, between attention
+    and MLP.
+    """
     from tests.conftest import picture
     from tests.support import tiny
     from trimtok_cli.models.loading import load_model
@@ -186,7 +245,9 @@ def test_in_the_tower_it_equals_a_loop_written_out(tmp_path, proportional):
     inputs = adapter.prepare([picture(3)], "?")
     tokens = adapter.encode_many([inputs])[0]
     prompt = adapter.embed(inputs, tokens)
-    found = ToMe(Budget(tokens=20), proportional=proportional).select(Stage(0, prompt.embeds, prompt, tokens))
+    found = ToMe(Budget(tokens=20), proportional=proportional).select(
+        Stage(0, prompt.embeds, prompt, tokens)
+    )
     layers = adapter.model.model.vision_tower.encoder.layers[:2]
     hidden, groups = tokens.encoder.blocks.hidden[0], [[i] for i in range(37)]
     for layer, r in zip(layers, r_schedule(36, 20, 2), strict=True):
@@ -195,10 +256,19 @@ def test_in_the_tower_it_equals_a_loop_written_out(tmp_path, proportional):
         scores = split(attn.q_proj(normed)) @ split(attn.k_proj(normed)).mT * attn.head_dim**-0.5
         if proportional:
             scores = scores + torch.tensor([len(g) for g in groups]).log()
-        hidden = hidden + attn.out_proj((scores.softmax(-1) @ split(attn.v_proj(normed))).transpose(0, 1).flatten(1))
-        unit = torch.nn.functional.normalize(attn.k_proj(normed).unflatten(-1, (-1, attn.head_dim)).mean(1), dim=-1)
-        pairs = [(max((float(unit[a] @ unit[b]), -b) for b in range(1, len(unit), 2)), a) for a in range(2, len(unit), 2)]
-        goes = {a: -best[1] for best, a in sorted(pairs, key=lambda pair: (-pair[0][0], pair[1]))[:r]}
+        hidden = hidden + attn.out_proj(
+            (scores.softmax(-1) @ split(attn.v_proj(normed))).transpose(0, 1).flatten(1)
+        )
+        unit = torch.nn.functional.normalize(
+            attn.k_proj(normed).unflatten(-1, (-1, attn.head_dim)).mean(1), dim=-1
+        )
+        pairs = [
+            (max((float(unit[a] @ unit[b]), -b) for b in range(1, len(unit), 2)), a)
+            for a in range(2, len(unit), 2)
+        ]
+        goes = {
+            a: -best[1] for best, a in sorted(pairs, key=lambda pair: (-pair[0][0], pair[1]))[:r]
+        }
         rows = []
         order = [a for a in range(0, len(unit), 2) if a not in goes] + list(range(1, len(unit), 2))
         for place in order:
@@ -213,6 +283,8 @@ def test_in_the_tower_it_equals_a_loop_written_out(tmp_path, proportional):
         groups = [sources for _, sources in rows]
         hidden = torch.stack([value for value, _ in rows])
         hidden = hidden + layer.mlp(layer.layer_norm2(hidden))
-    want = sorted((min(group) - 1, adapter.project(hidden[i])) for i, group in enumerate(groups) if min(group))
+    want = sorted(
+        (min(group) - 1, adapter.project(hidden[i])) for i, group in enumerate(groups) if min(group)
+    )
     assert found.kept.tolist() == [place for place, _ in want] and len(found.kept) == 20
     assert (found.embeds - torch.stack([value for _, value in want])).abs().max() < 1e-4

@@ -1,4 +1,6 @@
-"""The paper's pruner against its equations, written out literally in float64, and against stored vectors."""
+"""The paper's pruner against its equations, written out literally in float64, and against stored
+vectors.
+"""
 
 from pathlib import Path
 
@@ -14,7 +16,12 @@ GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("trimtokenator_PAPER
 
 
 def literal(
-    visual: np.ndarray, text: np.ndarray, keep: int, pool: float = 0.8, align: str = "l2", diversity: str = "cosine"
+    visual: np.ndarray,
+    text: np.ndarray,
+    keep: int,
+    pool: float = 0.8,
+    align: str = "l2",
+    diversity: str = "cosine",
 ) -> list[int]:
     """Eq. 3, 4 and 8 to 16, loop by loop, one sample; the order of selection."""
     visual, text = visual.astype(np.float64), text.astype(np.float64)
@@ -31,7 +38,9 @@ def literal(
     x = visual[pool_ids]
     if diversity == "cosine":
         unit = x / np.linalg.norm(x, axis=1, keepdims=True)
-        c = np.einsum("id,jd->ij", unit, unit)  # not a blocked product: equal rows give bit-equal similarities
+        c = np.einsum(
+            "id,jd->ij", unit, unit
+        )  # not a blocked product: equal rows give bit-equal similarities
     else:
         c = -np.array([[np.linalg.norm(a - b) for b in x] for a in x])
     chosen = [int(np.argmin(c.mean(1).round(12)))]
@@ -50,7 +59,11 @@ def tokens(kind: str, n: int, m: int, d: int, seed: int) -> tuple[torch.Tensor, 
         visual = torch.randn(n, d, generator=g)
     else:
         centers = torch.randn(7, d, generator=g)
-        visual = centers[torch.randint(7, (n,), generator=g)] + 0.6 * torch.randn(n, d, generator=g) + 0.3
+        visual = (
+            centers[torch.randint(7, (n,), generator=g)]
+            + 0.6 * torch.randn(n, d, generator=g)
+            + 0.3
+        )
     return visual, 0.5 * torch.randn(m, d, generator=g)
 
 
@@ -61,17 +74,23 @@ def test_golden_vectors_index_for_index(path):
     visual, text = torch.from_numpy(data["visual"]), torch.from_numpy(data["text"])
     for short, align in (("l2", "l2"), ("sq", "sq_l2")):
         assert torch.allclose(
-            alignment(visual[None], text[None], align)[0].double(), torch.from_numpy(data[f"alpha_{short}"]), atol=1e-4
+            alignment(visual[None], text[None], align)[0].double(),
+            torch.from_numpy(data[f"alpha_{short}"]),
+            atol=1e-4,
         )
         for name in [n for n in data.files if n.startswith(f"order_{short}_")]:
             keep = int(name.rsplit("_", 1)[1])
             assert greedy_order(visual, text, keep, align=align).tolist() == data[name].tolist()
-            assert trimtokenator(visual, text, keep, align=align).tolist() == data[f"kept_{short}_{keep}"].tolist()
+            assert (
+                trimtokenator(visual, text, keep, align=align).tolist()
+                == data[f"kept_{short}_{keep}"].tolist()
+            )
 
 
 @pytest.mark.parametrize("kind", ["random", "clustered"])
 @pytest.mark.parametrize(
-    ("n", "m", "keep"), [(1, 1, 1), (2, 3, 1), (5, 1, 4), (23, 4, 23), (40, 9, 33), (97, 5, 12), (144, 12, 16)]
+    ("n", "m", "keep"),
+    [(1, 1, 1), (2, 3, 1), (5, 1, 4), (23, 4, 23), (40, 9, 33), (97, 5, 12), (144, 12, 16)],
 )
 @pytest.mark.parametrize(
     ("align", "diversity", "pool"),
@@ -80,15 +99,21 @@ def test_golden_vectors_index_for_index(path):
 def test_equals_the_literal_equations(kind, n, m, keep, align, diversity, pool):
     visual, text = tokens(kind, n, m, 24, seed=n + m + keep)
     want = literal(visual.numpy(), text.numpy(), keep, pool, align, diversity)
-    assert greedy_order(visual, text, keep, pool=pool, align=align, diversity=diversity).tolist() == want
-    assert trimtokenator(visual, text, keep, pool=pool, align=align, diversity=diversity).tolist() == sorted(want)
+    assert (
+        greedy_order(visual, text, keep, pool=pool, align=align, diversity=diversity).tolist()
+        == want
+    )
+    assert trimtokenator(
+        visual, text, keep, pool=pool, align=align, diversity=diversity
+    ).tolist() == sorted(want)
 
 
 @pytest.mark.parametrize(("n", "keep"), [(576, 64), (2880, 320)])
 def test_at_the_paper_s_sizes(n, keep):
     visual, text = tokens("clustered", n, 30, 64, seed=n)
     x, t = visual.double(), text.double()
-    # The same equations as matrices in float64: `literal` would take minutes here, and the test above ties the two together.
+    # The same equations as matrices in float64: `literal` would take minutes here, and the test
+    # above ties the two together.
     alpha = -torch.cdist(x, t).mean(1)
     pool = alpha.sort(descending=True, stable=True).indices[: int(0.8 * n)].sort().values
     unit = torch.nn.functional.normalize(x[pool], dim=1)
@@ -135,7 +160,10 @@ def test_batch_and_ragged_text_equal_singles(batch):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_float32_inside_whatever_comes_in(dtype):
     visual, text = (x.to(dtype) for x in tokens("clustered", 200, 8, 32, 3))
-    assert trimtokenator(visual, text, 20).tolist() == trimtokenator(visual.float(), text.float(), 20).tolist()
+    assert (
+        trimtokenator(visual, text, 20).tolist()
+        == trimtokenator(visual.float(), text.float(), 20).tolist()
+    )
 
 
 def test_keep_all_zero_vectors_and_inputs_left_alone():
@@ -149,9 +177,18 @@ def test_keep_all_zero_vectors_and_inputs_left_alone():
 
 
 @pytest.mark.parametrize(
-    "change", [{"keep": 0}, {"pool": 0.0}, {"pool": 1.2}, {"align": "dot"}, {"diversity": "dot"}, {"text": torch.zeros(0, 8)}, {"text": torch.zeros(3, 7)},
-               {"text_mask": torch.ones(2, dtype=torch.bool)}],
-)  # fmt: skip
+    "change",
+    [
+        {"keep": 0},
+        {"pool": 0.0},
+        {"pool": 1.2},
+        {"align": "dot"},
+        {"diversity": "dot"},
+        {"text": torch.zeros(0, 8)},
+        {"text": torch.zeros(3, 7)},
+        {"text_mask": torch.ones(2, dtype=torch.bool)},
+    ],
+)
 def test_nonsense_is_refused_in_a_sentence(change):
     given = {"visual": torch.randn(6, 8), "text": torch.randn(3, 8), "keep": 2} | change
     with pytest.raises(ValueError, match=r"must|pool is"):
@@ -159,12 +196,18 @@ def test_nonsense_is_refused_in_a_sentence(change):
 
 
 def test_no_value_leaves_the_device_in_the_loop():
-    """On meta tensors nothing can be read back: a hidden .item() or a data-dependent shape would raise."""
-    out = trimtokenator(torch.empty(2, 50, 8, device="meta"), torch.empty(2, 4, 8, device="meta"), 10)
+    """On meta tensors nothing can be read back: a hidden .item() or a data-dependent shape would
+    raise.
+    """
+    out = trimtokenator(
+        torch.empty(2, 50, 8, device="meta"), torch.empty(2, 4, 8, device="meta"), 10
+    )
     assert out.shape == (2, 10) and out.device.type == "meta"
 
 
-@pytest.mark.parametrize("order", ["align-first", "diversity-first", "align-only", "diversity-only"])
+@pytest.mark.parametrize(
+    "order", ["align-first", "diversity-first", "align-only", "diversity-only"]
+)
 def test_the_order_of_the_stages_and_either_alone(order):
     """Table 6: the same two functions, one after the other in either order, or one of them."""
     torch.manual_seed(3)
@@ -172,7 +215,9 @@ def test_the_order_of_the_stages_and_either_alone(order):
         visual, text = torch.randn(2, count, 5), torch.randn(2, 3, 5)
         got = trimtokenator(visual, text, keep, pool=pool, order=order)
         for x, t, found in zip(visual, text, got, strict=True):
-            near = lambda rows, k, x=x, t=t: rows[alignment(x[None], t[None])[0][rows].argsort(descending=True)[:k]]  # noqa: E731
+            near = lambda rows, k, x=x, t=t: rows[
+                alignment(x[None], t[None])[0][rows].argsort(descending=True)[:k]
+            ]  # noqa: E731
             unlike = lambda rows, k, x=x: rows[repmax(x[rows][None], k)[0]]  # noqa: E731
             first, second = (near, unlike) if order.startswith("align") else (unlike, near)
             rows = torch.arange(count)
@@ -191,5 +236,9 @@ def test_mutual_information_tells_what_goes_together():
     unlike = torch.randn(1, 3, 400)
     visual = torch.cat([unlike, text[:, :1] * -3 + 0.1 * torch.randn(1, 1, 400), unlike], 1)
     score = alignment(visual, text, "mi")
-    assert score.shape == (1, 7) and score.argmax() == 3 and score[0, 3] > 5 * score[0, :3].max().clamp(min=0.01)
+    assert (
+        score.shape == (1, 7)
+        and score.argmax() == 3
+        and score[0, 3] > 5 * score[0, :3].max().clamp(min=0.01)
+    )
     assert 3 in trimtokenator(visual, text, 2, pool=0.3, align="mi")[0].tolist()

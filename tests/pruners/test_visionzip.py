@@ -1,4 +1,6 @@
-"""VisionZip against the published code's vectors and its rules written out, and what every pruner owes its caller."""
+"""VisionZip against the published code's vectors and its rules written out, and what every pruner
+owes its caller.
+"""
 
 from pathlib import Path
 
@@ -29,7 +31,10 @@ def literal(saliency, metric, features, dominant, contextual):
     for r in rest:
         if r not in targets:
             groups[int(np.argmax([unit[r] @ unit[t] for t in targets]))].append(r)
-    merged = [features[t] + features[g].sum(0) / max(1, len(g)) for t, g in zip(targets, groups, strict=True)]
+    merged = [
+        features[t] + features[g].sum(0) / max(1, len(g))
+        for t, g in zip(targets, groups, strict=True)
+    ]
     return best, targets, np.stack(merged)
 
 
@@ -39,14 +44,22 @@ def clustered(n: int, d: int, seed: int, kind: str = "clustered") -> torch.Tenso
         return torch.randint(2, (n, 4), generator=g).float() * 2 - 1
     if kind == "random":
         return torch.randn(n, d, generator=g)
-    return torch.randn(7, d, generator=g)[torch.randint(7, (n,), generator=g)] + 0.6 * torch.randn(n, d, generator=g)
+    return torch.randn(7, d, generator=g)[torch.randint(7, (n,), generator=g)] + 0.6 * torch.randn(
+        n, d, generator=g
+    )
 
 
-def stage_of(sizes, seed=0, blank=(), offers=("saliency", "keys", "features", "project"), twins=False) -> Stage:
+def stage_of(
+    sizes, seed=0, blank=(), offers=("saliency", "keys", "features", "project"), twins=False
+) -> Stage:
     """Images of these sizes with one text row between them; `blank` tokens show no place."""
     total = sum(sizes)
     g = torch.Generator().manual_seed(seed)
-    features, keys, saliency = clustered(total, 6, seed), clustered(total, 5, seed + 1), torch.rand(total, generator=g)
+    features, keys, saliency = (
+        clustered(total, 6, seed),
+        clustered(total, 5, seed + 1),
+        torch.rand(total, generator=g),
+    )
     if twins and total > 4:
         features[1::2], keys[1::2], saliency[1::2] = features[1], keys[1], saliency[1]
         features[3], keys[3] = 0, 0
@@ -59,11 +72,24 @@ def stage_of(sizes, seed=0, blank=(), offers=("saliency", "keys", "features", "p
     box = torch.rand(total, 4, generator=g) + 0.1
     box[list(blank)] = 0
     saliency[list(blank)], keys[list(blank)] = torch.nan, torch.nan
-    given = {"saliency": lambda: saliency, "keys": lambda: keys, "features": lambda: features, "project": lambda x: x @ WEIGHT,
-             "cls": lambda: torch.arange(len(sizes))[:, None].expand(-1, 6) + 100.0}  # fmt: skip
+    given = {
+        "saliency": lambda: saliency,
+        "keys": lambda: keys,
+        "features": lambda: features,
+        "project": lambda x: x @ WEIGHT,
+        "cls": lambda: torch.arange(len(sizes))[:, None].expand(-1, 6) + 100.0,
+    }
     owner = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    tokens = VisualTokens(hidden[visual], owner, box, encoder=EncoderTap(**{name: given[name] for name in offers}))
-    prompt = Prompt(hidden, torch.arange(len(hidden)), visual, torch.arange(total), torch.tensor([len(hidden) - 1]))
+    tokens = VisualTokens(
+        hidden[visual], owner, box, encoder=EncoderTap(**{name: given[name] for name in offers})
+    )
+    prompt = Prompt(
+        hidden,
+        torch.arange(len(hidden)),
+        visual,
+        torch.arange(total),
+        torch.tensor([len(hidden) - 1]),
+    )
     return Stage(0, hidden, prompt, tokens)
 
 
@@ -71,7 +97,11 @@ def stage_of(sizes, seed=0, blank=(), offers=("saliency", "keys", "features", "p
 def test_golden_vectors(path):
     assert len(GOLDEN) == 4
     data = {name: torch.from_numpy(value) for name, value in np.load(path).items()}
-    hidden, metric, saliency = data["hidden_states"], data["metric"], data["cls_attention_row"].sum(1)[:, 0, 1:]
+    hidden, metric, saliency = (
+        data["hidden_states"],
+        data["metric"],
+        data["cls_attention_row"].sum(1)[:, 0, 1:],
+    )
     for name in [n for n in data if n.startswith("out_")]:
         d, c = map(int, name.split("_")[1:])
         best, targets, merged = visionzip(saliency, metric[:, 1:], hidden[:, 1:], d - 1, c)
@@ -90,14 +120,21 @@ def test_golden_vectors(path):
 
 
 @pytest.mark.parametrize("kind", ["random", "clustered", "signs"])
-@pytest.mark.parametrize(("n", "d", "c"), [(1, 1, 0), (2, 1, 1), (7, 0, 3), (9, 9, 0), (9, 4, 5), (40, 11, 6), (97, 20, 13)])
+@pytest.mark.parametrize(
+    ("n", "d", "c"),
+    [(1, 1, 0), (2, 1, 1), (7, 0, 3), (9, 9, 0), (9, 4, 5), (40, 11, 6), (97, 20, 13)],
+)
 def test_equals_the_literal_rules_in_batches(kind, n, d, c):
     metric = torch.stack([clustered(n, 12, seed, kind) for seed in range(3)])
     features = torch.stack([clustered(n, 10, 9 + seed) for seed in range(3)])
-    saliency = torch.rand(3, n, generator=torch.Generator().manual_seed(n)).round(decimals=1)  # with ties
+    saliency = torch.rand(3, n, generator=torch.Generator().manual_seed(n)).round(
+        decimals=1
+    )  # with ties
     got = visionzip(saliency, metric, features, d, c)
     for i in range(3):
-        best, targets, merged = literal(saliency[i].numpy(), metric[i].double().numpy(), features[i].double().numpy(), d, c)
+        best, targets, merged = literal(
+            saliency[i].numpy(), metric[i].double().numpy(), features[i].double().numpy(), d, c
+        )
         for want, have in ((best, got[0][i]), (targets, got[1][i])):
             assert have.tolist() == want
         assert np.allclose(merged, got[2][i].numpy(), atol=1e-5)
@@ -109,12 +146,21 @@ def test_half_precision_comes_in_and_float32_comes_out():
     x = clustered(50, 8, 0).half()
     saliency = torch.rand(50, generator=torch.Generator().manual_seed(3))
     half, full = visionzip(saliency, x, x, 7, 4), visionzip(saliency, x.float(), x.float(), 7, 4)
-    assert all(torch.equal(a, b) for a, b in zip(half, full, strict=True)) and half[2].dtype == torch.float32
+    assert (
+        all(torch.equal(a, b) for a, b in zip(half, full, strict=True))
+        and half[2].dtype == torch.float32
+    )
 
 
 def test_split_of_the_published_budgets():
     pruner = VisionZip()
-    assert [pruner.split(t) for t in (32, 64, 128, 192, 640)] == [(27, 5), (54, 10), (108, 20), (162, 30), (540, 100)]
+    assert [pruner.split(t) for t in (32, 64, 128, 192, 640)] == [
+        (27, 5),
+        (54, 10),
+        (108, 20),
+        (162, 30),
+        (540, 100),
+    ]
     assert (
         pruner.split(1) == (1, 0)
         and VisionZip(contextual=0.99).split(4) == (1, 3)
@@ -127,7 +173,9 @@ def test_the_pruner_is_the_function_with_the_projector_behind_it():
     tap, budget = stage.tokens.encoder, 20
     best, targets, values = visionzip(tap.saliency, tap.keys, tap.features, 17, 3)
     chosen = VisionZip(Budget(tokens=budget)).select(stage)
-    assert chosen.extra is None and chosen.kept.tolist() == sorted([*best.tolist(), *targets.tolist()])
+    assert chosen.extra is None and chosen.kept.tolist() == sorted(
+        [*best.tolist(), *targets.tolist()]
+    )
     want = stage.visual_embeds.clone()
     want[targets] = values @ WEIGHT
     assert torch.allclose(chosen.embeds, want[chosen.kept], atol=1e-5)
@@ -164,13 +212,17 @@ def test_without_features_the_embeddings_are_merged():
 
 @pytest.mark.parametrize("twins", [False, True])
 @pytest.mark.parametrize("sizes", [[1], [30], [9, 40, 1]])
-@pytest.mark.parametrize("keep", [Budget(tokens=1), Budget(tokens=8), Budget(share=0.4), Budget(tokens=99), Budget()])
+@pytest.mark.parametrize(
+    "keep", [Budget(tokens=1), Budget(tokens=8), Budget(share=0.4), Budget(tokens=99), Budget()]
+)
 def test_invariants(sizes, keep, twins):
     stage, pruner = stage_of(sizes, twins=twins), VisionZip(keep)
     first, again = pruner.select(stage), pruner.select_many([stage, stage])[1]
     assert first.kept.tolist() == again.kept.tolist() == sorted(set(first.kept.tolist()))
     owner = stage.tokens.visual_index[first.kept]
-    assert [int((owner == i).sum()) for i in range(len(sizes))] == [keep.count(size) for size in sizes]
+    assert [int((owner == i).sum()) for i in range(len(sizes))] == [
+        keep.count(size) for size in sizes
+    ]
     if first.embeds is not None:
         assert (
             torch.equal(first.embeds, again.embeds)
@@ -183,15 +235,23 @@ def test_images_are_independent():
     stage = stage_of([30, 20])
     both, alone = VisionZip(Budget(tokens=8)).select(stage), VisionZip(Budget(tokens=8))
     for name in ("saliency", "keys", "features"):
-        getattr(stage.tokens.encoder, name)[30:] = getattr(stage_of([30, 20], seed=7).tokens.encoder, name)[30:]
+        getattr(stage.tokens.encoder, name)[30:] = getattr(
+            stage_of([30, 20], seed=7).tokens.encoder, name
+        )[30:]
     changed = alone.select(stage)
-    assert both.kept[:8].tolist() == changed.kept[:8].tolist() and torch.allclose(both.embeds[:8], changed.embeds[:8])
+    assert both.kept[:8].tolist() == changed.kept[:8].tolist() and torch.allclose(
+        both.embeds[:8], changed.embeds[:8]
+    )
 
 
 def test_tokens_without_a_place_are_dropped_but_count():
     blank = (5, 11, 17, 23)
     chosen = VisionZip(Budget(share=0.5)).select(stage_of([24], blank=blank))
-    assert len(chosen.kept) == 12 and not set(chosen.kept.tolist()) & set(blank) and chosen.embeds.isfinite().all()
+    assert (
+        len(chosen.kept) == 12
+        and not set(chosen.kept.tolist()) & set(blank)
+        and chosen.embeds.isfinite().all()
+    )
     assert VisionZip(Budget(tokens=22)).select(stage_of([24], blank=blank)).kept.tolist() == [
         i for i in range(24) if i not in (17, 23)
     ]
@@ -203,10 +263,17 @@ def test_tokens_without_a_place_are_dropped_but_count():
 
 @pytest.mark.parametrize(
     ("offers", "cls"),
-    [((), False), (("saliency",), False), (("keys", "features"), False), (("saliency", "keys", "features", "project"), True)],
+    [
+        ((), False),
+        (("saliency",), False),
+        (("keys", "features"), False),
+        (("saliency", "keys", "features", "project"), True),
+    ],
 )
 def test_a_family_that_lacks_a_signal_is_told_so(offers, cls):
-    with pytest.raises(UsageError, match=r"visionzip needs .* which this model family does not offer"):
+    with pytest.raises(
+        UsageError, match=r"visionzip needs .* which this model family does not offer"
+    ):
         VisionZip(Budget(tokens=3), cls=cls).select(stage_of([9], offers=offers))
 
 

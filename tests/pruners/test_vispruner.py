@@ -1,4 +1,6 @@
-"""VisPruner against the published code's vectors and its rules written out, and what every pruner owes its caller."""
+"""VisPruner against the published code's vectors and its rules written out, and what every pruner
+owes its caller.
+"""
 
 import itertools
 from pathlib import Path
@@ -40,12 +42,15 @@ def reachable(rest, similarity, leave, want) -> bool:
         order = falling.clone()
         for at in [at for at, swap in zip(ties, swaps, strict=True) if swap]:
             order[[at, at + 1]] = order[[at + 1, at]]
-        if reachable(torch.cat([even[order[min(8, len(rest) - leave) :]], odd]), similarity, leave, want):
+        if reachable(
+            torch.cat([even[order[min(8, len(rest) - leave) :]], odd]), similarity, leave, want
+        ):
             return True
     return False
 
 
-# Likenesses here are equal to the last bit three times, and the published code's unstable sort took them the other way round.
+# Likenesses here are equal to the last bit three times, and the published code's unstable sort took
+# them the other way round.
 TIED = "vispruner_N576_d64_seed0", "kept_T128_r50"
 
 
@@ -53,7 +58,10 @@ TIED = "vispruner_N576_d64_seed0", "kept_T128_r50"
 def test_golden_vectors_index_for_index(path):
     assert len(GOLDEN) == 4
     data = np.load(path)
-    features, saliency = torch.from_numpy(data["image_features"]), torch.from_numpy(data["cls_attention"]).mean(1)
+    features, saliency = (
+        torch.from_numpy(data["image_features"]),
+        torch.from_numpy(data["cls_attention"]).mean(1),
+    )
     for name in [n for n in data.files if n.startswith("kept_")]:
         keep, ratio = (int(part[1:]) for part in name.split("_")[1:])
         if (path.stem, name) == TIED:
@@ -62,46 +70,76 @@ def test_golden_vectors_index_for_index(path):
             want = set(data[name].tolist()) - set(order[:64].tolist())
             assert len(want) == 64 and reachable(order[64:], unit @ unit.T, 64, want)
         else:
-            assert vispruner(saliency, features, keep, important=ratio / 100)[0].tolist() == data[name].tolist()
+            assert (
+                vispruner(saliency, features, keep, important=ratio / 100)[0].tolist()
+                == data[name].tolist()
+            )
 
 
 @pytest.mark.parametrize("kind", ["random", "clustered", "signs"])
 @pytest.mark.parametrize(
     ("n", "keep", "important"),
-    [(1, 1, 0.5), (2, 1, 0.5), (3, 2, 0.0), (9, 5, 0.5), (40, 7, 0.5), (41, 12, 1.0), (60, 33, 0.75), (97, 10, 0.25)],
+    [
+        (1, 1, 0.5),
+        (2, 1, 0.5),
+        (3, 2, 0.0),
+        (9, 5, 0.5),
+        (40, 7, 0.5),
+        (41, 12, 1.0),
+        (60, 33, 0.75),
+        (97, 10, 0.25),
+    ],
 )
 def test_equals_the_literal_rules_in_batches(kind, n, keep, important):
     features = torch.stack([clustered(n, 12, seed, kind) for seed in range(3)])
     saliency = torch.rand(3, n, generator=torch.Generator().manual_seed(n)).round(decimals=1)
     got = vispruner(saliency, features, keep, important=important)
     for i in range(3):
-        assert got[i].tolist() == literal(saliency[i].numpy(), features[i].double().numpy(), keep, important)
-        assert got[i].tolist() == vispruner(saliency[i], features[i], keep, important=important).tolist()
+        assert got[i].tolist() == literal(
+            saliency[i].numpy(), features[i].double().numpy(), keep, important
+        )
+        assert (
+            got[i].tolist()
+            == vispruner(saliency[i], features[i], keep, important=important).tolist()
+        )
 
 
 def test_half_precision_equal_tokens_and_inputs_left_alone():
-    x, saliency = clustered(60, 8, 0).half(), torch.rand(60, generator=torch.Generator().manual_seed(0))
+    x, saliency = (
+        clustered(60, 8, 0).half(),
+        torch.rand(60, generator=torch.Generator().manual_seed(0)),
+    )
     assert vispruner(saliency, x, 9).tolist() == vispruner(saliency, x.float(), 9).tolist()
     flat = torch.zeros(20, 4)
     assert len(set(vispruner(torch.zeros(20), flat, 6).tolist())) == 6 and not flat.any()
-    assert vispruner(saliency, x, 60).tolist() == vispruner(saliency, x, 99).tolist() == list(range(60))
+    assert (
+        vispruner(saliency, x, 60).tolist()
+        == vispruner(saliency, x, 99).tolist()
+        == list(range(60))
+    )
 
 
 @pytest.mark.parametrize("twins", [False, True])
 @pytest.mark.parametrize("sizes", [[1], [30], [9, 40, 1]])
-@pytest.mark.parametrize("keep", [Budget(tokens=1), Budget(tokens=8), Budget(share=0.4), Budget(tokens=99), Budget()])
+@pytest.mark.parametrize(
+    "keep", [Budget(tokens=1), Budget(tokens=8), Budget(share=0.4), Budget(tokens=99), Budget()]
+)
 def test_invariants(sizes, keep, twins):
     stage, pruner = stage_of(sizes, twins=twins), VisPruner(keep)
     first, again = pruner.select(stage), pruner.select_many([stage, stage])[1]
     assert first.kept.tolist() == again.kept.tolist() == sorted(set(first.kept.tolist()))
     owner = stage.tokens.visual_index[first.kept]
-    assert [int((owner == i).sum()) for i in range(len(sizes))] == [keep.count(size) for size in sizes]
+    assert [int((owner == i).sum()) for i in range(len(sizes))] == [
+        keep.count(size) for size in sizes
+    ]
     assert first.embeds is None and first.extra is None
     if keep.tokens == 8:
         tap, start = stage.tokens.encoder, 0
         for number, size in enumerate(sizes):
             span = slice(start, start + size)
-            assert (first.kept[owner == number] - start).tolist() == vispruner(tap.saliency[span], tap.features[span], 8).tolist()
+            assert (first.kept[owner == number] - start).tolist() == vispruner(
+                tap.saliency[span], tap.features[span], 8
+            ).tolist()
             start += size
 
 
@@ -113,10 +151,14 @@ def test_tokens_without_a_place_are_dropped_but_count():
 
 def test_projected_tokens_where_there_are_no_features():
     stage = stage_of([30], offers=("saliency",))
-    with pytest.raises(UsageError, match=r"vispruner needs features .* which this model family does not offer"):
+    with pytest.raises(
+        UsageError, match=r"vispruner needs features .* which this model family does not offer"
+    ):
         VisPruner(Budget(tokens=5)).select(stage)
     kept = VisPruner(Budget(tokens=5), similarity="embeds").select(stage).kept
-    assert kept.tolist() == vispruner(stage.tokens.encoder.saliency, stage.visual_embeds, 5).tolist()
+    assert (
+        kept.tolist() == vispruner(stage.tokens.encoder.saliency, stage.visual_embeds, 5).tolist()
+    )
     with pytest.raises(UsageError, match="needs saliency"):
         VisPruner(Budget(tokens=5)).select(stage_of([30], offers=("features",)))
 

@@ -1,4 +1,6 @@
-"""Arbitrary bytes, rows, lists and names into the readers: nothing is raised but one sentence, and what goes in comes out."""
+"""Arbitrary bytes, rows, lists and names into the readers: nothing is raised but one sentence, and
+what goes in comes out.
+"""
 
 import io
 import json
@@ -20,9 +22,16 @@ from trimtok_cli.readers.paths import read_images
 from trimtok_cli.readers.questions import read_questions
 
 bounded = settings(
-    max_examples=60, deadline=3000, derandomize=True, database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much],
-)  # fmt: skip
+    max_examples=60,
+    deadline=3000,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.filter_too_much,
+    ],
+)
 few = settings(bounded, max_examples=30)
 
 TEXTS = st.text(st.characters(codec=None), max_size=12) | st.sampled_from(
@@ -46,13 +55,38 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=8,
 )
-COLUMNS = TEXTS | st.sampled_from([
-    "question_id", "id", "image", "images", "image_path", "file_name", "path", "url", "image_id", "text", "question", "video",
-    "answers", "Image", "video_name", "messages", "conversations", "questions", "label", "image_2", "QUESTION-ID", "metadata",
-    "custom_id", "body",
-])  # fmt: skip
+COLUMNS = TEXTS | st.sampled_from(
+    [
+        "question_id",
+        "id",
+        "image",
+        "images",
+        "image_path",
+        "file_name",
+        "path",
+        "url",
+        "image_id",
+        "text",
+        "question",
+        "video",
+        "answers",
+        "Image",
+        "video_name",
+        "messages",
+        "conversations",
+        "questions",
+        "label",
+        "image_2",
+        "QUESTION-ID",
+        "metadata",
+        "custom_id",
+        "body",
+    ]
+)
 ROWS = st.dictionaries(COLUMNS, VALUES, max_size=6) | VALUES
-NAMES = st.binary(min_size=1, max_size=40).filter(lambda name: not set(name) & {0, 47} and name not in (b".", b".."))
+NAMES = st.binary(min_size=1, max_size=40).filter(
+    lambda name: not set(name) & {0, 47} and name not in (b".", b"..")
+)
 SOUND = {"question_id": "sound", "image": "a.png", "text": "?"}
 
 
@@ -70,7 +104,9 @@ class Folder:
 
 
 def samples(call, *args, **options):
-    """The samples, each of which says what it is about or what is wrong; None where all was refused in one sentence."""
+    """The samples, each of which says what it is about or what is wrong; None where all was refused
+    in one sentence.
+    """
     try:
         source = call(*args, **options)
         found = list(source.samples)
@@ -80,9 +116,13 @@ def samples(call, *args, **options):
     assert source.total in (None, len(found)) or found[-1].problem
     for sample in found:
         assert sample.problem or sample.images or sample.video or options.get("allow_text_only")
-        assert isinstance(sample.id, str | int | float) and not (isinstance(sample.id, float) and not math.isfinite(sample.id))
+        assert isinstance(sample.id, str | int | float) and not (
+            isinstance(sample.id, float) and not math.isfinite(sample.id)
+        )
         assert not sample.problem or not sample.images
-        _, line = writable(Result(sample, sample.question or "", error=sample.problem), model="m", run="r")
+        _, line = writable(
+            Result(sample, sample.question or "", error=sample.problem), model="m", run="r"
+        )
         assert json.loads(line)
     return found
 
@@ -92,7 +132,9 @@ def stdin(content):
 
 
 @bounded
-@given(content=st.binary(max_size=300) | TEXTS.map(lambda text: text.encode("utf-8", "surrogatepass")))
+@given(
+    content=st.binary(max_size=300) | TEXTS.map(lambda text: text.encode("utf-8", "surrogatepass"))
+)
 @example(content=b"[" * 50_000)
 @example(content=b'{"a":' * 50_000)
 @example(content=b"\xef\xbb\xbf\xef\xbb\xbf{}\r\n\x00")
@@ -107,7 +149,12 @@ def test_any_bytes_as_a_question_file(content):
 
 
 @bounded
-@given(rows=st.lists(ROWS, min_size=1, max_size=6), text_only=st.booleans(), outside=st.booleans(), array=st.booleans())
+@given(
+    rows=st.lists(ROWS, min_size=1, max_size=6),
+    text_only=st.booleans(),
+    outside=st.booleans(),
+    array=st.booleans(),
+)
 def test_any_rows_come_out_as_many_as_went_in(rows, text_only, outside, array):
     rows = [*rows, SOUND]
     content = json.dumps(rows) if array else "\n".join(map(json.dumps, rows))
@@ -125,12 +172,17 @@ def test_any_rows_come_out_as_many_as_went_in(rows, text_only, outside, array):
                 for column in ("image", "video", "image_path", "file_name")
                 if isinstance(row, dict) and row.get(column)
             ]
-            assert sample.problem or not names or sample.images or sample.video, "answered without its picture"
+            assert sample.problem or not names or sample.images or sample.video, (
+                "answered without its picture"
+            )
             assert sample.problem or sample.question in (row.get("text"), row.get("question"))
 
 
 @bounded
-@given(lines=st.lists(ROWS.map(json.dumps) | TEXTS, min_size=1, max_size=8), end=st.sampled_from(["\n", "\r\n"]))
+@given(
+    lines=st.lists(ROWS.map(json.dumps) | TEXTS, min_size=1, max_size=8),
+    end=st.sampled_from(["\n", "\r\n"]),
+)
 def test_a_file_and_a_stream_of_the_same_rows_are_the_same_samples(lines, end):
     content = (end.join([json.dumps(SOUND), *lines]) + end).encode("utf-8", "surrogatepass")
     with Folder():
@@ -144,7 +196,9 @@ def test_a_file_and_a_stream_of_the_same_rows_are_the_same_samples(lines, end):
             os.close(read)
         found = samples(read_questions, "q.jsonl", allow_text_only=True)
         assert [sample.id for sample in found] == [sample.id for sample in streamed]
-        assert [bool(sample.problem) for sample in found] == [bool(sample.problem) for sample in streamed]
+        assert [bool(sample.problem) for sample in found] == [
+            bool(sample.problem) for sample in streamed
+        ]
 
 
 @bounded
@@ -157,7 +211,9 @@ def test_any_bytes_as_a_list_of_names(content, by):
         streamed = samples(read_images, ["-"], stdin=stdin(b"first.png" + by + content))
         assert listed is None or listed[0].id.startswith("first.png")
         assert (listed is None) == (streamed is None)
-        assert listed is None or [sample.id for sample in listed] == [sample.id for sample in streamed]
+        assert listed is None or [sample.id for sample in listed] == [
+            sample.id for sample in streamed
+        ]
 
 
 @few
@@ -170,17 +226,31 @@ def test_any_names_in_a_folder_are_found_by_every_way_of_naming_them(names):
             Path("in", os.fsdecode(name)).write_bytes(b"\x89PNG\r\n\x1a\n")
         wanted = {f"in/{os.fsdecode(name)}" for name in names}
         hidden = {name for name in wanted if name.startswith("in/.")}
-        assert {f"in/{sample.id}" for sample in samples(read_images, ["in"]) or []} == wanted - hidden
+        assert {
+            f"in/{sample.id}" for sample in samples(read_images, ["in"]) or []
+        } == wanted - hidden
         assert {sample.id for sample in samples(read_images, sorted(wanted))} == wanted
         content = b"\0".join(b"in/" + name for name in names)
         if b"".join(names).count(b"\n") < len(names):
-            assert {sample.id for sample in samples(read_images, ["-"], stdin=stdin(content + b"\0"))} == wanted
+            assert {
+                sample.id for sample in samples(read_images, ["-"], stdin=stdin(content + b"\0"))
+            } == wanted
         if not any(b"\n" in name for name in names):
-            assert {sample.id for sample in samples(read_images, ["-"], stdin=stdin(content.replace(b"\0", b"\n")))} == wanted
+            assert {
+                sample.id
+                for sample in samples(
+                    read_images, ["-"], stdin=stdin(content.replace(b"\0", b"\n"))
+                )
+            } == wanted
 
 
 @few
-@given(sources=st.lists(TEXTS | st.sampled_from(["in", "in/a.png", "in/*", "**", "@list", "q.jsonl", "in/b.txt"]), max_size=4))
+@given(
+    sources=st.lists(
+        TEXTS | st.sampled_from(["in", "in/a.png", "in/*", "**", "@list", "q.jsonl", "in/b.txt"]),
+        max_size=4,
+    )
+)
 def test_any_names_on_the_command_line(sources):
     with Folder():
         os.mkdir("in")
@@ -195,8 +265,14 @@ def test_any_names_on_the_command_line(sources):
 
 
 @bounded
-@given(before=st.lists(st.just(SOUND) | ROWS, min_size=1, max_size=5), content=st.binary(max_size=200), cut=st.integers(0, 400))
-def test_a_question_file_that_changes_is_never_taken_for_the_one_that_was_counted(before, content, cut):
+@given(
+    before=st.lists(st.just(SOUND) | ROWS, min_size=1, max_size=5),
+    content=st.binary(max_size=200),
+    cut=st.integers(0, 400),
+)
+def test_a_question_file_that_changes_is_never_taken_for_the_one_that_was_counted(
+    before, content, cut
+):
     first = "".join(json.dumps(row) + "\n" for row in [SOUND, *before]).encode()
     second = first[:cut] + content
     with Folder():
@@ -208,12 +284,27 @@ def test_a_question_file_that_changes_is_never_taken_for_the_one_that_was_counte
 
 
 @bounded
-@given(extra=st.dictionaries(TEXTS, VALUES, max_size=4), key=TEXTS | NUMBERS, names=st.lists(TEXTS, max_size=3), question=TEXTS)
+@given(
+    extra=st.dictionaries(TEXTS, VALUES, max_size=4),
+    key=TEXTS | NUMBERS,
+    names=st.lists(TEXTS, max_size=3),
+    question=TEXTS,
+)
 def test_any_result_is_one_line_of_json(extra, key, names, question):
-    result, line = writable(Result(Sample(key, names=tuple(names), extra=extra), question, answer=question), model="m", run="r")
+    result, line = writable(
+        Result(Sample(key, names=tuple(names), extra=extra), question, answer=question),
+        model="m",
+        run="r",
+    )
     assert line.count(b"\n") == 1 and not result.error
     found = json.loads(line, parse_constant=lambda name: 1 / 0)
-    assert found["metadata"]["status"] == "ok" and set(found) >= {"question_id", "prompt", "text", "answer_id", "image"}
+    assert found["metadata"]["status"] == "ok" and set(found) >= {
+        "question_id",
+        "prompt",
+        "text",
+        "answer_id",
+        "image",
+    }
 
 
 @bounded
@@ -227,7 +318,22 @@ def test_any_bytes_are_an_image_a_video_or_neither(head):
 
 
 def test_nothing_but_our_own_errors_is_raised_for_what_is_not_a_name():
-    for name in ("\ud83d", "a\0b", "x" * 5000, "~", "//", "/dev/null", "/dev/zero", "[", "@", "@@", "**", "--", "data:", "://"):
+    for name in (
+        "\ud83d",
+        "a\0b",
+        "x" * 5000,
+        "~",
+        "//",
+        "/dev/null",
+        "/dev/zero",
+        "[",
+        "@",
+        "@@",
+        "**",
+        "--",
+        "data:",
+        "://",
+    ):
         for call in (
             lambda name: read_images([name, name]),
             lambda name: read_images([name]),

@@ -1,4 +1,6 @@
-"""Nothing that is named is answered wrongly in silence, nothing vanishes, and no name ends a run: the readers, case by case."""
+"""Nothing that is named is answered wrongly in silence, nothing vanishes, and no name ends a run:
+the readers, case by case.
+"""
 
 import io
 import json
@@ -59,59 +61,125 @@ def ids(source):
 
 
 UNDERSTOOD = [
-    "image", "images", "image_path", "Image-Path", "IMAGE", "imageFile", "img", "imgs", "img_path", "picture", "photo",
-    "file_name", "fileName", "filename", "filepath", "file_path", "path", "file", "url", "image_url", "image_id", "src",
-]  # fmt: skip
+    "image",
+    "images",
+    "image_path",
+    "Image-Path",
+    "IMAGE",
+    "imageFile",
+    "img",
+    "imgs",
+    "img_path",
+    "picture",
+    "photo",
+    "file_name",
+    "fileName",
+    "filename",
+    "filepath",
+    "file_path",
+    "path",
+    "file",
+    "url",
+    "image_url",
+    "image_id",
+    "src",
+]
 
 
 @pytest.mark.parametrize("column", UNDERSTOOD)
 def test_a_picture_under_any_clear_name_is_the_rows_picture(column):
     (sample,) = read_questions(questions({"id": 7, column: "a.png", "question": "What?"})).samples
-    assert (sample.images, sample.names, sample.id, sample.problem) == ((Path("a.png"),), ("a.png",), 7, "")
+    assert (sample.images, sample.names, sample.id, sample.problem) == (
+        (Path("a.png"),),
+        ("a.png",),
+        7,
+        "",
+    )
 
 
-@pytest.mark.parametrize("column", ["video", "video_name", "video_path", "Video", "clip", "file_name", "path", "videos", "media"])
+@pytest.mark.parametrize(
+    "column",
+    ["video", "video_name", "video_path", "Video", "clip", "file_name", "path", "videos", "media"],
+)
 def test_a_video_under_any_clear_name_is_the_rows_video(column):
     value = ["v.mp4"] if column == "videos" else "v.mp4"
-    (sample,) = read_questions(questions({column: value, "text": "What?", "question_id": 1})).samples
+    (sample,) = read_questions(
+        questions({column: value, "text": "What?", "question_id": 1})
+    ).samples
     assert (sample.video, sample.images, sample.problem) == (Path("v.mp4"), (), "")
 
 
 @pytest.mark.parametrize(
     "row",
     [
-        {"foto": "a.png"}, {"bild": "x/a.JPG"}, {"left": "a.png", "right": "b.png"}, {"image_1": "a.png", "image_2": "b.png"},
-        {"image": "a.png", "image_2": "b.png"}, {"media": {"path": "a.png"}}, {"image_id": 123456},
-        {"image_id": "000123"}, {"image_bytes": "iVBORw0"}, {"scan": "data:image/png;base64,AAAA"}, {"image_path": "a.png", "img": "b.png"},
-        {"image_url": "https://example.com/a.png"}, {"image_url": {"url": "https://example.com/a"}}, {"url": "http://e.com/a.png?w=1"},
-        {"image": {"path": "a.png", "bytes": None}}, {"image": "https://example.com/a"}, {"mask": "a.tga"}, {"frames": ["a.png", "b.png"]},
+        {"foto": "a.png"},
+        {"bild": "x/a.JPG"},
+        {"left": "a.png", "right": "b.png"},
+        {"image_1": "a.png", "image_2": "b.png"},
+        {"image": "a.png", "image_2": "b.png"},
+        {"media": {"path": "a.png"}},
+        {"image_id": 123456},
+        {"image_id": "000123"},
+        {"image_bytes": "iVBORw0"},
+        {"scan": "data:image/png;base64,AAAA"},
+        {"image_path": "a.png", "img": "b.png"},
+        {"image_url": "https://example.com/a.png"},
+        {"image_url": {"url": "https://example.com/a"}},
+        {"url": "http://e.com/a.png?w=1"},
+        {"image": {"path": "a.png", "bytes": None}},
+        {"image": "https://example.com/a"},
+        {"mask": "a.tga"},
+        {"frames": ["a.png", "b.png"]},
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("text_only", [False, True])
 def test_a_picture_that_is_not_understood_fails_its_row_and_the_column_is_named(row, text_only):
     path = questions({"image": "ok.png", "text": "?"}, {"text": "What?", "question_id": 5, **row})
     _, sample = read_questions(path, allow_text_only=text_only).samples
     assert sample.problem and not sample.images and sample.video is None and sample.id == 5
-    assert any(column in sample.problem for column in row) or "nothing is fetched" in sample.problem or "data:" in sample.problem
+    assert (
+        any(column in sample.problem for column in row)
+        or "nothing is fetched" in sample.problem
+        or "data:" in sample.problem
+    )
 
 
 FURTHER = [
-    {"image_2": ["b.png"]}, {"image_2": {"path": "b.png"}}, {"images": ["a.png", "b.png"]}, {"image_path": "b.png"}, {"img": "b.png"},
-    {"image_b": "b.png"}, {"image_right": "b.png"}, {"second_image": "b.png"}, {"reference_image": ["x/b.png"]}, {"video_2": "b.mp4"},
-]  # fmt: skip
+    {"image_2": ["b.png"]},
+    {"image_2": {"path": "b.png"}},
+    {"images": ["a.png", "b.png"]},
+    {"image_path": "b.png"},
+    {"img": "b.png"},
+    {"image_b": "b.png"},
+    {"image_right": "b.png"},
+    {"second_image": "b.png"},
+    {"reference_image": ["x/b.png"]},
+    {"video_2": "b.mp4"},
+]
 
 
 @pytest.mark.parametrize("more", FURTHER, ids=json.dumps)
 def test_a_row_that_names_one_more_picture_than_is_read_fails(more):
-    _, sample = read_questions(questions({"image": "a.png", "text": "?"}, {"image": "a.png", "text": "Same?", **more})).samples
+    _, sample = read_questions(
+        questions({"image": "a.png", "text": "?"}, {"image": "a.png", "text": "Same?", **more})
+    ).samples
     assert "one more picture" in sample.problem and next(iter(more)) in sample.problem
 
 
 @pytest.mark.parametrize(
     "more",
-    [{"images": ["a.png"]}, {"image_path": "/data/a.png"}, {"image_url": "http://e.com/b.png"}, {"image_name": "a cat"}, {"mask": "b.png"},
-     {"image_2": None}, {"image_2": ""}, {"images": []}, {"img": "http://e.com/b.png"}],
-)  # fmt: skip
+    [
+        {"images": ["a.png"]},
+        {"image_path": "/data/a.png"},
+        {"image_url": "http://e.com/b.png"},
+        {"image_name": "a cat"},
+        {"mask": "b.png"},
+        {"image_2": None},
+        {"image_2": ""},
+        {"images": []},
+        {"img": "http://e.com/b.png"},
+    ],
+)
 def test_a_column_that_says_the_same_picture_again_is_none(more):
     (sample,) = read_questions(questions({"image": "a.png", "text": "Same?", **more})).samples
     assert (sample.problem, sample.images) == ("", (Path("a.png"),))
@@ -119,9 +187,13 @@ def test_a_column_that_says_the_same_picture_again_is_none(more):
 
 @pytest.mark.parametrize(
     "row",
-    ['{"image": "a.png", "image": "b.png", "text": "?"}', '{"image": "a.png", "text": "Yes?", "text": "No?"}',
-     '{"question_id": 1, "question_id": 2, "image": "a.png", "text": "?"}', '{"image": "a.png", "text": "Yes?", "more": {"a": 1, "a": 2}}'],
-)  # fmt: skip
+    [
+        '{"image": "a.png", "image": "b.png", "text": "?"}',
+        '{"image": "a.png", "text": "Yes?", "text": "No?"}',
+        '{"question_id": 1, "question_id": 2, "image": "a.png", "text": "?"}',
+        '{"image": "a.png", "text": "Yes?", "more": {"a": 1, "a": 2}}',
+    ],
+)
 def test_a_row_that_says_one_thing_twice_and_differently_fails(row):
     first, second = read_questions(questions({"image": "a.png", "text": "?"}, row)).samples
     assert not first.problem and "twice" in second.problem
@@ -134,7 +206,10 @@ def test_a_row_that_says_one_thing_twice_and_differently_fails(row):
     [
         ({"text": "Words on a sign", "question": "What colour is it?"}, "may each be the question"),
         ({"Text": "One?", "Question": "Two?"}, "may each be the question"),
-        ({"text": "One?", "question": "Two?", "file_name": "a.png", "question_id": 1}, "may each be the question"),
+        (
+            {"text": "One?", "question": "Two?", "file_name": "a.png", "question_id": 1},
+            "may each be the question",
+        ),
         ({"text": "A caption", "question": "Two?", "file_name": "a.png"}, ""),
         ({"text": "One?", "question": " One?"}, ""),
         ({"text": "One?", "question": {"id": 3}}, ""),
@@ -142,7 +217,9 @@ def test_a_row_that_says_one_thing_twice_and_differently_fails(row):
     ],
 )
 def test_a_row_of_two_questions_fails_and_none_is_taken_in_silence(row, problem):
-    first, second = read_questions(questions({"image": "a.png", "text": "?"}, {"image": "a.png"} | row)).samples
+    first, second = read_questions(
+        questions({"image": "a.png", "text": "?"}, {"image": "a.png"} | row)
+    ).samples
     assert not first.problem and (problem in second.problem if problem else not second.problem)
 
 
@@ -161,39 +238,60 @@ def test_a_name_with_a_lines_end_is_said_whole_and_on_one_line(end):
 
 
 def test_a_row_without_a_picture_is_answered_only_where_that_is_allowed():
-    path = questions({"image": "a.png", "text": "?"}, {"text": "Why?", "topic": "physics", "width": 3})
+    path = questions(
+        {"image": "a.png", "text": "?"}, {"text": "Why?", "topic": "physics", "width": 3}
+    )
     assert "--allow-text-only" in list(read_questions(path).samples)[1].problem
     assert list(read_questions(path, allow_text_only=True).samples)[1].problem == ""
     assert "--allow-text-only" in refusal(read_questions, questions({"text": "Why?"}))
 
 
 def test_a_caption_is_no_question():
-    said = refusal(read_questions, questions({"file_name": "a.png", "text": "A red cat."}, name="metadata.jsonl"))
+    said = refusal(
+        read_questions,
+        questions({"file_name": "a.png", "text": "A red cat."}, name="metadata.jsonl"),
+    )
     assert "caption" in said and "file_name" in said
     rows = [
         {"file_name": "a.png", "text": "A cat.", "question": "Which?"},
         {"file_name": "a.png", "text": "Which?", "question_id": 1},
     ]
-    assert [sample.question for sample in read_questions(questions(*rows)).samples] == ["Which?", "Which?"]
+    assert [sample.question for sample in read_questions(questions(*rows)).samples] == [
+        "Which?",
+        "Which?",
+    ]
 
 
 @pytest.mark.parametrize("key", [1, "a", 1.0, -0.5, 10**20, "", "\ud83d"])
 def test_an_id_is_kept_as_it_is(key):
-    (sample,) = read_questions(questions({"question_id": key, "image": "a.png", "text": "?"})).samples
+    (sample,) = read_questions(
+        questions({"question_id": key, "image": "a.png", "text": "?"})
+    ).samples
     assert sample.id == key and type(sample.id) is type(key)
 
 
 @pytest.mark.parametrize("key", [True, [1], {"a": 1}, float("nan"), float("inf")])
 def test_an_id_that_is_none_fails_its_row(key):
-    path = questions({"question_id": 1, "image": "a.png", "text": "?"}, {"question_id": key, "image": "a.png", "text": "?"})
+    path = questions(
+        {"question_id": 1, "image": "a.png", "text": "?"},
+        {"question_id": key, "image": "a.png", "text": "?"},
+    )
     _, sample = read_questions(path).samples
-    assert "question_id is neither a number nor a string" in sample.problem and sample.id == "line 2"
+    assert (
+        "question_id is neither a number nor a string" in sample.problem and sample.id == "line 2"
+    )
 
 
 def test_a_broken_row_takes_no_other_rows_id():
     sound = [{"question_id": number, "image": "a.png", "text": "?"} for number in range(4)]
     path = questions(
-        sound[0], "{broken", sound[1], "[]", {"image": "a.png", "text": "?"}, {"question_id": None, "text": "?"}, *sound[2:]
+        sound[0],
+        "{broken",
+        sound[1],
+        "[]",
+        {"image": "a.png", "text": "?"},
+        {"question_id": None, "text": "?"},
+        *sound[2:],
     )
     found = ids(read_questions(path))
     assert len(set(found)) == len(found) == 8
@@ -206,7 +304,10 @@ def test_half_a_character_fails_its_row():
 
 def test_columns_ride_along_and_depth_is_bounded():
     deep = "[" * 600 + "NaN" + "]" * 600
-    path = questions('{"image": "a.png", "text": "?", "score": NaN, "id": 3}', f'{{"image": "a.png", "text": "?", "x": {deep}}}')
+    path = questions(
+        '{"image": "a.png", "text": "?", "score": NaN, "id": 3}',
+        f'{{"image": "a.png", "text": "?", "x": {deep}}}',
+    )
     first, second = read_questions(path).samples
     assert set(first.extra) == {"score", "id"} and "levels deep" in second.problem
 
@@ -225,22 +326,46 @@ SHAPES = {
     "two-pretty.json": (pretty(ROW) + "\n" + pretty(ROW), "one JSON object over several lines"),
     "vqav2.json": (json.dumps(VQAV2), "VQAv2 question file"),
     "vqav2-pretty.json": (pretty(VQAV2), "VQAv2 question file"),
-    "half-pretty.json": ('{"questions": [\n{"image": "a.png", "text": "?"},\n{"image": "a.png", "text": "?"}\n]}', "VQAv2"),
-    "textvqa.json": (json.dumps({"dataset_type": "val", "dataset_name": "textvqa", "data": [{"question": "?"}]}), "TextVQA"),
-    "coco.json": (json.dumps({"images": [], "annotations": [], "categories": []}), "COCO annotation file"),
+    "half-pretty.json": (
+        '{"questions": [\n{"image": "a.png", "text": "?"},\n{"image": "a.png", "text": "?"}\n]}',
+        "VQAv2",
+    ),
+    "textvqa.json": (
+        json.dumps({"dataset_type": "val", "dataset_name": "textvqa", "data": [{"question": "?"}]}),
+        "TextVQA",
+    ),
+    "coco.json": (
+        json.dumps({"images": [], "annotations": [], "categories": []}),
+        "COCO annotation file",
+    ),
     "results.json": (json.dumps([{"image_id": 1, "caption": "A cat."}] * 2), "COCO caption"),
-    "batch.jsonl": ('{"custom_id": "1", "method": "POST", "url": "/v1", "body": {"messages": []}}\n' * 3, "OpenAI batch"),
+    "batch.jsonl": (
+        '{"custom_id": "1", "method": "POST", "url": "/v1", "body": {"messages": []}}\n' * 3,
+        "OpenAI batch",
+    ),
     "chat.jsonl": ('{"messages": [{"role": "user", "content": "?"}]}\n' * 3, "chat of messages"),
-    "sqa.json": (pretty([{"id": "1", "image": "a.png", "conversations": [{"from": "human", "value": "?"}]}]), "conversation"),
+    "sqa.json": (
+        pretty([{"id": "1", "image": "a.png", "conversations": [{"from": "human", "value": "?"}]}]),
+        "conversation",
+    ),
     "sharegpt.jsonl": ('{"conversations": []}\n' * 3, "conversation"),
-    "answers.jsonl": ('{"question_id": 1, "prompt": "?", "text": "yes", "answer_id": "x", "image": "a.png"}\n', "answers file"),
+    "answers.jsonl": (
+        '{"question_id": 1, "prompt": "?", "text": "yes", "answer_id": "x", "image": "a.png"}\n',
+        "answers file",
+    ),
     "rows.csv": ("question_id,image,question\n1,a.png,What?\n", "CSV table"),
     "rows.tsv": ("image\tquestion\na.png\tWhat?\n", "TSV table"),
-    "mmbench.tsv": ("index\tquestion\thint\tA\tB\timage\n1\tWhat?\t\tx\ty\t/9j/4AAQ\n", "TSV table as MMBench's"),
+    "mmbench.tsv": (
+        "index\tquestion\thint\tA\tB\timage\n1\tWhat?\t\tx\ty\t/9j/4AAQ\n",
+        "TSV table as MMBench's",
+    ),
     "list.txt": ("a.png\nb.png\n", "plain text"),
     "page.jsonl": ("<!DOCTYPE html>\n<html><body>Not found</body></html>", "HTML page"),
     "picture.xml": ("<?xml version='1.0'?><svg/>", "XML"),
-    "lfs.jsonl": ("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 1\n", "Git LFS pointer"),
+    "lfs.jsonl": (
+        "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 1\n",
+        "Git LFS pointer",
+    ),
     "utf16.jsonl": ('{"text": "a"}'.encode("utf-16"), "UTF-16"),
     "utf16-bare.jsonl": ('{"text": "abcdefghijklmnopq"}'.encode("utf-16-le"), "UTF-16"),
     "rows.jsonl.gz": (b"\x1f\x8b\x08" + b"\0" * 30, "gzip"),
@@ -258,9 +383,15 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize(("way", "name"), [
-    (way, name) for way in ("file", "stdin", "pipe") for name in SHAPES if (way, name) not in (("stdin", "half-pretty.json"), ("pipe", "half-pretty.json"))
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("way", "name"),
+    [
+        (way, name)
+        for way in ("file", "stdin", "pipe")
+        for name in SHAPES
+        if (way, name) not in (("stdin", "half-pretty.json"), ("pipe", "half-pretty.json"))
+    ],
+)
 def test_a_file_of_another_shape_is_one_sentence_before_anything_is_loaded(name, way, monkeypatch):
     content, said = SHAPES[name]
     content = content.encode() if isinstance(content, str) else content
@@ -309,7 +440,14 @@ class pipe:
 
 
 def test_broken_rows_in_front_of_sound_ones_stay_rows(monkeypatch):
-    lines = ["{broken", '{"question": [', "a,b", "{", '{"custom_id": 1, "body": {}}', *[json.dumps(ROW)] * 3]
+    lines = [
+        "{broken",
+        '{"question": [',
+        "a,b",
+        "{",
+        '{"custom_id": 1, "body": {}}',
+        *[json.dumps(ROW)] * 3,
+    ]
     text = "\n".join(lines)
     for source in (read_questions(questions(*lines)), stream(monkeypatch, text)):
         samples = list(source.samples)
@@ -325,7 +463,9 @@ def test_a_large_file_of_another_shape_is_refused_in_bounded_time():
     begun = time.perf_counter()
     put(
         "big.json",
-        b'{"info": 1, "questions": [\n' + b'{"question_id": 1, "question": "?", "image_id": 3},\n' * 1_500_000 + b"{}]}",
+        b'{"info": 1, "questions": [\n'
+        + b'{"question_id": 1, "question": "?", "image_id": 3},\n' * 1_500_000
+        + b"{}]}",
     )
     assert "VQAv2" in refusal(read_questions, "big.json")
     put("big.csv", b"question,image\n" + b"what,a.png\n" * 1_000_000)
@@ -337,7 +477,9 @@ def test_a_large_file_of_another_shape_is_refused_in_bounded_time():
 
 
 def test_a_pipe_is_read_once_and_its_rows_are_answered():
-    content = "".join(json.dumps(ROW | {"question_id": number}) + "\n" for number in range(2000)).encode()
+    content = "".join(
+        json.dumps(ROW | {"question_id": number}) + "\n" for number in range(2000)
+    ).encode()
     with pipe(content) as path:
         source = read_questions(path)
         samples = list(source.samples)
@@ -393,7 +535,9 @@ def test_rows_that_are_added_during_the_run_are_answered_and_nothing_is_said():
 
 def test_nothing_on_standard_input_is_an_error(monkeypatch):
     for content in (b"", b"\n\n", b"# only a note\n", b"\0\0"):
-        assert "names no images" in refusal(read_images, ["-"], stdin=io.TextIOWrapper(io.BytesIO(content)))
+        assert "names no images" in refusal(
+            read_images, ["-"], stdin=io.TextIOWrapper(io.BytesIO(content))
+        )
     monkeypatch.setattr("sys.stdin", None)
     assert "closed" in refusal(read_images, ["-"]) and "closed" in refusal(read_questions, "-")
     put("a.png")
@@ -422,10 +566,18 @@ def test_files_of_one_name_in_several_places_are_told_apart():
     put("tuesday/l.txt", b"IMG_1.png\n")
     assert ids(read_images(["monday", "tuesday"])) == ["monday/IMG_1.png", "tuesday/IMG_1.png"]
     assert ids(read_images(["monday", "IMG_1.png"])) == ["monday/IMG_1.png", "IMG_1.png"]
-    assert ids(read_images(["@monday/l.txt", "@tuesday/l.txt"])) == ["monday/IMG_1.png", "tuesday/IMG_1.png"]
-    assert ids(read_images(["monday", "-"], stdin=io.StringIO("IMG_1.png\n"))) == ["monday/IMG_1.png", "IMG_1.png"]
+    assert ids(read_images(["@monday/l.txt", "@tuesday/l.txt"])) == [
+        "monday/IMG_1.png",
+        "tuesday/IMG_1.png",
+    ]
+    assert ids(read_images(["monday", "-"], stdin=io.StringIO("IMG_1.png\n"))) == [
+        "monday/IMG_1.png",
+        "IMG_1.png",
+    ]
     assert ids(read_images(["monday"])) == ["IMG_1.png"]
-    assert ids(read_images([str(Path("monday").resolve()), "tuesday"]))[0].endswith("/monday/IMG_1.png")
+    assert ids(read_images([str(Path("monday").resolve()), "tuesday"]))[0].endswith(
+        "/monday/IMG_1.png"
+    )
 
 
 def test_a_file_that_is_named_twice_is_answered_twice_and_that_is_said():
@@ -438,10 +590,23 @@ def test_a_file_that_is_named_twice_is_answered_twice_and_that_is_said():
 # What lies beside pictures
 
 
-SIDECARS = {"a.json": b"{}", "a.txt": b"a cat", "a.xmp": b"<x/>", "Thumbs.db": b"\xd0\xcf\x11\xe0", ".DS_Store": b"\0\0\0\1Bud1"} | {
-    "metadata.jsonl": b"{}\n", "a.png.json": b"{}", "captions.csv": b"a,b\n", "note": b"hello there", "empty.txt": b"", "song.m4a": b"\0\0\0\x18ftypM4A ",
-    "b.psd": b"8BPS\0\1", "c.svg": b"<svg/>", "sound.wav": b"RIFF\0\0\0\0WAVE",
-}  # fmt: skip
+SIDECARS = {
+    "a.json": b"{}",
+    "a.txt": b"a cat",
+    "a.xmp": b"<x/>",
+    "Thumbs.db": b"\xd0\xcf\x11\xe0",
+    ".DS_Store": b"\0\0\0\1Bud1",
+} | {
+    "metadata.jsonl": b"{}\n",
+    "a.png.json": b"{}",
+    "captions.csv": b"a,b\n",
+    "note": b"hello there",
+    "empty.txt": b"",
+    "song.m4a": b"\0\0\0\x18ftypM4A ",
+    "b.psd": b"8BPS\0\1",
+    "c.svg": b"<svg/>",
+    "sound.wav": b"RIFF\0\0\0\0WAVE",
+}
 
 
 def test_named_files_that_are_no_pictures_are_passed_over_and_counted():
@@ -455,9 +620,16 @@ def test_named_files_that_are_no_pictures_are_passed_over_and_counted():
     names = sorted(str(path) for path in Path("photos").iterdir())
     source = read_images(names)
     samples = {sample.id: sample for sample in source.samples}
-    assert set(samples) == {"photos/a.png", "photos/dead.png", "photos/loop"} and "loop" in samples["photos/loop"].problem
+    assert (
+        set(samples) == {"photos/a.png", "photos/dead.png", "photos/loop"}
+        and "loop" in samples["photos/loop"].problem
+    )
     notes = " ".join(source.notes)
-    assert f"{len(SIDECARS) + 1} files passed over" in notes and ".txt" in notes and "no images in photos/sub" in notes
+    assert (
+        f"{len(SIDECARS) + 1} files passed over" in notes
+        and ".txt" in notes
+        and "no images in photos/sub" in notes
+    )
     assert "passed over" in " ".join(read_images(["photos"]).notes)
     assert len(list(read_any(names).samples)) == 3
     assert "only source" in refusal(read_any, [*names, questions(ROW)])
@@ -469,12 +641,25 @@ def test_where_all_that_was_named_is_no_picture_that_is_an_error():
     assert "no image and no video" in refusal(read_images, ["a.txt"])
     assert "no image and no video" in refusal(read_images, ["c.html"])
     assert "/dev/null" in refusal(read_images, ["/dev/null"])
-    assert ids(read_images([put("renamed.txt", JPEG)])) == ["renamed.txt"]  # its content is a picture's
+    assert ids(read_images([put("renamed.txt", JPEG)])) == [
+        "renamed.txt"
+    ]  # its content is a picture's
 
 
 def test_a_folder_as_a_downloader_leaves_it():
-    pictures = {"a.png": PNG, "b.jpg_large": JPEG, "c.jpg?width=1200": JPEG, "d": PNG, "k.jpeg_orig": b"GIF89a" + b"\0" * 9}
-    videos = {"v.mp4": MP4, "w": MP4, "x.MTS": (b"G" + b"\0" * 187) * 4, "y.m2ts": (b"\0\0\0\0G" + b"\0" * 187) * 4}
+    pictures = {
+        "a.png": PNG,
+        "b.jpg_large": JPEG,
+        "c.jpg?width=1200": JPEG,
+        "d": PNG,
+        "k.jpeg_orig": b"GIF89a" + b"\0" * 9,
+    }
+    videos = {
+        "v.mp4": MP4,
+        "w": MP4,
+        "x.MTS": (b"G" + b"\0" * 187) * 4,
+        "y.m2ts": (b"\0\0\0\0G" + b"\0" * 187) * 4,
+    }
     others = {
         "h.pcx": b"\n\5\1\x08",
         "g.psd": b"8BPS\0\1",
@@ -494,7 +679,9 @@ def test_a_folder_as_a_downloader_leaves_it():
         assert note.startswith("6 files passed over") and all(
             ending in note for ending in (".pcx", ".psd", ".svg", ".jxl", "2 without")
         )
-    assert {sample.id for sample in read_images(["in/*"]).samples} == {f"in/{name}" for name in pictures | videos}
+    assert {sample.id for sample in read_images(["in/*"]).samples} == {
+        f"in/{name}" for name in pictures | videos
+    }
 
 
 def test_known_endings_are_not_opened(monkeypatch):
@@ -538,7 +725,9 @@ def test_folders_that_link_to_each_other_are_visited_once():
 
 @pytest.fixture
 def deep():
-    """1,500 folders within each other and a picture in the last; taken away again, as pytest would recurse."""
+    """1,500 folders within each other and a picture in the last; taken away again, as pytest would
+    recurse.
+    """
     here = os.getcwd()
     for _ in range(1500):
         os.mkdir("d")
@@ -595,9 +784,22 @@ def test_a_pattern_of_many_stars_ends():
 
 
 NAMES = [
-    b"#001.png", b" blank.png", b"blank2.png ", b"two\nlines.png", b"caf\xe9.png", "图.png".encode(), b"%s.png", b"[bold].png",
-    b"a" * 250 + b".png", b"\x1b[31m.png", b"-dash.png", "e\u0301\u202e.png".encode(), b"back\\slash.png", b"'\".png", b"tab\t.png",
-]  # fmt: skip
+    b"#001.png",
+    b" blank.png",
+    b"blank2.png ",
+    b"two\nlines.png",
+    b"caf\xe9.png",
+    "图.png".encode(),
+    b"%s.png",
+    b"[bold].png",
+    b"a" * 250 + b".png",
+    b"\x1b[31m.png",
+    b"-dash.png",
+    "e\u0301\u202e.png".encode(),
+    b"back\\slash.png",
+    b"'\".png",
+    b"tab\t.png",
+]
 
 
 def test_any_name_is_read_from_a_folder_from_the_command_line_and_between_nuls():
@@ -605,13 +807,17 @@ def test_any_name_is_read_from_a_folder_from_the_command_line_and_between_nuls()
         put(b"in/" + name)
     wanted = {os.fsdecode(name) for name in NAMES}
     assert set(ids(read_images(["in"]))) == wanted
-    assert set(ids(read_images([f"in/{name}" for name in wanted]))) == {f"in/{name}" for name in wanted}
+    assert set(ids(read_images([f"in/{name}" for name in wanted]))) == {
+        f"in/{name}" for name in wanted
+    }
     put("in/list", b"\0".join(NAMES) + b"\0")
     found = list(read_images(["@in/list"]).samples)
     assert [sample.id for sample in found] == [os.fsdecode(name) for name in NAMES] and all(
         sample.images[0].exists() for sample in found
     )
-    stdin = io.TextIOWrapper(io.BytesIO(b"\0".join(b"in/" + name for name in NAMES)), encoding="ascii")
+    stdin = io.TextIOWrapper(
+        io.BytesIO(b"\0".join(b"in/" + name for name in NAMES)), encoding="ascii"
+    )
     assert all(sample.images[0].exists() for sample in read_images(["-"], stdin=stdin).samples)
 
 
@@ -626,14 +832,22 @@ def test_any_name_is_read_from_a_line(end, bom):
     expected = [os.fsdecode(name) for name in lines] + ["in/gone.png"]
     assert ids(read_images(["@in/list.txt"])) == expected
     os.chdir("in")
-    assert ids(read_images(["-"], stdin=io.TextIOWrapper(io.BytesIO(content), encoding="ascii"))) == expected
+    assert (
+        ids(read_images(["-"], stdin=io.TextIOWrapper(io.BytesIO(content), encoding="ascii")))
+        == expected
+    )
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
-    [(b"a\0b.png", ""), (b"x" * 100_000, ""), (b"caf\xe9.png", "UTF-8"), (b"https://e.com/a.png", "nothing is fetched"),
-     (b"data:image/png;base64," + b"A" * 50_000, "nothing is fetched")],
-)  # fmt: skip
+    [
+        (b"a\0b.png", ""),
+        (b"x" * 100_000, ""),
+        (b"caf\xe9.png", "UTF-8"),
+        (b"https://e.com/a.png", "nothing is fetched"),
+        (b"data:image/png;base64," + b"A" * 50_000, "nothing is fetched"),
+    ],
+)
 def test_a_line_that_is_no_name_fails_alone_and_floods_nothing(line, said):
     put("a.png"), put("list.txt", b"a.png\n" * 20_000 + line + b"\na.png\n")
     samples = list(read_images(["@list.txt"]).samples)
@@ -643,13 +857,25 @@ def test_a_line_that_is_no_name_fails_alone_and_floods_nothing(line, said):
 
 
 @pytest.mark.parametrize(
-    "name", ["P3 2019.png", "P5 #2.png", "GIF89a.png", "qoif.png", "BMW.png", "PAR1.png", "%PDF.png", "BZh9.png"]
+    "name",
+    [
+        "P3 2019.png",
+        "P5 #2.png",
+        "GIF89a.png",
+        "qoif.png",
+        "BMW.png",
+        "PAR1.png",
+        "%PDF.png",
+        "BZh9.png",
+    ],
 )
 def test_a_name_that_begins_as_a_picture_does_is_a_name(name):
     put(name)
     Path("list.txt").write_text(f"{name}\na.png\n")
     assert ids(read_images(["@list.txt"])) == [name, "a.png"]
-    assert ids(read_images(["-"], stdin=io.TextIOWrapper(io.BytesIO(Path("list.txt").read_bytes())))) == [name, "a.png"]
+    assert ids(
+        read_images(["-"], stdin=io.TextIOWrapper(io.BytesIO(Path("list.txt").read_bytes())))
+    ) == [name, "a.png"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
@@ -667,7 +893,14 @@ def test_a_picture_that_is_given_as_a_list_is_refused():
 
 
 @pytest.mark.parametrize(
-    "source", ["data:image/png;base64," + "A" * 100_000, "https://example.com/a.png", "x" * 100_000, "a\0b", "\ud83d"]
+    "source",
+    [
+        "data:image/png;base64," + "A" * 100_000,
+        "https://example.com/a.png",
+        "x" * 100_000,
+        "a\0b",
+        "\ud83d",
+    ],
 )
 def test_a_source_that_is_no_name_is_one_short_sentence(source):
     assert len(refusal(read_images, [source])) < 500
@@ -699,10 +932,25 @@ def test_pictures_outside_the_root_are_opened_only_where_that_is_allowed():
     os.symlink("../secret", "data/folder")
     os.symlink("sub", "data/inner")
     outside = [
-        "../secret/s.png", str(Path("secret/s.png").resolve()), "sub/../../secret/s.png", "link.png", "folder/s.png",
-        "folder/../secret/s.png", "/etc/passwd", "/", "..",
-    ]  # fmt: skip
-    inside = ["in.png", "./in.png", "sub/../in.png", str(Path("data/in.png").resolve()), "inner/x.png", "nowhere.png", "..png"]
+        "../secret/s.png",
+        str(Path("secret/s.png").resolve()),
+        "sub/../../secret/s.png",
+        "link.png",
+        "folder/s.png",
+        "folder/../secret/s.png",
+        "/etc/passwd",
+        "/",
+        "..",
+    ]
+    inside = [
+        "in.png",
+        "./in.png",
+        "sub/../in.png",
+        str(Path("data/in.png").resolve()),
+        "inner/x.png",
+        "nowhere.png",
+        "..png",
+    ]
     path = questions(*({**ROW, "image": name} for name in inside + outside), name="data/q.jsonl")
     for root in (None, Path("data"), Path("data/inner/..")):
         problems = [sample.problem for sample in read_questions(path, image_root=root).samples]
@@ -718,7 +966,9 @@ def test_a_snapshot_of_the_hub_is_a_folder_of_links():
     snapshot.mkdir(parents=True)
     os.symlink("../../blobs/abc", snapshot / "a.png")
     os.symlink("../../other/s.png", snapshot / "s.png")
-    first, second = read_questions(questions(ROW, {**ROW, "image": "s.png"}, name=snapshot / "q.jsonl")).samples
+    first, second = read_questions(
+        questions(ROW, {**ROW, "image": "s.png"}, name=snapshot / "q.jsonl")
+    ).samples
     assert not first.problem and "--allow-outside" in second.problem
 
 
@@ -738,7 +988,13 @@ def written(path):
 
 @pytest.mark.parametrize("way", ["folder", "named", "stdin", "nul", "compare", "workers"])
 def test_no_name_ends_a_run_and_each_has_its_row(way, llava_folder):
-    names = [b"in/#1.png", b"in/caf\xe9.png", b"in/ blank .png", b"in/\x1b[31m.png", "in/图.png".encode()]
+    names = [
+        b"in/#1.png",
+        b"in/caf\xe9.png",
+        b"in/ blank .png",
+        b"in/\x1b[31m.png",
+        "in/图.png".encode(),
+    ]
     for number, name in enumerate(names):
         put(name, b"")
         picture(number).save(os.fsdecode(name))
@@ -755,22 +1011,34 @@ def test_no_name_ends_a_run_and_each_has_its_row(way, llava_folder):
     else:
         run("caption", "in", *options, *(["--workers", 1] if way == "workers" else []), code=3)
     found = written("out/compare.jsonl" if way == "compare" else "out/answers.jsonl")
-    assert {row["image"].rpartition("/")[2] for row in found} >= {path.rpartition("/")[2] for path in paths}
+    assert {row["image"].rpartition("/")[2] for row in found} >= {
+        path.rpartition("/")[2] for path in paths
+    }
     assert len(found) == len(names) + (stdin is None)
 
 
 def test_rows_are_answered_or_failed_and_all_of_them_are_written(llava_folder):
     picture(1).save("a.png")
     rows = [
-        {"question_id": 1.0, "image": "a.png", "text": "?", "note": float("nan")}, {"image_path": "a.png", "text": "?", "id": "\ud83d"},
-        {"question_id": 3, "foto": "a.png", "text": "?"}, {"question_id": 4, "text": "\ud83d", "image": "a.png"}, "{broken",
-        {"question_id": 6, "image": "data:image/png;base64," + "A" * 50_000, "text": "?"}, {"question_id": 7, "image": "/etc/passwd", "text": "?"},
-    ]  # fmt: skip
-    done = run("vqa", questions(*rows), "-m", llava_folder, "--max-new-tokens", 1, "-o", "o.jsonl", code=3)
+        {"question_id": 1.0, "image": "a.png", "text": "?", "note": float("nan")},
+        {"image_path": "a.png", "text": "?", "id": "\ud83d"},
+        {"question_id": 3, "foto": "a.png", "text": "?"},
+        {"question_id": 4, "text": "\ud83d", "image": "a.png"},
+        "{broken",
+        {"question_id": 6, "image": "data:image/png;base64," + "A" * 50_000, "text": "?"},
+        {"question_id": 7, "image": "/etc/passwd", "text": "?"},
+    ]
+    done = run(
+        "vqa", questions(*rows), "-m", llava_folder, "--max-new-tokens", 1, "-o", "o.jsonl", code=3
+    )
     found = written("o.jsonl")
     assert [row["question_id"] for row in found] == [1.0, "\ud83d", 3, 4, "line 5", 6, 7]
     assert [row["metadata"]["status"] for row in found] == ["ok", "ok"] + ["error"] * 5
-    assert found[0]["note"] is None and len(done.stderr) < 10_000 and Path("o.jsonl").stat().st_size < 50_000
+    assert (
+        found[0]["note"] is None
+        and len(done.stderr) < 10_000
+        and Path("o.jsonl").stat().st_size < 50_000
+    )
     assert "5 failed" in done.stderr
 
 
@@ -797,7 +1065,19 @@ def test_a_question_without_a_picture_is_asked_where_that_is_allowed(llava_folde
     path = questions({"question_id": 1, "text": "Who?"})
     run("vqa", path, "-m", llava_folder, "-o", "o", code=2)
     for command in ("vqa", "compare"):
-        run(command, path, "-m", llava_folder, "--allow-text-only", "--max-new-tokens", 1, "--keep", 4, "-o", f"{command}.jsonl")
+        run(
+            command,
+            path,
+            "-m",
+            llava_folder,
+            "--allow-text-only",
+            "--max-new-tokens",
+            1,
+            "--keep",
+            4,
+            "-o",
+            f"{command}.jsonl",
+        )
         assert len(written(f"{command}.jsonl")) == 1
 
 
@@ -806,9 +1086,15 @@ def test_a_result_whose_columns_cannot_be_written_has_failed_and_its_row_is_writ
     for _ in range(5000):
         deep = [deep]
     for extra in ({"x": deep}, {"x": {1, 2}}, {("a", "b"): 1}):
-        result, line = writable(Result(Sample("one", extra=extra), "?", answer="yes", finish="stop"), model="m", run="r")
+        result, line = writable(
+            Result(Sample("one", extra=extra), "?", answer="yes", finish="stop"), model="m", run="r"
+        )
         row = json.loads(line)
-        assert "cannot be written" in result.error and row["metadata"]["status"] == "error" and row["question_id"] == "one"
+        assert (
+            "cannot be written" in result.error
+            and row["metadata"]["status"] == "error"
+            and row["question_id"] == "one"
+        )
 
 
 def test_no_number_is_written_that_json_does_not_know_however_deep_it_stands():
@@ -818,7 +1104,9 @@ def test_no_number_is_written_that_json_does_not_know_however_deep_it_stands():
         value = value[0]
     value.append(float("nan"))
     line = to_line({"x": deep, "y": {"z": [float("inf"), 1.5]}})
-    assert "NaN" not in line and json.loads(line)["y"] == {"z": [None, 1.5]} and value[0] != value[0]
+    assert (
+        "NaN" not in line and json.loads(line)["y"] == {"z": [None, 1.5]} and value[0] != value[0]
+    )
 
 
 def test_an_answers_id_is_the_uuid_it_was():
@@ -829,8 +1117,18 @@ def test_an_answers_id_is_the_uuid_it_was():
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-16"])
 def test_standard_output_is_utf8_whatever_its_encoding_is_called(encoding):
-    code = "from trimtok_cli.outputs.whole_files import Printed\nfrom trimtok_cli.outputs.record import line_of\nPrinted().append(line_of({'image': '图\\udce9.png'}))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": ROOT}
+    code = (
+        "from trimtok_cli.outputs.whole_files import Printed\nfrom "
+        "trimtok_cli.outputs.record import line_of\nPrinted().append(line_of({'image': "
+        "'图\\udce9.png'}))"
     )
-    assert json.loads(done.stdout.decode()) == {"image": "图\udce9.png"} and done.stdout.endswith(b"\n") and not done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": ROOT},
+    )
+    assert (
+        json.loads(done.stdout.decode()) == {"image": "图\udce9.png"}
+        and done.stdout.endswith(b"\n")
+        and not done.stderr
+    )

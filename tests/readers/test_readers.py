@@ -30,7 +30,10 @@ def touch(*names):
 def ids(source):
     samples = list(source.samples)
     assert source.total in (None, len(samples))
-    assert all(sample.names == (sample.id,) and len(sample.images) == 1 and not sample.problem for sample in samples)
+    assert all(
+        sample.names == (sample.id,) and len(sample.images) == 1 and not sample.problem
+        for sample in samples
+    )
     return [sample.id for sample in samples]
 
 
@@ -45,15 +48,39 @@ def refusal(call, *args, **options):
 
 
 def test_a_folder_in_natural_order(here):
-    touch("in/img10.jpg", "in/img2.JPG", "in/IMG1.png", "in/a.txt", "in/.hidden.jpg", "in/.h/x.jpg", "in/sub/0.jpg")
+    touch(
+        "in/img10.jpg",
+        "in/img2.JPG",
+        "in/IMG1.png",
+        "in/a.txt",
+        "in/.hidden.jpg",
+        "in/.h/x.jpg",
+        "in/sub/0.jpg",
+    )
     source = read_images(["in"])
     assert ids(source) == ["IMG1.png", "img2.JPG", "img10.jpg"]
-    assert read_images(["in/"]).samples != [] and next(iter(read_images(["in"]).samples)).images == (Path("in/IMG1.png"),)
+    assert read_images(["in/"]).samples != [] and next(
+        iter(read_images(["in"]).samples)
+    ).images == (Path("in/IMG1.png"),)
 
 
 def test_a_folder_with_its_subfolders(here):
-    touch("in/z.jpg", "in/b10/1.jpg", "in/b2/2.jpg", "in/b2/deep/0.webp", "in/a.jpg", "in/.git/x.jpg", "in/b2/.x/y.jpg")
-    assert ids(read_images(["in"], recursive=True)) == ["a.jpg", "z.jpg", "b2/2.jpg", "b2/deep/0.webp", "b10/1.jpg"]
+    touch(
+        "in/z.jpg",
+        "in/b10/1.jpg",
+        "in/b2/2.jpg",
+        "in/b2/deep/0.webp",
+        "in/a.jpg",
+        "in/.git/x.jpg",
+        "in/b2/.x/y.jpg",
+    )
+    assert ids(read_images(["in"], recursive=True)) == [
+        "a.jpg",
+        "z.jpg",
+        "b2/2.jpg",
+        "b2/deep/0.webp",
+        "b10/1.jpg",
+    ]
 
 
 def test_a_folder_named_like_an_image_and_one_named_like_questions(here):
@@ -76,14 +103,28 @@ def test_links_are_followed_but_not_in_circles(here):
 
 def test_a_folder_without_images_says_what_to_do(here):
     touch("in/a.txt", "deep/a/b/c.jpg")
-    assert "-r" not in refusal(read_images, ["in"]) and "no images in in (looked for .jpg" in refusal(read_images, ["in"])
+    assert "-r" not in refusal(
+        read_images, ["in"]
+    ) and "no images in in (looked for .jpg" in refusal(read_images, ["in"])
     assert "add -r" in refusal(read_images, ["deep"])
     assert "-r" not in refusal(read_images, ["in"], recursive=True)
 
 
 def test_natural_key():
     names = ["a10", "a2", "A1", "10", "9", "b", "", "a2b10", "a2b9", "٣", "a02"]
-    assert sorted(names, key=natural_key) == ["", "٣", "9", "10", "A1", "a02", "a2", "a2b9", "a2b10", "a10", "b"]
+    assert sorted(names, key=natural_key) == [
+        "",
+        "٣",
+        "9",
+        "10",
+        "A1",
+        "a02",
+        "a2",
+        "a2b9",
+        "a2b10",
+        "a10",
+        "b",
+    ]
 
 
 # Files and patterns
@@ -91,18 +132,45 @@ def test_natural_key():
 
 def test_files_as_given_twice_and_with_any_suffix(here):
     touch("a.jpg", "scan.dat", "ünïcode 图.png", "[red].png", "r.png")
-    names = ["./a.jpg", "a.jpg", "a.jpg", "scan.dat", "ünïcode 图.png", "[red].png", str(here / "a.jpg")]
+    names = [
+        "./a.jpg",
+        "a.jpg",
+        "a.jpg",
+        "scan.dat",
+        "ünïcode 图.png",
+        "[red].png",
+        str(here / "a.jpg"),
+    ]
     assert ids(read_images(names)) == names
-    assert ids(read_images(["[red].png"])) == ["[red].png"] and ids(read_images(["[rx].png"])) == ["r.png"]
+    assert ids(read_images(["[red].png"])) == ["[red].png"] and ids(read_images(["[rx].png"])) == [
+        "r.png"
+    ]
 
 
 def test_patterns(here):
-    touch("a2.png", "a10.png", "b.jpg", "c.txt", "in/d.png", "in/deep/e.png", "in/.h/f.png", "[x]/g.png", "x/h.png")
+    touch(
+        "a2.png",
+        "a10.png",
+        "b.jpg",
+        "c.txt",
+        "in/d.png",
+        "in/deep/e.png",
+        "in/.h/f.png",
+        "[x]/g.png",
+        "x/h.png",
+    )
     assert ids(read_images(["*.png"])) == ["a2.png", "a10.png"]
     assert ids(read_images(["a?.png"])) == ["a2.png"]
     assert ids(read_images(["*"])) == ["a2.png", "a10.png", "b.jpg"]  # c.txt is no image
     assert ids(read_images(["in/**/*.png"])) == ["in/d.png", "in/deep/e.png"]
-    assert ids(read_images(["**/*.png"])) == ["a2.png", "a10.png", "[x]/g.png", "in/d.png", "in/deep/e.png", "x/h.png"]
+    assert ids(read_images(["**/*.png"])) == [
+        "a2.png",
+        "a10.png",
+        "[x]/g.png",
+        "in/d.png",
+        "in/deep/e.png",
+        "x/h.png",
+    ]
     assert ids(read_images(["*/*.png"])) == ["[x]/g.png", "in/d.png", "x/h.png"]
     assert ids(read_images(["in/**"])) == ["in/d.png", "in/deep/e.png"]
     assert ids(read_images(["[x]/*.png"])) == ["[x]/g.png"]
@@ -139,11 +207,25 @@ def test_the_limit(here):
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_a_list(here, bom, end):
     touch("lists/near.jpg", "far.jpg", "lists/both.jpg", "both.jpg")
-    lines = ["near.jpg", "", "# a note", "far.jpg", " both.jpg ", "图 gone.jpg", str(here / "far.jpg"), "x" * 5000]
+    lines = [
+        "near.jpg",
+        "",
+        "# a note",
+        "far.jpg",
+        " both.jpg ",
+        "图 gone.jpg",
+        str(here / "far.jpg"),
+        "x" * 5000,
+    ]
     Path("lists/l.txt").write_bytes((bom + end.join(lines)).encode())
     source = read_images(["@lists/l.txt"])
     samples = list(source.samples)
-    assert source.total == 6 and [sample.id for sample in samples[:4]] == ["near.jpg", "far.jpg", "both.jpg", "图 gone.jpg"]
+    assert source.total == 6 and [sample.id for sample in samples[:4]] == [
+        "near.jpg",
+        "far.jpg",
+        "both.jpg",
+        "图 gone.jpg",
+    ]
     expected = [
         Path("lists/near.jpg"),
         Path("far.jpg"),
@@ -189,7 +271,9 @@ def test_stdin_is_read_one_line_at_a_time(here):
 
 
 def rows(path, *lines, mode="\n"):
-    text = [line if isinstance(line, str) else json.dumps(line, ensure_ascii=False) for line in lines]
+    text = [
+        line if isinstance(line, str) else json.dumps(line, ensure_ascii=False) for line in lines
+    ]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_bytes(mode.join(text).encode())
     return str(path)
@@ -209,23 +293,50 @@ def test_llava_rows(here):
         {"question_id": "7", "image": "/abs.png", "text": "b"},
     )
     first, second = read(path, allow_outside=True)
-    assert (first.id, first.images, first.names, first.question) == (7, (Path("d/a b.jpg"),), ("a b.jpg",), " Wo?\n")
-    assert first.extra == {"category": "x"} and first.answers == () and first.video is None and not first.problem
+    assert (first.id, first.images, first.names, first.question) == (
+        7,
+        (Path("d/a b.jpg"),),
+        ("a b.jpg",),
+        " Wo?\n",
+    )
+    assert (
+        first.extra == {"category": "x"}
+        and first.answers == ()
+        and first.video is None
+        and not first.problem
+    )
     assert second.id == "7" and second.images == (Path("/abs.png"),) and second.extra == {}
     assert read(path, image_root=Path("r"))[0].images == (Path("r/a b.jpg"),)
     assert len(read(path, limit=1)) == 1 and len(read(path, limit=5)) == 2
 
 
 def test_images_and_videos(here):
-    cases = [{"image": ["a", "b"]}, {}, {"image": None}, {"image": ""}, {"image": []}, {"video": "v.mp4"}, {"video_name": "v"}]
+    cases = [
+        {"image": ["a", "b"]},
+        {},
+        {"image": None},
+        {"image": ""},
+        {"image": []},
+        {"video": "v.mp4"},
+        {"video_name": "v"},
+    ]
     samples = read(rows("q.jsonl", *({"text": "t", **case} for case in cases)))
     assert [sample.names for sample in samples] == [("a", "b"), (), (), (), (), ("v.mp4",), ("v",)]
     assert [sample.video for sample in samples] == [None] * 5 + [Path("v.mp4"), Path("v")]
-    assert [sample.id for sample in samples] == list(range(7)) and not any(sample.problem or sample.extra for sample in samples)
+    assert [sample.id for sample in samples] == list(range(7)) and not any(
+        sample.problem or sample.extra for sample in samples
+    )
 
 
 def test_the_question_column(here):
-    one, both, empty = read(rows("q.jsonl", {"question": "q"}, {"text": "q ", "question": "q"}, {"text": "", "question": "q"}))
+    one, both, empty = read(
+        rows(
+            "q.jsonl",
+            {"question": "q"},
+            {"text": "q ", "question": "q"},
+            {"text": "", "question": "q"},
+        )
+    )
     assert (
         (one.question, one.extra) == ("q", {})
         and (both.question, both.extra) == ("q ", {"question": "q"})
@@ -267,10 +378,20 @@ def test_a_broken_row_fails_alone(here):
         ("[" * 100_000, "line 13", "not valid JSON"),
         ('{"question_id": ' + "1" * 5000 + "}", "line 14", "not valid JSON"),
     ]
-    samples = read(rows("q.jsonl", {"text": "fine"}, *(row for row, _, _ in broken), {"text": "fine too"}))
-    assert samples[0].question == "fine" and samples[-1].question == "fine too" and samples[-1].id == len(broken) + 1
-    for line, (sample, (_, key, said)) in enumerate(zip(samples[1:-1], broken, strict=True), start=2):
-        assert sample.id == key and said in sample.problem and f"q.jsonl line {line}" in sample.problem
+    samples = read(
+        rows("q.jsonl", {"text": "fine"}, *(row for row, _, _ in broken), {"text": "fine too"})
+    )
+    assert (
+        samples[0].question == "fine"
+        and samples[-1].question == "fine too"
+        and samples[-1].id == len(broken) + 1
+    )
+    for line, (sample, (_, key, said)) in enumerate(
+        zip(samples[1:-1], broken, strict=True), start=2
+    ):
+        assert (
+            sample.id == key and said in sample.problem and f"q.jsonl line {line}" in sample.problem
+        )
         assert "\n" not in sample.problem and not sample.images and sample.video is None
 
 
@@ -278,9 +399,15 @@ def test_lines(here):
     separator = {"text": "one\u2028two\x85three\x0bfour"}
     path = rows("q.jsonl", "\ufeff", separator, "", "   ", {"text": "b"}, "{", mode="\r\n")
     first, second, third = read(path)
-    assert first.question == separator["text"] and (first.id, second.id, third.id) == (0, 1, "line 6")
+    assert first.question == separator["text"] and (first.id, second.id, third.id) == (
+        0,
+        1,
+        "line 6",
+    )
     assert "line 6" in third.problem  # blank lines count as lines of the file
-    path = rows("q.jsonl", "\ufeff" + json.dumps({"text": "a"}), '\ufeff{"text": "b"}', "\ufeff")  # files joined by `cat`
+    path = rows(
+        "q.jsonl", "\ufeff" + json.dumps({"text": "a"}), '\ufeff{"text": "b"}', "\ufeff"
+    )  # files joined by `cat`
     assert [sample.question for sample in read(path)] == ["a", "b"]
 
 
@@ -288,19 +415,26 @@ def test_lines(here):
 @pytest.mark.parametrize("start", ["", "\ufeff", "\n \n"])
 def test_a_json_array(here, indent, start):
     Path("q.json").write_text(
-        start + json.dumps([{"text": "a", "image": "i.png"}, 5, {"text": "c"}], indent=indent), encoding="utf-8"
+        start + json.dumps([{"text": "a", "image": "i.png"}, 5, {"text": "c"}], indent=indent),
+        encoding="utf-8",
     )
     first, second, third = read("q.json")
-    assert (first.question, first.images, third.id) == ("a", (Path("i.png"),), 2) and "q.json row 2" in second.problem
+    assert (first.question, first.images, third.id) == (
+        "a",
+        (Path("i.png"),),
+        2,
+    ) and "q.json row 2" in second.problem
 
 
 def test_question_files_that_are_refused(here):
     Path("utf16.jsonl").write_bytes('{"text": "a"}'.encode("utf-16"))
-    assert "cannot be read" in refusal(read_questions, "no.jsonl") and "cannot be read" in refusal(read_questions, str(here))
-    assert "UTF-8" in refusal(read_questions, "utf16.jsonl")
-    assert "no questions" in refusal(read_questions, rows("e.jsonl", "", " ")) and "no questions" in refusal(
-        read_questions, rows("e.json", "[]")
+    assert "cannot be read" in refusal(read_questions, "no.jsonl") and "cannot be read" in refusal(
+        read_questions, str(here)
     )
+    assert "UTF-8" in refusal(read_questions, "utf16.jsonl")
+    assert "no questions" in refusal(
+        read_questions, rows("e.jsonl", "", " ")
+    ) and "no questions" in refusal(read_questions, rows("e.json", "[]"))
     assert "not one" in refusal(read_questions, rows("e.json", '[{"text": "a"}', '{"text": "b"}'))
 
 
@@ -316,7 +450,10 @@ def test_questions_are_lazy_and_leave_no_file_open(here):
 
 
 def test_questions_on_stdin(here, monkeypatch):
-    for text in ('{"text": "a", "image": "i.png"}\n\n{"text": "b"}\n', '\n[{"text": "a", "image": "i.png"},\n {"text": "b"}]'):
+    for text in (
+        '{"text": "a", "image": "i.png"}\n\n{"text": "b"}\n',
+        '\n[{"text": "a", "image": "i.png"},\n {"text": "b"}]',
+    ):
         monkeypatch.setattr("sys.stdin", io.StringIO("\ufeff" + text))
         source = read_questions("-", allow_text_only=True)
         first, second = source.samples

@@ -1,7 +1,9 @@
-"""Tiny random-weight models of the real classes, one builder per family, saved as folders that load offline.
+"""Tiny random-weight models of the real classes, one builder per family, saved as folders that load
+offline.
 
-As in `tiny`: their answers mean nothing, their logits are far from flat, and their visual rows are as long as their text rows.
-`grid` is everywhere the side of the square of visual tokens that one tile gives. SmolVLM's processor needs the package num2words.
+As in `tiny`: their answers mean nothing, their logits are far from flat, and their visual rows are
+as long as their text rows. `grid` is everywhere the side of the square of visual tokens that one
+tile gives. SmolVLM's processor needs the package num2words.
 """
 
 import re
@@ -21,49 +23,103 @@ VISION = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, 
 
 
 def llava_next(
-    folder: Path, *, kv_heads: int = 2, tied: bool = False, seed: int = 0, end=text.EOS, layers: int = 4, grid: int = 4,
-    text_model: str = "llama", layer: int | list[int] = -2,
-) -> Path:  # fmt: skip
-    """CLIP tower; a base tile, then up to 2x2, 1x3 or 3x1 tiles without their padding, a newline behind every row."""
+    folder: Path,
+    *,
+    kv_heads: int = 2,
+    tied: bool = False,
+    seed: int = 0,
+    end=text.EOS,
+    layers: int = 4,
+    grid: int = 4,
+    text_model: str = "llama",
+    layer: int | list[int] = -2,
+) -> Path:
+    """CLIP tower; a base tile, then up to 2x2, 1x3 or 3x1 tiles without their padding, a newline
+    behind every row.
+    """
     words, chat = text.mistral() if text_model == "mistral" else text.vicuna()
     config = hf.LlavaNextConfig(
-        text_config=text.text_config(text_model, words, kv_heads=kv_heads, tied=tied, layers=layers),
+        text_config=text.text_config(
+            text_model, words, kv_heads=kv_heads, tied=tied, layers=layers
+        ),
         **_next_options(words, grid, layer, tied),
     )
     processor = hf.LlavaNextProcessor(
-        _next_images(grid), words, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        _next_images(grid),
+        words,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
         chat_template=chat,
-    )  # fmt: skip
-    return _save(folder, hf.LlavaNextForConditionalGeneration, config, processor, r"projector\.linear_2", seed, end)
+    )
+    return _save(
+        folder,
+        hf.LlavaNextForConditionalGeneration,
+        config,
+        processor,
+        r"projector\.linear_2",
+        seed,
+        end,
+    )
 
 
 def llava_next_video(
-    folder: Path, *, kv_heads: int = 2, tied: bool = False, seed: int = 0, end=text.EOS, layers: int = 4, grid: int = 4,
+    folder: Path,
+    *,
+    kv_heads: int = 2,
+    tied: bool = False,
+    seed: int = 0,
+    end=text.EOS,
+    layers: int = 4,
+    grid: int = 4,
     layer: int | list[int] = -2,
-) -> Path:  # fmt: skip
+) -> Path:
     """`llava_next` with videos, whose frames are pooled 2x2; `grid` should be even."""
     words, chat = text.vicuna()
     config = hf.LlavaNextVideoConfig(
         text_config=text.text_config("llama", words, kv_heads=kv_heads, tied=tied, layers=layers),
-        **_next_options(words, grid, layer, tied), video_token_index=words.video_token_id,
-        video_seq_length=grid * grid // 4, spatial_pool_mode="average", spatial_pool_stride=2,
-    )  # fmt: skip
+        **_next_options(words, grid, layer, tied),
+        video_token_index=words.video_token_id,
+        video_seq_length=grid * grid // 4,
+        spatial_pool_mode="average",
+        spatial_pool_stride=2,
+    )
     side = grid * 14
-    videos = hf.LlavaNextVideoVideoProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    videos = hf.LlavaNextVideoVideoProcessor(
+        size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+    )
     processor = hf.LlavaNextVideoProcessor(
-        videos, _next_images(grid), words, chat_template=chat, patch_size=14, vision_feature_select_strategy="default",
+        videos,
+        _next_images(grid),
+        words,
+        chat_template=chat,
+        patch_size=14,
+        vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-    )  # fmt: skip
-    return _save(folder, hf.LlavaNextVideoForConditionalGeneration, config, processor, r"projector\.linear_2", seed, end)
+    )
+    return _save(
+        folder,
+        hf.LlavaNextVideoForConditionalGeneration,
+        config,
+        processor,
+        r"projector\.linear_2",
+        seed,
+        end,
+    )
 
 
 def _pinpoints(grid: int) -> list[list[int]]:
-    return [[rows * grid * 14, columns * grid * 14] for rows, columns in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))]
+    return [
+        [rows * grid * 14, columns * grid * 14]
+        for rows, columns in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
+    ]
 
 
 def _next_options(words, grid: int, layer: int | list[int], tied: bool) -> dict:
     return {
-        "vision_config": hf.CLIPVisionConfig(**VISION, num_hidden_layers=3, image_size=grid * 14, projection_dim=32),
+        "vision_config": hf.CLIPVisionConfig(
+            **VISION, num_hidden_layers=3, image_size=grid * 14, projection_dim=32
+        ),
         "image_token_index": words.image_token_id,
         "image_grid_pinpoints": _pinpoints(grid),
         "image_seq_length": grid * grid,
@@ -76,98 +132,240 @@ def _next_options(words, grid: int, layer: int | list[int], tied: bool) -> dict:
 def _next_images(grid: int):
     side = grid * 14
     return hf.LlavaNextImageProcessor(
-        size={"shortest_edge": side}, crop_size={"height": side, "width": side}, image_grid_pinpoints=_pinpoints(grid)
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        image_grid_pinpoints=_pinpoints(grid),
     )
 
 
 def llava_onevision(
-    folder: Path, *, kv_heads: int = 2, tied: bool = False, seed: int = 0, end=text.EOS, layers: int = 4, grid: int = 4
-) -> Path:  # fmt: skip
-    """SigLIP tower; up to 4x4 tiles, shrunk when they give more visual tokens than nine; a video's frames are pooled 2x2."""
+    folder: Path,
+    *,
+    kv_heads: int = 2,
+    tied: bool = False,
+    seed: int = 0,
+    end=text.EOS,
+    layers: int = 4,
+    grid: int = 4,
+) -> Path:
+    """SigLIP tower; up to 4x4 tiles, shrunk when they give more visual tokens than nine; a video's
+    frames are pooled 2x2.
+    """
     words, chat = text.onevision()
     side = grid * 14
     pinpoints = [[rows * side, columns * side] for rows in range(1, 5) for columns in range(1, 5)]
     config = hf.LlavaOnevisionConfig(
-        vision_config=hf.SiglipVisionConfig(**VISION, num_hidden_layers=3, image_size=side, vision_use_head=False),
+        vision_config=hf.SiglipVisionConfig(
+            **VISION, num_hidden_layers=3, image_size=side, vision_use_head=False
+        ),
         text_config=text.text_config("qwen2", words, kv_heads=kv_heads, tied=tied, layers=layers),
-        image_token_index=words.image_token_id, video_token_index=words.video_token_id, image_grid_pinpoints=pinpoints,
-        vision_aspect_ratio="anyres_max_9", vision_feature_layer=-1, vision_feature_select_strategy="full",
+        image_token_index=words.image_token_id,
+        video_token_index=words.video_token_id,
+        image_grid_pinpoints=pinpoints,
+        vision_aspect_ratio="anyres_max_9",
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
         tie_word_embeddings=tied,
-    )  # fmt: skip
+    )
     size = {"height": side, "width": side}
     processor = hf.LlavaOnevisionProcessor(
-        hf.LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=pinpoints), words,
+        hf.LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=pinpoints),
+        words,
         hf.LlavaOnevisionVideoProcessor(size=size),
-        num_image_tokens=grid * grid, vision_feature_select_strategy="full", chat_template=chat,
+        num_image_tokens=grid * grid,
+        vision_feature_select_strategy="full",
+        chat_template=chat,
         vision_aspect_ratio="anyres_max_9",
-    )  # fmt: skip
-    return _save(folder, hf.LlavaOnevisionForConditionalGeneration, config, processor, r"projector\.linear_2", seed, end)
+    )
+    return _save(
+        folder,
+        hf.LlavaOnevisionForConditionalGeneration,
+        config,
+        processor,
+        r"projector\.linear_2",
+        seed,
+        end,
+    )
 
 
-def qwen2_vl(folder: Path, *, kv_heads: int = 2, tied: bool = False, seed: int = 0, end=text.EOS, layers: int = 4) -> Path:
+def qwen2_vl(
+    folder: Path,
+    *,
+    kv_heads: int = 2,
+    tied: bool = False,
+    seed: int = 0,
+    end=text.EOS,
+    layers: int = 4,
+) -> Path:
     """From 4 to 40 visual tokens an image, by its size; 2x2 patches a token, two frames a token."""
-    vision = {"depth": 3, "embed_dim": 32, "hidden_size": text.HIDDEN, "num_heads": 4, "mlp_ratio": 2, "patch_size": 14}
-    return _qwen(
-        folder, "qwen2_vl", hf.Qwen2VLConfig, hf.Qwen2VLForConditionalGeneration, hf.Qwen2VLProcessor, hf.Qwen2VLVideoProcessor,
-        vision,
-        r"visual\.merger\.mlp\.2", kv_heads=kv_heads, tied=tied, seed=seed, end=end, layers=layers,
-    )  # fmt: skip
-
-
-def qwen2_5_vl(folder: Path, *, kv_heads: int = 2, tied: bool = False, seed: int = 0, end=text.EOS, layers: int = 4) -> Path:
-    """`qwen2_vl` with a tower that attends within windows of 2x2 visual tokens, in all layers but its second and its last."""
     vision = {
-        "depth": 4, "hidden_size": 32, "out_hidden_size": text.HIDDEN, "num_heads": 4, "intermediate_size": 48, "patch_size": 14,
-        "window_size": 56, "fullatt_block_indexes": [1, 3], "tokens_per_second": 2,
-    }  # fmt: skip
+        "depth": 3,
+        "embed_dim": 32,
+        "hidden_size": text.HIDDEN,
+        "num_heads": 4,
+        "mlp_ratio": 2,
+        "patch_size": 14,
+    }
     return _qwen(
-        folder, "qwen2_5_vl", hf.Qwen2_5_VLConfig, hf.Qwen2_5_VLForConditionalGeneration, hf.Qwen2_5_VLProcessor,
+        folder,
+        "qwen2_vl",
+        hf.Qwen2VLConfig,
+        hf.Qwen2VLForConditionalGeneration,
+        hf.Qwen2VLProcessor,
         hf.Qwen2VLVideoProcessor,
-        vision, r"visual\.merger\.mlp\.2", kv_heads=kv_heads, tied=tied, seed=seed, end=end, layers=layers,
-    )  # fmt: skip
+        vision,
+        r"visual\.merger\.mlp\.2",
+        kv_heads=kv_heads,
+        tied=tied,
+        seed=seed,
+        end=end,
+        layers=layers,
+    )
+
+
+def qwen2_5_vl(
+    folder: Path,
+    *,
+    kv_heads: int = 2,
+    tied: bool = False,
+    seed: int = 0,
+    end=text.EOS,
+    layers: int = 4,
+) -> Path:
+    """`qwen2_vl` with a tower that attends within windows of 2x2 visual tokens, in all layers but
+    its second and its last.
+    """
+    vision = {
+        "depth": 4,
+        "hidden_size": 32,
+        "out_hidden_size": text.HIDDEN,
+        "num_heads": 4,
+        "intermediate_size": 48,
+        "patch_size": 14,
+        "window_size": 56,
+        "fullatt_block_indexes": [1, 3],
+        "tokens_per_second": 2,
+    }
+    return _qwen(
+        folder,
+        "qwen2_5_vl",
+        hf.Qwen2_5_VLConfig,
+        hf.Qwen2_5_VLForConditionalGeneration,
+        hf.Qwen2_5_VLProcessor,
+        hf.Qwen2VLVideoProcessor,
+        vision,
+        r"visual\.merger\.mlp\.2",
+        kv_heads=kv_heads,
+        tied=tied,
+        seed=seed,
+        end=end,
+        layers=layers,
+    )
 
 
 def qwen3_vl(
-    folder: Path, *, kv_heads: int = 2, tied: bool = False, seed: int = 0, end=text.EOS, layers: int = 4,
-    deepstack: tuple[int, ...] = (0, 2)
-) -> Path:  # fmt: skip
-    """Tower layers `deepstack` feed the text model's first layers; a video's frame pairs stand apart, each after its time."""
+    folder: Path,
+    *,
+    kv_heads: int = 2,
+    tied: bool = False,
+    seed: int = 0,
+    end=text.EOS,
+    layers: int = 4,
+    deepstack: tuple[int, ...] = (0, 2),
+) -> Path:
+    """Tower layers `deepstack` feed the text model's first layers; a video's frame pairs stand
+    apart, each after its time.
+    """
     vision = {
-        "depth": 4, "hidden_size": 32, "out_hidden_size": text.HIDDEN, "num_heads": 4, "intermediate_size": 48, "patch_size": 16,
-        "num_position_embeddings": 36, "deepstack_visual_indexes": list(deepstack),
-    }  # fmt: skip
+        "depth": 4,
+        "hidden_size": 32,
+        "out_hidden_size": text.HIDDEN,
+        "num_heads": 4,
+        "intermediate_size": 48,
+        "patch_size": 16,
+        "num_position_embeddings": 36,
+        "deepstack_visual_indexes": list(deepstack),
+    }
     return _qwen(
-        folder, "qwen3_vl", hf.Qwen3VLConfig, hf.Qwen3VLForConditionalGeneration, hf.Qwen3VLProcessor, hf.Qwen3VLVideoProcessor,
+        folder,
+        "qwen3_vl",
+        hf.Qwen3VLConfig,
+        hf.Qwen3VLForConditionalGeneration,
+        hf.Qwen3VLProcessor,
+        hf.Qwen3VLVideoProcessor,
         vision,
-        r"merger.*\.linear_fc2", kv_heads=kv_heads, tied=tied, seed=seed, end=end, layers=layers,
-    )  # fmt: skip
+        r"merger.*\.linear_fc2",
+        kv_heads=kv_heads,
+        tied=tied,
+        seed=seed,
+        end=end,
+        layers=layers,
+    )
 
 
 def _qwen(
-    folder: Path, kind: str, config_class, model_class, processor_class, video_class, vision: dict, last: str, *, seed: int,
-    end, tied: bool, **sizes
-) -> Path:  # fmt: skip
+    folder: Path,
+    kind: str,
+    config_class,
+    model_class,
+    processor_class,
+    video_class,
+    vision: dict,
+    last: str,
+    *,
+    seed: int,
+    end,
+    tied: bool,
+    **sizes,
+) -> Path:
     words, chat = text.qwen()
     patch = vision["patch_size"]
     config = config_class(
-        text_config=text.text_config(kind, words, tied=tied, **sizes).to_dict(), vision_config=vision, tie_word_embeddings=tied,
-        image_token_id=words.image_token_id, video_token_id=words.video_token_id,
+        text_config=text.text_config(kind, words, tied=tied, **sizes).to_dict(),
+        vision_config=vision,
+        tie_word_embeddings=tied,
+        image_token_id=words.image_token_id,
+        video_token_id=words.video_token_id,
         vision_start_token_id=words.vision_start_token_id,
         vision_end_token_id=words.vision_end_token_id,
-    )  # fmt: skip
+    )
     token = (2 * patch) ** 2  # pixels to a visual token
-    frames = 1 if video_class is hf.Qwen2VLVideoProcessor else 6  # Qwen3's budget is that of the whole video
-    images = hf.Qwen2VLImageProcessor(size={"shortest_edge": 4 * token, "longest_edge": 40 * token}, patch_size=patch)
-    videos = video_class(size={"shortest_edge": 4 * token * frames, "longest_edge": 12 * token * frames}, patch_size=patch)
-    return _save(folder, model_class, config, processor_class(images, words, videos, chat_template=chat), last, seed, end)
+    frames = (
+        1 if video_class is hf.Qwen2VLVideoProcessor else 6
+    )  # Qwen3's budget is that of the whole video
+    images = hf.Qwen2VLImageProcessor(
+        size={"shortest_edge": 4 * token, "longest_edge": 40 * token}, patch_size=patch
+    )
+    videos = video_class(
+        size={"shortest_edge": 4 * token * frames, "longest_edge": 12 * token * frames},
+        patch_size=patch,
+    )
+    return _save(
+        folder,
+        model_class,
+        config,
+        processor_class(images, words, videos, chat_template=chat),
+        last,
+        seed,
+        end,
+    )
 
 
 def internvl(
-    folder: Path, *, kv_heads: int = 2, tied: bool = False, seed: int = 0, end=text.EOS, layers: int = 4, grid: int = 3,
+    folder: Path,
+    *,
+    kv_heads: int = 2,
+    tied: bool = False,
+    seed: int = 0,
+    end=text.EOS,
+    layers: int = 4,
+    grid: int = 3,
     tiles: int = 4,
     text_model: str = "qwen2",
-) -> Path:  # fmt: skip
-    """Up to `tiles` tiles, and the whole image behind them when there are several; a video's frames are tiles, each named."""
+) -> Path:
+    """Up to `tiles` tiles, and the whole image behind them when there are several; a video's frames
+    are tiles, each named.
+    """
     words, chat = text.internvl()
     side = grid * 28
     vision = hf.InternVLVisionConfig(
@@ -179,80 +377,174 @@ def internvl(
         patch_size=[14, 14],
     )
     config = hf.InternVLConfig(
-        vision_config=vision, text_config=text.text_config(text_model, words, kv_heads=kv_heads, tied=tied, layers=layers),
-        image_token_id=words.context_image_token_id, image_seq_length=grid * grid, downsample_ratio=0.5, tie_word_embeddings=tied,
-    )  # fmt: skip
+        vision_config=vision,
+        text_config=text.text_config(
+            text_model, words, kv_heads=kv_heads, tied=tied, layers=layers
+        ),
+        image_token_id=words.context_image_token_id,
+        image_seq_length=grid * grid,
+        downsample_ratio=0.5,
+        tie_word_embeddings=tied,
+    )
     size = {"height": side, "width": side}
     processor = hf.InternVLProcessor(
-        hf.GotOcr2ImageProcessor(size=size, max_patches=tiles), words, hf.InternVLVideoProcessor(size=size),
+        hf.GotOcr2ImageProcessor(size=size, max_patches=tiles),
+        words,
+        hf.InternVLVideoProcessor(size=size),
         image_seq_length=grid * grid,
         chat_template=chat,
-    )  # fmt: skip
-    return _save(folder, hf.InternVLForConditionalGeneration, config, processor, r"projector\.linear_2", seed, end)
+    )
+    return _save(
+        folder,
+        hf.InternVLForConditionalGeneration,
+        config,
+        processor,
+        r"projector\.linear_2",
+        seed,
+        end,
+    )
 
 
 def idefics3(
-    folder: Path, *, kv_heads: int = 2, tied: bool = False, seed: int = 0, end=text.EOS, layers: int = 4, grid: int = 3,
+    folder: Path,
+    *,
+    kv_heads: int = 2,
+    tied: bool = False,
+    seed: int = 0,
+    end=text.EOS,
+    layers: int = 4,
+    grid: int = 3,
     tiles: int = 2,
-) -> Path:  # fmt: skip
-    """An image's longer side is `tiles` tiles long, whatever its size; the whole image comes last, text between them."""
+) -> Path:
+    """An image's longer side is `tiles` tiles long, whatever its size; the whole image comes last,
+    text between them.
+    """
     words, chat = text.idefics3()
-    config = _idefics_config(hf.Idefics3Config, hf.Idefics3VisionConfig, words, grid, kv_heads, tied, layers)
+    config = _idefics_config(
+        hf.Idefics3Config, hf.Idefics3VisionConfig, words, grid, kv_heads, tied, layers
+    )
     side = grid * 28
-    images = hf.Idefics3ImageProcessor(size={"longest_edge": tiles * side}, max_image_size={"longest_edge": side})
+    images = hf.Idefics3ImageProcessor(
+        size={"longest_edge": tiles * side}, max_image_size={"longest_edge": side}
+    )
     processor = hf.Idefics3Processor(images, words, image_seq_len=grid * grid, chat_template=chat)
-    return _save(folder, hf.Idefics3ForConditionalGeneration, config, processor, r"modality_projection\.proj", seed, end)
+    return _save(
+        folder,
+        hf.Idefics3ForConditionalGeneration,
+        config,
+        processor,
+        r"modality_projection\.proj",
+        seed,
+        end,
+    )
 
 
 def smolvlm(
-    folder: Path, *, kv_heads: int = 2, tied: bool = False, seed: int = 0, end=text.EOS, layers: int = 4, grid: int = 3,
+    folder: Path,
+    *,
+    kv_heads: int = 2,
+    tied: bool = False,
+    seed: int = 0,
+    end=text.EOS,
+    layers: int = 4,
+    grid: int = 3,
     tiles: int = 2,
-) -> Path:  # fmt: skip
+) -> Path:
     """`idefics3` with videos, whose frames are images of one tile, each behind its time."""
     words, chat = text.smolvlm()
-    config = _idefics_config(hf.SmolVLMConfig, hf.SmolVLMVisionConfig, words, grid, kv_heads, tied, layers)
+    config = _idefics_config(
+        hf.SmolVLMConfig, hf.SmolVLMVisionConfig, words, grid, kv_heads, tied, layers
+    )
     side = grid * 28
-    images = hf.SmolVLMImageProcessor(size={"longest_edge": tiles * side}, max_image_size={"longest_edge": side})
-    videos = hf.SmolVLMVideoProcessor(size={"longest_edge": side}, max_image_size={"longest_edge": side}, num_frames=8, fps=1)
-    processor = hf.SmolVLMProcessor(images, words, videos, image_seq_len=grid * grid, chat_template=chat)
-    return _save(folder, hf.SmolVLMForConditionalGeneration, config, processor, r"modality_projection\.proj", seed, end)
+    images = hf.SmolVLMImageProcessor(
+        size={"longest_edge": tiles * side}, max_image_size={"longest_edge": side}
+    )
+    videos = hf.SmolVLMVideoProcessor(
+        size={"longest_edge": side}, max_image_size={"longest_edge": side}, num_frames=8, fps=1
+    )
+    processor = hf.SmolVLMProcessor(
+        images, words, videos, image_seq_len=grid * grid, chat_template=chat
+    )
+    return _save(
+        folder,
+        hf.SmolVLMForConditionalGeneration,
+        config,
+        processor,
+        r"modality_projection\.proj",
+        seed,
+        end,
+    )
 
 
-def _idefics_config(config_class, vision_class, words, grid: int, kv_heads: int, tied: bool, layers: int):
+def _idefics_config(
+    config_class, vision_class, words, grid: int, kv_heads: int, tied: bool, layers: int
+):
     return config_class(
-        vision_config=vision_class(**VISION, num_hidden_layers=3, image_size=grid * 28), scale_factor=2,
+        vision_config=vision_class(**VISION, num_hidden_layers=3, image_size=grid * 28),
+        scale_factor=2,
         image_token_id=words.image_token_id,
-        text_config=text.text_config("llama", words, kv_heads=kv_heads, tied=tied, layers=layers), tie_word_embeddings=tied,
+        text_config=text.text_config("llama", words, kv_heads=kv_heads, tied=tied, layers=layers),
+        tie_word_embeddings=tied,
         pad_token_id=text.PAD,
-    )  # fmt: skip
+    )
 
 
 def gemma3(
-    folder: Path, *, kv_heads: int = 2, tied: bool = True, seed: int = 0, end=text.EOS, layers: int = 4, grid: int = 4,
-    window: int = 512
-) -> Path:  # fmt: skip
-    """`grid` x `grid` visual tokens an image, each a mean of 2x2 patches; all layers but the last see `window` tokens only."""
+    folder: Path,
+    *,
+    kv_heads: int = 2,
+    tied: bool = True,
+    seed: int = 0,
+    end=text.EOS,
+    layers: int = 4,
+    grid: int = 4,
+    window: int = 512,
+) -> Path:
+    """`grid` x `grid` visual tokens an image, each a mean of 2x2 patches; all layers but the last
+    see `window` tokens only.
+    """
     words, chat = text.gemma3()
     side = grid * 28
     config = hf.Gemma3Config(
-        vision_config=hf.SiglipVisionConfig(**VISION, num_hidden_layers=3, image_size=side, vision_use_head=False),
+        vision_config=hf.SiglipVisionConfig(
+            **VISION, num_hidden_layers=3, image_size=side, vision_use_head=False
+        ),
         text_config=text.text_config(
-            "gemma3", words, kv_heads=kv_heads, tied=tied, layers=layers, sliding_window=window,
+            "gemma3",
+            words,
+            kv_heads=kv_heads,
+            tied=tied,
+            layers=layers,
+            sliding_window=window,
             layer_types=["sliding_attention"] * (layers - 1) + ["full_attention"],
         ),
-        mm_tokens_per_image=grid * grid, boi_token_index=words.boi_token_id, eoi_token_index=words.eoi_token_id,
-        image_token_index=words.image_token_id, initializer_range=0.15, tie_word_embeddings=tied,
-    )  # fmt: skip
+        mm_tokens_per_image=grid * grid,
+        boi_token_index=words.boi_token_id,
+        eoi_token_index=words.eoi_token_id,
+        image_token_index=words.image_token_id,
+        initializer_range=0.15,
+        tie_word_embeddings=tied,
+    )
     images = hf.Gemma3ImageProcessor(size={"height": side, "width": side})
     processor = hf.Gemma3Processor(images, words, chat_template=chat, image_seq_length=grid * grid)
-    return _save(folder, hf.Gemma3ForConditionalGeneration, config, processor, r"mm_input_projection_weight", seed, end)
+    return _save(
+        folder,
+        hf.Gemma3ForConditionalGeneration,
+        config,
+        processor,
+        r"mm_input_projection_weight",
+        seed,
+        end,
+    )
 
 
 def _save(folder: Path, model_class, config, processor, last: str, seed: int, end) -> Path:
     torch.manual_seed(seed)
     model = model_class(config).eval()
     _see(model, processor, last)
-    model.generation_config = hf.GenerationConfig(bos_token_id=text.BOS, eos_token_id=end, pad_token_id=text.PAD)
+    model.generation_config = hf.GenerationConfig(
+        bos_token_id=text.BOS, eos_token_id=end, pad_token_id=text.PAD
+    )
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
@@ -260,22 +552,36 @@ def _save(folder: Path, model_class, config, processor, last: str, seed: int, en
 
 @torch.no_grad()
 def _see(model, processor, last: str) -> None:
-    """Weights of the visual part that keep what differs between pixels, then visual rows as long as text rows.
+    """Weights of the visual part that keep what differs between pixels, then visual rows as long as
+    text rows.
 
     `last` is the pattern of the weights that visual rows are proportional to.
     """
-    decoder = {id(parameter) for parameter in (*model.get_decoder().parameters(), *model.lm_head.parameters())}
-    visual = {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in decoder}
+    decoder = {
+        id(parameter)
+        for parameter in (*model.get_decoder().parameters(), *model.lm_head.parameters())
+    }
+    visual = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in decoder
+    }
     for name, parameter in visual.items():
         if parameter.ndim > 1:
             place = re.search(r"pos_embed|position_embedding|cls_token", name)
             parameter.normal_(0, 0.3 if place else (parameter.numel() / parameter.shape[0]) ** -0.5)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (100, 80, 3), dtype=np.uint8))
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
-    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # 5.17's InternVL gives numpy a tensor
-        inputs = processor(text=[processor.apply_chat_template(chat)], images=[image], return_tensors="pt")
+    with warnings.catch_warnings(
+        action="ignore", category=DeprecationWarning
+    ):  # 5.17's InternVL gives numpy a tensor
+        inputs = processor(
+            text=[processor.apply_chat_template(chat)], images=[image], return_tensors="pt"
+        )
     seen = {}
-    hook = model.get_decoder().register_forward_pre_hook(lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True)
+    hook = model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True
+    )
     model(**inputs, use_cache=False)
     hook.remove()
     rows = seen["inputs_embeds"][inputs["input_ids"] == model.config.image_token_id]
@@ -288,7 +594,24 @@ def _see(model, processor, last: str) -> None:
 FAMILIES: dict[str, Callable[..., Path]] = {
     build.__name__: build
     for build in (
-        llava_next, llava_next_video, llava_onevision, qwen2_vl, qwen2_5_vl, qwen3_vl, internvl, idefics3, smolvlm, gemma3,
+        llava_next,
+        llava_next_video,
+        llava_onevision,
+        qwen2_vl,
+        qwen2_5_vl,
+        qwen3_vl,
+        internvl,
+        idefics3,
+        smolvlm,
+        gemma3,
     )
-}  # fmt: skip
-VIDEO_FAMILIES = {"llava_next_video", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "smolvlm"}
+}
+VIDEO_FAMILIES = {
+    "llava_next_video",
+    "llava_onevision",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "internvl",
+    "smolvlm",
+}

@@ -10,7 +10,7 @@ from transformers import (
     Qwen2Config,
     Qwen2VLTextConfig,
     Qwen3VLTextConfig,
-)  # fmt: skip
+)
 
 PAD, BOS, EOS = 0, 1, 2
 HIDDEN, HEADS = 64, 4
@@ -27,11 +27,20 @@ TEXTS = {
 }
 EXTRAS = {
     "mistral": {"sliding_window": None},
-    "qwen2_vl": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}},
-    "qwen2_5_vl": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}},
+    "qwen2_vl": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+    },
+    "qwen2_5_vl": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+    },
     "qwen3_vl": {
         "head_dim": HEAD_DIM,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [3, 3, 2], "mrope_interleaved": True},
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "mrope_section": [3, 3, 2],
+            "mrope_interleaved": True,
+        },
     },
     "gemma3": {"head_dim": HEAD_DIM, "query_pre_attn_scalar": HEAD_DIM},
 }
@@ -40,42 +49,89 @@ EXTRAS = {
 def text_config(kind: str, words, *, kv_heads: int, tied: bool, layers: int, **extra):
     """A decoder whose logits are far from flat."""
     return TEXTS[kind](
-        vocab_size=len(words), hidden_size=HIDDEN, intermediate_size=96, num_hidden_layers=layers, num_attention_heads=HEADS,
-        num_key_value_heads=kv_heads, max_position_embeddings=4096, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD,
-        tie_word_embeddings=tied, initializer_range=0.15, **EXTRAS.get(kind, {}), **extra,
-    )  # fmt: skip
+        vocab_size=len(words),
+        hidden_size=HIDDEN,
+        intermediate_size=96,
+        num_hidden_layers=layers,
+        num_attention_heads=HEADS,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=4096,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+        tie_word_embeddings=tied,
+        initializer_range=0.15,
+        **EXTRAS.get(kind, {}),
+        **extra,
+    )
 
 
-def tokenizer(ends: tuple[str, ...], named: dict[str, str], more: tuple[str, ...] = (), *, bos: bool) -> PreTrainedTokenizerFast:
-    """Every printable character is a token, and so is every special token; `ends` are pad, bos and eos, ids 0, 1 and 2.
+def tokenizer(
+    ends: tuple[str, ...], named: dict[str, str], more: tuple[str, ...] = (), *, bos: bool
+) -> PreTrainedTokenizerFast:
+    """Every printable character is a token, and so is every special token; `ends` are pad, bos and
+    eos, ids 0, 1 and 2.
 
-    `named` become attributes of it, as some processors want (`words.image_token`); `bos` puts the bos token before every text.
+    `named` become attributes of it, as some processors want (`words.image_token`); `bos` puts the
+    bos token before every text.
     """
     special = [*dict.fromkeys([*ends, "<unk>", *named.values(), *more])]
     vocabulary = [*special, "\n", *map(chr, range(32, 127))]
-    core = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(vocabulary)}, unk_token="<unk>"))
+    core = Tokenizer(
+        models.WordLevel({piece: i for i, piece in enumerate(vocabulary)}, unk_token="<unk>")
+    )
     core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     core.decoder = decoders.Fuse()
-    core.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in special])
+    core.add_special_tokens(
+        [AddedToken(piece, special=True, normalized=False) for piece in special]
+    )
     if bos:
-        core.post_processor = processors.TemplateProcessing(single=f"{ends[1]} $A", special_tokens=[(ends[1], BOS)])
+        core.post_processor = processors.TemplateProcessing(
+            single=f"{ends[1]} $A", special_tokens=[(ends[1], BOS)]
+        )
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token=ends[0], bos_token=ends[1], eos_token=ends[2], unk_token="<unk>", padding_side="left",
+        tokenizer_object=core,
+        pad_token=ends[0],
+        bos_token=ends[1],
+        eos_token=ends[2],
+        unk_token="<unk>",
+        padding_side="left",
         extra_special_tokens=named,
-    )  # fmt: skip
+    )
 
 
-def template(image: str, video: str, *, user: str, assistant: str, ask: str, system: str = "{}", head: str = "") -> str:
+def template(
+    image: str,
+    video: str,
+    *,
+    user: str,
+    assistant: str,
+    ask: str,
+    system: str = "{}",
+    head: str = "",
+) -> str:
     """A chat template with every content item where it stands; `{}` in a turn is its content."""
     content = (
-        "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}{% if c['type'] == 'image' %}"
-        + image + "{% elif c['type'] == 'video' %}" + video + "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}"
-    )  # fmt: skip
+        "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] "
+        "%}{% if c['type'] == 'image' %}"
+        + image
+        + "{% elif c['type'] == 'video' %}"
+        + video
+        + "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}"
+    )
     system, user, assistant = (turn.format(content) for turn in (system, user, assistant))
     return (
-        head + "{% for m in messages %}{% if m['role'] == 'system' %}" + system + "{% elif m['role'] == 'user' %}" + user
-        + "{% else %}" + assistant + "{% endif %}{% endfor %}{% if add_generation_prompt %}" + ask + "{% endif %}"
-    )  # fmt: skip
+        head
+        + "{% for m in messages %}{% if m['role'] == 'system' %}"
+        + system
+        + "{% elif m['role'] == 'user' %}"
+        + user
+        + "{% else %}"
+        + assistant
+        + "{% endif %}{% endfor %}{% if add_generation_prompt %}"
+        + ask
+        + "{% endif %}"
+    )
 
 
 LLAMA_ENDS = ("<pad>", "<s>", "</s>")
@@ -86,14 +142,26 @@ MULTIMODAL = {"image_token": "<image>", "video_token": "<video>"}
 def vicuna() -> tuple[PreTrainedTokenizerFast, str]:
     words = tokenizer(LLAMA_ENDS, MULTIMODAL, bos=True)
     return words, template(
-        "<image>\n", "<video>\n", system="{} ", user="USER: {} ", assistant="ASSISTANT: {}</s>", ask="ASSISTANT:"
-    )  # fmt: skip
+        "<image>\n",
+        "<video>\n",
+        system="{} ",
+        user="USER: {} ",
+        assistant="ASSISTANT: {}</s>",
+        ask="ASSISTANT:",
+    )
 
 
 def mistral() -> tuple[PreTrainedTokenizerFast, str]:
     words = tokenizer(LLAMA_ENDS, MULTIMODAL, bos=True)
     system = "<<SYS>>\n{}\n<</SYS>>\n\n"
-    return words, template("<image>\n", "<video>\n", system=system, user="[INST] {} [/INST]", assistant=" {}</s>", ask="")
+    return words, template(
+        "<image>\n",
+        "<video>\n",
+        system=system,
+        user="[INST] {} [/INST]",
+        assistant=" {}</s>",
+        ask="",
+    )
 
 
 CHATML = {
@@ -105,7 +173,9 @@ CHATML = {
 
 
 def onevision() -> tuple[PreTrainedTokenizerFast, str]:
-    return tokenizer(CHATML_ENDS, MULTIMODAL, bos=False), template("<image>\n", "<video>\n", **CHATML)
+    return tokenizer(CHATML_ENDS, MULTIMODAL, bos=False), template(
+        "<image>\n", "<video>\n", **CHATML
+    )
 
 
 def qwen() -> tuple[PreTrainedTokenizerFast, str]:
@@ -115,7 +185,9 @@ def qwen() -> tuple[PreTrainedTokenizerFast, str]:
         "vision_start_token": "<|vision_start|>",
         "vision_end_token": "<|vision_end|>",
     }
-    image, video = (f"<|vision_start|>{named[name]}<|vision_end|>" for name in ("image_token", "video_token"))
+    image, video = (
+        f"<|vision_start|>{named[name]}<|vision_end|>" for name in ("image_token", "video_token")
+    )
     return tokenizer(CHATML_ENDS, named, bos=False), template(image, video, **CHATML)
 
 
@@ -126,7 +198,9 @@ def internvl() -> tuple[PreTrainedTokenizerFast, str]:
         "context_image_token": "<IMG_CONTEXT>",
         "video_token": "<video>",
     }
-    return tokenizer(CHATML_ENDS, named, bos=False), template("<IMG_CONTEXT>\n", "<video>\n", **CHATML)
+    return tokenizer(CHATML_ENDS, named, bos=False), template(
+        "<IMG_CONTEXT>\n", "<video>\n", **CHATML
+    )
 
 
 IDEFICS = {
@@ -156,12 +230,26 @@ def smolvlm() -> tuple[PreTrainedTokenizerFast, str]:
 
 def gemma3() -> tuple[PreTrainedTokenizerFast, str]:
     """Gemma has no system turn: its template puts the system text in front of the first user's."""
-    named = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
-    words = tokenizer(("<pad>", "<bos>", "<eos>"), named, ("<start_of_turn>", "<end_of_turn>"), bos=True)
-    first = "{% if loop.index0 == 1 and messages[0]['role'] == 'system' %}{% set said = messages[0]['content'] %}"
+    named = {
+        "boi_token": "<start_of_image>",
+        "eoi_token": "<end_of_image>",
+        "image_token": "<image_soft_token>",
+    }
+    words = tokenizer(
+        ("<pad>", "<bos>", "<eos>"), named, ("<start_of_turn>", "<end_of_turn>"), bos=True
+    )
+    first = (
+        "{% if loop.index0 == 1 and messages[0]['role'] == 'system' %}{% set said = "
+        "messages[0]['content'] %}"
+    )
     first += "{{ said if said is string else said[0]['text'] }}\n\n{% endif %}"
     turns = template(
-        "<start_of_image>", "", system="", user="<start_of_turn>user\n@{}<end_of_turn>\n",
-        assistant="<start_of_turn>model\n{}<end_of_turn>\n", ask="<start_of_turn>model\n", head="{{ bos_token }}",
-    )  # fmt: skip
+        "<start_of_image>",
+        "",
+        system="",
+        user="<start_of_turn>user\n@{}<end_of_turn>\n",
+        assistant="<start_of_turn>model\n{}<end_of_turn>\n",
+        ask="<start_of_turn>model\n",
+        head="{{ bos_token }}",
+    )
     return words, turns.replace("@", first)

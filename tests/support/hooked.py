@@ -1,4 +1,6 @@
-"""A preprocessor that does harm when it is asked to, for the tests of worker processes, which load it from here."""
+"""A preprocessor that does harm when it is asked to, for the tests of worker processes, which load
+it from here.
+"""
 
 import os
 import signal
@@ -13,9 +15,11 @@ from trimtok_cli.media import video
 from trimtok_cli.models.preprocessor import Inputs, Preprocessor
 
 HANGS = (
-    "import os, time; from pathlib import Path; from trimtok_cli.media import decoder_child as decoders; read = decoders._read_decord; "
+    "import os, time; from pathlib import Path; from trimtok_cli.media import decoder_child "
+    "as decoders; read = decoders._read_decord; "
     "hang = lambda path: (Path(path + '.pid').write_text(str(os.getpid())), time.sleep(60)); "
-    "decoders._read_decord = lambda path, *rest: hang(path) if 'hang' in path else read(path, *rest); decoders.main()"
+    "decoders._read_decord = lambda path, *rest: hang(path) if 'hang' in path else "
+    "read(path, *rest); decoders.main()"
 )
 
 
@@ -23,7 +27,9 @@ ENDLESS = "{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% 
 
 
 class Hooked(Preprocessor):
-    """What the question says is done; `words` of the others is the process that they were prepared in."""
+    """What the question says is done; `words` of the others is the process that they were prepared
+    in.
+    """
 
     def __setstate__(self, state) -> None:
         vars(self).update(state)
@@ -49,7 +55,9 @@ class Hooked(Preprocessor):
             import resource
 
             limit = resource.getrlimit(resource.RLIMIT_AS)
-            resource.setrlimit(resource.RLIMIT_AS, (1 << 30, limit[1]))  # less than the libraries take
+            resource.setrlimit(
+                resource.RLIMIT_AS, (1 << 30, limit[1])
+            )  # less than the libraries take
             try:
                 torch.ones(1 << 28)
             finally:

@@ -1,6 +1,8 @@
-"""A worker process that starts in a moment, as it loads no torch, and does the harm that a sample's question asks for.
+"""A worker process that starts in a moment, as it loads no torch, and does the harm that a sample's
+question asks for.
 
-It speaks as worker.py does, so that tests of the parent's side may lose as many of these as they like.
+It speaks as worker.py does, so that tests of the parent's side may lose as many of these as they
+like.
 """
 
 import os

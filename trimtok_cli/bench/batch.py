@@ -1,7 +1,8 @@
-"""One batch from prepared inputs to its last token, stage by stage, with a fixed number of new tokens. Knows no YAML.
+"""One batch from prepared inputs to its last token, stage by stage, with a fixed number of new
+tokens. Knows no YAML.
 
-On CUDA encode and prune lie between events in the device's queue, read after one wait; prefill and decode are the token loop's
-own times, which wait for the device once a block of tokens.
+On CUDA encode and prune lie between events in the device's queue, read after one wait; prefill and
+decode are the token loop's own times, which wait for the device once a block of tokens.
 """
 
 import time
@@ -33,9 +34,11 @@ STAGES = ("encode", "prune", "prefill", "decode")
 
 @dataclass(frozen=True)
 class Spent:
-    """Seconds of the whole batch. wall: from the prepared inputs to the last token, all waiting included.
+    """Seconds of the whole batch. wall: from the prepared inputs to the last token, all waiting
+    included.
 
-    visual, kept: tokens of each sample, kept as the mean over decoder layers; text: its other tokens.
+    visual, kept: tokens of each sample, kept as the mean over decoder layers; text: its other
+    tokens.
     """
 
     encode: float
@@ -56,9 +59,14 @@ def simple(adapter: Adapter, new_tokens: int) -> Decoder:
     return partial(generate, adapter, max_new_tokens=new_tokens, stop=False)
 
 
-DECODERS: dict[str, Callable[[Adapter, int], Decoder]] = {"continuous": continuous, "simple": simple}
+DECODERS: dict[str, Callable[[Adapter, int], Decoder]] = {
+    "continuous": continuous,
+    "simple": simple,
+}
 
-"""Token loops by the names that a YAML uses for them. One that is made may keep what it has for the next batch."""
+"""Token loops by the names that a YAML uses for them. One that is made may keep what it has for the
+next batch.
+"""
 
 
 class Marks:
@@ -86,8 +94,17 @@ class Marks:
 
 
 @torch.inference_mode()
-def run_batch(adapter: Adapter, pruner: Pruner | None, inputs: Sequence[Inputs], *, new_tokens: int, decoder: Decoder) -> Spent:
-    """Encode, prune, prefill and decode, the end token ignored. Inside the model the plain loop runs, as in the engine."""
+def run_batch(
+    adapter: Adapter,
+    pruner: Pruner | None,
+    inputs: Sequence[Inputs],
+    *,
+    new_tokens: int,
+    decoder: Decoder,
+) -> Spent:
+    """Encode, prune, prefill and decode, the end token ignored. Inside the model the plain loop
+    runs, as in the engine.
+    """
     wait(adapter.device)
     start, marks = time.perf_counter(), Marks(adapter.device)
     tokens = adapter.encode_many(inputs, taps=reads_tower(pruner))
@@ -96,11 +113,13 @@ def run_batch(adapter: Adapter, pruner: Pruner | None, inputs: Sequence[Inputs],
     text = [len(prompt) - len(prompt.visual) for prompt in prompts]
     prompts, kept = reduce_prompts(
         pruner, prompts, tokens, num_layers=adapter.num_layers, renumber=adapter.renumbers
-    )  # fmt: skip
+    )
     marks.mark()
     prune = 0.0
     if goes_inside(adapter, pruner):
-        kept, prune, prefill, last = _run_inside(adapter, pruner, prompts, tokens, simple(adapter, new_tokens))
+        kept, prune, prefill, last = _run_inside(
+            adapter, pruner, prompts, tokens, simple(adapter, new_tokens)
+        )
     else:
         _, times = decoder(prompts)
         prefill, last = times.prefill, times.decode
@@ -108,22 +127,38 @@ def run_batch(adapter: Adapter, pruner: Pruner | None, inputs: Sequence[Inputs],
     wall = time.perf_counter() - start
     encode, before = marks.seconds()
     means = tuple(layer_mean(stages, adapter.num_layers) for stages in kept)
-    return Spent(encode, before + prune, prefill, last, wall, tuple(map(len, tokens)), means, tuple(text))
+    return Spent(
+        encode, before + prune, prefill, last, wall, tuple(map(len, tokens)), means, tuple(text)
+    )
 
 
 def _run_inside(
-    adapter: Adapter, pruner: Pruner, prompts: Sequence[Prompt], tokens: Sequence[VisualTokens], decoder: Decoder
+    adapter: Adapter,
+    pruner: Pruner,
+    prompts: Sequence[Prompt],
+    tokens: Sequence[VisualTokens],
+    decoder: Decoder,
 ) -> tuple[list, float, float, float]:
-    """Under a pruner that reduces inside the language model, one prompt at a time, as the engine does it."""
+    """Under a pruner that reduces inside the language model, one prompt at a time, as the engine
+    does it.
+    """
     kept, prune, prefill, last = [], 0.0, 0.0, 0.0
     for prompt, visual in zip(prompts, tokens, strict=True):
-        with RunningStages(adapter.model.get_decoder(), pruner, prompt, visual, renumber=adapter.renumbers) as stages:
+        with RunningStages(
+            adapter.model.get_decoder(), pruner, prompt, visual, renumber=adapter.renumbers
+        ) as stages:
             _, times = decoder([stages.plain])
         kept.append(tuple(stages.kept))
-        prune, prefill, last = prune + stages.seconds, prefill + times.prefill - stages.seconds, last + times.decode
+        prune, prefill, last = (
+            prune + stages.seconds,
+            prefill + times.prefill - stages.seconds,
+            last + times.decode,
+        )
     return kept, prune, prefill, last
 
 
 def make_pruner(method: str, keep: str, params: Mapping[str, Any], seed: int) -> Pruner | None:
-    """The pruner of a name; `METHOD.NAME` among the parameters is for that method alone. Raises UsageError."""
+    """The pruner of a name; `METHOD.NAME` among the parameters is for that method alone. Raises
+    UsageError.
+    """
     return build_pruner(method, {"keep": keep, "seed": seed, **own_params(method, params)})

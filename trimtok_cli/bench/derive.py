@@ -1,4 +1,5 @@
-"""What follows from raw times: medians, spreads, speed-ups, distance to the floor. Plain Python on the document of bench.json.
+"""What follows from raw times: medians, spreads, speed-ups, distance to the floor. Plain Python on
+the document of bench.json.
 
 Seconds in the raw numbers are of a batch; `*_ms` here are of one sample.
 """
@@ -23,10 +24,16 @@ def figure(values: Sequence[float], scale: float = 1.0) -> dict[str, Any]:
 
 
 def derive(document: dict[str, Any]) -> dict[str, Any]:
-    """The document with a `derived` in every row that was measured. The raw numbers stay as they are."""
+    """The document with a `derived` in every row that was measured. The raw numbers stay as they
+    are.
+    """
     dense = {row["cell"]: row for row in document["grid"] if row["baseline"] and not row["error"]}
     by = {"pruner": _pruner, "decode": _decode, "overhead": _overhead, "memory": _memory}
-    derived = {"grid": [_with(row, lambda row: _row(row, dense.get(row["cell"]))) for row in document["grid"]]}
+    derived = {
+        "grid": [
+            _with(row, lambda row: _row(row, dense.get(row["cell"]))) for row in document["grid"]
+        ]
+    }
     for part, work_out in by.items():
         derived[part] = [_with(row, work_out) for row in document[part]]
     return document | derived
@@ -39,14 +46,22 @@ def _with(row: dict[str, Any], work_out) -> dict[str, Any]:
 def _first(row: dict[str, Any]) -> list[float]:
     """Seconds to the first token, round by round: the tower, pruning, prefill."""
     seconds = row["seconds"]
-    return [sum(stages) for stages in zip(seconds["encode"], seconds["prune"], seconds["prefill"], strict=True)]
+    return [
+        sum(stages)
+        for stages in zip(seconds["encode"], seconds["prune"], seconds["prefill"], strict=True)
+    ]
 
 
 def _row(row: dict[str, Any], dense: dict[str, Any] | None) -> dict[str, Any]:
     scale, seconds = 1000 / row["batch"], row["seconds"]
-    found: dict[str, Any] = {f"{name}_ms": figure(values, scale) for name, values in seconds.items()}
+    found: dict[str, Any] = {
+        f"{name}_ms": figure(values, scale) for name, values in seconds.items()
+    }
     found["first_ms"] = figure(_first(row), scale)
-    with_files = [wall / row["batch"] + each for wall, each in zip(seconds["wall"], row["preprocess"], strict=True)]
+    with_files = [
+        wall / row["batch"] + each
+        for wall, each in zip(seconds["wall"], row["preprocess"], strict=True)
+    ]
     found["wall_with_files_ms"] = figure(with_files, 1000)
     found["samples_per_second"] = row["batch"] / median(seconds["wall"])
     if row["work"]:
@@ -56,14 +71,19 @@ def _row(row: dict[str, Any], dense: dict[str, Any] | None) -> dict[str, Any]:
         found["times_floor"] = {name: times[name] / low for name, low in floors.items() if low}
     if dense is None or dense is row:
         return found
-    found["speedup"] = {name: median(dense["seconds"][name]) / median(seconds[name]) for name in ("encode", "prefill", "wall")}
+    found["speedup"] = {
+        name: median(dense["seconds"][name]) / median(seconds[name])
+        for name in ("encode", "prefill", "wall")
+    }
     found["speedup"]["first"] = median(_first(dense)) / median(_first(row))
     if row["new_tokens"] > 1:
         found["speedup"]["decode"] = median(dense["seconds"]["decode"]) / median(seconds["decode"])
     files = zip(dense["seconds"]["wall"], dense["preprocess"], strict=True)
     whole = median(wall / row["batch"] + each for wall, each in files)
     found["speedup"]["wall_with_files"] = whole / median(with_files)
-    found["prune_share_of_dense_prefill"] = median(seconds["prune"]) / median(dense["seconds"]["prefill"])
+    found["prune_share_of_dense_prefill"] = median(seconds["prune"]) / median(
+        dense["seconds"]["prefill"]
+    )
     if row["work"] and dense["work"]:
         allowed = sum(dense["work"]["flops"].values()) / sum(row["work"]["flops"].values())
         found["flops_allow"] = allowed
@@ -72,7 +92,9 @@ def _row(row: dict[str, Any], dense: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _pruner(row: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {f"{name}_ms": figure(values, 1000) for name, values in row["seconds"].items()}
+    found: dict[str, Any] = {
+        f"{name}_ms": figure(values, 1000) for name, values in row["seconds"].items()
+    }
     found["speedup"] = {
         "total": median(row["seconds"]["literal"]) / median(row["seconds"]["ours"]),
         "loop": median(row["seconds"]["literal_loop"]) / median(row["seconds"]["our_loop"]),
@@ -81,25 +103,40 @@ def _pruner(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _decode(row: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {f"{name}_ms": figure(values, 1000 / row["batch"]) for name, values in row["seconds"].items()}
+    found: dict[str, Any] = {
+        f"{name}_ms": figure(values, 1000 / row["batch"]) for name, values in row["seconds"].items()
+    }
     library = median(row["seconds"]["generate"])
-    found["speedup"] = {name: library / median(values) for name, values in row["seconds"].items() if name != "generate"}
+    found["speedup"] = {
+        name: library / median(values)
+        for name, values in row["seconds"].items()
+        if name != "generate"
+    }
     return found
 
 
 def _overhead(row: dict[str, Any]) -> dict[str, Any]:
-    shares = [1 - model / wall for model, wall in zip(row["seconds"]["model"], row["seconds"]["wall"], strict=True)]
-    return {"share_outside_model": figure(shares), "samples_per_second": row["samples"] / median(row["seconds"]["wall"])}
+    shares = [
+        1 - model / wall
+        for model, wall in zip(row["seconds"]["model"], row["seconds"]["wall"], strict=True)
+    ]
+    return {
+        "share_outside_model": figure(shares),
+        "samples_per_second": row["samples"] / median(row["seconds"]["wall"]),
+    }
 
 
 def _memory(row: dict[str, Any]) -> dict[str, Any]:
-    """growth: of the resident bytes after the last count over those after the first; `peak` of the most in between."""
+    """growth: of the resident bytes after the last count over those after the first; `peak` of the
+    most in between.
+    """
     first, last = row["resident"][0]["bytes"], row["resident"][-1]["bytes"]
     return {"growth": last / first - 1, "peak_growth": row["most_bytes"] / first - 1}
 
 
 def changes(now: dict[str, Any], before: dict[str, Any]) -> list[dict[str, Any]]:
-    """For every row of the grid that both documents measured: wall time before and now, and the change as a share of before.
+    """For every row of the grid that both documents measured: wall time before and now, and the
+    change as a share of before.
 
     beyond_spread: the quartiles of the two do not overlap.
     """
@@ -111,6 +148,12 @@ def changes(now: dict[str, Any], before: dict[str, Any]) -> list[dict[str, Any]]
         was, be = old[row["key"]]["derived"]["wall_ms"], row["derived"]["wall_ms"]
         apart = be["quartiles"][0] > was["quartiles"][1] or be["quartiles"][1] < was["quartiles"][0]
         found.append(
-            {"key": row["key"], "before": was, "now": be, "change": be["median"] / was["median"] - 1, "beyond_spread": apart}
+            {
+                "key": row["key"],
+                "before": was,
+                "now": be,
+                "change": be["median"] / was["median"] - 1,
+                "beyond_spread": apart,
+            }
         )
     return found

@@ -13,13 +13,17 @@ NAME = "bench.json"
 
 
 def write(destination: Destination, document: dict[str, Any]) -> None:
-    """bench.json, whole or not at all; it is written anew after every row, so that an interrupted run leaves what it measured."""
+    """bench.json, whole or not at all; it is written anew after every row, so that an interrupted
+    run leaves what it measured.
+    """
     if destination.answers is None:
         return
     try:
         write_whole(destination.answers, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
-        raise TrimtokError(f"--out: {destination} cannot be written ({error.strerror}); choose another --out.") from None
+        raise TrimtokError(
+            f"--out: {destination} cannot be written ({error.strerror}); choose another --out."
+        ) from None
 
 
 def read_document(path: Path) -> dict[str, Any]:

@@ -1,7 +1,9 @@
-"""The grid: in every cell dense and pruned take turns, in one process, on the same prepared inputs. Knows no YAML file.
+"""The grid: in every cell dense and pruned take turns, in one process, on the same prepared inputs.
+Knows no YAML file.
 
-A round runs every setting once; the next round runs them in the opposite order (ABBA), so that a drift of the machine's
-speed falls on all alike. A setting that fails is a row that says so, and the others go on.
+A round runs every setting once; the next round runs them in the opposite order (ABBA), so that a
+drift of the machine's speed falls on all alike. A setting that fails is a row that says so, and the
+others go on.
 """
 
 import time
@@ -55,13 +57,24 @@ class Cell:
 
 def settings(task: Grid, seed: int) -> list[Setting]:
     """Dense, then every method with every budget, each once."""
-    built = [(method, keep, make_pruner(method, keep, task.params, seed)) for method, keep in product(task.method, task.keep)]
-    pruned = {pruner: Setting(f"{method}@{keep}", method, keep, pruner) for method, keep, pruner in built if pruner is not None}
+    built = [
+        (method, keep, make_pruner(method, keep, task.params, seed))
+        for method, keep in product(task.method, task.keep)
+    ]
+    pruned = {
+        pruner: Setting(f"{method}@{keep}", method, keep, pruner)
+        for method, keep, pruner in built
+        if pruner is not None
+    }
     return [Setting("dense", "dense", "all", None), *pruned.values()]
 
 
-def grid_rows(adapter: Adapter, task: Grid, bench: Bench, ceilings: Ceilings, folder: Path) -> Iterator[Row]:
-    """A row for every setting of every cell of this model. Raises what reading the pictures raises."""
+def grid_rows(
+    adapter: Adapter, task: Grid, bench: Bench, ceilings: Ceilings, folder: Path
+) -> Iterator[Row]:
+    """A row for every setting of every cell of this model. Raises what reading the pictures
+    raises.
+    """
     samples = samples_of(task, folder, bench.seed)
     for batch, new_tokens, decode in product(task.batch, task.new_tokens, task.decode):
         cell = Cell(task, batch, new_tokens, decode)
@@ -73,35 +86,51 @@ def samples_of(task: Task, folder: Path, seed: int) -> list[Sample]:
     return [Sample(number, images=(file,), names=(file.name,)) for number, file in enumerate(files)]
 
 
-def prepared(adapter: Adapter, samples: Sequence[Sample], prompt: str) -> tuple[list[Inputs], float]:
+def prepared(
+    adapter: Adapter, samples: Sequence[Sample], prompt: str
+) -> tuple[list[Inputs], float]:
     """Files to inputs, one after the other in this process, and the seconds that a sample took."""
     start = time.perf_counter()
     inputs = [prepare(adapter.preprocessor, sample, Ask(prompt)).inputs for sample in samples]
     return inputs, (time.perf_counter() - start) / len(samples)
 
 
-def _measure(adapter: Adapter, cell: Cell, samples: list[Sample], bench: Bench, ceilings: Ceilings) -> list[Row]:
+def _measure(
+    adapter: Adapter, cell: Cell, samples: list[Sample], bench: Bench, ceilings: Ceilings
+) -> list[Row]:
     """All rows of a cell."""
     known, _ = prepared(adapter, samples[: cell.batch], cell.task.prompt)
     inputs = [known[number % len(known)] for number in range(cell.batch)]
     pairs = [(setting, _row(adapter, cell, setting)) for setting in settings(cell.task, bench.seed)]
 
-    decoder = DECODERS[cell.decode](adapter, cell.new_tokens)  # one for all settings, as one run would keep it
+    decoder = DECODERS[cell.decode](
+        adapter, cell.new_tokens
+    )  # one for all settings, as one run would keep it
 
     def once(setting: Setting, row: Row, decoder: Decoder = decoder) -> Spent | None:
         try:
-            return run_batch(adapter, setting.pruner, inputs, new_tokens=cell.new_tokens, decoder=decoder)
+            return run_batch(
+                adapter, setting.pruner, inputs, new_tokens=cell.new_tokens, decoder=decoder
+            )
         except Exception as error:
             row["error"] = in_words(error)
-        release(adapter.device)  # behind the handler, where the failed run's tensors are not held any more
+        release(
+            adapter.device
+        )  # behind the handler, where the failed run's tensors are not held any more
         return None
 
     cuda = adapter.device.type == "cuda"
-    for watched in range(2 * cuda):  # the first run pays for what later ones find made, the second has a cache of its own
+    for watched in range(
+        2 * cuda
+    ):  # the first run pays for what later ones find made, the second has a cache of its own
         for setting, row in pairs:
             release(adapter.device)
             reset_peak(adapter.device)
-            if not row["error"] and once(setting, row, DECODERS[cell.decode](adapter, cell.new_tokens)) and watched:
+            if (
+                not row["error"]
+                and once(setting, row, DECODERS[cell.decode](adapter, cell.new_tokens))
+                and watched
+            ):
                 row["memory"] = peaks(adapter.device)
     for _ in range(bench.warmups):
         for setting, row in pairs:
@@ -119,12 +148,24 @@ def _measure(adapter: Adapter, cell: Cell, samples: list[Sample], bench: Bench, 
 def _row(adapter: Adapter, cell: Cell, setting: Setting) -> Row:
     key = cell.key(adapter.name)
     return {
-        "key": f"{key}: {setting.name}", "cell": key, "setting": setting.name, "model": adapter.name,
-        "method": setting.method, "keep": setting.keep, "baseline": setting.pruner is None, "batch": cell.batch,
-        "new_tokens": cell.new_tokens, "decode": cell.decode, "image": cell.task.image,
-        "reference": _reference(cell, setting), "error": "", "memory": {}, "tokens": {}, "work": {},
+        "key": f"{key}: {setting.name}",
+        "cell": key,
+        "setting": setting.name,
+        "model": adapter.name,
+        "method": setting.method,
+        "keep": setting.keep,
+        "baseline": setting.pruner is None,
+        "batch": cell.batch,
+        "new_tokens": cell.new_tokens,
+        "decode": cell.decode,
+        "image": cell.task.image,
+        "reference": _reference(cell, setting),
+        "error": "",
+        "memory": {},
+        "tokens": {},
+        "work": {},
         "seconds": {name: [] for name in (*STAGES, "wall")},
-    }  # fmt: skip
+    }
 
 
 def _reference(cell: Cell, setting: Setting) -> dict[str, Any]:
@@ -133,31 +174,51 @@ def _reference(cell: Cell, setting: Setting) -> dict[str, Any]:
     return {"source": cell.task.reference.get("source", ""), **found} if found else {}
 
 
-def _note(row: Row, spent: Spent, adapter: Adapter, inputs: Sequence[Inputs], ceilings: Ceilings) -> None:
-    """One round's seconds, and from the first one what does not change: token counts and the work that they make."""
+def _note(
+    row: Row, spent: Spent, adapter: Adapter, inputs: Sequence[Inputs], ceilings: Ceilings
+) -> None:
+    """One round's seconds, and from the first one what does not change: token counts and the work
+    that they make.
+    """
     seconds = asdict(spent)
     for name, values in row["seconds"].items():
         values.append(seconds[name])
     if not row["tokens"]:
         count = len(spent.visual)
-        row["tokens"] = {name: sum(getattr(spent, name)) / count for name in ("visual", "kept", "text")}
+        row["tokens"] = {
+            name: sum(getattr(spent, name)) / count for name in ("visual", "kept", "text")
+        }
         row["work"] = work(
-            adapter, inputs, [a + b for a, b in zip(spent.text, spent.kept, strict=True)], row["new_tokens"], ceilings
+            adapter,
+            inputs,
+            [a + b for a, b in zip(spent.text, spent.kept, strict=True)],
+            row["new_tokens"],
+            ceilings,
         )
 
 
 def work(
-    adapter: Adapter, inputs: Sequence[Inputs], lengths: Sequence[float], new_tokens: int, ceilings: Ceilings
+    adapter: Adapter,
+    inputs: Sequence[Inputs],
+    lengths: Sequence[float],
+    new_tokens: int,
+    ceilings: Ceilings,
 ) -> dict[str, Any]:
-    """FLOPs of a batch's stages, and the fewest seconds that they can take; nothing where the tower is not known.
+    """FLOPs of a batch's stages, and the fewest seconds that they can take; nothing where the tower
+    is not known.
 
     lengths: of the prompts behind pruning, as means over the decoder's layers.
     """
     config, size = adapter.model.config, torch.finfo(adapter.dtype).bits // 8
-    text, vision = Text.of(config.get_text_config()), Vision.of(config, has_cls=adapter.tower().has_cls)
+    text, vision = (
+        Text.of(config.get_text_config()),
+        Vision.of(config, has_cls=adapter.tower().has_cls),
+    )
     if vision is None:
         return {}
-    patches = [count for each in inputs for count in tower_patches(each, config.vision_config.patch_size)]
+    patches = [
+        count for each in inputs for count in tower_patches(each, config.vision_config.patch_size)
+    ]
     return {
         "flops": {"encode": vision.encode(patches), "prefill": sum(map(text.prefill, lengths))},
         "floor": {
@@ -172,16 +233,23 @@ def tower_patches(inputs: Inputs, patch: int) -> list[int]:
     """Patches of every tile or frame that the tower sees as one."""
     grids = inputs.tensors.get("image_grid_thw")
     if grids is not None:
-        return [int(rows * columns) for frames, rows, columns in grids.tolist() for _ in range(frames)]
+        return [
+            int(rows * columns) for frames, rows, columns in grids.tolist() for _ in range(frames)
+        ]
     pixels = inputs.tensors["pixel_values"]
     height, width = pixels.shape[-2:]
     return [(height // patch) * (width // patch)] * (pixels.numel() // (3 * height * width))
 
 
 def peaks(device: torch.device) -> dict[str, int]:
-    """Bytes: what the run allocated and what was reserved for it at most, or the most that this process ever had."""
+    """Bytes: what the run allocated and what was reserved for it at most, or the most that this
+    process ever had.
+    """
     if device.type == "cuda":
-        return {"allocated": torch.cuda.max_memory_allocated(device), "reserved": torch.cuda.max_memory_reserved(device)}
+        return {
+            "allocated": torch.cuda.max_memory_allocated(device),
+            "reserved": torch.cuda.max_memory_reserved(device),
+        }
     return {"process": most_resident()}
 
 

@@ -1,4 +1,5 @@
-"""What the device can do and under which conditions: ceilings measured on it, its names and clocks, memory in use.
+"""What the device can do and under which conditions: ceilings measured on it, its names and clocks,
+memory in use.
 
 Knows no model.
 """
@@ -18,12 +19,21 @@ from trimtok_cli.bench.roofline import Ceilings
 from trimtok_cli.device import wait
 from trimtok_cli.outputs.manifest import versions
 
-GPU_FACTS = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "temperature.gpu")
+GPU_FACTS = (
+    "driver_version",
+    "clocks.sm",
+    "clocks.max.sm",
+    "clocks.mem",
+    "power.limit",
+    "temperature.gpu",
+)
 
 
 @torch.inference_mode()
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """The best of several large matrix products, and of several copies far larger than any cache."""
+    """The best of several large matrix products, and of several copies far larger than any
+    cache.
+    """
     large = device.type == "cuda"
     side, numbers = (8192, 2**29) if large else (1024, 2**24)
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
@@ -35,7 +45,9 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
 
 
 def _best(work, device: torch.device, times: int) -> float:
-    """Seconds of the fastest of `times` calls. On CUDA each is one of a queue: no launch is waited for in between."""
+    """Seconds of the fastest of `times` calls. On CUDA each is one of a queue: no launch is waited
+    for in between.
+    """
     for _ in range(3):
         work()
     if device.type != "cuda":
@@ -58,7 +70,9 @@ def _best(work, device: torch.device, times: int) -> float:
 
 @torch.inference_mode()
 def launch_cost(device: torch.device, times: int = 2000) -> float:
-    """Host seconds of one operation on a single number: what eager code pays for each, whatever its size."""
+    """Host seconds of one operation on a single number: what eager code pays for each, whatever its
+    size.
+    """
     number = torch.zeros(1, device=device)
     for _ in range(100):
         number.add_(1)
@@ -74,28 +88,47 @@ def launch_cost(device: torch.device, times: int = 2000) -> float:
 def conditions(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """Everything that a figure depends on besides the program."""
     found: dict[str, Any] = {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}: {_processor()}",
-        "device_kind": device.type, "dtype": str(dtype).removeprefix("torch."), "threads": torch.get_num_threads(),
-        "cpus": os.cpu_count(), "processor": _processor(), "versions": versions(),
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{device.type}: {_processor()}",
+        "device_kind": device.type,
+        "dtype": str(dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+        "processor": _processor(),
+        "versions": versions(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "launch_seconds": launch_cost(device),
-    }  # fmt: skip
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "launch_seconds": launch_cost(device),
+    }
     if hasattr(os, "getloadavg"):
         found["load_average"] = os.getloadavg()[0]  # another program's work is in every figure
     if device.type == "cuda":
-        found |= {"cuda": torch.version.cuda, "memory_bytes": torch.cuda.get_device_properties(device).total_memory}
+        found |= {
+            "cuda": torch.version.cuda,
+            "memory_bytes": torch.cuda.get_device_properties(device).total_memory,
+        }
         found["gpu"] = _gpu_facts(device)
     return found
 
 
 def _gpu_facts(device: torch.device) -> dict[str, str]:
     """What the driver's own tool says; empty where it is not there."""
-    command = ["nvidia-smi", f"--query-gpu={','.join(GPU_FACTS)}", "--format=csv,noheader", f"--id={device.index or 0}"]
+    command = [
+        "nvidia-smi",
+        f"--query-gpu={','.join(GPU_FACTS)}",
+        "--format=csv,noheader",
+        f"--id={device.index or 0}",
+    ]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+        said = subprocess.run(
+            command, capture_output=True, text=True, timeout=20, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return {}
-    return dict(zip(GPU_FACTS, (each.strip() for each in said.splitlines()[0].split(",")), strict=False))
+    return dict(
+        zip(GPU_FACTS, (each.strip() for each in said.splitlines()[0].split(",")), strict=False)
+    )
 
 
 def _processor() -> str:
@@ -107,7 +140,9 @@ def _processor() -> str:
 
 
 def most_resident() -> int:
-    """The most bytes that this process ever had in memory, since it began; 0 where the system does not say."""
+    """The most bytes that this process ever had in memory, since it began; 0 where the system does
+    not say.
+    """
     try:
         import resource
     except ImportError:
@@ -117,7 +152,9 @@ def most_resident() -> int:
 
 
 def resident() -> int | None:
-    """Bytes in memory now, of this process and all that it started; None where the system has no /proc."""
+    """Bytes in memory now, of this process and all that it started; None where the system has no
+    /proc.
+    """
     if not Path("/proc/self/statm").exists():
         return None
     waiting, seen, total = [os.getpid()], set(), 0
@@ -127,7 +164,9 @@ def resident() -> int | None:
             continue
         seen.add(process)
         try:
-            total += int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            total += int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf(
+                "SC_PAGE_SIZE"
+            )
             for children in Path(f"/proc/{process}/task").glob("*/children"):
                 waiting += map(int, children.read_text().split())
         except (FileNotFoundError, ProcessLookupError):

@@ -1,4 +1,6 @@
-"""The plots of a benchmark, from the document of bench.json: needs matplotlib (the extra `plot`). Knows no torch."""
+"""The plots of a benchmark, from the document of bench.json: needs matplotlib (the extra `plot`).
+Knows no torch.
+"""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -9,44 +11,69 @@ Row = dict[str, Any]
 
 
 def write_plots(document: Row, folder: Path) -> list[Path]:
-    """kept.png: latency, and memory where the device counts it, against kept tokens; batch.png: samples a second against batch.
+    """kept.png: latency, and memory where the device counts it, against kept tokens; batch.png:
+    samples a second against batch.
 
-    Each only where there is something to draw a line through. On a CPU times are shares of dense's in its smallest batch, as in
-    the tables. Raises ImportError where matplotlib is not installed.
+    Each only where there is something to draw a line through. On a CPU times are shares of dense's
+    in its smallest batch, as in the tables. Raises ImportError where matplotlib is not installed.
     """
     from matplotlib.figure import Figure
 
-    rows, on_cpu = [row for row in document["grid"] if not row["error"]], document["conditions"]["device_kind"] == "cpu"
+    rows, on_cpu = (
+        [row for row in document["grid"] if not row["error"]],
+        document["conditions"]["device_kind"] == "cpu",
+    )
     drawn = []
     if any(not row["baseline"] for row in rows):
         drawn.append((_against_kept(Figure, rows, on_cpu), folder / "kept.png"))
     if len({row["batch"] for row in rows}) > 1:
         drawn.append((_against_batch(Figure, rows, on_cpu), folder / "batch.png"))
     for figure, path in drawn:
-        figure.suptitle(f"{document['conditions']['device']}, {document['conditions']['dtype']}", fontsize=9)
+        figure.suptitle(
+            f"{document['conditions']['device']}, {document['conditions']['dtype']}", fontsize=9
+        )
         figure.savefig(path, dpi=130)
     return [path for _, path in drawn]
 
 
 def _against_kept(figure_class, rows: list[Row], on_cpu: bool):
-    """A line for each method of each cell, from its fewest tokens to all of them; a model to a row of panels."""
+    """A line for each method of each cell, from its fewest tokens to all of them; a model to a row
+    of panels.
+    """
     models, counted = _by(rows, lambda row: row["model"]), "allocated" in rows[0]["memory"]
     figure = figure_class(figsize=(6 + 5 * counted, 4.2 * len(models)), layout="constrained")
-    for panels, of_model in zip(figure.subplots(len(models), 1 + counted, squeeze=False), models.values(), strict=True):
+    for panels, of_model in zip(
+        figure.subplots(len(models), 1 + counted, squeeze=False), models.values(), strict=True
+    ):
         unit = _unit(of_model) if on_cpu else 1.0
         for cell, of_cell in _by(of_model, lambda row: row["cell"]).items():
             dense = [row for row in of_cell if row["baseline"]]
-            for method, line in _by([row for row in of_cell if not row["baseline"]], lambda row: row["method"]).items():
+            for method, line in _by(
+                [row for row in of_cell if not row["baseline"]], lambda row: row["method"]
+            ).items():
                 line = sorted(line + dense, key=lambda row: row["tokens"]["kept"])
-                kept, walls = [row["tokens"]["kept"] for row in line], [row["derived"]["wall_ms"] for row in line]
-                low, high = ([abs(wall["quartiles"][end] - wall["median"]) / unit for wall in walls] for end in (0, 1))
+                kept, walls = (
+                    [row["tokens"]["kept"] for row in line],
+                    [row["derived"]["wall_ms"] for row in line],
+                )
+                low, high = (
+                    [abs(wall["quartiles"][end] - wall["median"]) / unit for wall in walls]
+                    for end in (0, 1)
+                )
                 name = f"{cell.partition(', ')[2]}: {method}"
                 times = [wall["median"] / unit for wall in walls]
                 panels[0].errorbar(kept, times, [low, high], marker="o", capsize=3, label=name)
                 if counted:
-                    panels[1].plot(kept, [row["memory"]["allocated"] / 2**30 for row in line], marker="o", label=name)
+                    panels[1].plot(
+                        kept,
+                        [row["memory"]["allocated"] / 2**30 for row in line],
+                        marker="o",
+                        label=name,
+                    )
         time = "time a sample, of dense's" if on_cpu else "ms a sample"
-        for panel, y in zip(panels, (f"{time} (median, quartiles)", "peak GiB allocated"), strict=False):
+        for panel, y in zip(
+            panels, (f"{time} (median, quartiles)", "peak GiB allocated"), strict=False
+        ):
             _finish(panel, of_model[0]["model"], "visual tokens kept (mean over layers)", y)
     return figure
 
@@ -55,7 +82,9 @@ def _against_batch(figure_class, rows: list[Row], on_cpu: bool):
     """A line for each setting, a model to a panel."""
     models = _by(rows, lambda row: row["model"])
     figure = figure_class(figsize=(7, 4.2 * len(models)), layout="constrained")
-    for (panel,), of_model in zip(figure.subplots(len(models), 1, squeeze=False), models.values(), strict=True):
+    for (panel,), of_model in zip(
+        figure.subplots(len(models), 1, squeeze=False), models.values(), strict=True
+    ):
         unit = _unit(of_model) / 1000 if on_cpu else 1.0
         without = lambda row: row["key"].replace(f", batch {row['batch']},", ",").partition(", ")[2]  # noqa: E731
         for name, line in _by(of_model, without).items():
@@ -75,7 +104,9 @@ def _against_batch(figure_class, rows: list[Row], on_cpu: bool):
 
 def _unit(rows: list[Row]) -> float:
     """Milliseconds a sample of dense in its smallest batch; of what there is where dense failed."""
-    return min(rows, key=lambda row: (not row["baseline"], row["batch"]))["derived"]["wall_ms"]["median"]
+    return min(rows, key=lambda row: (not row["baseline"], row["batch"]))["derived"]["wall_ms"][
+        "median"
+    ]
 
 
 def _by(rows: list[Row], name: Callable[[Row], str]) -> dict[str, list[Row]]:

@@ -1,8 +1,10 @@
-"""Models of any size with random weights, from a description of their architecture: no hub, no network.
+"""Models of any size with random weights, from a description of their architecture: no hub, no
+network.
 
-Honest for time and memory, whose answers mean nothing. Weights are drawn by the library's own initialisation, on the device
-and in the dtype in which they are used. The tokenizer has a token for every printable character and the family's own
-special tokens; the image processor has the settings of the family's real checkpoints.
+Honest for time and memory, whose answers mean nothing. Weights are drawn by the library's own
+initialisation, on the device and in the dtype in which they are used. The tokenizer has a token for
+every printable character and the family's own special tokens; the image processor has the settings
+of the family's real checkpoints.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,11 +21,19 @@ from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.models.registry import ADAPTERS
 
 
-def random_model(name: str, described: Mapping[str, Any], *, device: str = "auto", dtype: str = "auto", seed: int = 0) -> Adapter:
-    """The model that `described` describes: `model_type`, `text_config`, `vision_config` and further keys of its configuration.
+def random_model(
+    name: str,
+    described: Mapping[str, Any],
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    seed: int = 0,
+) -> Adapter:
+    """The model that `described` describes: `model_type`, `text_config`, `vision_config` and
+    further keys of its configuration.
 
-    The same seed gives the same weights on the same device. UsageError for a description that no family understands;
-    ModelError if the model does not fit into memory.
+    The same seed gives the same weights on the same device. UsageError for a description that no
+    family understands; ModelError if the model does not fit into memory.
     """
     place = pick_device(device)
     kind = pick_dtype(dtype, place)
@@ -32,21 +42,33 @@ def random_model(name: str, described: Mapping[str, Any], *, device: str = "auto
     try:
         with torch.random.fork_rng(devices), torch.device(place):
             torch.manual_seed(seed)
-            network = hf.AutoModelForImageTextToText.from_config(config, dtype=kind).eval().requires_grad_(False)
+            network = (
+                hf.AutoModelForImageTextToText.from_config(config, dtype=kind)
+                .eval()
+                .requires_grad_(False)
+            )
     except torch.OutOfMemoryError:
-        raise ModelError(f"{name} does not fit into the memory of {place}: use a smaller model or --device cpu.") from None
+        raise ModelError(
+            f"{name} does not fit into the memory of {place}: use a smaller model or --device cpu."
+        ) from None
     words = processor.tokenizer
     network.generation_config = hf.GenerationConfig(
-        bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
     )
     return ADAPTERS[config.model_type](network, processor, name=name, revision="random")
 
 
 def describe(name: str, described: Mapping[str, Any]) -> tuple[hf.PretrainedConfig, Any]:
-    """(configuration, processor) of a description, for `random_model`, and for counting without building."""
+    """(configuration, processor) of a description, for `random_model`, and for counting without
+    building.
+    """
     family = described.get("model_type")
     if family not in _PROCESSORS:
-        raise UsageError(f"{name}: model_type must be one of {', '.join(_PROCESSORS)}, got {family!r}.")
+        raise UsageError(
+            f"{name}: model_type must be one of {', '.join(_PROCESSORS)}, got {family!r}."
+        )
     given = deepcopy(dict(described))  # the configuration keeps what it is given
     words, special = _tokenizer(_QWEN if "qwen" in family else _VICUNA)
     try:
@@ -56,7 +78,9 @@ def describe(name: str, described: Mapping[str, Any]) -> tuple[hf.PretrainedConf
         said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise UsageError(f"{name} describes no {family} model: {said}.") from None
     if len(words) > config.get_text_config().vocab_size:
-        raise UsageError(f"{name}: vocab_size must be at least {len(words)}, the size of the built-in tokenizer.")
+        raise UsageError(
+            f"{name}: vocab_size must be at least {len(words)}, the size of the built-in tokenizer."
+        )
     return config, processor
 
 
@@ -70,68 +94,102 @@ _VICUNA = {
 _QWEN = {
     "ends": ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
     "named": {
-        "image_token": "<|image_pad|>", "video_token": "<|video_pad|>",
-        "vision_start_token": "<|vision_start|>", "vision_end_token": "<|vision_end|>",
+        "image_token": "<|image_pad|>",
+        "video_token": "<|video_pad|>",
+        "vision_start_token": "<|vision_start|>",
+        "vision_end_token": "<|vision_end|>",
     },
     "ids": {
-        "image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>",
-        "vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>",
+        "image_token_id": "<|image_pad|>",
+        "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
     },
     "bos": False,
-}  # fmt: skip
+}
 
 
 def _tokenizer(style: Mapping[str, Any]) -> tuple[hf.PreTrainedTokenizerFast, dict[str, int]]:
-    """A token for every printable character, and the ids of the special tokens under the configuration's names for them."""
+    """A token for every printable character, and the ids of the special tokens under the
+    configuration's names for them.
+    """
     ends = style["ends"]
     special = [*ends, "<unk>", *style["named"].values()]
-    vocabulary = {piece: number for number, piece in enumerate([*special, "\n", *map(chr, range(32, 127))])}
+    vocabulary = {
+        piece: number for number, piece in enumerate([*special, "\n", *map(chr, range(32, 127))])
+    }
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     core.decoder = decoders.Fuse()
-    core.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in special])
+    core.add_special_tokens(
+        [AddedToken(piece, special=True, normalized=False) for piece in special]
+    )
     if style["bos"]:
-        core.post_processor = processors.TemplateProcessing(single=f"{ends[1]} $A", special_tokens=[(ends[1], 1)])
+        core.post_processor = processors.TemplateProcessing(
+            single=f"{ends[1]} $A", special_tokens=[(ends[1], 1)]
+        )
     words = hf.PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token=ends[0], bos_token=ends[1], eos_token=ends[2], unk_token="<unk>",
-        padding_side="left", extra_special_tokens=style["named"],
-    )  # fmt: skip
+        tokenizer_object=core,
+        pad_token=ends[0],
+        bos_token=ends[1],
+        eos_token=ends[2],
+        unk_token="<unk>",
+        padding_side="left",
+        extra_special_tokens=style["named"],
+    )
     return words, {name: vocabulary[piece] for name, piece in style["ids"].items()}
 
 
 def _template(image: str, video: str, *, system: str, user: str, ask: str) -> str:
     """A chat template with images where they are shown; `@` in a turn is its content."""
     content = (
-        "{% for c in m['content'] %}{% if c['type'] == 'image' %}" + image + "{% elif c['type'] == 'video' %}" + video
+        "{% for c in m['content'] %}{% if c['type'] == 'image' %}"
+        + image
+        + "{% elif c['type'] == 'video' %}"
+        + video
         + "{% else %}{{ c['text'] }}{% endif %}{% endfor %}"
-    )  # fmt: skip
+    )
     return (
-        "{% for m in messages %}{% if m['role'] == 'system' %}" + system.replace("@", content) + "{% else %}"
-        + user.replace("@", content) + "{% endif %}{% endfor %}{% if add_generation_prompt %}" + ask + "{% endif %}"
-    )  # fmt: skip
+        "{% for m in messages %}{% if m['role'] == 'system' %}"
+        + system.replace("@", content)
+        + "{% else %}"
+        + user.replace("@", content)
+        + "{% endif %}{% endfor %}{% if add_generation_prompt %}"
+        + ask
+        + "{% endif %}"
+    )
 
 
 def _llava(config: hf.PretrainedConfig, words) -> hf.LlavaProcessor:
     side = config.vision_config.image_size
-    images = hf.CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    images = hf.CLIPImageProcessor(
+        size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+    )
     return hf.LlavaProcessor(images, words, **_tiles(config))
 
 
 def _llava_next(config: hf.PretrainedConfig, words) -> hf.LlavaNextProcessor:
     side = config.vision_config.image_size
     images = hf.LlavaNextImageProcessor(
-        size={"shortest_edge": side}, crop_size={"height": side, "width": side}, image_grid_pinpoints=config.image_grid_pinpoints
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        image_grid_pinpoints=config.image_grid_pinpoints,
     )
     return hf.LlavaNextProcessor(images, words, **_tiles(config))
 
 
 def _tiles(config: hf.PretrainedConfig) -> dict[str, Any]:
-    """What both LLaVA processors are told besides: CLIP has a class token, which is no visual token."""
+    """What both LLaVA processors are told besides: CLIP has a class token, which is no visual
+    token.
+    """
     chat = _template("<image>\n", "<video>\n", system="@ ", user="USER: @ ", ask="ASSISTANT:")
     return {
-        "patch_size": config.vision_config.patch_size, "num_additional_image_tokens": 1, "image_token": "<image>",
-        "vision_feature_select_strategy": config.vision_feature_select_strategy, "chat_template": chat,
-    }  # fmt: skip
+        "patch_size": config.vision_config.patch_size,
+        "num_additional_image_tokens": 1,
+        "image_token": "<image>",
+        "vision_feature_select_strategy": config.vision_feature_select_strategy,
+        "chat_template": chat,
+    }
 
 
 def _qwen2_vl(config: hf.PretrainedConfig, words) -> hf.Qwen2VLProcessor:
@@ -139,12 +197,23 @@ def _qwen2_vl(config: hf.PretrainedConfig, words) -> hf.Qwen2VLProcessor:
     vision = config.vision_config
     sizes = {"patch_size": vision.patch_size, "merge_size": vision.spatial_merge_size}
     token = (vision.patch_size * vision.spatial_merge_size) ** 2
-    images = hf.Qwen2VLImageProcessor(size={"shortest_edge": 4 * token, "longest_edge": 16384 * token}, **sizes)
+    images = hf.Qwen2VLImageProcessor(
+        size={"shortest_edge": 4 * token, "longest_edge": 16384 * token}, **sizes
+    )
     template = _template(
-        "<|vision_start|><|image_pad|><|vision_end|>", "<|vision_start|><|video_pad|><|vision_end|>",
-        system="<|im_start|>system\n@<|im_end|>\n", user="<|im_start|>user\n@<|im_end|>\n", ask="<|im_start|>assistant\n",
-    )  # fmt: skip
-    return hf.Qwen2VLProcessor(images, words, hf.Qwen2VLVideoProcessor(**sizes), chat_template=template)
+        "<|vision_start|><|image_pad|><|vision_end|>",
+        "<|vision_start|><|video_pad|><|vision_end|>",
+        system="<|im_start|>system\n@<|im_end|>\n",
+        user="<|im_start|>user\n@<|im_end|>\n",
+        ask="<|im_start|>assistant\n",
+    )
+    return hf.Qwen2VLProcessor(
+        images, words, hf.Qwen2VLVideoProcessor(**sizes), chat_template=template
+    )
 
 
-_PROCESSORS: dict[str, Callable] = {"llava": _llava, "llava_next": _llava_next, "qwen2_vl": _qwen2_vl}
+_PROCESSORS: dict[str, Callable] = {
+    "llava": _llava,
+    "llava_next": _llava_next,
+    "qwen2_vl": _qwen2_vl,
+}

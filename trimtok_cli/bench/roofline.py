@@ -1,8 +1,10 @@
-"""What the arithmetic of a model costs at the least: FLOPs and bytes from its configuration. Plain Python.
+"""What the arithmetic of a model costs at the least: FLOPs and bytes from its configuration. Plain
+Python.
 
-1 MAC = 2 FLOPs; attention in the language model is causal, so half of its square. Time on hardware is the larger of FLOPs
-over the rate of a matrix product and bytes over the rate of a copy. Norms, activations and caches' writes are left out:
-a floor, not a forecast. Knows no hardware and no timing.
+1 MAC = 2 FLOPs; attention in the language model is causal, so half of its square. Time on hardware
+is the larger of FLOPs over the rate of a matrix product and bytes over the rate of a copy. Norms,
+activations and caches' writes are left out: a floor, not a forecast. Knows no hardware and no
+timing.
 """
 
 from collections.abc import Sequence
@@ -12,7 +14,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What a device does at best: FLOP/s of a matrix product and bytes/s of a copy (read and write both counted)."""
+    """What a device does at best: FLOP/s of a matrix product and bytes/s of a copy (read and write
+    both counted).
+    """
 
     flops: float
     bytes: float
@@ -38,14 +42,22 @@ class Text:
         """From a transformers text configuration."""
         heads = config.num_attention_heads
         return cls(
-            config.num_hidden_layers, config.hidden_size, heads, getattr(config, "num_key_value_heads", None) or heads,
-            getattr(config, "head_dim", None) or config.hidden_size // heads, config.intermediate_size, config.vocab_size,
-        )  # fmt: skip
+            config.num_hidden_layers,
+            config.hidden_size,
+            heads,
+            getattr(config, "num_key_value_heads", None) or heads,
+            getattr(config, "head_dim", None) or config.hidden_size // heads,
+            config.intermediate_size,
+            config.vocab_size,
+        )
 
     @property
     def layer_weights(self) -> int:
         """Of one layer's matrices."""
-        return 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads) + 3 * self.hidden * self.ffn
+        return (
+            2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
+            + 3 * self.hidden * self.ffn
+        )
 
     @property
     def weights(self) -> int:
@@ -58,9 +70,15 @@ class Text:
         return 2 * self.layers * self.kv_heads * self.head_dim
 
     def prefill(self, length: float) -> float:
-        """FLOPs of a prompt of `length` tokens, logits of its last one only. A mean over layers may be given."""
+        """FLOPs of a prompt of `length` tokens, logits of its last one only. A mean over layers may
+        be given.
+        """
         attention = 2 * self.layers * self.heads * self.head_dim * length**2
-        return 2 * self.layers * self.layer_weights * length + attention + 2 * self.vocabulary * self.hidden
+        return (
+            2 * self.layers * self.layer_weights * length
+            + attention
+            + 2 * self.vocabulary * self.hidden
+        )
 
     def step(self, length: float) -> float:
         """FLOPs of one decoded token that sees `length` tokens."""
@@ -70,7 +88,9 @@ class Text:
         """Of a batch; `size` is the bytes of a weight."""
         return ceilings.seconds(sum(map(self.prefill, lengths)), size * self.weights)
 
-    def decode_seconds(self, ceilings: Ceilings, lengths: Sequence[float], new_tokens: int, size: int) -> float:
+    def decode_seconds(
+        self, ceilings: Ceilings, lengths: Sequence[float], new_tokens: int, size: int
+    ) -> float:
         """Of a batch's `new_tokens` - 1 steps: the first token is the prefill's."""
         steps = []
         for number in range(1, new_tokens):
@@ -82,7 +102,8 @@ class Text:
 
 @dataclass(frozen=True)
 class Vision:
-    """A tower of plain attention and an ungated MLP, and the projector behind it. extra: its CLS tokens.
+    """A tower of plain attention and an ungated MLP, and the projector behind it. extra: its CLS
+    tokens.
 
     merge: tower tokens to a visual token. joint: numbers a patch is embedded from.
     """
@@ -97,7 +118,8 @@ class Vision:
 
     @classmethod
     def of(cls, config: Any, *, has_cls: bool) -> "Vision | None":
-        """From a model's configuration: CLIP and SigLIP in front of two linear layers, or Qwen2-VL's; None for the others.
+        """From a model's configuration: CLIP and SigLIP in front of two linear layers, or
+        Qwen2-VL's; None for the others.
 
         has_cls: whether each tile has a CLS token, which no configuration says.
         """
@@ -106,9 +128,15 @@ class Vision:
             hidden, merge = vision.embed_dim, vision.spatial_merge_size**2
             joint = 3 * vision.temporal_patch_size * vision.patch_size**2
             projector = (merge * hidden) ** 2 + merge * hidden * width
-            return cls(vision.depth, hidden, int(hidden * vision.mlp_ratio), joint, projector, merge=merge)
+            return cls(
+                vision.depth, hidden, int(hidden * vision.mlp_ratio), joint, projector, merge=merge
+            )
         read = getattr(config, "vision_feature_layer", None)
-        if not isinstance(read, int) or not hasattr(vision, "num_hidden_layers") or isinstance(vision.patch_size, (list, tuple)):
+        if (
+            not isinstance(read, int)
+            or not hasattr(vision, "num_hidden_layers")
+            or isinstance(vision.patch_size, (list, tuple))
+        ):
             return None
         layers = read if read >= 0 else vision.num_hidden_layers + 1 + read
         hidden, joint = vision.hidden_size, 3 * vision.patch_size**2

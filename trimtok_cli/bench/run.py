@@ -1,4 +1,5 @@
-"""A whole benchmark: models loaded one after the other, every measurement made, the document filled row by row.
+"""A whole benchmark: models loaded one after the other, every measurement made, the document filled
+row by row.
 
 Knows no table, no plot and no file format.
 """
@@ -29,9 +30,11 @@ Say = Callable[[str], None]
 
 
 def run_bench(bench: Bench, say: Say, save: Callable[[Row], None]) -> Row:
-    """The document of bench.json without what is derived from it; `save` is given it after every row.
+    """The document of bench.json without what is derived from it; `save` is given it after every
+    row.
 
-    Raises UsageError before anything is measured; later a measurement that fails is a row that says why.
+    Raises UsageError before anything is measured; later a measurement that fails is a row that says
+    why.
     """
     device = pick_device(bench.device)
     dtype = pick_dtype(bench.dtype, device)
@@ -39,7 +42,9 @@ def run_bench(bench: Bench, say: Say, save: Callable[[Row], None]) -> Row:
     with tempfile.TemporaryDirectory(prefix="trimtok-bench-") as name:
         folder = Path(name)
         check(bench, folder)
-        document["conditions"] = conditions(device, dtype) | {"random_weights": bench.random_weights}
+        document["conditions"] = conditions(device, dtype) | {
+            "random_weights": bench.random_weights
+        }
 
         def keep(part: str, rows: Iterable[Row]) -> None:
             for row in rows:
@@ -47,15 +52,23 @@ def run_bench(bench: Bench, say: Say, save: Callable[[Row], None]) -> Row:
                 save(document)
 
         for task in bench.memory:  # first, in a process that has done nothing else yet
-            keep("memory", _safely(f"{task.model}, memory", partial(_memory, bench, task, folder, say)))
+            keep(
+                "memory",
+                _safely(f"{task.model}, memory", partial(_memory, bench, task, folder, say)),
+            )
         say("measuring what the device can do")
         ceilings = measure_ceilings(device, dtype)
-        document["ceilings"] = {"flops_per_second": ceilings.flops, "bytes_per_second": ceilings.bytes}
+        document["ceilings"] = {
+            "flops_per_second": ceilings.flops,
+            "bytes_per_second": ceilings.bytes,
+        }
         save(document)
         for part in bench.pruner:
             title = f"{part.candidates} candidates of {part.width}, {part.keep} kept"
             say(f"pruner: {title}")
-            keep("pruner", _safely(title, lambda part=part: [pruner_row(part, device, dtype, bench)]))
+            keep(
+                "pruner", _safely(title, lambda part=part: [pruner_row(part, device, dtype, bench)])
+            )
         for model in replace(bench, memory=()).model_names():
             for part, rows in _with_model(bench, model, ceilings, folder, say):
                 keep(part, rows)
@@ -68,17 +81,25 @@ def _memory(bench: Bench, task: MemoryPart, folder: Path, say: Say) -> Iterator[
     yield memory_row(adapter, task, bench, folder)
 
 
-def _with_model(bench: Bench, model: str, ceilings: Ceilings, folder: Path, say: Say) -> Iterator[tuple[str, Iterable[Row]]]:
+def _with_model(
+    bench: Bench, model: str, ceilings: Ceilings, folder: Path, say: Say
+) -> Iterator[tuple[str, Iterable[Row]]]:
     """All that is measured with one model: the part of the document, and its rows."""
     parts: dict[str, tuple] = {
-        "grid": ([task for task in bench.grid if model in task.model], partial(grid_rows, ceilings=ceilings)),
+        "grid": (
+            [task for task in bench.grid if model in task.model],
+            partial(grid_rows, ceilings=ceilings),
+        ),
         "decode": ([task for task in bench.decode if model == task.model], decode_rows),
         "overhead": ([task for task in bench.overhead if model == task.model], overhead_rows),
     }
     try:
         adapter = load(bench, model, say)
     except Exception as error:  # the other models can still be measured
-        yield next(part for part, (tasks, _) in parts.items() if tasks), [failed(model, in_words(error))]
+        yield (
+            next(part for part, (tasks, _) in parts.items() if tasks),
+            [failed(model, in_words(error))],
+        )
         return
     for part, (tasks, job) in parts.items():
         for task in tasks:
@@ -102,24 +123,39 @@ def failed(title: str, said: str) -> Row:
 
 
 def load(bench: Bench, name: str, say: Say) -> Adapter:
-    """A model with its own weights or with random ones. What the last one held is given back first."""
+    """A model with its own weights or with random ones. What the last one held is given back
+    first.
+    """
     release(pick_device(bench.device))
     say(f"building {name} with random weights" if bench.random_weights else f"loading {name}")
     if bench.random_weights:
-        return random_model(name, bench.described(name), device=bench.device, dtype=bench.dtype, seed=bench.seed)
+        return random_model(
+            name, bench.described(name), device=bench.device, dtype=bench.dtype, seed=bench.seed
+        )
     return load_model(name, device=bench.device, dtype=bench.dtype)
 
 
 def check(bench: Bench, folder: Path) -> None:
-    """UsageError for what can be known to fail before any model is loaded: decode loops, methods, pictures, descriptions."""
+    """UsageError for what can be known to fail before any model is loaded: decode loops, methods,
+    pictures, descriptions.
+    """
     for task in bench.grid:
         for each in settings(task, bench.seed):
             # They run the plain loop, so what they are compared with must run it as well.
-            if each.pruner is not None and any(each.pruner.stages(32)) and set(task.decode) != {"simple"}:
-                raise UsageError(f"grid: {each.method} prunes inside the model: give it a grid of its own with `decode: simple`.")
+            if (
+                each.pruner is not None
+                and any(each.pruner.stages(32))
+                and set(task.decode) != {"simple"}
+            ):
+                raise UsageError(
+                    f"grid: {each.method} prunes inside the model: give it a grid of its own "
+                    "with `decode: simple`."
+                )
         for name in task.decode:
             if name not in DECODERS:
-                raise UsageError(f"grid: decode must be one of {', '.join(DECODERS)}, got {name!r}.")
+                raise UsageError(
+                    f"grid: decode must be one of {', '.join(DECODERS)}, got {name!r}."
+                )
     for task in (*bench.decode, *bench.overhead, *bench.memory):
         for method in [task.method] if isinstance(task.method, str) else task.method:
             make_pruner(method, task.keep, task.params, bench.seed)

@@ -1,4 +1,5 @@
-"""What a benchmark's YAML asks for. An unknown key is an error that names the right one. Knows no torch and no model.
+"""What a benchmark's YAML asks for. An unknown key is an error that names the right one. Knows no
+torch and no model.
 
 Lists may be written as single values: `batch: 8` is `batch: [8]`.
 """
@@ -21,7 +22,8 @@ Numbers, Names = tuple[int, ...], tuple[str, ...]
 class Task:
     """What every measurement with a model says: which one, what it is shown, how it is pruned.
 
-    image: `WIDTHxHEIGHT` of a picture to make, or an image file, or a folder of them. params are of the method.
+    image: `WIDTHxHEIGHT` of a picture to make, or an image file, or a folder of them. params are of
+    the method.
     """
 
     model: str = ""
@@ -34,10 +36,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Grid(Task):
-    """Every model x batch x new tokens x decode; in each of these cells dense and every method x keep, in turn.
+    """Every model x batch x new tokens x decode; in each of these cells dense and every method x
+    keep, in turn.
 
-    reference: figures of others to print beside, `{source: ..., rows: {SETTING: {latency_ms: ..., memory_gib: ...}}}`, where a
-    SETTING is `dense` or `METHOD@KEEP`.
+    reference: figures of others to print beside, `{source: ..., rows: {SETTING: {latency_ms: ...,
+    memory_gib: ...}}}`, where a SETTING is `dense` or `METHOD@KEEP`.
     """
 
     model: Names = ()
@@ -52,7 +55,9 @@ class Grid(Task):
 
 @dataclass(frozen=True)
 class PrunerPart:
-    """The paper's greedy stage, literally, against ours: `candidates` tokens of `width` numbers, `keep` of them chosen."""
+    """The paper's greedy stage, literally, against ours: `candidates` tokens of `width` numbers,
+    `keep` of them chosen.
+    """
 
     candidates: int = 2304
     keep: int = 288
@@ -70,7 +75,9 @@ class DecodePart(Task):
 
 @dataclass(frozen=True)
 class OverheadPart(Task):
-    """A whole run, from files to answers: its samples a second, and the share of it that is no arithmetic of the model."""
+    """A whole run, from files to answers: its samples a second, and the share of it that is no
+    arithmetic of the model.
+    """
 
     method: Names = ("dense", "trimtokenator")
     batch: Numbers = (1,)
@@ -92,9 +99,11 @@ PARTS = ("grid", "pruner", "decode", "overhead", "memory")
 
 @dataclass(frozen=True)
 class Bench:
-    """A whole benchmark. models: descriptions of architectures by name, beside those in configs/bench/models.
+    """A whole benchmark. models: descriptions of architectures by name, beside those in
+    configs/bench/models.
 
-    random_weights: models are built from such descriptions and not loaded. warmups: runs of each shape thrown away.
+    random_weights: models are built from such descriptions and not loaded. warmups: runs of each
+    shape thrown away.
     """
 
     grid: tuple[Grid, ...] = ()
@@ -112,7 +121,11 @@ class Bench:
 
     def described(self, name: str) -> Mapping[str, Any]:
         """The architecture of a model: from the benchmark's own, or from a file."""
-        return self.models[name] if name in self.models else read_yaml(name, inside="bench/models", flag="model")[1]
+        return (
+            self.models[name]
+            if name in self.models
+            else read_yaml(name, inside="bench/models", flag="model")[1]
+        )
 
     @property
     def tasks(self) -> list[Task]:
@@ -121,7 +134,11 @@ class Bench:
 
     def model_names(self) -> list[str]:
         """Of all measurements, each once, in the order in which they are first asked for."""
-        names = [name for task in self.tasks for name in ([task.model] if isinstance(task.model, str) else task.model)]
+        names = [
+            name
+            for task in self.tasks
+            for name in ([task.model] if isinstance(task.model, str) else task.model)
+        ]
         return list(dict.fromkeys(names))
 
     def images(self) -> list[str]:
@@ -130,9 +147,15 @@ class Bench:
 
 
 def read_bench(name: str, **flags: Any) -> Bench:
-    """A file, or a preset of configs/bench by its name; flags that are not None replace its settings. Raises UsageError."""
+    """A file, or a preset of configs/bench by its name; flags that are not None replace its
+    settings. Raises UsageError.
+    """
     path, values = read_yaml(name, inside="bench", flag="PRESET")
-    return build(Bench, {**values, **{key: value for key, value in flags.items() if value is not None}}, Path(path).name)
+    return build(
+        Bench,
+        {**values, **{key: value for key, value in flags.items() if value is not None}},
+        Path(path).name,
+    )
 
 
 def build(kind: type, values: Any, where: str) -> Any:
@@ -145,7 +168,9 @@ def build(kind: type, values: Any, where: str) -> Any:
         name = str(key).replace("-", "_")
         if name not in fields:
             near = suggestion(name, fields)
-            raise UsageError(f"{where}: unknown key {brief(name)!r}{near}; known keys are {', '.join(fields)}.")
+            raise UsageError(
+                f"{where}: unknown key {brief(name)!r}{near}; known keys are {', '.join(fields)}."
+            )
         given[name] = _convert(fields[name].type, value, f"{where}: {name}")
     made = kind(**given)
     _check(made, where)
@@ -165,7 +190,11 @@ def _convert(wanted: Any, value: Any, where: str) -> Any:
             raise UsageError(f"{where} must hold names and values, got {brief(value)}.")
         return value
     whole = isinstance(value, int) and not isinstance(value, bool)
-    fits = {int: whole, bool: isinstance(value, bool), str: isinstance(value, (str, int, float)) and not isinstance(value, bool)}
+    fits = {
+        int: whole,
+        bool: isinstance(value, bool),
+        str: isinstance(value, (str, int, float)) and not isinstance(value, bool),
+    }
     if not fits[wanted]:
         kind = {int: "a whole number", bool: "true or false", str: "text"}[wanted]
         raise UsageError(f"{where} must be {kind}, got {brief(value)}.")
@@ -182,14 +211,31 @@ def _check(made: Any, where: str) -> None:
         value = getattr(made, each.name)
         numbers = [n for n in (value if isinstance(value, tuple) else [value]) if type(n) is int]
         if any(n < LEAST.get(each.name, 1) for n in numbers):
-            raise UsageError(f"{where}: {each.name} must be at least {LEAST.get(each.name, 1)}, got {brief(min(numbers))}.")
+            raise UsageError(
+                f"{where}: {each.name} must be at least {LEAST.get(each.name, 1)}, got "
+                f"{brief(min(numbers))}."
+            )
         if any(n > MOST for n in numbers):
-            raise UsageError(f"{where}: {each.name} must be at most {MOST:,}, got {brief(max(numbers))}.")
+            raise UsageError(
+                f"{where}: {each.name} must be at most {MOST:,}, got {brief(max(numbers))}."
+            )
         if each.name == "model" and not value:
             raise UsageError(f"{where} names no model.")
-        if each.name == "image" and re.fullmatch(r"\d+x\d+", value) is None and not Path(value).exists():
-            raise UsageError(f"{where}: image must be WIDTHxHEIGHT, or a file or folder that is there, got {brief(value)!r}.")
+        if (
+            each.name == "image"
+            and re.fullmatch(r"\d+x\d+", value) is None
+            and not Path(value).exists()
+        ):
+            raise UsageError(
+                f"{where}: image must be WIDTHxHEIGHT, or a file or folder that is there, "
+                f"got {brief(value)!r}."
+            )
     if isinstance(made, Bench) and not made.rounds:
         raise UsageError(f"{where}: rounds must be at least 1.")
-    if isinstance(made, Bench) and not (made.grid or made.pruner or made.decode or made.overhead or made.memory):
-        raise UsageError(f"{where} measures nothing: give it a grid, or a pruner, decode, overhead or memory part.")
+    if isinstance(made, Bench) and not (
+        made.grid or made.pruner or made.decode or made.overhead or made.memory
+    ):
+        raise UsageError(
+            f"{where} measures nothing: give it a grid, or a pruner, decode, overhead or "
+            "memory part."
+        )

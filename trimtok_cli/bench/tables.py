@@ -1,6 +1,7 @@
 """The tables of a benchmark on the terminal, from the document of bench.json. Knows no torch.
 
-On a CPU they show ratios only: absolute times of a shared processor say little, and are in the JSON.
+On a CPU they show ratios only: absolute times of a shared processor say little, and are in the
+JSON.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,8 +26,16 @@ def tables(document: Row) -> Iterator[Table]:
         yield _grid(rows, _times if timed else _ratios, TIMES if timed else RATIOS)
     for part, heads, cells in (
         ("pruner", ("greedy stage", "total", "loop alone", "same tokens"), _pruner),
-        ("decode", ("decode loop against transformers' generate", "faster than it", "same tokens"), _decode),
-        ("overhead", ("whole run, from files to answers", "outside the model", "samples/s" if timed else ""), _overhead),
+        (
+            "decode",
+            ("decode loop against transformers' generate", "faster than it", "same tokens"),
+            _decode,
+        ),
+        (
+            "overhead",
+            ("whole run, from files to answers", "outside the model", "samples/s" if timed else ""),
+            _overhead,
+        ),
         ("memory", ("resident memory", "first", "last", "growth"), _memory),
     ):
         if document[part]:
@@ -36,16 +45,41 @@ def tables(document: Row) -> Iterator[Table]:
             yield table
 
 
-TIMES = ("setting", "kept", "encode", "prune", "prefill", "decode", "a sample", "quartiles", "with files", "samples/s", "× dense",
-         "× floor", "GiB")  # fmt: skip
+TIMES = (
+    "setting",
+    "kept",
+    "encode",
+    "prune",
+    "prefill",
+    "decode",
+    "a sample",
+    "quartiles",
+    "with files",
+    "samples/s",
+    "× dense",
+    "× floor",
+    "GiB",
+)
 
-RATIOS = ("setting", "kept", "first token", "FLOPs allow", "of that", "prune / dense prefill", "decode", "whole", "with files")
+RATIOS = (
+    "setting",
+    "kept",
+    "first token",
+    "FLOPs allow",
+    "of that",
+    "prune / dense prefill",
+    "decode",
+    "whole",
+    "with files",
+)
 
 
 def _table(title: str, heads: Sequence[str]) -> Table:
     table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for number, head in enumerate(heads):
-        table.add_column(head, justify="right" if number else "left", overflow="fold", no_wrap=False)
+        table.add_column(
+            head, justify="right" if number else "left", overflow="fold", no_wrap=False
+        )
     return table
 
 
@@ -56,7 +90,9 @@ def _cells(row: Row, cells, timed: bool) -> list:
 def _grid(rows: Sequence[Row], cells, heads: Sequence[str]) -> Table:
     """The settings of one cell, with other people's figures beneath."""
     tokens = next((row["tokens"] for row in rows if not row["error"]), None)
-    said = f" ({tokens['visual']:.0f} visual and {tokens['text']:.0f} text tokens)" if tokens else ""
+    said = (
+        f" ({tokens['visual']:.0f} visual and {tokens['text']:.0f} text tokens)" if tokens else ""
+    )
     table = _table(rows[0]["cell"] + said, heads)
     for row in rows:
         if row["error"]:
@@ -74,11 +110,17 @@ def _times(row: Row) -> list[str]:
     used = row["memory"].get("allocated")
     floor = d.get("times_floor", {}).get("wall")
     return [
-        *(_ms(d[f"{name}_ms"]["median"]) for name in ("encode", "prune", "prefill", "decode", "wall")),
-        f"{_ms(low)} to {_ms(high)}", _ms(d["wall_with_files_ms"]["median"]), f"{d['samples_per_second']:.1f}",
-        _times_or_none(d.get("speedup", {}).get("wall")), _times_or_none(floor),
+        *(
+            _ms(d[f"{name}_ms"]["median"])
+            for name in ("encode", "prune", "prefill", "decode", "wall")
+        ),
+        f"{_ms(low)} to {_ms(high)}",
+        _ms(d["wall_with_files_ms"]["median"]),
+        f"{d['samples_per_second']:.1f}",
+        _times_or_none(d.get("speedup", {}).get("wall")),
+        _times_or_none(floor),
         f"{used / GIB:.2f} ({row['memory']['reserved'] / GIB:.2f})" if used else "",
-    ]  # fmt: skip
+    ]
 
 
 def _ratios(row: Row) -> list[str]:
@@ -87,47 +129,77 @@ def _ratios(row: Row) -> list[str]:
         return [""] * 7
     speedup, share = d["speedup"], d["prune_share_of_dense_prefill"]
     return [
-        _times_or_none(speedup["first"]), _times_or_none(d.get("flops_allow")),
-        percent(d["of_what_flops_allow"]) if "of_what_flops_allow" in d else "", f"{100 * share:.2f} %",
-        _times_or_none(speedup.get("decode")), _times_or_none(speedup["wall"]), _times_or_none(speedup["wall_with_files"]),
-    ]  # fmt: skip
+        _times_or_none(speedup["first"]),
+        _times_or_none(d.get("flops_allow")),
+        percent(d["of_what_flops_allow"]) if "of_what_flops_allow" in d else "",
+        f"{100 * share:.2f} %",
+        _times_or_none(speedup.get("decode")),
+        _times_or_none(speedup["wall"]),
+        _times_or_none(speedup["wall_with_files"]),
+    ]
 
 
 def _reference(row: Row) -> str:
     known = {"latency_ms": "{} ms", "memory_gib": "{} GiB"}
-    said = ", ".join(known[name].format(row["reference"][name]) for name in known if name in row["reference"])
+    said = ", ".join(
+        known[name].format(row["reference"][name]) for name in known if name in row["reference"]
+    )
     return f"{row['setting']} in {row['reference']['source']}: {said}"
 
 
 def _pruner(row: Row, timed: bool) -> list[str]:
     speedup = row["derived"]["speedup"]
-    cost = [f" ({_ms(row['derived'][name]['median'])})" if timed else "" for name in ("ours_ms", "our_loop_ms")]
-    return [f"{speedup['total']:.1f}×{cost[0]}", f"{speedup['loop']:.1f}×{cost[1]}", "yes" if row["identical"] else "no"]
+    cost = [
+        f" ({_ms(row['derived'][name]['median'])})" if timed else ""
+        for name in ("ours_ms", "our_loop_ms")
+    ]
+    return [
+        f"{speedup['total']:.1f}×{cost[0]}",
+        f"{speedup['loop']:.1f}×{cost[1]}",
+        "yes" if row["identical"] else "no",
+    ]
 
 
 def _decode(row: Row, timed: bool) -> list[str]:
     d = row["derived"]
     paces = [
-        f"{name} {pace:.2f}×" + (f" ({_ms(d[f'{name}_ms']['median'])})" if timed else "") for name, pace in d["speedup"].items()
+        f"{name} {pace:.2f}×" + (f" ({_ms(d[f'{name}_ms']['median'])})" if timed else "")
+        for name, pace in d["speedup"].items()
     ]
-    return [", ".join(paces), ", ".join("yes" if same else "no" for same in row["identical"].values())]
+    return [
+        ", ".join(paces),
+        ", ".join("yes" if same else "no" for same in row["identical"].values()),
+    ]
 
 
 def _overhead(row: Row, timed: bool) -> list[str]:
     d = row["derived"]
-    return [f"{100 * d['share_outside_model']['median']:.1f} %", f"{d['samples_per_second']:.1f}" if timed else ""]
+    return [
+        f"{100 * d['share_outside_model']['median']:.1f} %",
+        f"{d['samples_per_second']:.1f}" if timed else "",
+    ]
 
 
 def _memory(row: Row, timed: bool) -> list[str]:
-    said = [f"{each['bytes'] / 2**20:.0f} MiB after {each['inputs']}" for each in (row["resident"][0], row["resident"][-1])]
+    said = [
+        f"{each['bytes'] / 2**20:.0f} MiB after {each['inputs']}"
+        for each in (row["resident"][0], row["resident"][-1])
+    ]
     return [*said, f"{100 * row['derived']['growth']:+.1f} %"]
 
 
 def change_table(changes: Sequence[Row]) -> Table:
-    """Wall time of a sample, now and in an earlier document. An asterisk: the quartiles of the two do not overlap."""
-    table = _table("A sample's wall time against the earlier one", ("setting", "before", "now", "change"))
+    """Wall time of a sample, now and in an earlier document. An asterisk: the quartiles of the two
+    do not overlap.
+    """
+    table = _table(
+        "A sample's wall time against the earlier one", ("setting", "before", "now", "change")
+    )
     for row in changes:
-        times = [f"{_ms(row[name]['median'])} ({' to '.join(map(_ms, row[name]['quartiles']))})" for name in ("before", "now")]
+        times = [
+            f"{_ms(row[name]['median'])} ({' to '.join(map(_ms, row[name]['quartiles']))})"
+            for name in ("before", "now")
+        ]
         mark = " *" if row["beyond_spread"] else ""
         table.add_row(Text(row["key"]), *times, f"{100 * row['change']:+.1f} %{mark}")
     return table
@@ -137,8 +209,10 @@ def ceilings_line(document: Row) -> str:
     """What was measured on, in one sentence."""
     at, top = document["conditions"], document["ceilings"]
     return (
-        f"{at['device']}, {at['dtype']}, {at['threads']} threads: {top['flops_per_second'] / 1e12:.3g} TFLOP/s in a large matrix "
-        f"product, {top['bytes_per_second'] / 1e9:.3g} GB/s in a copy, {1e6 * at['launch_seconds']:.1f} µs for one operation"
+        f"{at['device']}, {at['dtype']}, {at['threads']} threads: "
+        f"{top['flops_per_second'] / 1e12:.3g} TFLOP/s in a large matrix "
+        f"product, {top['bytes_per_second'] / 1e9:.3g} GB/s in a copy, "
+        f"{1e6 * at['launch_seconds']:.1f} µs for one operation"
     )
 
 

@@ -1,4 +1,6 @@
-"""trimtok bench: what pruning costs and saves on this machine, measured. Knows no way to measure and no method."""
+"""trimtok bench: what pruning costs and saves on this machine, measured. Knows no way to measure
+and no method.
+"""
 
 import dataclasses
 import json
@@ -25,28 +27,51 @@ EXAMPLES = (
     "trimtok bench\n\n"
     "trimtok bench table4 --out h200\n\n"
     "trimtok bench mine.yaml --rounds 9 --against h200\n\n"
-    "A YAML says what is measured: a grid of model, method, keep, batch and new tokens, and the pruner, the decode loop, a whole "
-    "run's overhead and its memory. It writes bench.json with all raw numbers, and plots where matplotlib is installed."
+    "A YAML says what is measured: a grid of model, method, keep, batch and new tokens, and "
+    "the pruner, the decode loop, a whole "
+    "run's overhead and its memory. It writes bench.json with all raw numbers, and plots "
+    "where matplotlib is installed."
 )
 
-Preset = Annotated[str, typer.Argument(help="A YAML file, or a preset of configs/bench: cpu, table4, ladder, methods, smoke.")]
+Preset = Annotated[
+    str,
+    typer.Argument(
+        help="A YAML file, or a preset of configs/bench: cpu, table4, ladder, methods, smoke."
+    ),
+]
 
 Out = Annotated[
     str | None,
     typer.Option(
-        "--out", "-o", help="A folder, a .json file, or - for standard output.", show_default="a new folder in trimtok-out"
+        "--out",
+        "-o",
+        help="A folder, a .json file, or - for standard output.",
+        show_default="a new folder in trimtok-out",
     ),
 ]
 
 Against = Annotated[
-    Path | None, typer.Option("--against", help="A folder with an earlier bench.json, or the file: print what has changed since.")
+    Path | None,
+    typer.Option(
+        "--against",
+        help="A folder with an earlier bench.json, or the file: print what has changed since.",
+    ),
 ]
 
 RandomWeights = Annotated[
-    bool, typer.Option("--random-weights", help="Build models of the real size instead of loading them; no hub, no network.")
+    bool,
+    typer.Option(
+        "--random-weights",
+        help="Build models of the real size instead of loading them; no hub, no network.",
+    ),
 ]
 
-Rounds = Annotated[int | None, typer.Option("--rounds", help="Times that everything is measured.", show_default="the preset's")]
+Rounds = Annotated[
+    int | None,
+    typer.Option(
+        "--rounds", help="Times that everything is measured.", show_default="the preset's"
+    ),
+]
 
 
 @guarded
@@ -65,8 +90,13 @@ def bench(
 ) -> int:
     """Measure dense against pruned in turn, stage by stage, beside what the hardware allows."""
     asked = read_bench(
-        preset, random_weights=random_weights or None, rounds=rounds, device=device, dtype=dtype, seed=seed
-    )  # fmt: skip
+        preset,
+        random_weights=random_weights or None,
+        rounds=rounds,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+    )
     earlier = read_document(against) if against is not None else None
     screen = Screen(quiet=quiet)
     read = [preset, *([against / NAME if against.is_dir() else against] if against else [])]
@@ -95,7 +125,12 @@ def bench(
     return EXIT_SOME_FAILED if failed else EXIT_OK
 
 
-def _finish(document: dict[str, Any], earlier: dict[str, Any] | None, destination: Destination, screen: Screen) -> None:
+def _finish(
+    document: dict[str, Any],
+    earlier: dict[str, Any] | None,
+    destination: Destination,
+    screen: Screen,
+) -> None:
     """The file, the tables, the change to an earlier one, the plots."""
     write(destination, document)
     if destination.answers is None:
@@ -104,7 +139,11 @@ def _finish(document: dict[str, Any], earlier: dict[str, Any] | None, destinatio
     for table in tables(document):
         screen.show(table)
     if document["conditions"]["device_kind"] == "cpu":
-        screen.say("Ratios to dense only: on a CPU absolute times say little about other machines; they are in the JSON.", "dim")
+        screen.say(
+            "Ratios to dense only: on a CPU absolute times say little about other machines; "
+            "they are in the JSON.",
+            "dim",
+        )
     if earlier is not None:
         screen.show(change_table(changes(document, earlier)))
     _plot(document, destination, screen)
@@ -121,5 +160,9 @@ def _plot(document: dict[str, Any], destination: Destination, screen: Screen) ->
         screen.say("no plots: they need matplotlib (pip install 'trimtok[plot]')", "dim")
         plots = []
     except OSError as error:
-        raise TrimtokError(f"a plot cannot be written ({error.strerror}); the raw numbers are in {destination}.") from None
-    screen.say(f"raw numbers in {destination}" + "".join(f", plot in {path}" for path in plots), "dim")
+        raise TrimtokError(
+            f"a plot cannot be written ({error.strerror}); the raw numbers are in {destination}."
+        ) from None
+    screen.say(
+        f"raw numbers in {destination}" + "".join(f", plot in {path}" for path in plots), "dim"
+    )

@@ -21,7 +21,11 @@ EXAMPLES = (
 )
 
 Sources = Annotated[
-    list[str], typer.Argument(help="Images, folders, globs, @list.txt, or - for paths on standard input.", show_default=False)
+    list[str],
+    typer.Argument(
+        help="Images, folders, globs, @list.txt, or - for paths on standard input.",
+        show_default=False,
+    ),
 ]
 
 
@@ -72,7 +76,18 @@ def caption(
     """Caption images: one answer per image, in input order, with token counts and times."""
     settings = resolve(o.flags(locals()), config)
     check_stdin(*sources)
-    source = read_images(sources, recursive=recursive, limit=settings.limit or None, stdin=sys.stdin)
+    source = read_images(
+        sources, recursive=recursive, limit=settings.limit or None, stdin=sys.stdin
+    )
     screen = Screen(quiet=quiet)
     tell(source, screen)
-    return run("caption", settings, source, out=out, overwrite=overwrite, screen=screen, verbose=verbose, config_file=config)
+    return run(
+        "caption",
+        settings,
+        source,
+        out=out,
+        overwrite=overwrite,
+        screen=screen,
+        verbose=verbose,
+        config_file=config,
+    )

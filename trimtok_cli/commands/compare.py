@@ -11,7 +11,16 @@ import typer
 
 from trimtok_cli import interrupts as ending
 from trimtok_cli.commands import options as o
-from trimtok_cli.commands.session import build_pruners, check_stdin, check_video, describe, generation, load, reads, tell
+from trimtok_cli.commands.session import (
+    build_pruners,
+    check_stdin,
+    check_video,
+    describe,
+    generation,
+    load,
+    reads,
+    tell,
+)
 from trimtok_cli.commands.terminal.exit import guarded
 from trimtok_cli.commands.terminal.progress import FEW, Screen
 from trimtok_cli.commands.terminal.tables import sample_table, summary_table
@@ -30,11 +39,15 @@ EXAMPLES = (
     "Examples:\n\n"
     "trimtok compare ./images --keep 192,128,64\n\n"
     "trimtok compare questions.jsonl --keep 64 --limit 20 -o case-study\n\n"
-    "It writes compare.jsonl and compare.html, one page with every image, its answers and the kept tokens drawn over it."
+    "It writes compare.jsonl and compare.html, one page with every image, its answers and "
+    "the kept tokens drawn over it."
 )
 
 Sources = Annotated[
-    list[str], typer.Argument(help="Images, folders, globs, @list.txt, or one question file.", show_default=False)
+    list[str],
+    typer.Argument(
+        help="Images, folders, globs, @list.txt, or one question file.", show_default=False
+    ),
 ]
 
 
@@ -85,7 +98,9 @@ def compare(
     verbose: o.Verbose = False,
     debug: o.Debug = False,
 ) -> int:
-    """Answer every sample dense and pruned, the vision tower run once for both, and say what changed and what it saved."""
+    """Answer every sample dense and pruned, the vision tower run once for both, and say what
+    changed and what it saved.
+    """
     settings = resolve(o.flags(locals()), config)
     check_stdin(*sources)
     source = read_any(
@@ -98,18 +113,30 @@ def compare(
     )
     screen = Screen(quiet=quiet, noun="samples")
     tell(source, screen)
-    return run_comparison(settings, source, screen, out=out, overwrite=overwrite, verbose=verbose, config_file=config)
+    return run_comparison(
+        settings, source, screen, out=out, overwrite=overwrite, verbose=verbose, config_file=config
+    )
 
 
 def run_comparison(
-    config: RunConfig, source: Source, screen: Screen, *, out: str | None, overwrite: bool, verbose: bool,
+    config: RunConfig,
+    source: Source,
+    screen: Screen,
+    *,
+    out: str | None,
+    overwrite: bool,
+    verbose: bool,
     config_file: str | None = None,
-) -> int:  # fmt: skip
-    """Every sample of a source dense and pruned, to the file, the terminal and the page; the exit code."""
+) -> int:
+    """Every sample of a source dense and pruned, to the file, the terminal and the page; the exit
+    code.
+    """
     locate(config.model)
     pruners = build_pruners(config)
     read = reads(config, source, config_file)
-    with claimed(out, "compare", read, overwrite=overwrite, name="compare.jsonl", page=True) as destination:
+    with claimed(
+        out, "compare", read, overwrite=overwrite, name="compare.jsonl", page=True
+    ) as destination:
         adapter, ask = load(config, screen)
         most = generation(adapter, config, screen)["max_new_tokens"]["value"]
         check_video(adapter, config)
@@ -120,15 +147,29 @@ def run_comparison(
             results = compare_all(adapter, pruners, source.samples, ask)
             show = verbose or (source.total is not None and source.total <= FEW)
             load_clip = partial(load_video, rule=ask.frames)
-            last = partial(close, most=most, model=describe(adapter), destination=destination, screen=screen, load_clip=load_clip)
+            last = partial(
+                close,
+                most=most,
+                model=describe(adapter),
+                destination=destination,
+                screen=screen,
+                load_clip=load_clip,
+            )
             return write_all(results, source.total, destination, config.model, last, screen, show)
 
 
 def write_all(
-    results: Iterable[Comparison], total: int | None, destination: Destination, model: str,
-    last: Callable[[Sequence[Comparison]], None], screen: Screen, show: bool,
-) -> int:  # fmt: skip
-    """Comparisons to the file and the screen as they come, and `last` with all of them; the exit code."""
+    results: Iterable[Comparison],
+    total: int | None,
+    destination: Destination,
+    model: str,
+    last: Callable[[Sequence[Comparison]], None],
+    screen: Screen,
+    show: bool,
+) -> int:
+    """Comparisons to the file and the screen as they come, and `last` with all of them; the exit
+    code.
+    """
     comparisons: list[Comparison] = []
     failure = None
     file = Output(destination)
@@ -137,9 +178,14 @@ def write_all(
             for comparison in results:
                 ending.look()
                 file.write(line_of(comparison_record(comparison, model)))
-                # The page shows the first of them; of the others the summary needs no places, which are most of the memory.
+                # The page shows the first of them; of the others the summary needs no places, which
+                # are most of the memory.
                 shown = len(comparisons) < PAGE_SAMPLES
-                comparisons.append(comparison if shown else replace(comparison, boxes=(), visual_index=(), frame=()))
+                comparisons.append(
+                    comparison
+                    if shown
+                    else replace(comparison, boxes=(), visual_index=(), frame=())
+                )
                 if show and not screen.quiet:
                     screen.show(sample_table(comparison))
                 elif errors := [result.error for result in comparison.results if result.error]:
@@ -179,16 +225,23 @@ def close(
     most = "as many as max_length of the checkpoint allows" if most is None else most
     words = [r.tokens.text for c in comparisons for r in c.results[:1] if not r.error]
     facts = {
-        "Model": f"{model['name']} ({model['family']}{', ' + model['commit'][:12] if model['commit'] else ''})",
+        "Model": f"{model['name']} "
+        f"({model['family']}{', ' + model['commit'][:12] if model['commit'] else ''})",
         "Device": f"{model['device']}, {model['dtype']}, {model['threads']} CPU threads",
         "Samples": f"{len(comparisons)}, one at a time, after a warm-up; at most {most} new tokens",
         "Text tokens": f"{statistics.median(words):.0f} (median)" if words else "",
-        "Versions": f"torch {found['torch']}, transformers {found['transformers']}, Python {found['python']}",
+        "Versions": f"torch {found['torch']}, transformers {found['transformers']}, Python "
+        f"{found['python']}",
         "Date": time.strftime("%Y-%m-%d %H:%M"),
     }
     page = destination.answers.with_suffix(".html")
     write_page(
-        page, comparisons, title="Dense and pruned, side by side", facts=facts, sentence=explain(rows), load_clip=load_clip,
+        page,
+        comparisons,
+        title="Dense and pruned, side by side",
+        facts=facts,
+        sentence=explain(rows),
+        load_clip=load_clip,
         limit=PAGE_SAMPLES,
-    )  # fmt: skip
+    )
     screen.say(f"records in {destination.answers}, page in {page}", "dim")

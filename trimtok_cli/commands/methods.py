@@ -16,16 +16,26 @@ from trimtok_cli.errors import EXIT_OK
 from trimtok_cli.readers import read_any
 
 EXAMPLES = (
-    "Examples:\n\ntrimtok methods\n\ntrimtok compare ./images --methods trimtokenator,divprune,random --keep 64\n\n"
+    "Examples:\n\ntrimtok methods\n\ntrimtok compare ./images --methods "
+    "trimtokenator,divprune,random --keep 64\n\n"
     "trimtok methods --find-vtw-layer questions.jsonl --limit 20 --eta 0.003"
 )
 
 Search = Annotated[
     str | None,
-    typer.Option("--find-vtw-layer", metavar="SOURCE", help="Find VTW's layer K for a model: KL on these images or questions."),
+    typer.Option(
+        "--find-vtw-layer",
+        metavar="SOURCE",
+        help="Find VTW's layer K for a model: KL on these images or questions.",
+    ),
 ]
 
-Eta = Annotated[float, typer.Option("--eta", help="The KL (nats) that K may cost; the paper's are 0.003 for 7B, 0.0005 for 13B.")]
+Eta = Annotated[
+    float,
+    typer.Option(
+        "--eta", help="The KL (nats) that K may cost; the paper's are 0.003 for 7B, 0.0005 for 13B."
+    ),
+]
 
 LLAVA_ONLY = {
     "features",
@@ -51,12 +61,22 @@ def methods(
     config: o.Config = None,
     debug: o.Debug = False,
 ) -> int:
-    """List the pruning methods: where they prune, what they need, on which families, paper, licence of the published code."""
+    """List the pruning methods: where they prune, what they need, on which families, paper, licence
+    of the published code.
+    """
     if find_vtw_layer is not None:
         return find_layer(find_vtw_layer, eta, resolve(o.flags(locals()), config))
     from trimtok_cli.pruners.registry import PRUNERS
 
-    head = ("method", "prunes", "needs text", "needs attention", "families", "paper", "licence of the published code")
+    head = (
+        "method",
+        "prunes",
+        "needs text",
+        "needs attention",
+        "families",
+        "paper",
+        "licence of the published code",
+    )
     rows = [_row(name, kind) for name, kind in PRUNERS.items() if kind is not None]
     if plain:
         for row in rows:
@@ -81,7 +101,10 @@ def find_layer(source: str, eta: float, config: RunConfig) -> int:
         typer.echo(f"{layer}\t{kl:.6f}")
     found = first_below(kls, eta)
     typer.echo(
-        f"no layer costs {eta:g} or less" if found is None else f"K = {found}: --method vtw --param layer={found}", err=True
+        f"no layer costs {eta:g} or less"
+        if found is None
+        else f"K = {found}: --method vtw --param layer={found}",
+        err=True,
     )
     return EXIT_OK
 
@@ -89,8 +112,27 @@ def find_layer(source: str, eta: float, config: RunConfig) -> int:
 def _row(name: str, kind) -> tuple[str, ...]:
     needs = set(kind.needs)
     attention = [
-        word for word, there in (("language model", "attention" in needs), ("vision tower", bool(needs & SIGNALS))) if there
+        word
+        for word, there in (
+            ("language model", "attention" in needs),
+            ("vision tower", bool(needs & SIGNALS)),
+        )
+        if there
     ]
-    families = "LLaVA with --clip-text, all with text=llm" if "relevance" in needs else "LLaVA" if needs & LLAVA_ONLY else "all"
+    families = (
+        "LLaVA with --clip-text, all with text=llm"
+        if "relevance" in needs
+        else "LLaVA"
+        if needs & LLAVA_ONLY
+        else "all"
+    )
     paper = f"arXiv {kind.paper}" if kind.paper else ""
-    return (name, kind.where, "yes" if "text" in needs else "no", ", ".join(attention) or "no", families, paper, kind.licence)
+    return (
+        name,
+        kind.where,
+        "yes" if "text" in needs else "no",
+        ", ".join(attention) or "no",
+        families,
+        paper,
+        kind.licence,
+    )

@@ -13,16 +13,23 @@ from trimtok_cli.models.catalog import CHECKPOINTS, in_cache
 
 EXAMPLES = "Examples:\n\ntrimtok models\n\ntrimtok caption ./images --model qwen2.5-vl-7b"
 
-Plain = Annotated[bool, typer.Option("--plain", help="One line each, tabs between the columns, for other programs.")]
+Plain = Annotated[
+    bool,
+    typer.Option("--plain", help="One line each, tabs between the columns, for other programs."),
+]
 
 
 @guarded
 def models(plain: Plain = False, debug: o.Debug = False) -> int:
-    """List the models with short names: hub id, family, dense visual tokens, whether the weights are here, licence.
+    """List the models with short names: hub id, family, dense visual tokens, whether the weights
+    are here, licence.
 
     Any other checkpoint of one of these families works too, by its hub id or folder.
     """
-    rows = [(c.alias, c.hub_id, c.family, c.tokens, "yes" if in_cache(c.hub_id) else "no", c.licence) for c in CHECKPOINTS]
+    rows = [
+        (c.alias, c.hub_id, c.family, c.tokens, "yes" if in_cache(c.hub_id) else "no", c.licence)
+        for c in CHECKPOINTS
+    ]
     if plain:
         for row in rows:
             typer.echo("\t".join(row))

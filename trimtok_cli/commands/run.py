@@ -1,4 +1,6 @@
-"""The run that `caption` and `vqa` share: model, pruner, stream of samples, answers to disk, manifest at the end."""
+"""The run that `caption` and `vqa` share: model, pruner, stream of samples, answers to disk,
+manifest at the end.
+"""
 
 import uuid
 from collections.abc import Generator
@@ -7,7 +9,15 @@ from typing import Any
 
 from trimtok_cli import interrupts as ending
 from trimtok_cli.bounds import flag
-from trimtok_cli.commands.session import check_video, count_workers, describe, generation, load, pruning, reads
+from trimtok_cli.commands.session import (
+    check_video,
+    count_workers,
+    describe,
+    generation,
+    load,
+    pruning,
+    reads,
+)
 from trimtok_cli.commands.terminal.progress import FEW, Screen
 from trimtok_cli.config import RunConfig
 from trimtok_cli.data import Result
@@ -21,17 +31,32 @@ from trimtok_cli.readers.source import Source
 
 
 def run(
-    command: str, config: RunConfig, source: Source, *, out: str | None, overwrite: bool, screen: Screen, verbose: bool,
+    command: str,
+    config: RunConfig,
+    source: Source,
+    *,
+    out: str | None,
+    overwrite: bool,
+    screen: Screen,
+    verbose: bool,
     config_file: str | None = None,
-) -> int:  # fmt: skip
-    """Answers every sample; the exit code. A signal keeps what is written, and run.json says that the run was interrupted."""
+) -> int:
+    """Answers every sample; the exit code. A signal keeps what is written, and run.json says that
+    the run was interrupted.
+    """
     locate(config.model)  # a name that is none is said before torch is imported
     from trimtok_cli.pruners.registry import build_pruner, check_idle
 
-    given = {flag(name): getattr(config, name) for name in ("keep", "params") if config.sources.get(name) == "flag"}
+    given = {
+        flag(name): getattr(config, name)
+        for name in ("keep", "params")
+        if config.sources.get(name) == "flag"
+    }
     check_idle(config.method, given)
     pruner = build_pruner(config.method, pruning(config, config.method))
-    with claimed(out, command, reads(config, source, config_file), overwrite=overwrite) as destination:
+    with claimed(
+        out, command, reads(config, source, config_file), overwrite=overwrite
+    ) as destination:
         adapter, ask = load(config, screen)
         facts = {"generation": generation(adapter, config, screen)}
         check_video(adapter, config)
@@ -41,17 +66,26 @@ def run(
         check_method(adapter, pruner)
         with ending.under_way():
             workers = count_workers(config.workers, adapter.device.type, source.total)
-            results = answer_all(adapter, pruner, source.samples, ask, batch_size=config.rows, workers=workers)
+            results = answer_all(
+                adapter, pruner, source.samples, ask, batch_size=config.rows, workers=workers
+            )
             facts |= {"run": uuid.uuid4().hex[:12], "command": command, "model": describe(adapter)}
             show = verbose or (source.total is not None and source.total <= FEW)
             return write_all(results, source.total, destination, config, facts, screen, show)
 
 
 def write_all(
-    results: Generator[Result], total: int | None, destination: Destination, config: RunConfig, facts: dict[str, Any],
-    screen: Screen, show: bool,
-) -> int:  # fmt: skip
-    """Results to the file, the screen and the manifest, as they come; the exit code. `show`: every answer, not failures alone."""
+    results: Generator[Result],
+    total: int | None,
+    destination: Destination,
+    config: RunConfig,
+    facts: dict[str, Any],
+    screen: Screen,
+    show: bool,
+) -> int:
+    """Results to the file, the screen and the manifest, as they come; the exit code. `show`: every
+    answer, not failures alone.
+    """
     summary, interrupted, failure = RunSummary(), True, None
 
     def manifest() -> None:
@@ -88,8 +122,14 @@ def closing_line(summary: RunSummary, noun: str) -> str:
     count, seconds = summary.done + summary.failed, summary.seconds
     line = f"{count} {noun.removesuffix('s') if count == 1 else noun}, {summary.failed} failed"
     if summary.done:
-        line += f", {summary.visual / summary.done:.0f} → {summary.kept / summary.done:.0f} visual tokens a sample"
+        line += (
+            f", {summary.visual / summary.done:.0f} → {summary.kept / summary.done:.0f} "
+            "visual tokens a sample"
+        )
     line += f", {count / seconds:.2f} {noun}/s"
     if cut := summary.finish["length"]:
-        line += f"; {cut} answer{'s were' if cut > 1 else ' was'} cut off at --max-new-tokens or where the model's positions end"
+        line += (
+            f"; {cut} answer{'s were' if cut > 1 else ' was'} cut off at --max-new-tokens or "
+            "where the model's positions end"
+        )
     return line

@@ -16,11 +16,15 @@ EXAMPLES = (
     "Examples:\n\n"
     "trimtok vqa questions.jsonl --keep 64 -o answers.jsonl\n\n"
     "trimtok vqa pope.jsonl --image-root coco/val2014 --max-new-tokens 8 --batch-size 8\n\n"
-    'A row: {"question_id": 1, "image": "a.jpg", "text": "Is there a dog?"}; image may be a list, and further columns ride along.'
+    'A row: {"question_id": 1, "image": "a.jpg", "text": "Is there a dog?"}; image may be a '
+    "list, and further columns ride along."
 )
 
 Questions = Annotated[
-    str, typer.Argument(help="JSONL with question_id, image, text; or - for standard input.", show_default=False)
+    str,
+    typer.Argument(
+        help="JSONL with question_id, image, text; or - for standard input.", show_default=False
+    ),
 ]
 
 
@@ -69,7 +73,9 @@ def vqa(
     verbose: o.Verbose = False,
     debug: o.Debug = False,
 ) -> int:
-    """Answer questions about images: one answer per row, in the file's order, ready for LLaVA's scorers."""
+    """Answer questions about images: one answer per row, in the file's order, ready for LLaVA's
+    scorers.
+    """
     settings = resolve(o.flags(locals()), config)
     check_stdin(questions)
     source = read_questions(
@@ -80,4 +86,13 @@ def vqa(
         allow_outside=allow_outside,
     )
     screen = Screen(quiet=quiet, noun="questions")
-    return run("vqa", settings, source, out=out, overwrite=overwrite, screen=screen, verbose=verbose, config_file=config)
+    return run(
+        "vqa",
+        settings,
+        source,
+        out=out,
+        overwrite=overwrite,
+        screen=screen,
+        verbose=verbose,
+        config_file=config,
+    )

@@ -20,7 +20,8 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A sample behind the pruner, ready for the language model. tokens: only where the pruner goes on inside of it.
+    """A sample behind the pruner, ready for the language model. tokens: only where the pruner goes
+    on inside of it.
 
     positions: those of the model that its prompt takes.
     """

@@ -1,4 +1,6 @@
-"""Stages in front of later layers: a pruner reduces inside of a running decoder. Knows no method and no family."""
+"""Stages in front of later layers: a pruner reduces inside of a running decoder. Knows no method
+and no family.
+"""
 
 import inspect
 from dataclasses import replace
@@ -14,40 +16,49 @@ from trimtok_cli.tokens import Prompt, VisualTokens
 
 
 class RunningStages:
-    """One prompt's way through the decoder under a pruner with stages above 0. A context manager around its generation.
+    """One prompt's way through the decoder under a pruner with stages above 0. A context manager
+    around its generation.
 
-    Between the prefill's layers the visual rows that a stage drops leave the hidden states; the layers behind see shorter
-    sequences, so their caches are shorter, and in decoding their masks and positions are their own. One prompt at a time
-    and no padding: a batch's samples would each need caches of their own lengths. `kept` and `seconds` (of selecting)
-    are there afterwards.
+    Between the prefill's layers the visual rows that a stage drops leave the hidden states; the
+    layers behind see shorter sequences, so their caches are shorter, and in decoding their masks
+    and positions are their own. One prompt at a time and no padding: a batch's samples would each
+    need caches of their own lengths. `kept` and `seconds` (of selecting) are there afterwards.
     """
 
-    def __init__(self, decoder, pruner: Pruner, prompt: Prompt, tokens: VisualTokens, *, renumber: bool) -> None:
+    def __init__(
+        self, decoder, pruner: Pruner, prompt: Prompt, tokens: VisualTokens, *, renumber: bool
+    ) -> None:
         self.decoder, self.pruner, self.tokens = decoder, pruner, tokens
         self.renumber = renumber and pruner.renumbers
         first = len(prompt.deepstack) if prompt.deepstack is not None else 1
         wanted = sorted(layer for layer in set(pruner.stages(len(decoder.layers))) if layer > 0)
-        # Deepstack features are added behind the first layers: until then every visual row must be there.
+        # Deepstack features are added behind the first layers: until then every visual row must be
+        # there.
         self.layers = sorted({max(layer, first) for layer in wanted})
         self.prompt, self.start = prompt, prompt
         self.kept: list[Kept] = [Kept(0, tuple(prompt.alive.tolist()))]
         self.seconds, self.steps = 0.0, -1
         self.lengths: dict[int, int] = {}  # rows in the prefill of each layer behind a stage
         self.before: Tensor | None = None
-        self.masks: dict[int, Tensor | None] = {}  # what the model masks each layer with, for the prompt as it started
+        self.masks: dict[
+            int, Tensor | None
+        ] = {}  # what the model masks each layer with, for the prompt as it started
         self.shorter: dict[tuple[int, int], Tensor] = {}  # and for the rows that are left
         self.kinded = "layer_type" in inspect.signature(decoder.rotary_emb.forward).parameters
         self.known: dict[tuple, tuple[Tensor, Tensor]] = {}
 
     @property
     def plain(self) -> Prompt:
-        """The prompt as the decoder is to be given it: deepstack is added here, row by row, not by the decoder."""
+        """The prompt as the decoder is to be given it: deepstack is added here, row by row, not by
+        the decoder.
+        """
         return replace(self.start, deepstack=None)
 
     def __enter__(self) -> "RunningStages":
         hooked = self.decoder.layers if self.layers else []
         self.hooks = [
-            layer.register_forward_pre_hook(self._hook(number), with_kwargs=True) for number, layer in enumerate(hooked)
+            layer.register_forward_pre_hook(self._hook(number), with_kwargs=True)
+            for number, layer in enumerate(hooked)
         ]
         return self
 
@@ -90,12 +101,27 @@ class RunningStages:
                 return attention_rows(layer, hidden[0], spots, rows, self._blocks(of))
             if of == number - 1:
                 ran = self.decoder.layers[of]
-                return attention_rows(ran, last[0], self._embeddings(ran, last, shape.positions, name), rows, self._blocks(of))
-            raise LookupError(f"in front of layer {number} there is attention of layers {number - 1} and {number}, not of {of}")
+                return attention_rows(
+                    ran,
+                    last[0],
+                    self._embeddings(ran, last, shape.positions, name),
+                    rows,
+                    self._blocks(of),
+                )
+            raise LookupError(
+                f"in front of layer {number} there is attention of layers {number - 1} and "
+                f"{number}, not of {of}"
+            )
 
-        selection = self.pruner.select(Stage(number, hidden[0], shape, self.tokens, attention, len(self.decoder.layers)))
-        moved = replace(shape, embeds=hidden[0]).reduced(selection, num_dense=len(self.tokens), renumber=self.renumber)
-        words = shape.reduced(replace(selection, embeds=None), num_dense=len(self.tokens), renumber=self.renumber)
+        selection = self.pruner.select(
+            Stage(number, hidden[0], shape, self.tokens, attention, len(self.decoder.layers))
+        )
+        moved = replace(shape, embeds=hidden[0]).reduced(
+            selection, num_dense=len(self.tokens), renumber=self.renumber
+        )
+        words = shape.reduced(
+            replace(selection, embeds=None), num_dense=len(self.tokens), renumber=self.renumber
+        )
         self.prompt = replace(moved, embeds=words.embeds)
         self.kept.append(Kept(number, tuple(self.prompt.alive.tolist())))
         self.seconds += clock.mark()
@@ -104,50 +130,69 @@ class RunningStages:
     def _shortened(self, number: int, layer, hidden: Tensor, kwargs: dict) -> dict:
         """The layer's arguments for the rows that are left."""
         positions = self.prompt.positions
-        kwargs = kwargs | {"position_embeddings": self._embeddings(layer, hidden, positions, len(self.kept))}
+        kwargs = kwargs | {
+            "position_embeddings": self._embeddings(layer, hidden, positions, len(self.kept))
+        }
         if kwargs.get("position_ids") is not None:
             kwargs["position_ids"] = positions[None] if positions.dim() == 1 else positions[:, None]
         kwargs["attention_mask"] = self._mask(number, layer, hidden, kwargs["position_embeddings"])
         return kwargs
 
-    def _mask(self, number: int, layer, hidden: Tensor, embeddings: tuple[Tensor, Tensor]) -> Tensor | None:
-        """(1, 1, S, S) in the form of the model's own mask, for the rows that are left; layers of one mask share it.
+    def _mask(
+        self, number: int, layer, hidden: Tensor, embeddings: tuple[Tensor, Tensor]
+    ) -> Tensor | None:
+        """(1, 1, S, S) in the form of the model's own mask, for the rows that are left; layers of
+        one mask share it.
 
-        None, where the model left all to its kernel, stays None: fewer rows are as causal, and reach no window anew.
+        None, where the model left all to its kernel, stays None: fewer rows are as causal, and
+        reach no window anew.
         """
         given, length = self.masks[number], hidden.shape[1]
-        if given is None and (length <= len(self.start) or self.decoder.config._attn_implementation != "sdpa"):
+        if given is None and (
+            length <= len(self.start) or self.decoder.config._attn_implementation != "sdpa"
+        ):
             return None
         key = (number if given is None else id(given), len(self.kept))
         if key not in self.shorter:
             rows = torch.arange(length, device=hidden.device)
-            found = seen(rows, length, window_of(layer, hidden, embeddings), self._blocks(number))[None, None]
+            found = seen(rows, length, window_of(layer, hidden, embeddings), self._blocks(number))[
+                None, None
+            ]
             if given is not None and given.dtype != torch.bool:
                 found = torch.where(found, 0.0, torch.finfo(given.dtype).min).to(given.dtype)
             self.shorter[key] = found
         return self.shorter[key]
 
     def _blocks(self, number: int) -> Tensor | None:
-        """(S,) for `seen`: each run of visual rows is a block where the model's mask lets rows see what stands behind them."""
+        """(S,) for `seen`: each run of visual rows is a block where the model's mask lets rows see
+        what stands behind them.
+        """
         given = self.masks[number]
-        if given is None or not bool(((given if given.dtype == torch.bool else given == 0)[0, 0].triu(1)).any()):
+        if given is None or not bool(
+            ((given if given.dtype == torch.bool else given == 0)[0, 0].triu(1)).any()
+        ):
             return None
         blocks = torch.full((len(self.prompt),), -1, device=given.device)
         visual = self.prompt.visual
-        blocks[visual] = visual - torch.arange(len(visual), device=visual.device)  # equal along a run, and only there
+        blocks[visual] = visual - torch.arange(
+            len(visual), device=visual.device
+        )  # equal along a run, and only there
         return blocks
 
     def _decode(self, number: int, layer, hidden: Tensor, kwargs: dict):
         if number not in self.lengths:
             return None
-        # One query that sees all of its layer's cache needs no mask; the one given is as long as layer 0's.
+        # One query that sees all of its layer's cache needs no mask; the one given is as long as
+        # layer 0's.
         kwargs = kwargs | {"attention_mask": None}
         if self.renumber:
             position = self.lengths[number] + self.steps - 1
             kwargs["position_embeddings"] = self._embeddings(layer, hidden, position, position)
         return (hidden,), kwargs
 
-    def _embeddings(self, layer, hidden: Tensor, positions: Tensor | int, name: int) -> tuple[Tensor, Tensor]:
+    def _embeddings(
+        self, layer, hidden: Tensor, positions: Tensor | int, name: int
+    ) -> tuple[Tensor, Tensor]:
         """Of these positions; layers of one step that name the same ones share them."""
         more = (self.decoder.config.layer_types[layer.self_attn.layer_idx],) if self.kinded else ()
         key = (self.steps, name, *more)

@@ -26,11 +26,14 @@ def goes_inside(adapter: Adapter, pruner: Pruner | None) -> bool:
 def language_model(adapter: Adapter, pruner: Pruner | None, ask: Ask, *, rows: int | None):
     """The token loop of a run: its `run(take)` turns waiting prompts into answers as they end.
 
-    A pruner that goes on inside the model leaves caches of unequal lengths, layer by layer: its samples run one at a time.
+    A pruner that goes on inside the model leaves caches of unequal lengths, layer by layer: its
+    samples run one at a time.
     """
     if goes_inside(adapter, pruner):
         return _Inside(adapter, pruner, ask)
-    return LOOPS[ask.decode](adapter, rows=rows, max_new_tokens=ask.max_new_tokens, sampling=ask.sampling)
+    return LOOPS[ask.decode](
+        adapter, rows=rows, max_new_tokens=ask.max_new_tokens, sampling=ask.sampling
+    )
 
 
 class _Inside:

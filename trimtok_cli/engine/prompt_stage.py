@@ -12,17 +12,31 @@ from trimtok_cli.tokens import Prompt, VisualTokens
 
 
 def reduce_prompts(
-    pruner: Pruner | None, prompts: Sequence[Prompt], tokens: Sequence[VisualTokens], *, num_layers: int, renumber: bool
+    pruner: Pruner | None,
+    prompts: Sequence[Prompt],
+    tokens: Sequence[VisualTokens],
+    *,
+    num_layers: int,
+    renumber: bool,
 ) -> tuple[list[Prompt], list[tuple[Kept, ...]]]:
-    """The prompts that the language model reads, and for each the visual tokens alive, as dense numbers. Dense is None."""
+    """The prompts that the language model reads, and for each the visual tokens alive, as dense
+    numbers. Dense is None.
+    """
     reduced = list(prompts)
     if pruner is not None and 0 in pruner.stages(num_layers):
-        # A question without images has nothing to reduce, and a method should not have to think of it.
+        # A question without images has nothing to reduce, and a method should not have to think of
+        # it.
         some = [i for i, prompt in enumerate(prompts) if len(prompt.visual)]
-        selections = pruner.select_many([Stage(0, prompts[i].embeds, prompts[i], tokens[i]) for i in some])
+        selections = pruner.select_many(
+            [Stage(0, prompts[i].embeds, prompts[i], tokens[i]) for i in some]
+        )
         for i, selection in zip(some, selections, strict=True):
-            reduced[i] = prompts[i].reduced(selection, num_dense=len(tokens[i]), renumber=renumber and pruner.renumbers)
-    alive = iter(torch.cat([prompt.alive for prompt in reduced]).tolist())  # the device is asked once for all of them
+            reduced[i] = prompts[i].reduced(
+                selection, num_dense=len(tokens[i]), renumber=renumber and pruner.renumbers
+            )
+    alive = iter(
+        torch.cat([prompt.alive for prompt in reduced]).tolist()
+    )  # the device is asked once for all of them
     return reduced, [(Kept(0, tuple(islice(alive, len(prompt.alive)))),) for prompt in reduced]
 
 
@@ -38,4 +52,7 @@ def check_method(adapter, pruner: Pruner | None) -> None:
 def layer_mean(kept: Sequence[Kept], num_layers: int) -> float:
     """Visual tokens that a decoder layer processes, averaged over the layers."""
     ends = [stage.layer for stage in kept[1:]] + [num_layers]
-    return sum(len(stage.tokens) * (end - stage.layer) for stage, end in zip(kept, ends, strict=True)) / num_layers
+    return (
+        sum(len(stage.tokens) * (end - stage.layer) for stage, end in zip(kept, ends, strict=True))
+        / num_layers
+    )

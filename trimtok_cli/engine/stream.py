@@ -22,24 +22,39 @@ from trimtok_cli.tokens import Prompt
 
 
 def answer_all(
-    adapter: Adapter, pruner: Pruner | None, samples: Iterable[Sample], ask: Ask, *, batch_size: int | None = 1, workers: int = 0
+    adapter: Adapter,
+    pruner: Pruner | None,
+    samples: Iterable[Sample],
+    ask: Ask,
+    *,
+    batch_size: int | None = 1,
+    workers: int = 0,
 ) -> Iterator[Result]:
-    """Results in the order of the samples; at most `batch_size` are under way at once, None is as many as memory allows.
+    """Results in the order of the samples; at most `batch_size` are under way at once, None is as
+    many as memory allows.
 
-    A sample that fails becomes a Result with an error; only a ModelError ends the run. workers: processes that prepare samples
-    ahead; 0 prepares each where it is due.
+    A sample that fails becomes a Result with an error; only a ModelError ends the run. workers:
+    processes that prepare samples ahead; 0 prepares each where it is due.
     """
     ahead = max(
         AHEAD * workers, 2 * (batch_size or MOST_ROWS[adapter.device.type])
     )  # the next batch is prepared while this one runs
     loop = language_model(adapter, pruner, ask, rows=batch_size)
-    with closing(prepare_ahead(adapter.preprocessor, samples, ask, workers=workers, ahead=ahead)) as prepared:
-        stream = seeded(prepared, ask) if loop.rules.samples else prepared  # what was asked before is only kept where it matters
+    with closing(
+        prepare_ahead(adapter.preprocessor, samples, ask, workers=workers, ahead=ahead)
+    ) as prepared:
+        stream = (
+            seeded(prepared, ask) if loop.rules.samples else prepared
+        )  # what was asked before is only kept where it matters
         yield from _in_order(adapter, pruner, enumerate(stream), ask, loop)
 
 
 def _in_order(
-    adapter: Adapter, pruner: Pruner | None, stream: Iterator[tuple[int, Prepared | Failed]], ask: Ask, loop
+    adapter: Adapter,
+    pruner: Pruner | None,
+    stream: Iterator[tuple[int, Prepared | Failed]],
+    ask: Ask,
+    loop,
 ) -> Iterator[Result]:
     """Answers end in any order; each waits here for those before it."""
     ready: dict[int, Result] = {}
@@ -47,14 +62,24 @@ def _in_order(
 
     def reduced(group: list[tuple[int, Prepared]]) -> list[Waiting]:
         waiting = prune(adapter, pruner, encode(adapter, [each for _, each in group], taps=taps))
-        return [replace(each, number=number) for (number, _), each in zip(group, waiting, strict=True)]
+        return [
+            replace(each, number=number) for (number, _), each in zip(group, waiting, strict=True)
+        ]
 
     def take(count: int) -> list[tuple[Waiting | Lost, Prompt | Exception]]:
-        """As many samples as there are free places, through the vision tower and the pruner together."""
+        """As many samples as there are free places, through the vision tower and the pruner
+        together.
+        """
         group = list(islice(stream, count))
         reset_peak(adapter.device)
-        found = [(Lost(each.sample, number), each.error) for number, each in group if isinstance(each, Failed)]
-        for (number, each), made in in_halves(reduced, [one for one in group if isinstance(one[1], Prepared)], adapter.device):
+        found = [
+            (Lost(each.sample, number), each.error)
+            for number, each in group
+            if isinstance(each, Failed)
+        ]
+        for (number, each), made in in_halves(
+            reduced, [one for one in group if isinstance(one[1], Prepared)], adapter.device
+        ):
             error = made if isinstance(made, Exception) else too_long(adapter, made)
             found.append((Lost(each.sample, number), error) if error else (made, made.prompt))
         return found

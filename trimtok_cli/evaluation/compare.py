@@ -17,27 +17,41 @@ from trimtok_cli.pruners.base import Pruner
 from trimtok_cli.pruners.registry import reads_tower
 
 
-def compare_all(adapter: Adapter, pruners: Sequence[Pruner | None], samples: Iterable[Sample], ask: Ask) -> Iterator[Comparison]:
-    """Every sample answered by every pruner, its images read and encoded once. Samples run alone, for honest times.
+def compare_all(
+    adapter: Adapter, pruners: Sequence[Pruner | None], samples: Iterable[Sample], ask: Ask
+) -> Iterator[Comparison]:
+    """Every sample answered by every pruner, its images read and encoded once. Samples run alone,
+    for honest times.
 
-    The order of the pruners turns with each sample, so that none is always the first to run. The first sample is run
-    once beforehand and thrown away: a first pass pays for kernels and caches.
+    The order of the pruners turns with each sample, so that none is always the first to run. The
+    first sample is run once beforehand and thrown away: a first pass pays for kernels and caches.
     """
     if any(goes_inside(adapter, pruner) for pruner in pruners):
-        ask = replace(ask, decode="simple")  # methods that go on inside the model know no other: the same loop for all
-    shared = language_model(adapter, None, ask, rows=1)  # one cache for all of them, as each would have in a run of its own
-    loops = [language_model(adapter, pruner, ask, rows=1) if goes_inside(adapter, pruner) else shared for pruner in pruners]
+        ask = replace(
+            ask, decode="simple"
+        )  # methods that go on inside the model know no other: the same loop for all
+    shared = language_model(
+        adapter, None, ask, rows=1
+    )  # one cache for all of them, as each would have in a run of its own
+    loops = [
+        language_model(adapter, pruner, ask, rows=1) if goes_inside(adapter, pruner) else shared
+        for pruner in pruners
+    ]
     taps, warm = reads_tower(*pruners), False
     lots = Lots()
     for number, sample in enumerate(samples):
         try:
             reset_peak(adapter.device)
             seed = lots.number(sample.names, question_of(sample, ask))
-            batch = encode(adapter, [replace(prepare(adapter.preprocessor, sample, ask), seed=seed)], taps=taps)
+            batch = encode(
+                adapter, [replace(prepare(adapter.preprocessor, sample, ask), seed=seed)], taps=taps
+            )
             if not warm:
                 batch = encode(adapter, batch.prepared, taps=taps)
                 for pruner, loop in zip(pruners, loops, strict=True):
-                    if adapter.device.type == "cuda":  # steps are recorded in the loop that replays them
+                    if (
+                        adapter.device.type == "cuda"
+                    ):  # steps are recorded in the loop that replays them
                         _attempt(adapter, pruner, batch, ask, loop)
                     else:
                         _attempt(adapter, pruner, batch, replace(ask, max_new_tokens=2))
@@ -47,17 +61,27 @@ def compare_all(adapter: Adapter, pruners: Sequence[Pruner | None], samples: Ite
             tokens = batch.tokens[0]
             boxes = tuple(tuple(round(x, 5) for x in box) for box in tokens.box.tolist())
             yield Comparison(
-                sample, tuple(done[i] for i in range(len(pruners))), boxes, tuple(tokens.visual_index.tolist()),
-                tuple(tokens.frame.tolist()) if tokens.frame is not None else (), batch.prepared[0].inputs.kinds,
-            )  # fmt: skip
+                sample,
+                tuple(done[i] for i in range(len(pruners))),
+                boxes,
+                tuple(tokens.visual_index.tolist()),
+                tuple(tokens.frame.tolist()) if tokens.frame is not None else (),
+                batch.prepared[0].inputs.kinds,
+            )
         except ModelError:
             raise
         except Exception as error:
-            yield Comparison(sample, tuple(failure(sample, pruner, ask, error) for pruner in pruners))
+            yield Comparison(
+                sample, tuple(failure(sample, pruner, ask, error) for pruner in pruners)
+            )
 
 
-def _attempt(adapter: Adapter, pruner: Pruner | None, batch: Encoded, ask: Ask, loop=None) -> Result:
-    """One sample, one way. A method that cannot run on this model fails alone; the others are still compared."""
+def _attempt(
+    adapter: Adapter, pruner: Pruner | None, batch: Encoded, ask: Ask, loop=None
+) -> Result:
+    """One sample, one way. A method that cannot run on this model fails alone; the others are still
+    compared.
+    """
     try:
         return finish(adapter, pruner, batch, ask, loop)[0]
     except ModelError:

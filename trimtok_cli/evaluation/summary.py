@@ -1,6 +1,8 @@
-"""What a comparison comes to: a Row for each setting, one sentence that says where the time goes, and the words that differ.
+"""What a comparison comes to: a Row for each setting, one sentence that says where the time goes,
+and the words that differ.
 
-Pure functions on Comparisons; the page and the terminal table show the same Rows. Knows no model, no page and no terminal.
+Pure functions on Comparisons; the page and the terminal table show the same Rows. Knows no model,
+no page and no terminal.
 """
 
 from collections.abc import Sequence
@@ -11,13 +13,21 @@ from statistics import fmean, median
 from trimtok_cli.data import Comparison, Result, Seconds
 from trimtok_cli.units import duration, pace, percent
 
-STAGES = {"load": "reading the file", "prepare": "preparing the image", "encode": "the vision tower", "prune": "pruning",
-          "prefill": "prefill", "decode": "decode"}  # fmt: skip
+STAGES = {
+    "load": "reading the file",
+    "prepare": "preparing the image",
+    "encode": "the vision tower",
+    "prune": "pruning",
+    "prefill": "prefill",
+    "decode": "decode",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Medians:
-    """Medians over samples. `total` is the median whole sample, which is not the sum of the stages' medians."""
+    """Medians over samples. `total` is the median whole sample, which is not the sum of the stages'
+    medians.
+    """
 
     visual: int
     kept: int
@@ -28,10 +38,12 @@ class Medians:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One setting over the `samples` that both it and dense answered; `dense` holds dense's medians over those same samples.
+    """One setting over the `samples` that both it and dense answered; `dense` holds dense's medians
+    over those same samples.
 
-    `same` answers are identical to dense's; `agreement` is the mean share of words in common with them. Of the `referenced`
-    samples, those that have references, `matched` were answered with one of them. The first Row is dense itself.
+    `same` answers are identical to dense's; `agreement` is the mean share of words in common with
+    them. Of the `referenced` samples, those that have references, `matched` were answered with one
+    of them. The first Row is dense itself.
     """
 
     label: str
@@ -56,13 +68,18 @@ class Row:
 
 
 def summarize(comparisons: Sequence[Comparison]) -> list[Row]:
-    """One Row per position in `Comparison.results`, dense first; a label is the method and its median of kept tokens."""
+    """One Row per position in `Comparison.results`, dense first; a label is the method and its
+    median of kept tokens.
+    """
     rows = []
     for i in range(max((len(comparison.results) for comparison in comparisons), default=0)):
         pairs = [(c.results[0], c.results[i]) for c in comparisons if len(c.results) > i]
         method = pairs[0][1].method
         pairs = [(dense, result) for dense, result in pairs if not dense.error and not result.error]
-        middle, told = _medians([result for _, result in pairs]), [r for _, r in pairs if r.sample.answers]
+        middle, told = (
+            _medians([result for _, result in pairs]),
+            [r for _, r in pairs if r.sample.answers],
+        )
         rows.append(
             Row(
                 label=f"{method} {middle.kept}" if i and pairs else method,
@@ -81,20 +98,32 @@ def summarize(comparisons: Sequence[Comparison]) -> list[Row]:
 
 
 def explain(rows: Sequence[Row]) -> str:
-    """One sentence on where the time goes, about the setting that keeps the fewest visual tokens."""
+    """One sentence on where the time goes, about the setting that keeps the fewest visual
+    tokens.
+    """
     pruned = [row for row in rows[1:] if row.samples]
     if not pruned:
         now = rows[0].median if rows and rows[0].samples else None
         if now is None or not now.total:
             return "No sample was answered both dense and pruned, so there is nothing to compare."
         stage, share = _shares(now)[0]
-        return f"Only dense answered: {duration(now.total)} a sample, {percent(share)} of it {STAGES[stage]}."
+        return (
+            f"Only dense answered: {duration(now.total)} a sample, {percent(share)} of it "
+            f"{STAGES[stage]}."
+        )
     row = min(pruned, key=lambda row: row.median.kept)
     head = f"With {row.median.kept} of {row.median.visual} visual tokens"
     if row.total_speedup is None:
-        return f"{head} {row.same} of {row.samples} answers are identical to dense; the time was not measured."
+        return (
+            f"{head} {row.same} of {row.samples} answers are identical to dense; the time "
+            "was not measured."
+        )
     prefill, whole = pace(row.prefill_speedup), pace(row.total_speedup)
-    paces = f"prefill is {prefill}, the whole sample {whole}" if prefill else f"the whole sample is {whole}"
+    paces = (
+        f"prefill is {prefill}, the whole sample {whole}"
+        if prefill
+        else f"the whole sample is {whole}"
+    )
     if prefill == whole:
         paces = f"prefill and the whole sample are {whole}"
     return f"{head} {paces}: {_reason(row)}."
@@ -106,10 +135,20 @@ def _reason(row: Row) -> str:
     grown = {stage: getattr(now, stage) - getattr(was, stage) for stage in STAGES}
     worst, saved = max(grown, key=grown.__getitem__), -grown["prefill"]
     if row.total_speedup < 1.05 and worst == "prune" and now.prune > saved / 2:
-        return f"pruning takes {duration(now.prune)} and prefill saves {duration(saved) if saved > 0 else 'nothing'}"
+        return (
+            f"pruning takes {duration(now.prune)} and prefill saves "
+            f"{duration(saved) if saved > 0 else 'nothing'}"
+        )
     if row.total_speedup < 0.95 and grown[worst] > 0:
-        length = f", for {row.median.generated} tokens instead of {row.dense.generated}" if worst == "decode" else ""
-        return f"{STAGES[worst]} takes {duration(getattr(now, worst))} instead of {duration(getattr(was, worst))}{length}"
+        length = (
+            f", for {row.median.generated} tokens instead of {row.dense.generated}"
+            if worst == "decode"
+            else ""
+        )
+        return (
+            f"{STAGES[worst]} takes {duration(getattr(now, worst))} instead of "
+            f"{duration(getattr(was, worst))}{length}"
+        )
     steady = [
         (s, part)
         for s, part in shares
@@ -117,10 +156,18 @@ def _reason(row: Row) -> str:
     ]
     stage, share = shares[0]
     if shares[0] not in steady or (stage == "decode" and share >= 0.5):
-        shorter = ", so shorter answers would gain more" if stage == "decode" and row.median.generated > 3 else ""
+        shorter = (
+            ", so shorter answers would gain more"
+            if stage == "decode" and row.median.generated > 3
+            else ""
+        )
         return f"{STAGES[stage]} is {percent(share)} of what is left{shorter}"
     *parts, last = [f"{STAGES[s]} ({percent(part)})" for s, part in steady]
-    return f"{', '.join(parts)} and {last} take as long as before" if parts else f"{last} takes as long as before"
+    return (
+        f"{', '.join(parts)} and {last} take as long as before"
+        if parts
+        else f"{last} takes as long as before"
+    )
 
 
 def is_same(dense: Result, pruned: Result) -> bool:
@@ -133,20 +180,30 @@ def is_match(result: Result) -> bool:
 
 
 def agreement(dense: Result, pruned: Result) -> float:
-    return SequenceMatcher(None, dense.answer.split(), pruned.answer.split(), autojunk=False).ratio()
+    return SequenceMatcher(
+        None, dense.answer.split(), pruned.answer.split(), autojunk=False
+    ).ratio()
 
 
 def _medians(results: Sequence[Result]) -> Medians:
     if not results:
         return Medians(0, 0, 0, Seconds(), 0.0)
-    counts = [round(median(getattr(r.tokens, name) for r in results)) for name in ("visual", "kept", "generated")]
-    seconds = Seconds(**{stage: median(getattr(r.seconds, stage) for r in results) for stage in STAGES})
+    counts = [
+        round(median(getattr(r.tokens, name) for r in results))
+        for name in ("visual", "kept", "generated")
+    ]
+    seconds = Seconds(
+        **{stage: median(getattr(r.seconds, stage) for r in results) for stage in STAGES}
+    )
     return Medians(*counts, seconds, median(r.seconds.total for r in results))
 
 
 def _shares(medians: Medians) -> list[tuple[str, float]]:
     """Each stage's share of the whole sample, largest first."""
-    return sorted(((s, getattr(medians.seconds, s) / medians.total) for s in STAGES), key=lambda pair: -pair[1])
+    return sorted(
+        ((s, getattr(medians.seconds, s) / medians.total) for s in STAGES),
+        key=lambda pair: -pair[1],
+    )
 
 
 def _ratio(was: float, now: float) -> float | None:

@@ -9,14 +9,20 @@ from trimtok_cli.tokens import Prompt
 
 
 def likely_length(adapter: Adapter, rules: Rules, prompt: Prompt) -> int:
-    """New tokens that memory is counted for: no more than the model has positions for, however many are allowed."""
-    places = getattr(adapter.model.get_decoder().config, "max_position_embeddings", None) or rules.most
+    """New tokens that memory is counted for: no more than the model has positions for, however many
+    are allowed.
+    """
+    places = (
+        getattr(adapter.model.get_decoder().config, "max_position_embeddings", None) or rules.most
+    )
     return min(rules.most, max(places - len(prompt), 1))
 
 
 MOST_ROWS = {"cuda": 64, "mps": 16, "cpu": 8}  # beyond these a larger batch gains little
 
-PREFILL_TOKENS = 16_384  # of one prefill, padding counted: enough to fill a GPU, and its activations stay small
+PREFILL_TOKENS = (
+    16_384  # of one prefill, padding counted: enough to fill a GPU, and its activations stay small
+)
 
 SHARE = 0.85  # of the free memory; the rest is the allocator's own
 
@@ -34,13 +40,22 @@ def rows_for(adapter, prompt: int, new_tokens: int) -> int:
     return rows_that_fit(config, adapter.dtype, adapter.device, length=prompt + new_tokens)
 
 
-def rows_that_fit(config, dtype: torch.dtype, device: torch.device, *, length: int, prefill_tokens: int = PREFILL_TOKENS) -> int:
+def rows_that_fit(
+    config,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    length: int,
+    prefill_tokens: int = PREFILL_TOKENS,
+) -> int:
     """How many answers of `length` tokens can be under way at once; at least 1.
 
-    A row needs its keys and values and, while it waits, its prompt. A prefill of `prefill_tokens` needs a layer's
-    activations: about three times the MLP's width and eight times the model's.
+    A row needs its keys and values and, while it waits, its prompt. A prefill of `prefill_tokens`
+    needs a layer's activations: about three times the MLP's width and eight times the model's.
     """
     row = length * (cache_bytes(config, dtype) + config.hidden_size * dtype.itemsize)
-    prefill = prefill_tokens * (3 * config.intermediate_size + 8 * config.hidden_size) * dtype.itemsize
+    prefill = (
+        prefill_tokens * (3 * config.intermediate_size + 8 * config.hidden_size) * dtype.itemsize
+    )
     fit = int((SHARE * free_bytes(device) - prefill) / row)
     return max(1, min(fit, MOST_ROWS.get(device.type, 8)))

@@ -1,4 +1,5 @@
-"""From logits to tokens, for all answers under way at once: their rules' processors, then the likeliest token or a lot.
+"""From logits to tokens, for all answers under way at once: their rules' processors, then the
+likeliest token or a lot.
 
 Knows no cache, no prompt's embeddings and no setting by name.
 """
@@ -10,18 +11,29 @@ from torch import Tensor
 
 from trimtok_cli.generation.rules import Answer, Rules
 
-# Processors that read scores alone, and one that reads which ids there are, run once for all rows; any other runs row by row.
+# Processors that read scores alone, and one that reads which ids there are, run once for all rows;
+# any other runs row by row.
 OF_SCORES = {
-    "TemperatureLogitsWarper", "TopHLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "MinPLogitsWarper",
-    "TypicalLogitsWarper", "EpsilonLogitsWarper", "EtaLogitsWarper", "LogitNormalization", "InfNanRemoveLogitsProcessor",
+    "TemperatureLogitsWarper",
+    "TopHLogitsWarper",
+    "TopKLogitsWarper",
+    "TopPLogitsWarper",
+    "MinPLogitsWarper",
+    "TypicalLogitsWarper",
+    "EpsilonLogitsWarper",
+    "EtaLogitsWarper",
+    "LogitNormalization",
+    "InfNanRemoveLogitsProcessor",
     "SuppressTokensLogitsProcessor",
-}  # fmt: skip
+}
 
 OF_WHICH_IDS = {"RepetitionPenaltyLogitsProcessor"}
 
 
 class Chooser:
-    """Chooses a token for each of the answers under way, answer by answer a row of the logits. Waits for nothing by itself."""
+    """Chooses a token for each of the answers under way, answer by answer a row of the logits.
+    Waits for nothing by itself.
+    """
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
@@ -41,7 +53,8 @@ class Chooser:
             return
         self._room(len(self.answers), max(lengths) + 1)
         for row, (answer, length) in enumerate(zip(answers, lengths, strict=True), first):
-            # What stands behind the last id is the first one over again, so that no id is seen that is not there.
+            # What stands behind the last id is the first one over again, so that no id is seen that
+            # is not there.
             self.seen[row] = answer.prompt[0] if length else 0
             self.seen[row, :length] = answer.prompt
 
@@ -57,9 +70,16 @@ class Chooser:
     def __call__(self, logits: Tensor, first: int = 0) -> Tensor:
         """(B, V) of the rows from `first` on -> (B,) token ids; -1 where no score is a number."""
         answers = self.answers[first : first + len(logits)]
-        scores = logits if self.rules.plain else self._processed(logits.to(torch.float32, copy=True), first)
+        scores = (
+            logits
+            if self.rules.plain
+            else self._processed(logits.to(torch.float32, copy=True), first)
+        )
         if self.rules.samples:
-            chosen, top = draw(scores.softmax(-1), [answer.die for answer in answers]), scores.amax(-1)
+            chosen, top = (
+                draw(scores.softmax(-1), [answer.die for answer in answers]),
+                scores.amax(-1),
+            )
         else:
             chosen = scores.argmax(-1)
             top = scores.gather(-1, chosen[:, None]).squeeze(-1)
@@ -71,7 +91,10 @@ class Chooser:
     def _processed(self, scores: Tensor, first: int) -> Tensor:
         rows = range(first, first + len(scores))
         longest = max(self.lengths[row] for row in rows)
-        seen, known = self.seen[first : first + len(scores), :longest], all(self.lengths[row] for row in rows)
+        seen, known = (
+            self.seen[first : first + len(scores), :longest],
+            all(self.lengths[row] for row in rows),
+        )
         for column in zip(*(self.answers[row].processors for row in rows), strict=True):
             kind = type(column[0]).__name__
             if kind in OF_SCORES or (kind in OF_WHICH_IDS and known):
@@ -87,7 +110,9 @@ class Chooser:
     def _note(self, tokens: Tensor, first: int) -> None:
         rows = range(first, first + len(tokens))
         self._room(len(self.answers), max(self.lengths[row] for row in rows) + 1)
-        places = torch.tensor([self.lengths[row] for row in rows]).to(self.seen.device, non_blocking=True)
+        places = torch.tensor([self.lengths[row] for row in rows]).to(
+            self.seen.device, non_blocking=True
+        )
         self.seen[first : first + len(tokens)].scatter_(1, places[:, None], tokens[:, None])
         for row in rows:
             self.lengths[row] += 1
@@ -96,7 +121,9 @@ class Chooser:
         have_rows, have = self.seen.shape
         if rows <= have_rows and length <= have:
             return
-        more = self.seen.new_zeros(max(rows, have_rows), max(length + 64, have) if length > have else have)
+        more = self.seen.new_zeros(
+            max(rows, have_rows), max(length + 64, have) if length > have else have
+        )
         if have:
             more[:have_rows] = self.seen[:, :1]
             more[:have_rows, :have] = self.seen
@@ -108,5 +135,10 @@ def draw(shares: Tensor, dice: Sequence[torch.Generator]) -> Tensor:
 
     As torch.multinomial draws one, which checks its shares on the host and so waits for the device.
     """
-    times = torch.stack([torch.empty_like(row).exponential_(generator=die) for row, die in zip(shares, dice, strict=True)])
+    times = torch.stack(
+        [
+            torch.empty_like(row).exponential_(generator=die)
+            for row, die in zip(shares, dice, strict=True)
+        ]
+    )
     return (shares / times).argmax(-1)

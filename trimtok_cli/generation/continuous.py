@@ -1,8 +1,10 @@
-"""The token loop for many prompts: as an answer ends, a waiting prompt takes its slot (continuous batching).
+"""The token loop for many prompts: as an answer ends, a waiting prompt takes its slot (continuous
+batching).
 
-Prompts are prefilled together, up to a number of tokens, left-padded as in `decoding.generate`; from then on each answer is a
-slot of a static cache, wherever it stands in its text. Slots in use are always the first ones. Greedy or sampled, the tokens are
-those of `generate`, which is its oracle. Knows no pruner and no image.
+Prompts are prefilled together, up to a number of tokens, left-padded as in `decoding.generate`;
+from then on each answer is a slot of a static cache, wherever it stands in its text. Slots in use
+are always the first ones. Greedy or sampled, the tokens are those of `generate`, which is its
+oracle. Knows no pruner and no image.
 """
 
 import logging
@@ -33,9 +35,13 @@ log = logging.getLogger("trimtok")
 
 REFILL = 4  # a quarter of the slots must be free before the answers under way wait for a prefill
 
-AT_ONCE = 512  # new tokens that a slot is made for; a longer answer makes its own room, for few are as long as they may be
+# new tokens that a slot is made for; a longer answer makes its own room, for few are as long as
+# they may be
+AT_ONCE = 512
 
-BLOCK = 4  # CUDA: so many steps are launched before the host looks at their tokens; elsewhere looking costs nothing
+# CUDA: so many steps are launched before the host looks at their tokens; elsewhere looking costs
+# nothing
+BLOCK = 4
 
 
 @dataclass
@@ -56,7 +62,9 @@ class _Row:
 
     @property
     def length(self) -> int:
-        """Places of its slot that are filled: the last token's keys are written by the step that reads it."""
+        """Places of its slot that are filled: the last token's keys are written by the step that
+        reads it.
+        """
         return len(self.prompt) + len(self.answer.ids) - 1
 
     @property
@@ -70,16 +78,30 @@ def longest_of(rows: Sequence[_Row]) -> int:
 
 
 class Continuous:
-    """At most `rows` answers at a time; None takes as many as memory allows, once the first prompt shows what one takes.
+    """At most `rows` answers at a time; None takes as many as memory allows, once the first prompt
+    shows what one takes.
 
-    Kept over a whole run: the cache and a device's recorded steps live here. `rows` shrinks for good when memory runs out.
+    Kept over a whole run: the cache and a device's recorded steps live here. `rows` shrinks for
+    good when memory runs out.
     """
 
     def __init__(
-        self, adapter: Adapter, *, rows: int | None = 1, max_new_tokens: int | None = None, sampling: Sampling | None = None,
-        stop: bool = True, keep_logits: bool = False, prefill_tokens: int = PREFILL_TOKENS,
-    ) -> None:  # fmt: skip
-        self.adapter, self.rows, self.keep_logits, self.prefill_tokens = adapter, rows, keep_logits, prefill_tokens
+        self,
+        adapter: Adapter,
+        *,
+        rows: int | None = 1,
+        max_new_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        stop: bool = True,
+        keep_logits: bool = False,
+        prefill_tokens: int = PREFILL_TOKENS,
+    ) -> None:
+        self.adapter, self.rows, self.keep_logits, self.prefill_tokens = (
+            adapter,
+            rows,
+            keep_logits,
+            prefill_tokens,
+        )
         self.rules = Rules(adapter, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
         self.chooser = Chooser(self.rules)
         self.block = BLOCK if adapter.device.type == "cuda" else 1
@@ -104,8 +126,11 @@ class Continuous:
                     prompts, lost = apart(taken, self.rules)
                     yield from lost
                     dry, fresh = not taken, [self._row(key, prompt) for key, prompt in prompts]
-                # Room is made once for all of them: a cache that grows is there twice while it is copied.
-                admit = partial(self._admit, count=len(self.active) + len(fresh), longest=longest_of(fresh))
+                # Room is made once for all of them: a cache that grows is there twice while it is
+                # copied.
+                admit = partial(
+                    self._admit, count=len(self.active) + len(fresh), longest=longest_of(fresh)
+                )
                 for group in self._groups(fresh):
                     yield from self._attempt(admit, group, again)
             if self.active:
@@ -114,7 +139,9 @@ class Continuous:
                 return
 
     def batch(self, prompts: Sequence[Prompt]) -> tuple[list[Generated], Times]:
-        """One batch that begins together, answers in order, and the times of the whole of it. Raises what any of it ends in."""
+        """One batch that begins together, answers in order, and the times of the whole of it.
+        Raises what any of it ends in.
+        """
         self.rows, left = len(prompts), iter(enumerate(prompts))
         done = sorted(self.run(lambda count: list(islice(left, count))), key=lambda each: each.key)
         for each in done:
@@ -122,7 +149,9 @@ class Continuous:
                 raise each.error
         if self.rows < len(prompts):
             raise torch.OutOfMemoryError(f"{len(prompts)} answers at a time do not fit")
-        times = Times(sum(each.times.prefill for each in done), sum(each.times.decode for each in done))
+        times = Times(
+            sum(each.times.prefill for each in done), sum(each.times.decode for each in done)
+        )
         return [each.said for each in done], times
 
     def _room(self) -> int:
@@ -132,20 +161,33 @@ class Continuous:
 
     def _row(self, key: Any, prompt: Prompt) -> _Row:
         if self.rows is None:
-            self.rows = rows_for(self.adapter, len(prompt), likely_length(self.adapter, self.rules, prompt))
+            self.rows = rows_for(
+                self.adapter, len(prompt), likely_length(self.adapter, self.rules, prompt)
+            )
         return _Row(key, prompt, self.rules.answer(prompt))
 
     def _groups(self, rows: list[_Row]) -> Iterator[list[_Row]]:
         """Prompts of like length together, so many that their padded tokens stay within bounds."""
         rows = sorted(rows, key=lambda row: len(row.prompt))
         while rows:
-            count = next((n for n in range(1, len(rows)) if (n + 1) * len(rows[n].prompt) > self.prefill_tokens), len(rows))
+            count = next(
+                (
+                    n
+                    for n in range(1, len(rows))
+                    if (n + 1) * len(rows[n].prompt) > self.prefill_tokens
+                ),
+                len(rows),
+            )
             yield rows[:count]
             rows = rows[count:]
 
-    def _attempt(self, step: Callable[[list[_Row]], list[_Row]], rows: list[_Row], again: deque[_Row]) -> Iterator[Done]:
-        """A step, and the answers that it ends. Where it breaks, everything under way is run again: fewer at a time where
-        memory ran out, one by one where anything else happened, so that no prompt takes others along."""
+    def _attempt(
+        self, step: Callable[[list[_Row]], list[_Row]], rows: list[_Row], again: deque[_Row]
+    ) -> Iterator[Done]:
+        """A step, and the answers that it ends. Where it breaks, everything under way is run again:
+        fewer at a time where memory ran out, one by one where anything else happened, so that no
+        prompt takes others along.
+        """
         try:
             ended = step(rows)
         except ModelError:
@@ -176,7 +218,9 @@ class Continuous:
     def _done(self, row: _Row) -> Done:
         self.careful = max(self.careful - 1, 0)
         logits = torch.stack(row.logits) if row.logits else None
-        return done_of(row.key, generated(row.answer, logits), Times(row.prefill, row.decode), row.beside)
+        return done_of(
+            row.key, generated(row.answer, logits), Times(row.prefill, row.decode), row.beside
+        )
 
     @torch.inference_mode()
     def _admit(self, rows: list[_Row], *, count: int, longest: int) -> list[_Row]:
@@ -184,7 +228,11 @@ class Continuous:
 
         count, longest: for so many slots, and prompts of so many tokens, there must be room.
         """
-        clock, prompts, first = Clock(self.adapter.device), [row.prompt for row in rows], len(self.active)
+        clock, prompts, first = (
+            Clock(self.adapter.device),
+            [row.prompt for row in rows],
+            len(self.active),
+        )
         embeds, mask, positions = pad_left(prompts)
         new_tokens = min(max(row.answer.limit for row in rows), AT_ONCE)
         self._reserve(max(count, first + len(rows)), longest + new_tokens + self.block, positions)
@@ -208,13 +256,17 @@ class Continuous:
         """A block of steps for all answers under way; those that end in it."""
         clock, count = Clock(self.adapter.device), len(rows)
         longest = max(row.length for row in rows)
-        self._make_room(longest + self.block, max(row.length + row.left for row in rows) + self.block)
+        self._make_room(
+            longest + self.block, max(row.length + row.left for row in rows) + self.block
+        )
         even = longest == min(row.length for row in rows)
         chosen, logits = [], []
         for step in range(min(self.block, max(row.left for row in rows))):
             span = longest + step + 1
             if self.graphs.used:
-                found = self.graphs(self._masked_step, count, span, self.slots.rows, self.slots.length)
+                found = self.graphs(
+                    self._masked_step, count, span, self.slots.rows, self.slots.length
+                )
             else:
                 found = self._step(count, span, None if even else self._masks(count, span))
             logits.append(found.clone() if self.keep_logits else found)
@@ -233,16 +285,26 @@ class Continuous:
         return self._step(count, span, self._masks(count, span))
 
     def _step(self, count: int, span: int, mask: Tensor | dict | None) -> Tensor:
-        """(count, V): one more token for each of the first slots, of which attention sees `span` places."""
+        """(count, V): one more token for each of the first slots, of which attention sees `span`
+        places.
+        """
         self.slots.stepping(count, span, even=mask is None)
         embeds = self.adapter.embed_ids(self.ids[:count, None])
         return self.adapter.forward(embeds, mask, self.positions[..., :count, :], self.slots)
 
     def _masks(self, count: int, span: int) -> Tensor | dict[str, Tensor]:
-        """What each slot has written so far, as scores to add, (count, 1, 1, span); by kind of layer where there are several."""
-        ends, places = self.slots.lengths[:count, None], torch.arange(span, device=self.slots.lengths.device)
+        """What each slot has written so far, as scores to add, (count, 1, 1, span); by kind of
+        layer where there are several.
+        """
+        ends, places = (
+            self.slots.lengths[:count, None],
+            torch.arange(span, device=self.slots.lengths.device),
+        )
         window = getattr(self.config, "sliding_window", None)
-        kinds = set(getattr(self.config, "layer_types", None) or ["sliding_attention" if window else "full_attention"])
+        kinds = set(
+            getattr(self.config, "layer_types", None)
+            or ["sliding_attention" if window else "full_attention"]
+        )
         low = torch.finfo(self.adapter.dtype).min
         masks = {}
         for kind in kinds:
@@ -254,8 +316,12 @@ class Continuous:
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
     def _note(self, chosen: list[Tensor], logits: list[Tensor], rows: list[_Row]) -> None:
-        """The tokens of some steps, up to each answer's end; what a row went on to say behind it does not count."""
-        for number, (row, tokens) in enumerate(zip(rows, torch.stack(chosen, 1).tolist(), strict=True)):
+        """The tokens of some steps, up to each answer's end; what a row went on to say behind it
+        does not count.
+        """
+        for number, (row, tokens) in enumerate(
+            zip(rows, torch.stack(chosen, 1).tolist(), strict=True)
+        ):
             for step, token in enumerate(tokens):
                 row.answer.take(token)
                 if self.keep_logits:
@@ -264,7 +330,9 @@ class Continuous:
                     break
 
     def _leave(self) -> list[_Row]:
-        """Takes the ended answers out; the last ones move to where they were, so that the slots in use stay the first."""
+        """Takes the ended answers out; the last ones move to where they were, so that the slots in
+        use stay the first.
+        """
         ended = [row for row in self.active if row.finish]
         for slot in reversed([i for i, row in enumerate(self.active) if row.finish]):
             if self.active[slot].finish == "error":
@@ -276,14 +344,20 @@ class Continuous:
                 self.slots.move(len(self.active), slot, last.length)
                 self.ids[slot] = self.ids[len(self.active)]
                 self.positions[..., slot, :] = self.positions[..., len(self.active), :]
-        if ended:  # a recorded step takes in slots that nobody uses any more: they shall write where every slot has a place
+        if ended:
+            # a recorded step takes in slots that nobody uses any more: they shall write where every
+            # slot has a place
             self.slots.lengths[len(self.active) :] = 0
         return ended
 
     def _make_room(self, length: int, most: int) -> None:
-        """For slots of `length` places; where they are too short they double, up to as many as could ever be needed."""
+        """For slots of `length` places; where they are too short they double, up to as many as
+        could ever be needed.
+        """
         if not self.slots.holds(self.slots.rows, length):
-            self._reserve(self.slots.rows, max(length, min(2 * self.slots.length, most)), self.positions)
+            self._reserve(
+                self.slots.rows, max(length, min(2 * self.slots.length, most)), self.positions
+            )
 
     def _reserve(self, rows: int, length: int, positions: Tensor) -> None:
         if self.slots.holds(rows, length):

@@ -1,6 +1,8 @@
-"""A decode step recorded once as a CUDA graph and replayed: one launch in place of the thousand that an eager step takes.
+"""A decode step recorded once as a CUDA graph and replayed: one launch in place of the thousand
+that an eager step takes.
 
-A graph is of one shape, so slots and places are rounded up to a few sizes; what is too many is masked. Knows no model.
+A graph is of one shape, so slots and places are rounded up to a few sizes; what is too many is
+masked. Knows no model.
 """
 
 import gc
@@ -14,13 +16,16 @@ from torch import Tensor
 
 log = logging.getLogger("trimtok")
 
-PAYS = 8  # steps of one shape before it is recorded: recording costs about as much as so many eager ones
+# steps of one shape before it is recorded: recording costs about as much as so many eager ones
+PAYS = 8
 
 PLACES = 256  # shapes are so many places apart
 
 Step = Callable[[int, int], Tensor]
 
-"""step(count, span) -> logits; it reads its inputs from tensors that stay where they are, and waits for nothing."""
+"""step(count, span) -> logits; it reads its inputs from tensors that stay where they are, and waits
+for nothing.
+"""
 
 
 class Graphs:
@@ -35,7 +40,9 @@ class Graphs:
         self.pool = None
 
     def __call__(self, step: Step, count: int, span: int, rows: int, places: int) -> Tensor:
-        """(count, V). rows, places: how many there are in all. Recorded or not, the shapes and so the numbers are the same."""
+        """(count, V). rows, places: how many there are in all. Recorded or not, the shapes and so
+        the numbers are the same.
+        """
         shape = min(1 << (count - 1).bit_length(), rows), min(-(-span // PLACES) * PLACES, places)
         self.asked[shape] += 1
         if self.asked[shape] > PAYS and shape not in self.recorded:
@@ -51,12 +58,16 @@ class Graphs:
             self._check(step, shape)
             self._record(step, shape)
         except Exception as error:
-            log.warning("decode steps of this model cannot be recorded (%s); they run one kernel at a time", error)
+            log.warning(
+                "decode steps of this model cannot be recorded (%s); they run one kernel at a time",
+                error,
+            )
             self.used = False
             self.clear()
 
     def _check(self, step: Step, shape: tuple[int, int]) -> None:
-        """Raises if the step waits for the device anywhere: found out during a recording, that would leave the allocator in it.
+        """Raises if the step waits for the device anywhere: found out during a recording, that
+        would leave the allocator in it.
 
         The step may be run as often as one likes: it writes the same keys to the same places.
         """
@@ -72,7 +83,10 @@ class Graphs:
     def _record(self, step: Step, shape: tuple[int, int]) -> None:
         gc.collect()  # an old graph that is destroyed during a recording spoils it
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=self.pool):
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(graph, pool=self.pool),
+        ):
             logits = step(*shape)
         self.pool = self.pool or graph.pool()
         self.recorded[shape] = graph, logits

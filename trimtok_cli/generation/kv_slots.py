@@ -1,7 +1,8 @@
 """Keys and values of the answers under way, in tensors made once: row i of the cache is slot i.
 
-A prompt's keys fill its slot from the left, without its padding, and every new token is written behind them, wherever that
-is: slots need not be of one length. Knows no model, no sampling, and not which answer lies in which slot.
+A prompt's keys fill its slot from the left, without its padding, and every new token is written
+behind them, wherever that is: slots need not be of one length. Knows no model, no sampling, and not
+which answer lies in which slot.
 """
 
 import weakref
@@ -17,9 +18,11 @@ GRAIN = 64  # a cache that is too short grows by at least so many places: growin
 
 
 class Slots(Cache):
-    """store (layers, 2, rows, heads, length, head_dim): keys and values. lengths (rows,): where each slot's next token goes.
+    """store (layers, 2, rows, heads, length, head_dim): keys and values. lengths (rows,): where
+    each slot's next token goes.
 
-    Between `filling` and `stepping` the model's own code asks this cache what it would ask any other.
+    Between `filling` and `stepping` the model's own code asks this cache what it would ask any
+    other.
     """
 
     def __init__(self, num_layers: int, device: torch.device) -> None:
@@ -56,7 +59,9 @@ class Slots(Cache):
             self.store[:, :, : old.shape[2], :, : old.shape[4]] = old
 
     def _make(self, like: Tensor) -> None:
-        """Zeros, not whatever lay there: a masked place counts nothing, but nothing times NaN is NaN."""
+        """Zeros, not whatever lay there: a masked place counts nothing, but nothing times NaN is
+        NaN.
+        """
         heads, width = like.shape[-3], like.shape[-1]
         self.store = like.new_zeros(len(self.layers), 2, self.rows, heads, self.length, width)
 
@@ -68,16 +73,21 @@ class Slots(Cache):
             yield
         finally:
             self.new = ()
-        self.lengths[first : first + len(lengths)] = torch.tensor(lengths).to(self.device, non_blocking=True)
+        self.lengths[first : first + len(lengths)] = torch.tensor(lengths).to(
+            self.device, non_blocking=True
+        )
 
     def stepping(self, count: int, span: int, *, even: bool) -> None:
-        """From here on one token for each of the first `count` slots, of which attention sees the first `span` places.
+        """From here on one token for each of the first `count` slots, of which attention sees the
+        first `span` places.
 
-        even: they are all of one length, span - 1. Else where each one writes is read from `lengths`, on the device.
+        even: they are all of one length, span - 1. Else where each one writes is read from
+        `lengths`, on the device.
         """
         self.past = span - 1
         self.place = None if even else (self.numbers[:count], slice(None), self.lengths[:count])
-        # Views of all layers at once: made layer by layer they would cost a small model's step 5 % of its time.
+        # Views of all layers at once: made layer by layer they would cost a small model's step 5 %
+        # of its time.
         seen = self.store[:, :, :count, :, :span].flatten(0, 1)
         self.seen, self.last = seen.unbind(), seen[:, :, :, -1:].unbind()
 
@@ -87,11 +97,15 @@ class Slots(Cache):
         self.lengths[target] = self.lengths[source]
 
     def wipe(self, slot: int) -> None:
-        """Zeros in place of what an answer left that was not made of numbers: whoever comes next masks it, not more."""
+        """Zeros in place of what an answer left that was not made of numbers: whoever comes next
+        masks it, not more.
+        """
         self.store[:, :, slot] = 0
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """keys and values (B, heads, S, head_dim) of one layer -> those that its attention is to see."""
+        """keys and values (B, heads, S, head_dim) of one layer -> those that its attention is to
+        see.
+        """
         if self.store is None:
             self._make(keys)
         for which, new in enumerate((keys, values), 2 * layer):
@@ -113,19 +127,26 @@ class Slots(Cache):
 
 
 class _Layer(CacheLayerMixin):
-    """What the library asks of one layer's cache. A prefill starts from nothing, whatever lies in other slots."""
+    """What the library asks of one layer's cache. A prefill starts from nothing, whatever lies in
+    other slots.
+    """
 
     is_sliding = False  # windows are masked; every slot keeps all of its places
     supports_early_init = False
 
     def __init__(self, owner: Slots, number: int) -> None:
         super().__init__()
-        self.owner, self.number = weakref.proxy(owner), number  # a cycle would keep the cache until the next collection
+        self.owner, self.number = (
+            weakref.proxy(owner),
+            number,
+        )  # a cycle would keep the cache until the next collection
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         pass
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args, **kwargs
+    ) -> tuple[Tensor, Tensor]:
         return self.owner.write(self.number, key_states, value_states)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

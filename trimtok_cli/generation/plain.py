@@ -1,7 +1,9 @@
-"""The token loop: a batch of prompts of unequal length, prefill, then one token at a time. Knows no pruner and no image.
+"""The token loop: a batch of prompts of unequal length, prefill, then one token at a time. Knows no
+pruner and no image.
 
-Prompts are left-padded with an explicit mask and explicit positions, so that a batch gives what its singles give. It is the
-oracle of continuous.py, and what methods run under that prune inside the model.
+Prompts are left-padded with an explicit mask and explicit positions, so that a batch gives what its
+singles give. It is the oracle of continuous.py, and what methods run under that prune inside the
+model.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,13 +27,21 @@ from trimtok_cli.tokens import Prompt
 
 @torch.inference_mode()
 def generate(
-    adapter: Adapter, prompts: Sequence[Prompt], *, max_new_tokens: int | None = None, sampling: Sampling | None = None,
-    stop: bool = True, keep_logits: bool = False, rules: Rules | None = None,
-) -> tuple[list[Generated], Times]:  # fmt: skip
-    """Answers for a batch of prompts. `stop` False ignores the end token: a fixed number of steps, for measuring.
+    adapter: Adapter,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int | None = None,
+    sampling: Sampling | None = None,
+    stop: bool = True,
+    keep_logits: bool = False,
+    rules: Rules | None = None,
+) -> tuple[list[Generated], Times]:
+    """Answers for a batch of prompts. `stop` False ignores the end token: a fixed number of steps,
+    for measuring.
 
-    rules: the generation settings, where they were made before; else they are made of the others. logits are the model's own.
-    SampleError where a prompt leaves no room for an answer; an answer that fails on its way carries its error.
+    rules: the generation settings, where they were made before; else they are made of the others.
+    logits are the model's own. SampleError where a prompt leaves no room for an answer; an answer
+    that fails on its way carries its error.
     """
     clock = Clock(adapter.device)
     rules = rules or Rules(adapter, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
@@ -47,7 +57,9 @@ def generate(
         positions = positions[..., -1:] + 1
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        logits = adapter.forward(adapter.embed_ids(chosen.clamp(min=0)[:, None]), mask, positions, cache)
+        logits = adapter.forward(
+            adapter.embed_ids(chosen.clamp(min=0)[:, None]), mask, positions, cache
+        )
         chosen = chooser(logits)
         under_way = _take(answers, chosen)
         if keep_logits:
@@ -66,15 +78,25 @@ def _take(answers: Sequence[Answer], chosen: Tensor) -> bool:
 
 
 class Batches:
-    """The plain loop over a stream: batches of `rows`, each to its last answer before the next one begins.
+    """The plain loop over a stream: batches of `rows`, each to its last answer before the next one
+    begins.
 
     None takes as many as memory allows.
     """
 
     def __init__(
-        self, adapter: Adapter, *, rows: int | None, max_new_tokens: int | None = None, sampling: Sampling | None = None
+        self,
+        adapter: Adapter,
+        *,
+        rows: int | None,
+        max_new_tokens: int | None = None,
+        sampling: Sampling | None = None,
     ) -> None:
-        self.adapter, self.rows, self.rules = adapter, rows, Rules(adapter, max_new_tokens=max_new_tokens, sampling=sampling)
+        self.adapter, self.rows, self.rules = (
+            adapter,
+            rows,
+            Rules(adapter, max_new_tokens=max_new_tokens, sampling=sampling),
+        )
 
     def run(self, take: Take) -> Iterator[Done]:
         """As `Continuous.run`. A batch that breaks is run again in halves."""
@@ -82,7 +104,11 @@ class Batches:
             group, lost = apart(taken, self.rules)
             yield from lost
             if group and self.rows is None:
-                self.rows = rows_for(self.adapter, len(group[0][1]), likely_length(self.adapter, self.rules, group[0][1]))
+                self.rows = rows_for(
+                    self.adapter,
+                    len(group[0][1]),
+                    likely_length(self.adapter, self.rules, group[0][1]),
+                )
             for (key, _), made in in_halves(self._answer, group, self.adapter.device):
                 if isinstance(made, Exception):
                     yield Done(key, None, Times(0.0, 0.0), 1, made)
@@ -93,4 +119,6 @@ class Batches:
         size = len(group)
         answers, times = generate(self.adapter, [prompt for _, prompt in group], rules=self.rules)
         share = Times(times.prefill / size, times.decode / size)
-        return [done_of(key, said, share, size) for (key, _), said in zip(group, answers, strict=True)]
+        return [
+            done_of(key, said, share, size) for (key, _), said in zip(group, answers, strict=True)
+        ]

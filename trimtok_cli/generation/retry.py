@@ -16,8 +16,10 @@ Made = TypeVar("Made")
 def in_halves(
     work: Callable[[list[Item]], list[Made]], items: list[Item], device: torch.device
 ) -> Iterator[tuple[Item, Made | Exception]]:
-    """Each item with what `work` makes of it. A batch that fails is tried again in halves, so that only the item fails that
-    cannot be done even alone, and a batch that is too large for the memory finds its size."""
+    """Each item with what `work` makes of it. A batch that fails is tried again in halves, so that
+    only the item fails that cannot be done even alone, and a batch that is too large for the memory
+    finds its size.
+    """
     if not items:
         return
     try:

@@ -1,8 +1,10 @@
-"""What decides about an answer's tokens: the checkpoint's generation settings, overruled by the user's, as in `generate`.
+"""What decides about an answer's tokens: the checkpoint's generation settings, overruled by the
+user's, as in `generate`.
 
-The processors and the stopping criteria are those that transformers itself makes of a generation config, one set for each answer,
-which sees what it would see in a `generate` of its own: the ids of the dense prompt, placeholders included, then the answer so
-far. Pruning takes rows from the prompt, not ids from what is penalised. Knows no pruner, no cache and no image.
+The processors and the stopping criteria are those that transformers itself makes of a generation
+config, one set for each answer, which sees what it would see in a `generate` of its own: the ids of
+the dense prompt, placeholders included, then the answer so far. Pruning takes rows from the prompt,
+not ids from what is penalised. Knows no pruner, no cache and no image.
 """
 
 import copy
@@ -27,20 +29,32 @@ FILE = "generation_config.json"
 
 # What one token after the other cannot give: the setting, and its values that ask for nothing.
 SEARCHES: dict[str, tuple] = {
-    "num_beams": (None, 1), "num_beam_groups": (None, 1), "constraints": (None,), "force_words_ids": (None,),
-    "penalty_alpha": (None, 0), "dola_layers": (None,), "prompt_lookup_num_tokens": (None,), "assistant_early_exit": (None,),
-    "use_mtp": (None, False), "speculation_type": (None,), "guidance_scale": (None, 1), "num_return_sequences": (None, 1),
-    "token_healing": (None, False), "max_time": (None,),
-}  # fmt: skip
+    "num_beams": (None, 1),
+    "num_beam_groups": (None, 1),
+    "constraints": (None,),
+    "force_words_ids": (None,),
+    "penalty_alpha": (None, 0),
+    "dola_layers": (None,),
+    "prompt_lookup_num_tokens": (None,),
+    "assistant_early_exit": (None,),
+    "use_mtp": (None, False),
+    "speculation_type": (None,),
+    "guidance_scale": (None, 1),
+    "num_return_sequences": (None, 1),
+    "token_healing": (None, False),
+    "max_time": (None,),
+}
 
 MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 
 
 @dataclass
 class Answer:
-    """One answer under way: what decides about its next token, and what it said so far, the end token included.
+    """One answer under way: what decides about its next token, and what it said so far, the end
+    token included.
 
-    prompt (S,): ids that its processors see before it. finish: stop, length, error, or nothing while it goes on.
+    prompt (S,): ids that its processors see before it. finish: stop, length, error, or nothing
+    while it goes on.
     """
 
     rules: "Rules"
@@ -72,19 +86,27 @@ class Answer:
         if self.finish != "error":
             return None
         return SampleError(
-            "no next token has a number as its score: the model made NaN or infinity of this input (damaged weights, or a "
-            "--dtype that is too small: try float32), or its generation settings forbid every token."
+            "no next token has a number as its score: the model made NaN or infinity of this "
+            "input (damaged weights, or a "
+            "--dtype that is too small: try float32), or its generation settings forbid "
+            "every token."
         )
 
 
 class Rules:
     """The generation settings of a run. ModelError for what cannot be followed.
 
-    stop False ignores end tokens, for measuring, and with them the checkpoint's settings unless `sampling` is given.
+    stop False ignores end tokens, for measuring, and with them the checkpoint's settings unless
+    `sampling` is given.
     """
 
     def __init__(
-        self, adapter: Adapter, *, max_new_tokens: int | None = None, sampling: Sampling | None = None, stop: bool = True
+        self,
+        adapter: Adapter,
+        *,
+        max_new_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        stop: bool = True,
     ) -> None:
         check_length(max_new_tokens)
         self.model, self.name, self.device = adapter.model, adapter.name, adapter.device
@@ -100,13 +122,17 @@ class Rules:
         try:
             self.config = self._config()
             self._try(adapter.model.lm_head.weight.shape[0])
-            criteria = self.model._get_stopping_criteria(self.config, StoppingCriteriaList(), adapter.processor.tokenizer)
+            criteria = self.model._get_stopping_criteria(
+                self.config, StoppingCriteriaList(), adapter.processor.tokenizer
+            )
         except ModelError:
             raise
-        except Exception as error:  # whatever the library, and what it is given, raises at a value that is not of its kind
+        except Exception as error:
+            # whatever the library, and what it is given, raises at a value that is not of its kind
             said = (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
             raise ModelError(
-                f"{FILE} of {self.name} cannot be followed: {said}. Mend the file, or overrule it (--greedy, --temperature)."
+                f"{FILE} of {self.name} cannot be followed: {said}. Mend the file, or "
+                "overrule it (--greedy, --temperature)."
             ) from error
         self.samples = bool(self.config.do_sample)
         known = ("MaxLengthCriteria", "EosTokenCriteria")  # of these the loops think themselves
@@ -119,20 +145,31 @@ class Rules:
 
     def answer(self, prompt: Prompt) -> Answer:
         """A new answer to a prompt. SampleError where the prompt leaves no room for one."""
-        ids = prompt.ids if prompt.ids is not None else torch.empty(0, dtype=torch.long, device=self.device)
+        ids = (
+            prompt.ids
+            if prompt.ids is not None
+            else torch.empty(0, dtype=torch.long, device=self.device)
+        )
         limit = self.limit(prompt)
         processors = self._processors(ids, limit, self.config, self.device) if self.kinds else ()
-        die = torch.Generator(self.device).manual_seed(mixed(self.sampling.seed, prompt.seed)) if self.samples else None
+        die = (
+            torch.Generator(self.device).manual_seed(mixed(self.sampling.seed, prompt.seed))
+            if self.samples
+            else None
+        )
         return Answer(self, ids, processors, die, limit)
 
     def limit(self, prompt: Prompt) -> int:
-        """The most new tokens behind a prompt: the user's number, then the checkpoint's, then our own. SampleError if none."""
+        """The most new tokens behind a prompt: the user's number, then the checkpoint's, then our
+        own. SampleError if none.
+        """
         if self.own_length is None:
             return self.most
         own, length = self.own_length, len(prompt) if prompt.ids is None else len(prompt.ids)
         if own <= length:
             raise SampleError(
-                f"the prompt has {length} tokens, and {FILE} of the model allows {own} with the answer (max_length); "
+                f"the prompt has {length} tokens, and {FILE} of the model allows {own} with "
+                "the answer (max_length); "
                 "give --max-new-tokens."
             )
         return own - length
@@ -144,23 +181,35 @@ class Rules:
 
     @property
     def own_length(self) -> int | None:
-        """The checkpoint's max_length, which counts the dense prompt; None where a number of new tokens is said."""
+        """The checkpoint's max_length, which counts the dense prompt; None where a number of new
+        tokens is said.
+        """
         counted = self.said_length is None and self.config.max_new_tokens is None
         return self.model.generation_config.max_length if counted else None
 
     def stops(self, answer: Answer) -> bool:
-        """Whether one of the checkpoint's further criteria, as a stop string, ends an answer here. Waits for the device."""
+        """Whether one of the checkpoint's further criteria, as a stop string, ends an answer here.
+        Waits for the device.
+        """
         if not self.criteria:
             return False
         ids = torch.cat([answer.prompt.cpu(), torch.tensor(answer.ids)])[None]
         return any(bool(each(ids, None).any()) for each in self.criteria)
 
     def _config(self) -> GenerationConfig:
-        """The checkpoint's settings, the library's defaults where it says nothing, and the user's word over both."""
+        """The checkpoint's settings, the library's defaults where it says nothing, and the user's
+        word over both.
+        """
         if "generate" in vars(self.model):
-            raise ModelError(f"{self.name} brings a `generate` of its own, which cannot be followed here.")
+            raise ModelError(
+                f"{self.name} brings a `generate` of its own, which cannot be followed here."
+            )
         config, _ = self.model._prepare_generation_config(GenerationConfig())
-        asked = {name: value for name in SEARCHES if (value := getattr(config, name, None)) not in SEARCHES[name]}
+        asked = {
+            name: value
+            for name in SEARCHES
+            if (value := getattr(config, name, None)) not in SEARCHES[name]
+        }
         self.dropped, refused = (asked, {}) if self.sampling.greedy else ({}, asked)
         without = {name: SEARCHES[name][-1] for name in self.dropped}
         config.update(**self.sampling.overrides, **without, eos_token_id=sorted(self.ends) or None)
@@ -169,28 +218,46 @@ class Rules:
             refused.pop("penalty_alpha", None)  # `generate` itself does not look at it then
         if refused or mode not in MODES:
             said = ", ".join(f"{name} {value}" for name, value in refused.items()) or mode.value
-            raise ModelError(f"{FILE} of {self.name} asks for {said}, which cannot be had here; --greedy answers without it.")
+            raise ModelError(
+                f"{FILE} of {self.name} asks for {said}, which cannot be had here; --greedy "
+                "answers without it."
+            )
         if config.cache_implementation == "quantized":
-            raise ModelError(f"{FILE} of {self.name} asks for a quantized cache, which cannot be had here; take it out.")
-        if config.do_sample and config.temperature is not None and not (config.temperature >= COLDEST):
+            raise ModelError(
+                f"{FILE} of {self.name} asks for a quantized cache, which cannot be had "
+                "here; take it out."
+            )
+        if (
+            config.do_sample
+            and config.temperature is not None
+            and not (config.temperature >= COLDEST)
+        ):
             said = f"{FILE} of {self.name} asks for sampling at temperature {config.temperature}"
             raise ModelError(f"{said}; overrule it with --temperature or --greedy.")
         self.model._prepare_special_tokens(config, True, device=self.device)
         return config
 
-    def _processors(self, ids: Tensor, limit: int, config: GenerationConfig, device: torch.device) -> Sequence[Any]:
+    def _processors(
+        self, ids: Tensor, limit: int, config: GenerationConfig, device: torch.device
+    ) -> Sequence[Any]:
         """As `generate` makes them for a prompt of these ids alone."""
         config = copy.copy(config)
         config.max_length = len(ids) + limit
         if config.min_new_tokens is not None:
             config.min_length = len(ids) + config.min_new_tokens
         return self.model._get_logits_processor(
-            generation_config=config, input_ids_seq_length=len(ids), encoder_input_ids=ids[None], device=device,
-            logits_processor=LogitsProcessorList(), model_kwargs={},
-        )  # fmt: skip
+            generation_config=config,
+            input_ids_seq_length=len(ids),
+            encoder_input_ids=ids[None],
+            device=device,
+            logits_processor=LogitsProcessorList(),
+            model_kwargs={},
+        )
 
     def _try(self, vocabulary: int) -> None:
-        """One step on the CPU, of a prompt of two tokens: what a setting cannot do is known before the run."""
+        """One step on the CPU, of a prompt of two tokens: what a setting cannot do is known before
+        the run.
+        """
         host, config = torch.device("cpu"), copy.copy(self.config)
         self.model._prepare_special_tokens(config, True, device=host)
         ids, scores = torch.zeros(2, dtype=torch.long), torch.linspace(-20, 20, vocabulary)[None]
@@ -199,4 +266,6 @@ class Rules:
         for each in found:
             scores = each(ids[None], scores)
         if scores.shape != (1, vocabulary) or bool((scores.isnan() | (scores == torch.inf)).any()):
-            raise ValueError(f"its settings ({', '.join(self.kinds)}) make scores that are no numbers")
+            raise ValueError(
+                f"its settings ({', '.join(self.kinds)}) make scores that are no numbers"
+            )

@@ -6,7 +6,8 @@ from collections import Counter
 
 
 class Lots:
-    """A number for every sample of a run, from what is asked and from how often the same was asked before.
+    """A number for every sample of a run, from what is asked and from how often the same was asked
+    before.
 
     The order of a file, its ids, batches and workers play no part in it.
     """

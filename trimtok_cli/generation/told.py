@@ -1,4 +1,6 @@
-"""What is told of a run's generation settings: each with its value and who said it in run.json, what is unusual on the screen."""
+"""What is told of a run's generation settings: each with its value and who said it in run.json,
+what is unusual on the screen.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,25 +8,59 @@ from typing import Any
 from trimtok_cli.generation.rules import Rules
 
 # What is said in any case, what only sampling looks at, and what says nothing of tokens.
-SAID = {"max_new_tokens", "seed", "eos_token_id", "do_sample", "temperature", "top_p", "top_k", "repetition_penalty"}
+SAID = {
+    "max_new_tokens",
+    "seed",
+    "eos_token_id",
+    "do_sample",
+    "temperature",
+    "top_p",
+    "top_k",
+    "repetition_penalty",
+}
 
-WARPING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+WARPING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "top_h",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+)
 
 SILENT = {
-    "transformers_version", "bos_token_id", "pad_token_id", "decoder_start_token_id", "use_cache",
-    "cache_implementation", "cache_config", "max_cache_len", "return_dict_in_generate", "output_attentions",
-    "output_hidden_states", "output_scores", "output_logits", "compile_config", "disable_compile",
-}  # fmt: skip
+    "transformers_version",
+    "bos_token_id",
+    "pad_token_id",
+    "decoder_start_token_id",
+    "use_cache",
+    "cache_implementation",
+    "cache_config",
+    "max_cache_len",
+    "return_dict_in_generate",
+    "output_attentions",
+    "output_hidden_states",
+    "output_scores",
+    "output_logits",
+    "compile_config",
+    "disable_compile",
+}
 
 LONG = 60  # a value of so many characters is not for the screen
 
 
 def described(rules: Rules, sources: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """{setting: {value, from}} of all that decides about tokens. sources: where the user gave what, by RunConfig's names."""
+    """{setting: {value, from}} of all that decides about tokens. sources: where the user gave what,
+    by RunConfig's names.
+    """
     own = rules.model.generation_config.to_dict()
     own = {name: value for name, value in own.items() if value is not None and name not in SILENT}
     said, greedy = rules.sampling.overrides, rules.sampling.greedy
-    user = {name: sources.get(name, "given") for name in said} | {"seed": sources.get("seed", "default")}
+    user = {name: sources.get(name, "given") for name in said} | {
+        "seed": sources.get("seed", "default")
+    }
     if "do_sample" in said:
         user["do_sample"] = sources.get("greedy" if greedy else "temperature", "given")
     if rules.said_length is not None:
@@ -34,31 +70,71 @@ def described(rules: Rules, sources: Mapping[str, str]) -> dict[str, dict[str, A
     if rules.own_length is None:
         own.pop("max_length", None)  # it has no say
     length = None if rules.own_length else rules.most
-    found = {"max_new_tokens": length, "seed": rules.sampling.seed, "eos_token_id": sorted(rules.ends)}
-    found |= {name: getattr(rules.config, name) for name in ("do_sample", *WARPING, "repetition_penalty")}
-    found |= {name: getattr(rules.config, name, None) for name in own if not name.startswith("_") and name not in found}
-    found = {name: value for name, value in found.items() if name in user or name in own or name in SAID}
+    found = {
+        "max_new_tokens": length,
+        "seed": rules.sampling.seed,
+        "eos_token_id": sorted(rules.ends),
+    }
+    found |= {
+        name: getattr(rules.config, name) for name in ("do_sample", *WARPING, "repetition_penalty")
+    }
+    found |= {
+        name: getattr(rules.config, name, None)
+        for name in own
+        if not name.startswith("_") and name not in found
+    }
+    found = {
+        name: value for name, value in found.items() if name in user or name in own or name in SAID
+    }
     return {
-        name: {"value": _plain(value), "from": user.get(name) or ("checkpoint" if name in own else "default")}
+        name: {
+            "value": _plain(value),
+            "from": user.get(name) or ("checkpoint" if name in own else "default"),
+        }
         for name, value in found.items()
     }
 
 
 def notes(rules: Rules, sources: Mapping[str, str]) -> list[str]:
-    """What a user should know before the run, a line each: what the checkpoint asks for, and what has no effect."""
-    settings, usual, lines = described(rules, sources), rules.config._get_default_generation_params(), []
-    idle = {"eos_token_id", "max_new_tokens", "max_length", "do_sample", *(() if rules.samples else WARPING)}
+    """What a user should know before the run, a line each: what the checkpoint asks for, and what
+    has no effect.
+    """
+    settings, usual, lines = (
+        described(rules, sources),
+        rules.config._get_default_generation_params(),
+        [],
+    )
+    idle = {
+        "eos_token_id",
+        "max_new_tokens",
+        "max_length",
+        "do_sample",
+        *(() if rules.samples else WARPING),
+    }
     asked = ["sampling"] * (settings["do_sample"] == {"value": True, "from": "checkpoint"})
     for name, each in settings.items():
         if each["from"] == "checkpoint" and name not in idle and each["value"] != usual.get(name):
             asked.append(f"{name} {each['value']}" if len(str(each["value"])) < LONG else name)
     if asked and (rules.kinds or rules.criteria or rules.samples):
-        lines.append(f"the checkpoint asks for {', '.join(asked)}" + "; --greedy answers without sampling" * rules.samples)
-    unused = [f"--{name.replace('_', '-')}" for name in ("top_p", "top_k") if name in rules.sampling.overrides]
+        lines.append(
+            f"the checkpoint asks for {', '.join(asked)}"
+            + "; --greedy answers without sampling" * rules.samples
+        )
+    unused = [
+        f"--{name.replace('_', '-')}"
+        for name in ("top_p", "top_k")
+        if name in rules.sampling.overrides
+    ]
     if unused and not rules.samples:
-        lines.append(f"{' and '.join(unused)} changes nothing: answers are greedy; --temperature samples them")
+        lines.append(
+            f"{' and '.join(unused)} changes nothing: answers are greedy; --temperature "
+            "samples them"
+        )
     if rules.dropped:
-        lines.append("--greedy leaves out " + ", ".join(f"{name} {value}" for name, value in rules.dropped.items()))
+        lines.append(
+            "--greedy leaves out "
+            + ", ".join(f"{name} {value}" for name, value in rules.dropped.items())
+        )
     return lines
 
 

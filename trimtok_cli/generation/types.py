@@ -12,7 +12,9 @@ from trimtok_cli.tokens import Prompt
 
 @dataclass(frozen=True)
 class Generated:
-    """ids without the end token; steps counts it. finish: stop, length or error. logits (steps, V) only where asked for."""
+    """ids without the end token; steps counts it. finish: stop, length or error. logits (steps, V)
+    only where asked for.
+    """
 
     ids: tuple[int, ...]
     steps: int
@@ -29,7 +31,9 @@ class Times:
 
 @dataclass(frozen=True)
 class Done:
-    """One answer, or the error that a prompt ends in even alone. beside: the most answers that ran with it, itself counted."""
+    """One answer, or the error that a prompt ends in even alone. beside: the most answers that ran
+    with it, itself counted.
+    """
 
     key: Any
     said: Generated | None
@@ -40,7 +44,9 @@ class Done:
 
 Take = Callable[[int], Sequence[tuple[Any, Prompt | Exception]]]
 
-"""take(count) hands over up to `count` prompts, each with a key to know it by, or what became of one instead; none at the end."""
+"""take(count) hands over up to `count` prompts, each with a key to know it by, or what became of
+one instead; none at the end.
+"""
 
 
 def apart(
@@ -66,6 +72,10 @@ def done_of(key: Any, said: Generated, times: Times, beside: int) -> Done:
 
 
 def generated(answer: Answer, logits: Tensor | None = None) -> Generated:
-    """logits: (at least so many steps, V); what a finished answer went on to say beside its batch does not count."""
+    """logits: (at least so many steps, V); what a finished answer went on to say beside its batch
+    does not count.
+    """
     steps = len(answer.ids)
-    return Generated(answer.said, steps, answer.finish, None if logits is None else logits[:steps], answer.error)
+    return Generated(
+        answer.said, steps, answer.finish, None if logits is None else logits[:steps], answer.error
+    )

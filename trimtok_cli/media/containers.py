@@ -1,4 +1,6 @@
-"""What a video file's own boxes say: its length, so that a cut one need not be decoded to be refused, and its turn."""
+"""What a video file's own boxes say: its length, so that a cut one need not be decoded to be
+refused, and its turn.
+"""
 
 import math
 import os
@@ -40,9 +42,16 @@ def missing(file: BinaryIO, head: bytes, kind: str, size: int) -> str:
     if kind == "mp4":
         boxes = list(mp4_boxes(file, size))
         names = {box for box, _, _ in boxes}
-        lacks = max((at + length - size for box, at, length in boxes if box in (b"mdat", b"moov", b"moof")), default=0)
+        lacks = max(
+            (at + length - size for box, at, length in boxes if box in (b"mdat", b"moov", b"moof")),
+            default=0,
+        )
         if lacks <= 0 and b"moov" not in names:
-            return "its index is missing" if len(boxes) < MOST_BOXES else f"no index among its first {MOST_BOXES} boxes"
+            return (
+                "its index is missing"
+                if len(boxes) < MOST_BOXES
+                else f"no index among its first {MOST_BOXES} boxes"
+            )
     return f"its last {lacks} bytes are missing" if lacks > 0 else ""
 
 
@@ -53,7 +62,9 @@ def told_size(kind: str, head: bytes) -> int:
     if kind == "mkv":
         header, at = _vint(head, 4)
         length, start = _vint(head, at + header + 4)  # past the segment's own four-byte mark
-        return 0 if length == (1 << 7 * (start - at - header - 4)) - 1 else start + length  # all ones: a live recording
+        return (
+            0 if length == (1 << 7 * (start - at - header - 4)) - 1 else start + length
+        )  # all ones: a live recording
     return 0
 
 
@@ -64,12 +75,16 @@ def _vint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def rotation_of(path: str) -> int:
-    """Degrees clockwise by which an MP4's display matrix turns its first picture track; 0 for other files."""
+    """Degrees clockwise by which an MP4's display matrix turns its first picture track; 0 for other
+    files.
+    """
     with open(path, "rb") as file:
         if container(file.read(HEAD)) != "mp4":
             return 0
         size = os.fstat(file.fileno()).st_size
-        at, length = next(((at, length) for kind, at, length in mp4_boxes(file, size) if kind == b"moov"), (0, 0))
+        at, length = next(
+            ((at, length) for kind, at, length in mp4_boxes(file, size) if kind == b"moov"), (0, 0)
+        )
         if length > _MOST_INDEX:
             raise ValueError("its index is very long")
         file.seek(at)
@@ -77,7 +92,9 @@ def rotation_of(path: str) -> int:
     for found in re.finditer(b"tkhd", moov):
         matrix = found.end() + (52 if moov[found.end()] == 1 else 40)
         with suppress(struct.error):
-            cos, sin, width = (struct.unpack_from(">i", moov, matrix + place)[0] for place in (0, 4, 36))
+            cos, sin, width = (
+                struct.unpack_from(">i", moov, matrix + place)[0] for place in (0, 4, 36)
+            )
             if width:  # a sound track has none
                 return round(math.degrees(math.atan2(sin, cos)) / 90) * 90 % 360
     return 0

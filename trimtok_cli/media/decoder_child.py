@@ -1,7 +1,9 @@
-"""What runs in the child process of video.py: decord or PyAV takes the chosen frames out of one file and hands them back.
+"""What runs in the child process of video.py: decord or PyAV takes the chosen frames out of one
+file and hands them back.
 
-decord finds frames by counting from a keyframe, which goes wrong in several kinds of files; so it may seek only where PyAV's
-list of the packets shows that it will be right, and else reads frame after frame. Knows nothing of the parent but its request.
+decord finds frames by counting from a keyframe, which goes wrong in several kinds of files; so it
+may seek only where PyAV's list of the packets shows that it will be right, and else reads frame
+after frame. Knows nothing of the parent but its request.
 """
 
 import json
@@ -34,7 +36,8 @@ from trimtok_cli.media.packets import SEEKS, Clock, Packets, usual_end
 
 _THREADS = 4
 
-_MANY = 9_000_000  # pixels of a frame from which on one thread decodes: each further one holds frames of its own
+# pixels of a frame from which on one thread decodes: each further one holds frames of its own
+_MANY = 9_000_000
 
 _CLOSE = 1e-3  # seconds: decord tells times in 32-bit floats
 
@@ -46,7 +49,9 @@ _Read = tuple[dict[str, Any], list[np.ndarray]]
 
 
 def main() -> None:
-    """Reads the request from the command line; writes one line of JSON and the frames' bytes to stdout."""
+    """Reads the request from the command line; writes one line of JSON and the frames' bytes to
+    stdout.
+    """
     out = os.dup(1)
     os.dup2(2, 1)  # whatever a library prints shall not get between the frames
     request = json.loads(sys.argv[2])
@@ -58,13 +63,18 @@ def main() -> None:
     os.write(out, b"ready\n")  # whatever happens from here on is the file's doing
     try:
         end_with_parent(lambda: os.read(0, 1))
-        answer, frames = read(request["path"], request["name"], FrameRule(**request["rule"]), request["last"])
+        answer, frames = read(
+            request["path"], request["name"], FrameRule(**request["rule"]), request["last"]
+        )
         height, width = frames[0].shape[:2]
         answer |= {"decoder": request["decoder"], "width": width, "height": height}
     except MediaError as error:
         answer = {"final": str(error)}
     except MemoryError:
-        answer = {"final": f"{request['name']} does not fit into memory; ask for fewer frames or make it smaller"}
+        answer = {
+            "final": f"{request['name']} does not fit into memory; ask for fewer frames or make it "
+            "smaller"
+        }
     except Exception as error:
         answer = {"reason": _reason(error, request["path"])}
         if fault := machine_fault(error):
@@ -77,23 +87,41 @@ def main() -> None:
 
 
 def _reason(error: Exception, path: str) -> str:
-    """A library's first line, without its numbers and the path, and without what it quotes of the file."""
+    """A library's first line, without its numbers and the path, and without what it quotes of the
+    file.
+    """
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return plain(re.sub(r"^(\[(Errno )?[\d:]+\] (\S+:\d+: )?)+", "", lines[0]).replace(path, "it"))
 
 
-def _answer(name: str, starts: list[float], duration: float, rule: FrameRule) -> tuple[list[int], dict[str, Any]]:
-    """The numbers of the frames to take, and what both decoders say about the file. Times in seconds, the first 0."""
+def _answer(
+    name: str, starts: list[float], duration: float, rule: FrameRule
+) -> tuple[list[int], dict[str, Any]]:
+    """The numbers of the frames to take, and what both decoders say about the file. Times in
+    seconds, the first 0.
+    """
     chosen = pick_times(starts, duration, rule)
     if not chosen:
         end = "its end" if rule.end is None else f"{rule.end:g}"
         span = f"between --start {rule.start:g} and --end {end}"
-        raise MediaError(f"{name} is {duration:.2f} seconds long and shows no frame {span}; set them inside its length")
+        raise MediaError(
+            f"{name} is {duration:.2f} seconds long and shows no frame {span}; set them "
+            "inside its length"
+        )
     times = [round(max(0.0, starts[number]), 6) for number in chosen]
     fps = len(starts) / duration if duration > 0 else 0.0
-    said = {"times": times, "duration": round(duration, 6), "fps": round(fps, 6), "num_frames": len(starts)}
+    said = {
+        "times": times,
+        "duration": round(duration, 6),
+        "fps": round(fps, 6),
+        "num_frames": len(starts),
+    }
     held = duration - starts[-1]
-    notes = [f"its last frame is shown for {held:.1f} seconds; it may be cut short"] if held > 5 + duration / 10 else []
+    notes = (
+        [f"its last frame is shown for {held:.1f} seconds; it may be cut short"]
+        if held > 5 + duration / 10
+        else []
+    )
     return chosen, said | {"warnings": notes if len(starts) > 1 else []}
 
 
@@ -101,12 +129,16 @@ def _read_decord(path: str, name: str, rule: FrameRule, last: bool) -> _Read:
     import decord
 
     _refuse_what_decord_misreads(path)
-    times, duration, seeks, shape = _packets_say(path, name) if find_spec("av") else ([], 0.0, False, Fraction(1))
+    times, duration, seeks, shape = (
+        _packets_say(path, name) if find_spec("av") else ([], 0.0, False, Fraction(1))
+    )
     reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=_THREADS)
     stamps = np.asarray(reader.get_frame_timestamp(list(range(len(reader)))), dtype=np.float64)
     starts = stamps[:, 0] - stamps[0, 0]
     if not abs(stamps[0, 0]) < 1e9 or stamps[0, 0] < -_CLOSE or (np.diff(starts) <= 0).any():
-        raise ValueError("decord does not know when its frames are shown")  # also an edit list that skips the first ones
+        raise ValueError(
+            "decord does not know when its frames are shown"
+        )  # also an edit list that skips the first ones
     if find_spec("av"):
         if len(times) != len(starts) or np.abs(starts - times).max() > max(_CLOSE, 1e-6 * duration):
             raise ValueError("decord counts frames that are not shown")
@@ -117,17 +149,26 @@ def _read_decord(path: str, name: str, rule: FrameRule, last: bool) -> _Read:
         raise ValueError("decord may take the wrong frame")
     chosen, answer = _answer(name, list(map(float, starts)), duration, rule)
     rotation = rotation_of(path)  # decord has turned the frames
-    fit = partial(_fitted, shape=1 / shape if rotation % 180 else shape, most=MOST_PIXELS // len(chosen), answer=answer)
+    fit = partial(
+        _fitted,
+        shape=1 / shape if rotation % 180 else shape,
+        most=MOST_PIXELS // len(chosen),
+        answer=answer,
+    )
     if seeks:
         frames = [fit(reader[number].asnumpy()) for number in chosen]
-    else:  # next() only: skip_frames() is off by some frames in files whose reader does not stand at the first frame
+    else:
+        # next() only: skip_frames() is off by some frames in files whose reader does not stand at
+        # the first frame
         every, wanted = (reader.next() for _ in range(chosen[-1] + 1)), set(chosen)
         frames = [fit(frame.asnumpy()) for number, frame in enumerate(every) if number in wanted]
     return answer | {"rotation": rotation}, frames
 
 
 def _refuse_what_decord_misreads(path: str) -> None:
-    """An allow-list. decord's own FFmpeg chooses the demuxer, and these marks are sure to choose the right one."""
+    """An allow-list. decord's own FFmpeg chooses the demuxer, and these marks are sure to choose
+    the right one.
+    """
     with open(path, "rb") as file:
         head = file.read(8192)
     kind = container(head)
@@ -138,7 +179,9 @@ def _refuse_what_decord_misreads(path: str) -> None:
 
 
 def _packets_say(path: str, name: str) -> tuple[list[float], float, bool, Fraction]:
-    """When frames are shown, how long the video is (seconds), whether decord's seeking is right here, and a pixel's shape."""
+    """When frames are shown, how long the video is (seconds), whether decord's seeking is right
+    here, and a pixel's shape.
+    """
     container, stream = _open(path, name)
     with container:
         if stream.codec_context.width * stream.codec_context.height > _MANY:
@@ -146,7 +189,11 @@ def _packets_say(path: str, name: str) -> tuple[list[float], float, bool, Fracti
         packets = Packets.of(container, stream)
         if not packets.shown:
             return [], 0.0, False, Fraction(1)
-        exact = stream.codec_context.name in SEEKS and container.format.name.split(",")[0] in ("mov", "matroska", "flv")
+        exact = stream.codec_context.name in SEEKS and container.format.name.split(",")[0] in (
+            "mov",
+            "matroska",
+            "flv",
+        )
         return *Clock.of(stream).times(packets.shown), exact and packets.closed, _shape(stream)
 
 
@@ -156,19 +203,31 @@ def _shape(stream: Any) -> Fraction:
     return shape if Fraction(1, _STRANGE) <= shape <= _STRANGE else Fraction(1)
 
 
-def _fitted(pixels: np.ndarray, *, shape: Fraction, most: int, answer: dict[str, Any]) -> np.ndarray:
-    """The frame in square pixels, the shorter side of a pixel drawn out, and in no more than `most` of them, which is said."""
+def _fitted(
+    pixels: np.ndarray, *, shape: Fraction, most: int, answer: dict[str, Any]
+) -> np.ndarray:
+    """The frame in square pixels, the shorter side of a pixel drawn out, and in no more than `most`
+    of them, which is said.
+    """
     height, width = pixels.shape[:2]
     wide, high = max(float(shape), 1.0) * width, max(float(1 / shape), 1.0) * height
     scale = min(1.0, (most / (wide * high)) ** 0.5)
     size = max(1, round(wide * scale)), max(1, round(high * scale))
     if scale < 1:
-        answer["warnings"] = [f"its frames were shrunk to {size[0]} x {size[1]}, as so many would not fit into memory"]
-    return pixels if size == (width, height) else np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+        answer["warnings"] = [
+            f"its frames were shrunk to {size[0]} x {size[1]}, as so many would not fit into memory"
+        ]
+    return (
+        pixels
+        if size == (width, height)
+        else np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+    )
 
 
 def _open(path: str, name: str) -> tuple[Any, Any]:
-    """The file, by the demuxer of its kind and no other: FFmpeg would take text for a playlist and follow it."""
+    """The file, by the demuxer of its kind and no other: FFmpeg would take text for a playlist and
+    follow it.
+    """
     import av
 
     with open(path, "rb") as file:
@@ -191,7 +250,10 @@ def _open(path: str, name: str) -> tuple[Any, Any]:
 def _refuse_large(name: str, picture: Any) -> None:
     if picture.width * picture.height > MOST_FRAME:
         size = f"{picture.width} x {picture.height}"
-        raise MediaError(f"{name} has frames of {size} pixels, more than the limit of {MOST_FRAME}; make it smaller")
+        raise MediaError(
+            f"{name} has frames of {size} pixels, more than the limit of {MOST_FRAME}; make "
+            "it smaller"
+        )
 
 
 def _read_pyav(path: str, name: str, rule: FrameRule, last: bool) -> _Read:
@@ -201,11 +263,16 @@ def _read_pyav(path: str, name: str, rule: FrameRule, last: bool) -> _Read:
         packets = Packets.of(opened, stream)
         if packets.shown:
             chosen, answer = _answer(name, *clock.times(packets.shown), rule)
-            take = partial(_upright, name=name, shape=shape, most=MOST_PIXELS // len(chosen), answer=answer)
-            taken = _seek(opened, stream, [packets.shown[number] for number in chosen], packets.keys, take)
+            take = partial(
+                _upright, name=name, shape=shape, most=MOST_PIXELS // len(chosen), answer=answer
+            )
+            taken = _seek(
+                opened, stream, [packets.shown[number] for number in chosen], packets.keys, take
+            )
             if taken:
                 return _alike(answer, taken)
-    # Frames that the packets did not foretell: decode everything, once for the times and once for the frames.
+    # Frames that the packets did not foretell: decode everything, once for the times and once for
+    # the frames.
     shown = [frame.pts for frame in _every(path, name)]
     if not shown:
         raise ValueError("no frame can be decoded")
@@ -215,7 +282,9 @@ def _read_pyav(path: str, name: str, rule: FrameRule, last: bool) -> _Read:
     chosen, answer = _answer(name, *clock.times(shown), rule)
     take = partial(_upright, name=name, shape=shape, most=MOST_PIXELS // len(chosen), answer=answer)
     wanted = set(chosen)
-    return _alike(answer, [take(frame) for number, frame in enumerate(_every(path, name)) if number in wanted])
+    return _alike(
+        answer, [take(frame) for number, frame in enumerate(_every(path, name)) if number in wanted]
+    )
 
 
 def _every(path: str, name: str) -> Iterator[Any]:
@@ -225,9 +294,15 @@ def _every(path: str, name: str) -> Iterator[Any]:
 
 
 def _seek(
-    container: Any, stream: Any, wanted: list[int], keys: list[tuple[int, int]], take: Callable[[Any], np.ndarray]
+    container: Any,
+    stream: Any,
+    wanted: list[int],
+    keys: list[tuple[int, int]],
+    take: Callable[[Any], np.ndarray],
 ) -> list[np.ndarray]:
-    """The frames with exactly these times, each decoded from the keyframe before it; none where one of them does not come."""
+    """The frames with exactly these times, each decoded from the keyframe before it; none where one
+    of them does not come.
+    """
     taken: list[np.ndarray] = []
     here, frames = None, iter(())
     for pts in wanted:
@@ -235,7 +310,9 @@ def _seek(
         if place < 0:
             return []
         if here is None or keys[place][0] > here:
-            container.seek(keys[place][1], stream=stream)  # by dts, as files are indexed; too early is only slower
+            container.seek(
+                keys[place][1], stream=stream
+            )  # by dts, as files are indexed; too early is only slower
             frames = container.decode(stream)
         for frame in frames:
             if frame.pts is None or frame.pts > pts:
@@ -249,18 +326,25 @@ def _seek(
     return taken
 
 
-def _upright(frame: Any, *, name: str, shape: Fraction, most: int, answer: dict[str, Any]) -> np.ndarray:
+def _upright(
+    frame: Any, *, name: str, shape: Fraction, most: int, answer: dict[str, Any]
+) -> np.ndarray:
     """Its pixels, square and turned as they are shown. A frame that was patched up is an error."""
     if frame.is_corrupt:
         raise ValueError(f"the frame at {frame.time or 0:.2f} seconds is damaged")
     _refuse_large(name, frame)
     turn = _turn(frame)
     answer.setdefault("rotation", turn)
-    return np.rot90(_fitted(frame.to_ndarray(format="rgb24"), shape=shape, most=most, answer=answer), -turn // 90)
+    return np.rot90(
+        _fitted(frame.to_ndarray(format="rgb24"), shape=shape, most=most, answer=answer),
+        -turn // 90,
+    )
 
 
 def _turn(frame: Any) -> int:
-    """Degrees clockwise, a multiple of 90; by the display matrix where PyAV (14.0) does not work it out."""
+    """Degrees clockwise, a multiple of 90; by the display matrix where PyAV (14.0) does not work it
+    out.
+    """
     if hasattr(frame, "rotation"):
         return round(-frame.rotation / 90) * 90 % 360
     matrix = frame.side_data.get("DISPLAYMATRIX")
@@ -275,7 +359,9 @@ def _alike(answer: dict[str, Any], frames: list[np.ndarray]) -> _Read:
 
 
 def _read_pillow(path: str, name: str, rule: FrameRule, last: bool) -> _Read:
-    """An animation, or a picture that does not move as one frame. Walked through twice: the lengths of all frames come first."""
+    """An animation, or a picture that does not move as one frame. Walked through twice: the lengths
+    of all frames come first.
+    """
     lengths = [seconds for seconds, _ in animation(Path(path), name)]
     starts = [0.0, *accumulate(lengths)]
     chosen, answer = _answer(name, starts[:-1], starts[-1], rule)
@@ -284,7 +370,9 @@ def _read_pillow(path: str, name: str, rule: FrameRule, last: bool) -> _Read:
         if number in wanted:
             image, notes = take()
             pixels = np.asarray(image)
-            frames.append(_fitted(pixels, shape=Fraction(1), most=MOST_PIXELS // len(chosen), answer=answer))
+            frames.append(
+                _fitted(pixels, shape=Fraction(1), most=MOST_PIXELS // len(chosen), answer=answer)
+            )
     if len(lengths) == MOST_FRAMES:
         notes = [*notes, f"only its first {MOST_FRAMES} frames were looked at"]
     answer["warnings"] = [*notes, *answer["warnings"]]

@@ -1,4 +1,6 @@
-"""The words for a file that cannot be read: whose fault it is, the file's, its path's or the machine's. Opens nothing."""
+"""The words for a file that cannot be read: whose fault it is, the file's, its path's or the
+machine's. Opens nothing.
+"""
 
 import errno
 import re
@@ -14,7 +16,10 @@ _MACHINE = {
     errno.EMFILE: ("this process may open no more files", "raise the limit with `ulimit -n`"),
     errno.ENFILE: ("this machine may open no more files", "close other programs"),
     errno.ENOMEM: ("there is not enough memory", "use fewer workers or close other programs"),
-    errno.EAGAIN: ("this user may start no more processes or threads", "raise the limit with `ulimit -u`"),
+    errno.EAGAIN: (
+        "this user may start no more processes or threads",
+        "raise the limit with `ulimit -u`",
+    ),
     errno.ENOSPC: ("the disk is full", "free some space"),
     errno.EDQUOT: ("the disk quota is used up", "free some space"),
     errno.EROFS: ("the disk may not be written to", "name another folder"),
@@ -22,7 +27,9 @@ _MACHINE = {
 
 
 def machine_fault(error: BaseException) -> str:
-    """`what; what to do` where the machine lacks something; empty where the error is of another kind."""
+    """`what; what to do` where the machine lacks something; empty where the error is of another
+    kind.
+    """
     if isinstance(error, MemoryError):
         return "; ".join(_MACHINE[errno.ENOMEM])
     if isinstance(error, RuntimeError) and "start new thread" in str(error):
@@ -31,7 +38,9 @@ def machine_fault(error: BaseException) -> str:
 
 
 def refuse_irregular(status: stat_result, name: str, kind: str) -> None:
-    """`kind` is what the file should be: image or video. Opening a named pipe would wait forever."""
+    """`kind` is what the file should be: image or video. Opening a named pipe would wait
+    forever.
+    """
     article = "an" if kind == "image" else "a"
     if stat.S_ISDIR(status.st_mode):
         raise MediaError(f"{name} is a folder, not {article} {kind}; name the files in it")
@@ -44,12 +53,16 @@ def refuse_irregular(status: stat_result, name: str, kind: str) -> None:
 def plain(error: BaseException | str) -> str:
     """A library's reason without what it quotes: bytes of a file are nobody's to print."""
     text = re.split(r"[:'\"(<\\]", " ".join(str(error).split()))[0].strip()[:120]
-    return text or (type(error).__name__ if isinstance(error, BaseException) else "no reason is given")
+    return text or (
+        type(error).__name__ if isinstance(error, BaseException) else "no reason is given"
+    )
 
 
 @contextmanager
 def blamed(name: str) -> Iterator[None]:
-    """Whatever goes wrong with the file `name` becomes a MediaError; a broken file makes a library raise anything."""
+    """Whatever goes wrong with the file `name` becomes a MediaError; a broken file makes a library
+    raise anything.
+    """
     try:
         yield
     except MediaError:
@@ -59,12 +72,18 @@ def blamed(name: str) -> Iterator[None]:
     except PermissionError as error:
         raise MediaError(f"{name} may not be read by this user; change its permissions") from error
     except MemoryError as error:
-        raise MediaError(f"{name} does not fit into memory; make it smaller or use fewer workers") from error
+        raise MediaError(
+            f"{name} does not fit into memory; make it smaller or use fewer workers"
+        ) from error
     except Exception as error:
         if fault := machine_fault(error):
             raise MediaError(f"{name} cannot be read, as {fault}") from error
         if isinstance(error, OSError) and error.errno:  # Pillow's own OSErrors carry no number
             raise MediaError(f"{name} cannot be read ({error.strerror}); check the path") from error
         if isinstance(error, ValueError) and "\0" in name:
-            raise MediaError(f"{name} cannot be read (a NUL character in its name); check the path") from error
-        raise MediaError(f"{name} is damaged or cut short ({plain(error)}); fetch or save it again") from error
+            raise MediaError(
+                f"{name} cannot be read (a NUL character in its name); check the path"
+            ) from error
+        raise MediaError(
+            f"{name} is damaged or cut short ({plain(error)}); fetch or save it again"
+        ) from error

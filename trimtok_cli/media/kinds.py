@@ -1,4 +1,6 @@
-"""What a file is by its first bytes, whatever its name ends with. Knows no decoder; whether a file is sound is theirs to say."""
+"""What a file is by its first bytes, whatever its name ends with. Knows no decoder; whether a file
+is sound is theirs to say.
+"""
 
 import os
 import re
@@ -10,11 +12,14 @@ from typing import BinaryIO
 
 from trimtok_cli.data import Sample
 
-UNKNOWN = "unknown"  # empty, missing, or not to be opened by this user: nothing can be said of its content
+# empty, missing, or not to be opened by this user: nothing can be said of its content
+UNKNOWN = "unknown"
 
 HEAD = 4096  # bytes that are looked at
 
-_FRONT = 64  # bytes that may stand before a picture: white space or a header that a server let slip in
+_FRONT = (
+    64  # bytes that may stand before a picture: white space or a header that a server let slip in
+)
 
 _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 
@@ -28,17 +33,42 @@ _BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
 
 # The demuxer of FFmpeg that each container is read with; no other ever sees the file.
 DEMUXERS = {
-    "mp4": "mov", "ts": "mpegts", "mkv": "matroska", "avi": "avi", "mpg": "mpeg", "m2v": "mpegvideo", "wmv": "asf", "flv": "flv",
-    "ogg": "ogg", "mxf": "mxf", "ivf": "ivf", "y4m": "yuv4mpegpipe", "rm": "rm", "h264": "h264", "hevc": "hevc",
-}  # fmt: skip
+    "mp4": "mov",
+    "ts": "mpegts",
+    "mkv": "matroska",
+    "avi": "avi",
+    "mpg": "mpeg",
+    "m2v": "mpegvideo",
+    "wmv": "asf",
+    "flv": "flv",
+    "ogg": "ogg",
+    "mxf": "mxf",
+    "ivf": "ivf",
+    "y4m": "yuv4mpegpipe",
+    "rm": "rm",
+    "h264": "h264",
+    "hevc": "hevc",
+}
 
 _CONTAINERS = {
-    b"\x1aE\xdf\xa3": "mkv", b"\0\0\1\xba": "mpg", b"\0\0\1\xb3": "m2v", b"0&\xb2u": "wmv", b"FLV\1": "flv", b"OggS": "ogg",
-    b"\x06\x0e+4\x02\x05\x01\x01\r\x01\x02": "mxf", b"DKIF": "ivf", b"YUV4MPEG2 ": "y4m", b".RMF": "rm",
-    b"\0\0\0\1g": "h264", b"\0\0\0\1'": "h264", b"\0\0\0\1\t": "h264", b"\0\0\0\1@\1": "hevc",
-}  # fmt: skip
+    b"\x1aE\xdf\xa3": "mkv",
+    b"\0\0\1\xba": "mpg",
+    b"\0\0\1\xb3": "m2v",
+    b"0&\xb2u": "wmv",
+    b"FLV\1": "flv",
+    b"OggS": "ogg",
+    b"\x06\x0e+4\x02\x05\x01\x01\r\x01\x02": "mxf",
+    b"DKIF": "ivf",
+    b"YUV4MPEG2 ": "y4m",
+    b".RMF": "rm",
+    b"\0\0\0\1g": "h264",
+    b"\0\0\0\1'": "h264",
+    b"\0\0\0\1\t": "h264",
+    b"\0\0\0\1@\1": "hevc",
+}
 
-# What else a file may be, so that a message can say it without quoting the file. The first that fits is taken.
+# What else a file may be, so that a message can say it without quoting the file. The first that
+# fits is taken.
 _OTHERS = (
     (rb"\s*$", "nothing but white space"),
     (rb"\0+$", "nothing but zeros"),
@@ -62,10 +92,19 @@ _OTHERS = (
 
 
 def picture(head: bytes) -> tuple[str, int]:
-    """Pillow's name of the picture's format and the offset at which it begins; ("", 0) where it is none that is read."""
+    """Pillow's name of the picture's format and the offset at which it begins; ("", 0) where it is
+    none that is read.
+    """
     if head[4:8] == b"ftyp":
-        brands = [head[at : at + 4] for at in (8, *range(16, min(int.from_bytes(head[:4], "big"), len(head)), 4))]
-        if brands[0] in _AVIF or (brands[0] in _HEIF and brands[0] in (b"mif1", b"msf1") and any(b in _AVIF for b in brands)):
+        brands = [
+            head[at : at + 4]
+            for at in (8, *range(16, min(int.from_bytes(head[:4], "big"), len(head)), 4))
+        ]
+        if brands[0] in _AVIF or (
+            brands[0] in _HEIF
+            and brands[0] in (b"mif1", b"msf1")
+            and any(b in _AVIF for b in brands)
+        ):
             return "AVIF", 0
         return ("HEIF", 0) if brands[0] in _HEIF else ("", 0)
     if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in _BMP_HEADERS:
@@ -87,14 +126,21 @@ def picture(head: bytes) -> tuple[str, int]:
 
 
 def container(head: bytes) -> str:
-    """The kind of video file, a key of DEMUXERS; empty where it is none. An allow-list: FFmpeg would follow a playlist."""
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot") and not picture(head)[0]:
+    """The kind of video file, a key of DEMUXERS; empty where it is none. An allow-list: FFmpeg
+    would follow a playlist.
+    """
+    if (
+        head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
+        and not picture(head)[0]
+    ):
         return "" if head[4:8] == b"ftyp" and head[8:12] in _NO_PICTURES else "mp4"
     if head[:4] == b"RIFF":
         return "avi" if head[8:12] in (b"AVI ", b"AVIX") else ""
     for packet, first in ((188, 0), (192, 4)):
         marks = head[first::packet][:5]
-        if len(marks) > 1 and set(marks) == {ord("G")} and re.search(rb"[\0\xff]", head):  # a text may say G so often
+        if (
+            len(marks) > 1 and set(marks) == {ord("G")} and re.search(rb"[\0\xff]", head)
+        ):  # a text may say G so often
             return "ts"
     return next((kind for mark, kind in _CONTAINERS.items() if head.startswith(mark)), "")
 
@@ -115,7 +161,8 @@ def looks_like(head: bytes) -> str:
 def head_kind(head: bytes) -> str:
     """`image`, `video` or "" for neither, of a file that begins with these bytes.
 
-    A picture behind some other bytes, which is mended when it is loaded, is none here: a text may speak of GIF89a.
+    A picture behind some other bytes, which is mended when it is loaded, is none here: a text may
+    speak of GIF89a.
     """
     kind, (format, start) = container(head), picture(head)
     if format:
@@ -124,9 +171,11 @@ def head_kind(head: bytes) -> str:
 
 
 def media_kind(path: str | os.PathLike[str]) -> str:
-    """As `head_kind`, or `unknown` where there is nothing to look at. Never raises, and opens no pipe and no device.
+    """As `head_kind`, or `unknown` where there is nothing to look at. Never raises, and opens no
+    pipe and no device.
 
-    A search of folders asks this of names whose ending says nothing (`d`, `b.jpg_large`, `c.jpg?width=1200`).
+    A search of folders asks this of names whose ending says nothing (`d`, `b.jpg_large`,
+    `c.jpg?width=1200`).
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -139,7 +188,8 @@ def media_kind(path: str | os.PathLike[str]) -> str:
 
 
 def kind_of(path: Path) -> str:
-    """`image`, `video`, `animated` (a GIF that loops, WebP, PNG or AVIF with several frames) or `other`, by content.
+    """`image`, `video`, `animated` (a GIF that loops, WebP, PNG or AVIF with several frames) or
+    `other`, by content.
 
     Reads a few kB at most. OSError, ValueError (a NUL in the path) where the file cannot be opened.
     """
@@ -154,13 +204,19 @@ def kind_of(path: Path) -> str:
 
 
 def by_content(sample: Sample) -> Sample:
-    """The sample with an only image that is a video as its video, and an only video that is a still picture as its image."""
+    """The sample with an only image that is a video as its video, and an only video that is a still
+    picture as its image.
+    """
     with suppress(OSError, ValueError):  # what cannot be opened says so when it is loaded
         question = sample.question
         if sample.video is not None and not sample.images and kind_of(sample.video) == "image":
             question = question and question.replace("<video>", "<image>")
             return replace(sample, images=(sample.video,), video=None, question=question)
-        if sample.video is None and len(sample.images) == 1 and kind_of(sample.images[0]) == "video":
+        if (
+            sample.video is None
+            and len(sample.images) == 1
+            and kind_of(sample.images[0]) == "video"
+        ):
             question = question and question.replace("<image>", "<video>")
             return replace(sample, images=(), video=sample.images[0], question=question)
     return sample
@@ -170,7 +226,9 @@ def _moves(file: BinaryIO, head: bytes, format: str, start: int) -> bool:
     if format == "GIF":
         return any(mark in head for mark in (b"NETSCAPE2.0", b"ANIMEXTS1.0"))
     if format == "WEBP":
-        return head[start + 12 : start + 16] == b"VP8X" and bool(head[start + 20 : start + 21] > b"" and head[start + 20] & 2)
+        return head[start + 12 : start + 16] == b"VP8X" and bool(
+            head[start + 20 : start + 21] > b"" and head[start + 20] & 2
+        )
     if format == "PNG":
         at = start + 8
         for _ in range(100):

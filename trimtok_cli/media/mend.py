@@ -1,7 +1,9 @@
-"""Sound pictures in damaged files: what any browser shows whole is made readable, and what was wrong is noted.
+"""Sound pictures in damaged files: what any browser shows whole is made readable, and what was
+wrong is noted.
 
-A PNG is handed on without the text that Pillow refuses when it is long; a JPEG is given the end mark it lacks, a WebP its true
-length. Whether a JPEG's pixels are all there is found out by decoding it twice. Pixels are the business of pixels.py.
+A PNG is handed on without the text that Pillow refuses when it is long; a JPEG is given the end
+mark it lacks, a WebP its true length. Whether a JPEG's pixels are all there is found out by
+decoding it twice. Pixels are the business of pixels.py.
 """
 
 import re
@@ -18,25 +20,48 @@ from trimtok_cli.errors import MediaError
 
 MOST_FILE = 500_000_000  # bytes of a file that is read at once
 
-MOST_SCANS, MOST_SCANNED = 100, 3_000_000_000  # scans of a JPEG, and scans times pixels: a few seconds
+MOST_SCANS, MOST_SCANNED = (
+    100,
+    3_000_000_000,
+)  # scans of a JPEG, and scans times pixels: a few seconds
 
 _MOST_TEXT, _MOST_PROFILE = 1 << 20, 16 << 20
 
-_FILLER = bytes((170 + 73 * i) % 251 for i in range(64))  # pixels out of nothing; no 0xFF, which would be a mark
+_FILLER = bytes(
+    (170 + 73 * i) % 251 for i in range(64)
+)  # pixels out of nothing; no 0xFF, which would be a mark
 
 _END = b"\xff\xd9"
 
-_PNG_KEPT = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf", b"gAMA", b"cHRM", b"sRGB", b"acTL", b"fcTL", b"fdAT")
+_PNG_KEPT = (
+    b"IHDR",
+    b"PLTE",
+    b"IDAT",
+    b"IEND",
+    b"tRNS",
+    b"eXIf",
+    b"gAMA",
+    b"cHRM",
+    b"sRGB",
+    b"acTL",
+    b"fcTL",
+    b"fdAT",
+)
 
-_PNG_TEXT = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0", b"Raw profile type APP1\0")  # which way is up
+_PNG_TEXT = (
+    b"XML:com.adobe.xmp\0",
+    b"Raw profile type exif\0",
+    b"Raw profile type APP1\0",
+)  # which way is up
 
 
 @dataclass
 class Mended:
     """A file that Pillow can read, and what it says beside its pixels.
 
-    profile: a PNG's colour profile; bits: how many bits of a grey sample are used (0: not said); deep: 16 bits a colour; size:
-    known before it is opened, else (0, 0); jpeg: what was found in a JPEG's marks.
+    profile: a PNG's colour profile; bits: how many bits of a grey sample are used (0: not said);
+    deep: 16 bits a colour; size: known before it is opened, else (0, 0); jpeg: what was found in a
+    JPEG's marks.
     """
 
     file: BinaryIO
@@ -49,7 +74,9 @@ class Mended:
 
 
 def mend(file: BinaryIO, format: str, start: int, name: str) -> Mended:
-    """The file from `start` on. ValueError where it is certainly damaged, MediaError where it would take too much."""
+    """The file from `start` on. ValueError where it is certainly damaged, MediaError where it would
+    take too much.
+    """
     if format in ("PNG", "JPEG", "WEBP") or start:
         read = {"PNG": _png, "JPEG": _jpeg, "WEBP": _webp}.get(format, _whole)
         mended = read(file, start, name)
@@ -57,7 +84,11 @@ def mend(file: BinaryIO, format: str, start: int, name: str) -> Mended:
         file.seek(0)
         mended = Mended(file)
     if start:
-        bytes_were = f"{start} bytes in front of the picture were" if start > 1 else "byte in front of the picture was"
+        bytes_were = (
+            f"{start} bytes in front of the picture were"
+            if start > 1
+            else "byte in front of the picture was"
+        )
         mended.notes += (f"the {bytes_were} passed over",)
     return mended
 
@@ -78,7 +109,9 @@ def _whole(file: BinaryIO, start: int, name: str) -> Mended:
 
 
 def _png(file: BinaryIO, start: int, name: str) -> Mended:
-    """Only the chunks that make the picture. Text is passed over unread, as are chunks that nobody knows."""
+    """Only the chunks that make the picture. Text is passed over unread, as are chunks that nobody
+    knows.
+    """
     kept, mended, held, damaged = [b"\x89PNG\r\n\x1a\n"], Mended(file), 0, False
     at = start + 8
     while True:
@@ -88,7 +121,12 @@ def _png(file: BinaryIO, start: int, name: str) -> Mended:
             break
         length, kind = struct.unpack(">I4s", head)
         at += 12 + length
-        wanted = kind in _PNG_KEPT or kind[:1].isupper() or kind in (b"iCCP", b"sBIT") or (kind in (b"iTXt", b"tEXt", b"zTXt"))
+        wanted = (
+            kind in _PNG_KEPT
+            or kind[:1].isupper()
+            or kind in (b"iCCP", b"sBIT")
+            or (kind in (b"iTXt", b"tEXt", b"zTXt"))
+        )
         if not wanted or (kind[:1].islower() and length > _MOST_PROFILE and kind != b"fdAT"):
             continue
         if kind.endswith((b"TXt", b"EXt")):
@@ -140,7 +178,9 @@ def _inflated(packed: bytes, most: int) -> bytes:
 
 
 def _webp(file: BinaryIO, start: int, name: str) -> Mended:
-    """Its chunks under a header that tells their true length; what was cut off behind the picture is left out."""
+    """Its chunks under a header that tells their true length; what was cut off behind the picture
+    is left out.
+    """
     data = _read(file, start, name)
     mended = Mended(BytesIO(data), size=_webp_size(data))
     chunks, at, notes = [], 12, []
@@ -154,7 +194,9 @@ def _webp(file: BinaryIO, start: int, name: str) -> Mended:
             notes.append("a note that was cut off was left out")
             break
         chunks.append(struct.pack("<4sI", kind, length) + body + b"\0" * (length % 2))
-        if at >= 8 + int.from_bytes(data[4:8], "little") and any(chunk[:4] in (b"VP8 ", b"VP8L", b"ANMF") for chunk in chunks):
+        if at >= 8 + int.from_bytes(data[4:8], "little") and any(
+            chunk[:4] in (b"VP8 ", b"VP8L", b"ANMF") for chunk in chunks
+        ):
             break
     told, body = int.from_bytes(data[4:8], "little"), b"WEBP" + b"".join(chunks)
     if len(body) != told and chunks:
@@ -172,7 +214,9 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     if kind == b"VP8L":
         packed = int.from_bytes(body[1:5], "little")
         return (packed & 0x3FFF) + 1, (packed >> 14 & 0x3FFF) + 1
-    return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
+    return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(
+        body[8:10], "little"
+    ) & 0x3FFF
 
 
 # JPEG
@@ -180,7 +224,9 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 @dataclass
 class Marks:
-    """What a JPEG's marks tell: `end` is where its last scan stops; `whole`: every coefficient was sent to its last bit."""
+    """What a JPEG's marks tell: `end` is where its last scan stops; `whole`: every coefficient was
+    sent to its last bit.
+    """
 
     data: bytes
     scans: int
@@ -207,7 +253,9 @@ def _marks(data: bytes) -> Marks:
     for kind, at, body in _segments(data):
         if kind in (0xC0, 0xC1, 0xC2) and len(body) >= 6:
             progressive = kind == 0xC2
-            left = {body[place]: [1] * 64 for place in range(6, len(body) - 2, 3)}  # component -> bits that are still to come
+            left = {
+                body[place]: [1] * 64 for place in range(6, len(body) - 2, 3)
+            }  # component -> bits that are still to come
         if kind == 0xDA and len(body) >= 6:
             scans += 1
             if scans > MOST_SCANS:
@@ -225,7 +273,9 @@ def _marks(data: bytes) -> Marks:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """(kind, offset, body) of each mark up to the end of the picture. The pixels behind a scan's mark are stepped over."""
+    """(kind, offset, body) of each mark up to the end of the picture. The pixels behind a scan's
+    mark are stepped over.
+    """
     mark, at = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])"), 2
     while found := mark.search(data, at):
         kind, place = found.group(1)[0], found.start()
@@ -243,7 +293,9 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, bytes]]:
 
 
 def without_notes(data: bytes) -> bytes:
-    """The JPEG without EXIF, profile and other application data, of which one may be broken; Adobe's tells its colours."""
+    """The JPEG without EXIF, profile and other application data, of which one may be broken;
+    Adobe's tells its colours.
+    """
     kept, at = [], 0
     for kind, place, body in _segments(data):
         if kind == 0xFE or (0xE0 <= kind <= 0xEF and kind != 0xEE):
@@ -255,20 +307,30 @@ def without_notes(data: bytes) -> bytes:
 
 
 def ends_in_grey(image: Image.Image) -> bool:
-    """Whether the last pixels are what libjpeg, without a word, puts where data is missing: middle grey."""
+    """Whether the last pixels are what libjpeg, without a word, puts where data is missing: middle
+    grey.
+    """
     width, height = image.size
     corner = image.crop((max(width - 8, 0), max(height - 8, 0), width, height))
     spread = corner.getextrema()
     grey = 127 if image.mode == "CMYK" else 128  # ink is stored the other way round
-    return all(low == high == grey for low, high in (spread if isinstance(spread[0], tuple) else (spread,)))
+    return all(
+        low == high == grey for low, high in (spread if isinstance(spread[0], tuple) else (spread,))
+    )
 
 
 def all_there(marks: Marks) -> bool:
-    """Whether a JPEG's pixels all come from the file: what lacks data changes when other data follows."""
+    """Whether a JPEG's pixels all come from the file: what lacks data changes when other data
+    follows.
+    """
     data, last = marks.data[: marks.end].rstrip(b"\xff"), 7
     if restarts := re.findall(rb"\xff([\xd0-\xd7])", data[-(1 << 20) :]):
         last = restarts[-1][0] & 7
-    filler = b"".join(_FILLER + bytes((0xFF, 0xD0 | (last + 1 + i) % 8)) for i in range(8)) if restarts else _FILLER * 4
+    filler = (
+        b"".join(_FILLER + bytes((0xFF, 0xD0 | (last + 1 + i) % 8)) for i in range(8))
+        if restarts
+        else _FILLER * 4
+    )
     pixels = []
     for more in (b"", filler):
         with Image.open(BytesIO(data + more + _END), formats=["JPEG"]) as image:

@@ -1,4 +1,6 @@
-"""When a stream's frames are shown, by its packets, and whether each of its keyframes starts afresh. Decodes nothing."""
+"""When a stream's frames are shown, by its packets, and whether each of its keyframes starts
+afresh. Decodes nothing.
+"""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -10,12 +12,19 @@ from trimtok_cli.errors import MediaError
 
 MOST_PACKETS = 5_000_000  # a day at 50 frames a second
 
-SEEKS = {"h264": (5,), "hevc": (19, 20), "vp9": (), "mpeg4": ()}  # codecs decord seeks in; NAL types of a full restart (IDR)
+SEEKS = {
+    "h264": (5,),
+    "hevc": (19, 20),
+    "vp9": (),
+    "mpeg4": (),
+}  # codecs decord seeks in; NAL types of a full restart (IDR)
 
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """What a stream says of time: seconds per tick, frames per second, and the tick at which it ends (None: not said)."""
+    """What a stream says of time: seconds per tick, frames per second, and the tick at which it
+    ends (None: not said).
+    """
 
     tick: Fraction
     rate: float
@@ -27,20 +36,26 @@ class Clock:
         return cls(stream.time_base, float(stream.average_rate or stream.guessed_rate or 25), end)
 
     def times(self, shown: list[int]) -> tuple[list[float], float]:
-        """When frames are shown and how long the video is, in seconds after the first frame, from ascending ticks."""
+        """When frames are shown and how long the video is, in seconds after the first frame, from
+        ascending ticks.
+        """
         starts = [float((pts - shown[0]) * self.tick) for pts in shown]
         told = 0.0 if self.end is None else float((self.end - shown[0]) * self.tick)
         return starts, max(told, usual_end(starts, self.rate))
 
 
 def usual_end(starts: list[float], rate: float) -> float:
-    """The end of the last frame if it lasts as long as most. A packet's own duration is no help: it counts decoding times."""
+    """The end of the last frame if it lasts as long as most. A packet's own duration is no help: it
+    counts decoding times.
+    """
     return float(starts[-1] + (np.median(np.diff(starts)) if len(starts) > 1 else 1 / rate))
 
 
 @dataclass(frozen=True, slots=True)
 class Packets:
-    """A stream's packets in its time base: `shown` ascending; `keys` (pts, dts) of keyframes; `closed`: each starts afresh."""
+    """A stream's packets in its time base: `shown` ascending; `keys` (pts, dts) of keyframes;
+    `closed`: each starts afresh.
+    """
 
     shown: list[int]
     keys: list[tuple[int, int]]
@@ -52,7 +67,10 @@ class Packets:
         size = _nal_size(stream)
         shown: list[int] = []
         keys: list[tuple[int, int]] = []
-        told, closed = container.format.name != "avi", True  # an AVI tells no presentation times, FFmpeg makes them up
+        told, closed = (
+            container.format.name != "avi",
+            True,
+        )  # an AVI tells no presentation times, FFmpeg makes them up
         for packet in container.demux(stream):
             if not packet.size:
                 continue
@@ -81,7 +99,9 @@ def _nal_size(stream: Any) -> int:
 
 
 def _restarts(data: bytes, size: int, kinds: tuple[int, ...]) -> bool:
-    """Whether a packet's first picture unit is of one of these NAL types. Otherwise older pictures may be needed after it."""
+    """Whether a packet's first picture unit is of one of these NAL types. Otherwise older pictures
+    may be needed after it.
+    """
     at, hevc = 0, 19 in kinds
     while at + size < len(data):
         kind = data[at + size] >> 1 & 63 if hevc else data[at + size] & 31

@@ -1,8 +1,8 @@
 """A video file -> a few upright RGB frames, evenly spaced in time, and when each of them is shown.
 
-A child process decodes, as a broken file can hang or crash a decoder's native code. decord is asked first; where it is missing,
-fails, or cannot be shown to find the right frame, PyAV takes over. The child's side is decoders.py. Knows no model, no reader
-and no command line.
+A child process decodes, as a broken file can hang or crash a decoder's native code. decord is asked
+first; where it is missing, fails, or cannot be shown to find the right frame, PyAV takes over. The
+child's side is decoders.py. Knows no model, no reader and no command line.
 """
 
 import json
@@ -29,8 +29,40 @@ from trimtok_cli.wording import shortened
 
 # What a search of a folder takes for a video. A file that is named explicitly may have any suffix.
 VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".mkv", ".webm", ".avi", ".divx", ".wmv", ".asf", ".flv", ".ogv"}
-    | {".ogm", ".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".vob", ".ts", ".m2ts", ".mts", ".m2t", ".mxf", ".rm", ".rmvb", ".ivf"}
+    {
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".qt",
+        ".3gp",
+        ".3g2",
+        ".f4v",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".divx",
+        ".wmv",
+        ".asf",
+        ".flv",
+        ".ogv",
+    }
+    | {
+        ".ogm",
+        ".mpg",
+        ".mpeg",
+        ".mpe",
+        ".m1v",
+        ".m2v",
+        ".vob",
+        ".ts",
+        ".m2ts",
+        ".mts",
+        ".m2t",
+        ".mxf",
+        ".rm",
+        ".rmvb",
+        ".ivf",
+    }
     | {".y4m"}
 )
 
@@ -38,9 +70,11 @@ _CHILD = "from trimtok_cli.media.decoder_child import main; main()"
 
 
 def load_video(path: Path | str, rule: FrameRule) -> Clip:
-    """The frames that `rule` asks for. MediaError, one sentence, where the file or its span holds none or no decoder is there.
+    """The frames that `rule` asks for. MediaError, one sentence, where the file or its span holds
+    none or no decoder is there.
 
-    The file is told by its content: of an animated GIF, WebP or PNG the frames are taken, of a still picture the one it is.
+    The file is told by its content: of an animated GIF, WebP or PNG the frames are taken, of a
+    still picture the one it is.
     """
     path, name = Path(path), shortened(str(path), 300)
     with blamed(name):
@@ -55,7 +89,9 @@ def load_video(path: Path | str, rule: FrameRule) -> Clip:
 
 
 def _check(path: Path, name: str) -> bool:
-    """Refuses what no decoder need see, by an allow-list of kinds; True for a video, False for a picture."""
+    """Refuses what no decoder need see, by an allow-list of kinds; True for a video, False for a
+    picture.
+    """
     status = path.stat()
     refuse_irregular(status, name, "video")
     with path.open("rb") as file:
@@ -64,7 +100,10 @@ def _check(path: Path, name: str) -> bool:
             return False
         kind = container(head)
         if not kind:
-            raise MediaError(f"{name} is not a video of a known kind (it looks like {looks_like(head)}); save it as MP4")
+            raise MediaError(
+                f"{name} is not a video of a known kind (it looks like {looks_like(head)}); "
+                "save it as MP4"
+            )
         if reason := missing(file, head, kind, status.st_size):
             raise MediaError(f"{name} is damaged or cut short ({reason}); fetch or save it again")
     return True
@@ -74,7 +113,12 @@ def _decode(path: Path, name: str, rule: FrameRule, decoders: list[str]) -> Clip
     deadline, reason = time.monotonic() + rule.timeout, ""
     for number, decoder in enumerate(decoders):
         left = len(decoders) - number  # the first may hang: the next one gets its share of the time
-        request = {"path": os.path.abspath(path), "name": name, "decoder": decoder, "last": left == 1}
+        request = {
+            "path": os.path.abspath(path),
+            "name": name,
+            "decoder": decoder,
+            "last": left == 1,
+        }
         answer = _ask_child(request | {"rule": asdict(rule)}, (deadline - time.monotonic()) / left)
         if isinstance(answer, Clip):
             return answer
@@ -83,7 +127,10 @@ def _decode(path: Path, name: str, rule: FrameRule, decoders: list[str]) -> Clip
         reason = answer["reason"]
     if reason == "timeout":
         limit = f"{rule.timeout:g} seconds"
-        raise MediaError(f"{name} was not decoded within {limit}; raise the limit, ask for fewer frames or save it again")
+        raise MediaError(
+            f"{name} was not decoded within {limit}; raise the limit, ask for fewer frames "
+            "or save it again"
+        )
     if decoders == ["decord"]:
         remedy = "let PyAV read it" if find_spec("av") else "PyAV may read it, run: pip install av"
         raise MediaError(f"{name} cannot be read by decord ({reason}); {remedy}")
@@ -91,24 +138,41 @@ def _decode(path: Path, name: str, rule: FrameRule, decoders: list[str]) -> Clip
 
 
 def _ask_child(request: dict[str, Any], seconds: float) -> Clip | dict[str, str]:
-    """The Clip, or why there is none: `final` is a sentence for the user, `reason` leaves it to the next decoder."""
+    """The Clip, or why there is none: `final` is a sentence for the user, `reason` leaves it to the
+    next decoder.
+    """
     name, late = request["name"], threading.Event()
     process = timer = None
     pipe: tuple[int, ...] = ()
     try:
-        pipe = lifeline, _ = os.pipe()  # closes with this process, however that ends, and the child with it
-        # A session of its own: Ctrl-C is for this process, which then ends the child. numpy computes nothing in it.
-        options = {"stdin": lifeline, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "start_new_session": True}
+        pipe = lifeline, _ = (
+            os.pipe()
+        )  # closes with this process, however that ends, and the child with it
+        # A session of its own: Ctrl-C is for this process, which then ends the child. numpy
+        # computes nothing in it.
+        options = {
+            "stdin": lifeline,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.DEVNULL,
+            "start_new_session": True,
+        }
         process = subprocess.Popen(
-            command(_CHILD, json.dumps(request | {"seconds": seconds})), env=os.environ | {"OPENBLAS_NUM_THREADS": "1"}, **options
+            command(_CHILD, json.dumps(request | {"seconds": seconds})),
+            env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+            **options,
         )
         timer = threading.Timer(max(seconds, 0.001), lambda: (late.set(), process.kill()))
         timer.daemon = True
         timer.start()
         return _said(process, name, late)
     except (OSError, RuntimeError) as error:  # RuntimeError: no further thread
-        what = machine_fault(error) or f"{getattr(error, 'strerror', None) or error}; free what the machine is short of"
-        raise MediaError(f"{name} cannot be decoded, as no decoder process can be started: {what}") from error
+        what = (
+            machine_fault(error)
+            or f"{getattr(error, 'strerror', None) or error}; free what the machine is short of"
+        )
+        raise MediaError(
+            f"{name} cannot be decoded, as no decoder process can be started: {what}"
+        ) from error
     finally:
         if timer is not None:
             timer.cancel()
@@ -129,15 +193,27 @@ def _said(process: subprocess.Popen, name: str, late: threading.Event) -> Clip |
         if "times" not in answer:
             return answer
         size = answer["width"], answer["height"]
-        frames = [Image.frombytes("RGB", size, out.read(size[0] * size[1] * 3)) for _ in answer["times"]]
-        lists = {"frames": tuple(frames), "times": tuple(answer["times"]), "warnings": tuple(answer["warnings"])}
+        frames = [
+            Image.frombytes("RGB", size, out.read(size[0] * size[1] * 3)) for _ in answer["times"]
+        ]
+        lists = {
+            "frames": tuple(frames),
+            "times": tuple(answer["times"]),
+            "warnings": tuple(answer["warnings"]),
+        }
         return Clip(**answer | lists)
     code = process.wait()
     if late.is_set():
         return {"reason": "timeout"}
     if hasattr(signal, "SIGKILL") and code == -signal.SIGKILL:
-        return {"final": f"{name} was not decoded: its decoder was killed, as the system does when memory is short; free some"}
+        return {
+            "final": f"{name} was not decoded: its decoder was killed, as the system does when "
+            "memory is short; free some"
+        }
     if not ready:
         short_of = "as where memory, processes or disk are short; free some"
-        return {"final": f"{name} was not decoded (the decoder crashed before it opened the file), {short_of}"}
+        return {
+            "final": f"{name} was not decoded (the decoder crashed before it opened the file), "
+            f"{short_of}"
+        }
     return {"reason": "the decoder crashed"}

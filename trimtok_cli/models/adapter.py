@@ -1,9 +1,10 @@
 """What a model family looks like from outside: an Adapter. Knows no pruning method.
 
-A family says where the visual tokens of an image or a video lie (`image_places`, `video_places`), and overrides what
-else is its own: preprocessing, positions, what the language model is given besides embeddings. Visual tokens are *captured*: the
-model's own code turns pixels into them, and is stopped in front of the language model. So towers, projectors, tiling,
-newline tokens and pooling are the library's, in every version of it.
+A family says where the visual tokens of an image or a video lie (`image_places`, `video_places`),
+and overrides what else is its own: preprocessing, positions, what the language model is given
+besides embeddings. Visual tokens are *captured*: the model's own code turns pixels into them, and
+is stopped in front of the language model. So towers, projectors, tiling, newline tokens and pooling
+are the library's, in every version of it.
 """
 
 from abc import ABC, abstractmethod
@@ -28,13 +29,20 @@ from trimtok_cli.tokens import EncoderTap, Prompt, VisualTokens
 
 
 class Adapter(ABC):
-    """A loaded model with its processor: prepare -> encode_many -> embed -> (pruning) -> forward, decode."""
+    """A loaded model with its processor: prepare -> encode_many -> embed -> (pruning) -> forward,
+    decode.
+    """
 
-    renumbers = True  # survivors close the gaps: positions are 1-D. M-RoPE families keep the original ids instead.
+    # survivors close the gaps: positions are 1-D. M-RoPE families keep the original ids instead.
+    renumbers = True
     media_axis = 0  # the axis along which the processor lays out images and tiles
     preprocessing: type[Preprocessor] = Preprocessor
-    on_host: tuple[str, ...] = ()  # of the processor's tensors those that the model only reads numbers from, one by one
-    crops = 64  # the most that one pass of the vision tower takes, in crops of 336 x 336 pixels; a sample is never cut
+    on_host: tuple[
+        str, ...
+    ] = ()  # of the processor's tensors those that the model only reads numbers from, one by one
+    # the most that one pass of the vision tower takes, in crops of 336 x 336 pixels; a sample is
+    # never cut
+    crops = 64
 
     def __init__(self, model, processor, *, name: str, revision: str) -> None:
         self.model, self.processor, self.name, self.revision = model, processor, name, revision
@@ -51,22 +59,37 @@ class Adapter(ABC):
         """Where the visual tokens of the prompt's image `number` lie in it."""
 
     def video_places(self, inputs: Inputs, visual: Visual) -> Places:
-        """The same of the prompt's video. Only families with a video path of their own are asked."""
+        """The same of the prompt's video. Only families with a video path of their own are
+        asked.
+        """
         raise ModelError(f"{self.name} has no video path of its own; show its frames as images.")
 
     def positions(self, inputs: Inputs) -> Tensor:
         """(S,) of the dense prompt; M-RoPE families give (3, S)."""
         return torch.arange(len(inputs.input_ids), device=self.device)
 
-    def forward(self, embeds: Tensor, mask: Tensor | None, positions: Tensor, cache, prompts: Sequence[Prompt] = ()) -> Tensor:
-        """(B, S, D), mask (B, total) or None, positions (B, S) or (3, B, S) -> logits (B, V) of the last row; fills `cache`.
+    def forward(
+        self,
+        embeds: Tensor,
+        mask: Tensor | None,
+        positions: Tensor,
+        cache,
+        prompts: Sequence[Prompt] = (),
+    ) -> Tensor:
+        """(B, S, D), mask (B, total) or None, positions (B, S) or (3, B, S) -> logits (B, V) of the
+        last row; fills `cache`.
 
-        `prompts` are given in the prefill: what `embeds` was laid out from, for families whose layers ask for more.
+        `prompts` are given in the prefill: what `embeds` was laid out from, for families whose
+        layers ask for more.
         """
         out = self.model.get_decoder()(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=True, **{self.cache_argument: cache},
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=True,
+            **{self.cache_argument: cache},
             **self.prefill_extras(embeds, prompts),
-        )  # fmt: skip
+        )
         return self.model.lm_head(out.last_hidden_state[:, -1])
 
     def prefill_extras(self, embeds: Tensor, prompts: Sequence[Prompt]) -> dict:
@@ -78,7 +101,9 @@ class Adapter(ABC):
         return Tower()
 
     def reading(self) -> AbstractContextManager:
-        """While it lasts, the vision tower runs no more than what is read of it; by default that is all."""
+        """While it lasts, the vision tower runs no more than what is read of it; by default that is
+        all.
+        """
         return nullcontext()
 
     def project(self, features: Tensor) -> Tensor:
@@ -97,8 +122,12 @@ class Adapter(ABC):
 
     @property
     def placeholder_ids(self) -> tuple[int, ...]:
-        """The token ids whose rows are visual tokens: an image's, and a video's where it has one of its own."""
-        found = (getattr(self.model.config, name, None) for name in ("image_token_id", "video_token_id"))
+        """The token ids whose rows are visual tokens: an image's, and a video's where it has one of
+        its own.
+        """
+        found = (
+            getattr(self.model.config, name, None) for name in ("image_token_id", "video_token_id")
+        )
         return tuple(id for id in found if id is not None)
 
     @property
@@ -114,9 +143,11 @@ class Adapter(ABC):
         return self.preprocessor.prepare(images, question, **options)
 
     def encode_many(self, batch: Sequence[Inputs], *, taps: bool = True) -> list[VisualTokens]:
-        """Vision tower and projector over a batch: samples whose tensors fit together go through in one pass.
+        """Vision tower and projector over a batch: samples whose tensors fit together go through in
+        one pass.
 
-        taps: whether a method may ask something of the tower; else nothing of it is kept but its output.
+        taps: whether a method may ask something of the tower; else nothing of it is kept but its
+        output.
         """
         places = [self._places(inputs) for inputs in batch]
         tokens: list[VisualTokens] = [self._no_tokens()] * len(batch)
@@ -126,9 +157,12 @@ class Adapter(ABC):
             with self.tower() if taps else Tower() as tower:
                 embeds, layers = self._capture([batch[i] for i in members])
             deep = [None] * len(members) if layers is None else layers.split(counts, 1)
-            # Where videos have tensors of their own, the library takes all of them behind all images.
+            # Where videos have tensors of their own, the library takes all of them behind all
+            # images.
             apart = "pixel_values_videos" in media[members[0]]
-            later = [[apart and visual.kind == "video" for visual in batch[i].visuals] for i in members]
+            later = [
+                [apart and visual.kind == "video" for visual in batch[i].visuals] for i in members
+            ]
             begin = starts([places[i] for i in members], later)
             for i, rows, each, at in zip(members, embeds.split(counts), deep, begin, strict=True):
                 tap = self._tap(tower, places[i], at, batch[i].words)
@@ -136,12 +170,16 @@ class Adapter(ABC):
         return tokens
 
     def offered(self) -> EncoderTap:
-        """What methods may ask of the vision tower about an image, for its `offers` alone: nothing is run, or can be read."""
+        """What methods may ask of the vision tower about an image, for its `offers` alone: nothing
+        is run, or can be read.
+        """
         inputs = self.prepare([Image.new("RGB", (64, 64), "grey")], "?")
         places = self._places(inputs)
         return self._tap(self.tower(), places, [0] * len(places), inputs.words)
 
-    def _tap(self, tower: Tower, places: Sequence[Places], at: Sequence[int], words: str) -> EncoderTap:
+    def _tap(
+        self, tower: Tower, places: Sequence[Places], at: Sequence[int], words: str
+    ) -> EncoderTap:
         tap = tower.tap(places, at, self.project)
         if self.clip_text is None or not tap.offers("features"):
             return tap
@@ -151,18 +189,27 @@ class Adapter(ABC):
         return self.clip_text.relevance(tap.features, words)
 
     def _places(self, inputs: Inputs) -> list[Places]:
-        """Where every image's and video's tokens lie, in the prompt's order. ModelError if the processor counted otherwise."""
+        """Where every image's and video's tokens lie, in the prompt's order. ModelError if the
+        processor counted otherwise.
+        """
         found, number = [], 0
         for visual in inputs.visuals:
             found.append(
-                self.video_places(inputs, visual) if visual.kind == "video" else self.image_places(inputs, number, visual)
+                self.video_places(inputs, visual)
+                if visual.kind == "video"
+                else self.image_places(inputs, number, visual)
             )
             number += visual.kind == "image"
-        written, counted = int(self._is_visual(inputs.input_ids).sum()), sum(len(place.box) for place in found)
+        written, counted = (
+            int(self._is_visual(inputs.input_ids).sum()),
+            sum(len(place.box) for place in found),
+        )
         if written != counted:
             raise ModelError(
-                f"the processor of {self.name} wrote {written} placeholders for {counted} visual tokens: "
-                "its settings (image_token, patch_size, vision_feature_select_strategy, num_additional_image_tokens) do not "
+                f"the processor of {self.name} wrote {written} placeholders for {counted} "
+                "visual tokens: "
+                "its settings (image_token, patch_size, vision_feature_select_strategy, "
+                "num_additional_image_tokens) do not "
                 "match the model."
             )
         return found
@@ -175,43 +222,78 @@ class Adapter(ABC):
         return {name: tensor for name, tensor in inputs.tensors.items() if name not in OF_THE_TEXT}
 
     def _capture(self, members: Sequence[Inputs]) -> tuple[Tensor, Tensor | None]:
-        """The visual rows (N, D) of all members, one after the other, and their deepstack layers (L, N, D) or None."""
-        ids = self._moved(torch.cat([inputs.input_ids[self._is_visual(inputs.input_ids)] for inputs in members]))
+        """The visual rows (N, D) of all members, one after the other, and their deepstack layers
+        (L, N, D) or None.
+        """
+        ids = self._moved(
+            torch.cat([inputs.input_ids[self._is_visual(inputs.input_ids)] for inputs in members])
+        )
         try:
             with self.reading():
                 return capture(self.model, ids, self.tower_inputs(members))
         except ValueError as error:
             if "do not match" in str(error):
                 said = " ".join(str(error).split())
-                raise ModelError(f"the processor of {self.name} does not fit the model: {said}.") from error
+                raise ModelError(
+                    f"the processor of {self.name} does not fit the model: {said}."
+                ) from error
             raise
 
     def tower_inputs(self, members: Sequence[Inputs]) -> dict[str, Tensor]:
-        """What the vision tower is given for `members` together, on the model's device and in its dtype."""
-        joined = {n: torch.cat([inputs.tensors[n] for inputs in members], self.media_axis) for n in self._media(members[0])}
-        media = {name: tensor if name in self.on_host else self._moved(tensor) for name, tensor in joined.items()}
+        """What the vision tower is given for `members` together, on the model's device and in its
+        dtype.
+        """
+        joined = {
+            n: torch.cat([inputs.tensors[n] for inputs in members], self.media_axis)
+            for n in self._media(members[0])
+        }
+        media = {
+            name: tensor if name in self.on_host else self._moved(tensor)
+            for name, tensor in joined.items()
+        }
         media = self.preprocessor.normalized(media)
-        return {name: tensor.to(self.dtype) if tensor.is_floating_point() else tensor for name, tensor in media.items()}
+        return {
+            name: tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in media.items()
+        }
 
     def _moved(self, tensor: Tensor) -> Tensor:
-        """On the model's device. To CUDA from page-locked memory, which alone is copied while the host goes on."""
+        """On the model's device. To CUDA from page-locked memory, which alone is copied while the
+        host goes on.
+        """
         if self.device.type != "cuda":
             return tensor.to(self.device)
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _tokens(
-        self, embeds: Tensor, places: Sequence[Places], visuals: Sequence[Visual], deepstack: Tensor | None, tap: EncoderTap
+        self,
+        embeds: Tensor,
+        places: Sequence[Places],
+        visuals: Sequence[Visual],
+        deepstack: Tensor | None,
+        tap: EncoderTap,
     ) -> VisualTokens:
-        """The frames of a clip shown as images are one video: they share a number, and with it a budget."""
+        """The frames of a clip shown as images are one video: they share a number, and with it a
+        budget.
+        """
         index, frames, number = [], [], -1
         for place, visual in zip(places, visuals, strict=True):
             number += not visual.frame
             index.append(torch.full((len(place.box),), number))
-            frames.append(torch.zeros_like(index[-1]) + (visual.frame or 0) if place.frame is None else place.frame)
+            frames.append(
+                torch.zeros_like(index[-1]) + (visual.frame or 0)
+                if place.frame is None
+                else place.frame
+            )
         return VisualTokens(
-            embeds, torch.cat(index), torch.cat([place.box for place in places]),
-            torch.cat(frames), tuple(place.grid for place in places), tap, deepstack,
-        )  # fmt: skip
+            embeds,
+            torch.cat(index),
+            torch.cat([place.box for place in places]),
+            torch.cat(frames),
+            tuple(place.grid for place in places),
+            tap,
+            deepstack,
+        )
 
     def _no_tokens(self) -> VisualTokens:
         rows = self.embed_ids(torch.empty(0, dtype=torch.long, device=self.device))
@@ -221,8 +303,11 @@ class Adapter(ABC):
         """The dense prompt: text embeddings with the visual tokens at their placeholders."""
         ids, words = inputs.input_ids, inputs.instruction
         places = self._is_visual(ids).nonzero().squeeze(1)
-        # Worked out on the CPU, where they are known: on a device, their number would have to be waited for.
-        ids, visual, rows = self._moved(torch.cat([ids, places, words])).split([len(ids), len(places), len(words)])
+        # Worked out on the CPU, where they are known: on a device, their number would have to be
+        # waited for.
+        ids, visual, rows = self._moved(torch.cat([ids, places, words])).split(
+            [len(ids), len(places), len(words)]
+        )
         embeds = self.embed_ids(ids)
         embeds[visual] = tokens.embeds.to(embeds.dtype)
         alive = torch.arange(len(visual), device=self.device)

@@ -1,7 +1,9 @@
-"""A processor made to fit its model, where its files leave out or contradict what the model's configuration says.
+"""A processor made to fit its model, where its files leave out or contradict what the model's
+configuration says.
 
-Older checkpoints' files lack what a processor counts placeholders by (`patch_size`, `vision_feature_select_strategy`,
-`num_additional_image_tokens`); the model's configuration has all of it, and decides how many visual tokens an image gives.
+Older checkpoints' files lack what a processor counts placeholders by (`patch_size`,
+`vision_feature_select_strategy`, `num_additional_image_tokens`); the model's configuration has all
+of it, and decides how many visual tokens an image gives.
 """
 
 import logging
@@ -14,22 +16,32 @@ from trimtok_cli.wording import brief
 
 log = logging.getLogger("trimtok")
 
-CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # what a tower puts in front of its patches
+CLASS_TOKENS = {
+    "clip_vision_model": 1,
+    "siglip_vision_model": 0,
+}  # what a tower puts in front of its patches
 
 TEMPLATE_SECONDS = 20  # for the few questions that a chat template is tried with
 
 
 def fit(processor: Any, config: Any) -> None:
-    """Sets what `processor` counts placeholders by to what gives as many as the model has visual tokens. Raises Broken."""
+    """Sets what `processor` counts placeholders by to what gives as many as the model has visual
+    tokens. Raises Broken.
+    """
     _check_parts(processor)
     for kind in ("image_processor", "video_processor"):
         _check_numbers(getattr(processor, kind, None), kind.replace("_", " "))
     try:
         within(TEMPLATE_SECONDS, lambda: _fit_template(processor))
     except TimeUp:
-        raise Broken(f"its chat template writes for more than {TEMPLATE_SECONDS} seconds at one question; {AGAIN}") from None
+        raise Broken(
+            f"its chat template writes for more than {TEMPLATE_SECONDS} seconds at one "
+            f"question; {AGAIN}"
+        ) from None
     vision = config.vision_config
-    _check_layers(getattr(config, "vision_feature_layer", None), getattr(vision, "num_hidden_layers", 0))
+    _check_layers(
+        getattr(config, "vision_feature_layer", None), getattr(vision, "num_hidden_layers", 0)
+    )
     if hasattr(processor, "num_image_tokens") and processor.num_image_tokens is None:
         _set(processor, "num_image_tokens", (vision.image_size // vision.patch_size) ** 2)
     if hasattr(processor, "num_image_tokens") and processor.vision_feature_select_strategy is None:
@@ -39,31 +51,43 @@ def fit(processor: Any, config: Any) -> None:
 
 
 def _check_parts(processor: Any) -> None:
-    """Where a checkpoint names no processor that the library knows, it is handed one of the processor's parts instead."""
+    """Where a checkpoint names no processor that the library knows, it is handed one of the
+    processor's parts instead.
+    """
     for part in ("tokenizer", "image_processor"):
         if getattr(processor, part, None) is None:
-            raise Broken(f"its processor is only a {type(processor).__name__}, without {part.replace('_', ' ')}; {AGAIN}")
+            raise Broken(
+                f"its processor is only a {type(processor).__name__}, without "
+                f"{part.replace('_', ' ')}; {AGAIN}"
+            )
     template = getattr(processor, "chat_template", None)
     named = isinstance(template, dict) and all(isinstance(each, str) for each in template.values())
     if template is not None and not isinstance(template, str) and not named:
-        raise Broken(f"its chat template is a {type(template).__name__}, where text should be; {AGAIN}")
+        raise Broken(
+            f"its chat template is a {type(template).__name__}, where text should be; {AGAIN}"
+        )
 
 
-# In front of a template that takes a turn's content as text: what the parts of a turn say, one after the other.
+# In front of a template that takes a turn's content as text: what the parts of a turn say, one
+# after the other.
 _AS_TEXT = (
     "{% set flat = namespace(turns=[]) %}{% for m in messages %}{% set said = namespace(text='') %}"
-    "{% if m['content'] is string %}{% set said.text = m['content'] %}{% else %}{% for c in m['content'] %}"
+    "{% if m['content'] is string %}{% set said.text = m['content'] %}{% else %}{% for c in "
+    "m['content'] %}"
     "{% if c['type'] == 'text' %}{% set said.text = said.text + c['text'] %}"
     "{% elif c['type'] == 'image' %}{% set said.text = said.text + MARK %}{% endif %}"
-    "{% endfor %}{% endif %}{% set flat.turns = flat.turns + [{'role': m['role'], 'content': said.text}] %}{% endfor %}"
+    "{% endfor %}{% endif %}{% set flat.turns = flat.turns + [{'role': m['role'], 'content': "
+    "said.text}] %}{% endfor %}"
     "{% set messages = flat.turns %}"
 )
 
 
 def _fit_template(processor: Any) -> None:
-    """A template that the tokenizer alone has, if it knows images; and one that takes text is made to take images and text.
+    """A template that the tokenizer alone has, if it knows images; and one that takes text is made
+    to take images and text.
 
-    Such a template writes a list as Python would, and the model would be asked about `[{'type': 'image'}, ...]`.
+    Such a template writes a list as Python would, and the model would be asked about `[{'type':
+    'image'}, ...]`.
     """
     mark = getattr(processor, "image_token", None)
     if processor.chat_template is None and isinstance(mark, str):
@@ -74,7 +98,10 @@ def _fit_template(processor: Any) -> None:
         return
     if (asked := _asked(processor)) is not None:
         if mark not in asked:  # the processor would find no place for any picture
-            raise Broken(f"its processor looks for {brief(mark)} in a prompt, which its chat template does not write; {AGAIN}")
+            raise Broken(
+                f"its processor looks for {brief(mark)} in a prompt, which its chat template "
+                f"does not write; {AGAIN}"
+            )
         return
     for shown in ("", f"{mark}\n"):
         template = _AS_TEXT.replace("MARK", repr(shown)) + processor.chat_template
@@ -84,11 +111,18 @@ def _fit_template(processor: Any) -> None:
 
 
 def _asked(processor: Any, template: str | None = None) -> str | None:
-    """A question about an image as a template writes it; None where it does not know what to make of the question's parts."""
-    question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Is it so?"}]}
+    """A question about an image as a template writes it; None where it does not know what to make
+    of the question's parts.
+    """
+    question = {
+        "role": "user",
+        "content": [{"type": "image"}, {"type": "text", "text": "Is it so?"}],
+    }
     try:
         with at_most(TEMPLATE_BYTES):
-            text = processor.apply_chat_template([question], chat_template=template, add_generation_prompt=True)
+            text = processor.apply_chat_template(
+                [question], chat_template=template, add_generation_prompt=True
+            )
     except Exception as error:  # whatever a template may raise; a sample's row will say it
         log.debug("the chat template does not take images and text", exc_info=error)
         return None
@@ -96,12 +130,23 @@ def _asked(processor: Any, template: str | None = None) -> str | None:
 
 
 def _fit_counts(processor: Any, config: Any) -> None:
-    """`default` is to drop the class token. A tower that has none would lose a patch by it, which breaks tiles, and which a
-    processor that counts all patches does not know of: there, the patch stays.
+    """`default` is to drop the class token. A tower that has none would lose a patch by it, which
+    breaks tiles, and which a processor that counts all patches does not know of: there, the patch
+    stays.
     """
-    strategy, class_tokens = config.vision_feature_select_strategy, CLASS_TOKENS[config.vision_config.model_type]
-    less = processor.vision_feature_select_strategy == "default" and not processor.num_additional_image_tokens
-    if strategy == "default" and not class_tokens and (not less or hasattr(config, "image_grid_pinpoints")):
+    strategy, class_tokens = (
+        config.vision_feature_select_strategy,
+        CLASS_TOKENS[config.vision_config.model_type],
+    )
+    less = (
+        processor.vision_feature_select_strategy == "default"
+        and not processor.num_additional_image_tokens
+    )
+    if (
+        strategy == "default"
+        and not class_tokens
+        and (not less or hasattr(config, "image_grid_pinpoints"))
+    ):
         strategy = "full"
         _set(config, "vision_feature_select_strategy", strategy)
     _set(processor, "patch_size", config.vision_config.patch_size)
@@ -111,14 +156,23 @@ def _fit_counts(processor: Any, config: Any) -> None:
 
 def _set(owner: Any, name: str, value: Any) -> None:
     if getattr(owner, name) != value:
-        log.debug("%s.%s is %r in the files and %r for this model", type(owner).__name__, name, getattr(owner, name), value)
+        log.debug(
+            "%s.%s is %r in the files and %r for this model",
+            type(owner).__name__,
+            name,
+            getattr(owner, name),
+            value,
+        )
         setattr(owner, name, value)
 
 
 def _check_layers(read: Any, count: int) -> None:
     for layer in read if isinstance(read, (list, tuple)) else [] if read is None else [read]:
         if not -count - 1 <= layer <= count:
-            raise Broken(f"its config.json says vision_feature_layer: {read}, and its tower has {count} layers")
+            raise Broken(
+                f"its config.json says vision_feature_layer: {read}, and its tower has "
+                f"{count} layers"
+            )
 
 
 def _check_numbers(processor: Any, what: str) -> None:
@@ -126,6 +180,17 @@ def _check_numbers(processor: Any, what: str) -> None:
     for name, least in (("image_mean", -math.inf), ("image_std", 0.0), ("rescale_factor", 0.0)):
         value = getattr(processor, name, None)
         odd = isinstance(value, (list, tuple)) and len(value) not in (1, 3)
-        for number in [None] if odd else value if isinstance(value, (list, tuple)) else [] if value is None else [value]:
+        for number in (
+            [None]
+            if odd
+            else value
+            if isinstance(value, (list, tuple))
+            else []
+            if value is None
+            else [value]
+        ):
             if not isinstance(number, (int, float)) or not math.isfinite(number) or number <= least:
-                raise Broken(f"the {name} of its {what} is {brief(value)}; copy or download its settings again")
+                raise Broken(
+                    f"the {name} of its {what} is {brief(value)}; copy or download its "
+                    "settings again"
+                )

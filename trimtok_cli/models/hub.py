@@ -1,7 +1,8 @@
-"""A checkpoint on the hub becomes a folder in the hub's local cache. Downloads files; reads and runs none of them.
+"""A checkpoint on the hub becomes a folder in the hub's local cache. Downloads files; reads and
+runs none of them.
 
-The first request is short and is not repeated: without a network, a run begins at once with what the cache holds, or ends
-with a sentence.
+The first request is short and is not repeated: without a network, a run begins at once with what
+the cache holds, or ends with a sentence.
 """
 
 import logging
@@ -27,9 +28,11 @@ _ADAPTER = re.compile(r"adapter_model\.(safetensors|bin)")
 
 
 def fetch(hub_id: str, said: str, *, revision: str | None = None, code: bool = False) -> Path:
-    """The folder that holds a checkpoint, downloaded as far as it is not there. `said` is the option that named it.
+    """The folder that holds a checkpoint, downloaded as far as it is not there. `said` is the
+    option that named it.
 
-    code: the checkpoint's own Python files as well. ModelError where it can be had neither from the hub nor from the cache.
+    code: the checkpoint's own Python files as well. ModelError where it can be had neither from the
+    hub nor from the cache.
     """
     from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import RevisionNotFoundError
@@ -37,10 +40,17 @@ def fetch(hub_id: str, said: str, *, revision: str | None = None, code: bool = F
     try:
         info = HfApi().model_info(hub_id, revision=revision, timeout=FIRST_REQUEST)
         names = wanted([file.rfilename for file in info.siblings or []], code=code)
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=[_literal(name) for name in names]))
+        return Path(
+            snapshot_download(
+                hub_id, revision=revision, allow_patterns=[_literal(name) for name in names]
+            )
+        )
     except Exception as error:
         log.debug("%s cannot be had from the hub", hub_id, exc_info=error)
-        here = [try_to_load_from_cache(hub_id, name, revision=revision) for name in ("config.json", "adapter_config.json")]
+        here = [
+            try_to_load_from_cache(hub_id, name, revision=revision)
+            for name in ("config.json", "adapter_config.json")
+        ]
         folders = [Path(path).parent for path in here if isinstance(path, str)]
         if folders and not isinstance(error, RevisionNotFoundError):
             return folders[0]
@@ -48,8 +58,13 @@ def fetch(hub_id: str, said: str, *, revision: str | None = None, code: bool = F
 
 
 def wanted(names: Sequence[str], *, code: bool = False) -> list[str]:
-    """Of a repository's files those that are loaded: settings at its top, one kind of weights, with `code` its Python files."""
-    weights = next((found for kind in _WEIGHTS if (found := [name for name in names if kind.fullmatch(name)])), [])
+    """Of a repository's files those that are loaded: settings at its top, one kind of weights, with
+    `code` its Python files.
+    """
+    weights = next(
+        (found for kind in _WEIGHTS if (found := [name for name in names if kind.fullmatch(name)])),
+        [],
+    )
     weights += [name for name in names if _ADAPTER.fullmatch(name) and name not in weights]
     more = [name for name in names if _SETTINGS.fullmatch(name) or (code and name.endswith(".py"))]
     return more + weights
@@ -66,13 +81,27 @@ def _why(hub_id: str, revision: str | None, error: Exception) -> str:
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{hub_id} has no revision {revision}; check --revision"
     if isinstance(error, errors.GatedRepoError):
-        return f"{hub_id} is gated; ask for access on its page, then log in with `hf auth login` or HF_TOKEN"
+        return (
+            f"{hub_id} is gated; ask for access on its page, then log in with `hf auth "
+            "login` or HF_TOKEN"
+        )
     answer = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.RepositoryNotFoundError) or answer == 401:
-        return f"the hub has no {hub_id}, or keeps it private; check the name, or log in with `hf auth login` or HF_TOKEN"
+        return (
+            f"the hub has no {hub_id}, or keeps it private; check the name, or log in with "
+            "`hf auth login` or HF_TOKEN"
+        )
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return f"{hub_id} is not in the cache, and HF_HUB_OFFLINE forbids to look on the hub; unset it, or name a local folder"
+        return (
+            f"{hub_id} is not in the cache, and HF_HUB_OFFLINE forbids to look on the hub; "
+            "unset it, or name a local folder"
+        )
     if isinstance(error, OSError) and error.errno:
-        return f"{hub_id} cannot be written to the cache ({error.strerror}); make room, or set HF_HOME"
+        return (
+            f"{hub_id} cannot be written to the cache ({error.strerror}); make room, or set HF_HOME"
+        )
     found = f"the hub answered {answer}" if answer else "the hub cannot be reached"
-    return f"{hub_id} is not wholly in the cache, and {found}; check the network, or name a local folder"
+    return (
+        f"{hub_id} is not wholly in the cache, and {found}; check the network, or name a "
+        "local folder"
+    )

@@ -1,8 +1,10 @@
-"""What trimtok leans on inside other libraries, beyond their documented calls, and since which version it is so.
+"""What trimtok leans on inside other libraries, beyond their documented calls, and since which
+version it is so.
 
-The first place to look when a release moves something. tests/test_leaned_on.py finds every name in the installed versions, and
-sees that the package imports nothing from transformers' inner modules that does not stand here. The lower bounds in
-pyproject.toml follow from this table and from the tests' runs on the oldest versions.
+The first place to look when a release moves something. tests/test_leaned_on.py finds every name in
+the installed versions, and sees that the package imports nothing from transformers' inner modules
+that does not stand here. The lower bounds in pyproject.toml follow from this table and from the
+tests' runs on the oldest versions.
 """
 
 import inspect
@@ -11,7 +13,9 @@ from typing import NamedTuple
 
 
 class Leaned(NamedTuple):
-    """name: what must be there, as module:attribute. since: when it became so; "" where all allowed versions have it."""
+    """name: what must be there, as module:attribute. since: when it became so; "" where all allowed
+    versions have it.
+    """
 
     name: str
     why: str
@@ -21,45 +25,113 @@ class Leaned(NamedTuple):
 LEANED_ON = (
     Leaned(
         "transformers:LlamaModel.forward",
-        "its cache argument is `cache`, before it was `past_key_values`, which 5.40 will refuse: `cache_argument` below",
+        "its cache argument is `cache`, before it was `past_key_values`, which 5.40 will "
+        "refuse: `cache_argument` below",
         "transformers 5.24",
     ),
     Leaned(
         "transformers.cache_utils:CacheLayerMixin.get_max_length",
-        "asked of one layer's KV slots; older models ask `get_max_cache_shape`, so kv_slots.py answers both",
+        "asked of one layer's KV slots; older models ask `get_max_cache_shape`, so "
+        "kv_slots.py answers both",
         "transformers 5.20",
     ),
-    Leaned("transformers.cache_utils:Cache", "the KV slots are a cache of the library's kind, made of layers (kv_slots.py)"),
-    Leaned("transformers.cache_utils:DynamicCache", "the plain loop's cache; from the decoder's config it knows its windows"),
-    Leaned("transformers.modeling_outputs:BaseModelOutputWithPooling", "what a tower that is ended early hands over"),
-    Leaned("transformers.image_processing_utils:select_best_resolution", "LLaVA-NeXT's choice of tiles is the library's own"),
+    Leaned(
+        "transformers.cache_utils:Cache",
+        "the KV slots are a cache of the library's kind, made of layers (kv_slots.py)",
+    ),
+    Leaned(
+        "transformers.cache_utils:DynamicCache",
+        "the plain loop's cache; from the decoder's config it knows its windows",
+    ),
+    Leaned(
+        "transformers.modeling_outputs:BaseModelOutputWithPooling",
+        "what a tower that is ended early hands over",
+    ),
+    Leaned(
+        "transformers.image_processing_utils:select_best_resolution",
+        "LLaVA-NeXT's choice of tiles is the library's own",
+    ),
     Leaned(
         "transformers.image_processing_backends:TorchvisionBackend.rescale_and_normalize",
-        "bytes become floats on the device; a processor without it (Pillow's backend) makes its own floats",
+        "bytes become floats on the device; a processor without it (Pillow's backend) makes "
+        "its own floats",
     ),
-    Leaned("transformers:GenerationMixin._get_logits_processor", "`generate`'s own processors, a set an answer (rules.py)"),
-    Leaned("transformers:GenerationMixin._prepare_generation_config", "the checkpoint's word over the defaults (rules.py)"),
-    Leaned("transformers:GenerationMixin._get_stopping_criteria", "stop strings and what else ends an answer (rules.py)"),
-    Leaned("transformers:GenerationMixin._prepare_special_tokens", "end tokens as tensors, which the processors read (rules.py)"),
-    Leaned("transformers.generation:GenerationMode", "searches that cannot be had token by token are refused by name (rules.py)"),
-    Leaned("transformers.quantizers.auto:AUTO_QUANTIZER_MAPPING", "quantized weights of an unknown kind are refused"),
-    Leaned("transformers.utils:is_accelerate_available", "quantized weights are laid out for a device where accelerate is there"),
-    Leaned("transformers:ProcessorMixin.__call__", "`return_text_replacement_offsets`: where placeholders grew (chat.py)"),
-    Leaned("transformers:AttentionInterface.register", "queries and keys are noted where a module would attend (attention.py)"),
-    Leaned("transformers:PretrainedConfig.get_config_dict", "the family's name, before the library refuses an unknown one"),
-    Leaned("transformers:PreTrainedModel.get_decoder", "the language model: layers, their `self_attn`, config, `rotary_emb`"),
+    Leaned(
+        "transformers:GenerationMixin._get_logits_processor",
+        "`generate`'s own processors, a set an answer (rules.py)",
+    ),
+    Leaned(
+        "transformers:GenerationMixin._prepare_generation_config",
+        "the checkpoint's word over the defaults (rules.py)",
+    ),
+    Leaned(
+        "transformers:GenerationMixin._get_stopping_criteria",
+        "stop strings and what else ends an answer (rules.py)",
+    ),
+    Leaned(
+        "transformers:GenerationMixin._prepare_special_tokens",
+        "end tokens as tensors, which the processors read (rules.py)",
+    ),
+    Leaned(
+        "transformers.generation:GenerationMode",
+        "searches that cannot be had token by token are refused by name (rules.py)",
+    ),
+    Leaned(
+        "transformers.quantizers.auto:AUTO_QUANTIZER_MAPPING",
+        "quantized weights of an unknown kind are refused",
+    ),
+    Leaned(
+        "transformers.utils:is_accelerate_available",
+        "quantized weights are laid out for a device where accelerate is there",
+    ),
+    Leaned(
+        "transformers:ProcessorMixin.__call__",
+        "`return_text_replacement_offsets`: where placeholders grew (chat.py)",
+    ),
+    Leaned(
+        "transformers:AttentionInterface.register",
+        "queries and keys are noted where a module would attend (attention.py)",
+    ),
+    Leaned(
+        "transformers:PretrainedConfig.get_config_dict",
+        "the family's name, before the library refuses an unknown one",
+    ),
+    Leaned(
+        "transformers:PreTrainedModel.get_decoder",
+        "the language model: layers, their `self_attn`, config, `rotary_emb`",
+    ),
     Leaned("transformers:Qwen2VLModel.get_rope_index", "3-D positions of the dense prompt"),
-    Leaned("transformers:InternVLVisionModel", "its encoder's layers are called `layer`, and each attends in `attention`"),
+    Leaned(
+        "transformers:InternVLVisionModel",
+        "its encoder's layers are called `layer`, and each attends in `attention`",
+    ),
     Leaned(
         "torchvision:__version__",
-        "scales tensors by Lanczos; before it the library takes Pillow's backend for Idefics3 and SmolVLM",
+        "scales tensors by Lanczos; before it the library takes Pillow's backend for "
+        "Idefics3 and SmolVLM",
         "torchvision 0.27",
     ),
-    Leaned("torch.cuda:set_sync_debug_mode", "a step that waits is found out before it is recorded (cuda_graphs.py)"),
-    Leaned("torch.backends.cuda:matmul", "full float32 in the searches: `fp32_precision`, before it `allow_tf32`", "torch 2.9"),
-    Leaned("PIL.Image:OPEN", "formats that this Pillow can open, an allow-list is cut to them (media/images.py)"),
-    Leaned("PIL.Image:MAX_IMAGE_PIXELS", "one global number, set and put back around opening a file (media/images.py)"),
-    Leaned("PIL.Image:core.__file__", "libtiff's message handler is in the library that Pillow loaded (images.py)"),
+    Leaned(
+        "torch.cuda:set_sync_debug_mode",
+        "a step that waits is found out before it is recorded (cuda_graphs.py)",
+    ),
+    Leaned(
+        "torch.backends.cuda:matmul",
+        "full float32 in the searches: `fp32_precision`, before it `allow_tf32`",
+        "torch 2.9",
+    ),
+    Leaned(
+        "PIL.Image:OPEN",
+        "formats that this Pillow can open, an allow-list is cut to them (media/images.py)",
+    ),
+    Leaned(
+        "PIL.Image:MAX_IMAGE_PIXELS",
+        "one global number, set and put back around opening a file (media/images.py)",
+    ),
+    Leaned(
+        "PIL.Image:core.__file__",
+        "libtiff's message handler is in the library that Pillow loaded (images.py)",
+    ),
 )
 
 

@@ -1,7 +1,8 @@
 """`load_model`: from a name to an Adapter on its device.
 
-The steps are elsewhere: `catalog` says what a name means, `hub` downloads, `checkpoint` looks at the folder, `folder` has
-transformers load each part, `weights` checks what was loaded, `fitting` makes the processor fit the model.
+The steps are elsewhere: `catalog` says what a name means, `hub` downloads, `checkpoint` looks at
+the folder, `folder` has transformers load each part, `weights` checks what was loaded, `fitting`
+makes the processor fit the model.
 """
 
 from functools import partial
@@ -15,7 +16,14 @@ from transformers.utils import is_accelerate_available
 from trimtok_cli.device import pick_device, pick_dtype
 from trimtok_cli.errors import ModelError, UsageError
 from trimtok_cli.models.adapter import Adapter
-from trimtok_cli.models.checkpoint import OTHER_LAYOUTS, Broken, check, check_adapter, quantization, read_settings
+from trimtok_cli.models.checkpoint import (
+    OTHER_LAYOUTS,
+    Broken,
+    check,
+    check_adapter,
+    quantization,
+    read_settings,
+)
 from trimtok_cli.models.fitting import fit
 from trimtok_cli.models.folder import Folder, find_folder, strip
 from trimtok_cli.models.registry import ADAPTERS
@@ -33,10 +41,12 @@ def load_model(
     clip_text: str | None = None,
     trust_remote_code: bool = False,
 ) -> Adapter:
-    """An alias, a hub id or a local folder, on its device and ready to answer. ModelError with one sentence if it cannot be.
+    """An alias, a hub id or a local folder, on its device and ready to answer. ModelError with one
+    sentence if it cannot be.
 
-    clip_text: a CLIP checkpoint whose text tower says how relevant each patch is to the question (CDPruner asks for it).
-    trust_remote_code: run Python files of the checkpoint where it asks for it; what they do is nobody's but theirs.
+    clip_text: a CLIP checkpoint whose text tower says how relevant each patch is to the question
+    (CDPruner asks for it). trust_remote_code: run Python files of the checkpoint where it asks for
+    it; what they do is nobody's but theirs.
     """
     place = pick_device(device)
     kind = pick_dtype(dtype, place)
@@ -53,7 +63,9 @@ def load_model(
     processor = base.load("processor", AutoProcessor.from_pretrained)
     with folder.sentences():
         fit(processor, config)
-    if "generation_config.json" in settings:  # for a sentence that names it; the library reads it again with the weights
+    if (
+        "generation_config.json" in settings
+    ):  # for a sentence that names it; the library reads it again with the weights
         base.load("generation_config.json", GenerationConfig.from_pretrained)
     network = _network(base, config, kind, place, quantization(settings["config.json"]))
     if base is not folder:
@@ -83,29 +95,44 @@ def _add_adapter(network, path: str, **options) -> None:
 
 
 def _check_family(settings: dict[str, dict], model: str) -> None:
-    """ModelError for a family that is not supported, before anything else is looked for in its folder.
+    """ModelError for a family that is not supported, before anything else is looked for in its
+    folder.
 
     The library itself would refuse it with a page of advice.
     """
     family = settings.get("config.json", {}).get("model_type")
     if isinstance(family, str) and family not in ADAPTERS and family not in OTHER_LAYOUTS:
-        raise ModelError(f"--model {model} is of the family {brief(family)!r}; supported are {', '.join(sorted(ADAPTERS))}.")
+        raise ModelError(
+            f"--model {model} is of the family {brief(family)!r}; supported are "
+            f"{', '.join(sorted(ADAPTERS))}."
+        )
 
 
 def _network(folder: Folder, config, kind: torch.dtype, place: torch.device, quantized: str):
     """The model with its weights, every one of them read from the folder, on its device.
 
-    The attention is named here: what config.json names may be a kernel that the library fetches from the hub. Quantized
-    weights are laid out for a device while they are read, and stay there.
+    The attention is named here: what config.json names may be a kernel that the library fetches
+    from the hub. Quantized weights are laid out for a device while they are read, and stay there.
     """
-    if quantized and not any(name.startswith(quantized) for name in AUTO_QUANTIZER_MAPPING):  # they would be read as they lie
+    if quantized and not any(
+        name.startswith(quantized) for name in AUTO_QUANTIZER_MAPPING
+    ):  # they would be read as they lie
         version = transformers.__version__
-        raise folder.error(f"its weights are quantized by {brief(quantized)!r}, which transformers {version} does not know")
+        raise folder.error(
+            f"its weights are quantized by {brief(quantized)!r}, which transformers "
+            f"{version} does not know"
+        )
     more = {"device_map": {"": place}} if quantized and is_accelerate_available() else {}
     network, info = folder.load(
-        "weights", AutoModelForImageTextToText.from_pretrained, config=config, dtype=kind, attn_implementation="sdpa",
-        output_loading_info=True, ignore_mismatched_sizes=True, **more,
-    )  # fmt: skip
+        "weights",
+        AutoModelForImageTextToText.from_pretrained,
+        config=config,
+        dtype=kind,
+        attn_implementation="sdpa",
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **more,
+    )
     with folder.sentences():
         check_weights(info, layers=config.get_text_config().num_hidden_layers)
         if not quantized:
@@ -113,4 +140,7 @@ def _network(folder: Folder, config, kind: torch.dtype, place: torch.device, qua
     try:
         return (network if quantized else network.to(place)).eval()
     except torch.OutOfMemoryError:
-        raise ModelError(f"{folder.said} does not fit into the memory of {place}: use a smaller model or --device cpu.") from None
+        raise ModelError(
+            f"{folder.said} does not fit into the memory of {place}: use a smaller model or "
+            "--device cpu."
+        ) from None

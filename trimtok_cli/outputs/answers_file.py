@@ -1,5 +1,5 @@
-"""The answers of a run on their way to disk: whole lines, the old ones kept until the first new one, and what is said when the
-disk fails. Knows no model.
+"""The answers of a run on their way to disk: whole lines, the old ones kept until the first new
+one, and what is said when the disk fails. Knows no model.
 """
 
 from collections.abc import Callable
@@ -12,11 +12,12 @@ from trimtok_cli.outputs.whole_files import Lines, Printed, beside, discard
 
 
 class Output:
-    """Open from the model's loading to the last answer. `begin` writes the manifest of a run that is not over.
+    """Open from the model's loading to the last answer. `begin` writes the manifest of a run that
+    is not over.
 
-    A new destination holds its files from the start. What is overwritten stays whole until the first answer is there; then the
-    answers take the place of the old ones, and what lay beside those and told of them goes: a killed run leaves no two that
-    do not belong together.
+    A new destination holds its files from the start. What is overwritten stays whole until the
+    first answer is there; then the answers take the place of the old ones, and what lay beside
+    those and told of them goes: a killed run leaves no two that do not belong together.
     """
 
     def __init__(self, destination: Destination, begin: Callable[[], None] = lambda: None) -> None:
@@ -29,7 +30,9 @@ class Output:
                 self._told(self._take_place)
 
     def write(self, line: bytes) -> None:
-        """One answer. TrimtokError with what is safe if it cannot be written; BrokenPipeError if nobody reads standard output."""
+        """One answer. TrimtokError with what is safe if it cannot be written; BrokenPipeError if
+        nobody reads standard output.
+        """
         self._told(lambda: self._write(line))
         self.count += 1
 
@@ -71,16 +74,26 @@ class Output:
     def _sentence(self, error: OSError) -> str:
         place, answers = self.destination, f"{self.count} answer{'s' * (self.count != 1)}"
         if isinstance(error, FileNotFoundError):
-            return f"{place} was removed while the run went on, with {answers} in it: run again with an --out that stays."
-        safe = f"the first {answers} are safe in it" if self.count and place.answers else f"{answers} were written before"
+            return (
+                f"{place} was removed while the run went on, with {answers} in it: run again "
+                "with an --out that stays."
+            )
+        safe = (
+            f"the first {answers} are safe in it"
+            if self.count and place.answers
+            else f"{answers} were written before"
+        )
         return (
-            f"{place} cannot be written ({error.strerror or error}): {safe}; make room, and run again with another --out for "
+            f"{place} cannot be written ({error.strerror or error}): {safe}; make room, and "
+            "run again with another --out for "
             "the rest."
         )
 
 
 def finish(path: Path, write: Callable[[], None], failed: bool) -> None:
-    """Writes a file at the end of a run. TrimtokError if that fails, unless the run had `failed`: then its own error is told."""
+    """Writes a file at the end of a run. TrimtokError if that fails, unless the run had `failed`:
+    then its own error is told.
+    """
     try:
         write()
     except BrokenPipeError:
@@ -88,5 +101,8 @@ def finish(path: Path, write: Callable[[], None], failed: bool) -> None:
             raise
     except OSError as error:
         if not failed:
-            said = f"{path} cannot be written ({error.strerror or error}): the answers themselves are safe"
+            said = (
+                f"{path} cannot be written ({error.strerror or error}): the answers "
+                "themselves are safe"
+            )
             raise TrimtokError(f"{said}; run again with --overwrite to have it.") from error

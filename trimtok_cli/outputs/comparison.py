@@ -7,7 +7,9 @@ from trimtok_cli.outputs.record import record
 
 
 def comparison_record(comparison: Comparison, model: str) -> dict[str, Any]:
-    """One line: the question, the references, and under `runs` a full record for each setting, dense first."""
+    """One line: the question, the references, and under `runs` a full record for each setting,
+    dense first.
+    """
     records = [record(result, model=model, run="compare") for result in comparison.results]
     shared = {key: records[0][key] for key in ("question_id", "image", "prompt")}
     dense = comparison.results[0].answer

@@ -1,6 +1,8 @@
-"""Where a run writes: a new folder in trimtok-out, a folder, a .jsonl file with run.json beside it, or standard output.
+"""Where a run writes: a new folder in trimtok-out, a folder, a .jsonl file with run.json beside it,
+or standard output.
 
-Everything is decided and tried before a model is loaded: no output is an input, no other run writes there, the disk takes it.
+Everything is decided and tried before a model is loaded: no output is an input, no other run writes
+there, the disk takes it.
 """
 
 import errno
@@ -26,12 +28,16 @@ OWN = Path("trimtok-out")  # where the folders lie that nobody named
 
 TRIED = 64 * 1024  # bytes that the disk must take before a model is loaded
 
-_ENDING = re.compile(r"\.[a-z][a-z0-9]{0,6}", re.IGNORECASE)  # of a file; v1.5 and qwen-0.5b are names of folders
+_ENDING = re.compile(
+    r"\.[a-z][a-z0-9]{0,6}", re.IGNORECASE
+)  # of a file; v1.5 and qwen-0.5b are names of folders
 
 
 @dataclass(frozen=True)
 class Destination:
-    """answers is None for standard output, which has nothing beside it. `beside` are the other files that the command writes."""
+    """answers is None for standard output, which has nothing beside it. `beside` are the other
+    files that the command writes.
+    """
 
     answers: Path | None
     manifest: Path | None = None
@@ -51,7 +57,11 @@ class Destination:
         if self.answers is None:
             return [1]
         final = [self.answers, *self.beside]
-        return [*final, *(beside(path, each) for path in final for each in ("new", "tmp")), self.lock]
+        return [
+            *final,
+            *(beside(path, each) for path in final for each in ("new", "tmp")),
+            self.lock,
+        ]
 
     @property
     def lock(self) -> Path:
@@ -60,14 +70,22 @@ class Destination:
 
 @contextmanager
 def claimed(
-    out: str | None, command: str, reads: Iterable[str | Path | int] = (), *, overwrite: bool = False,
-    name: str = "answers.jsonl", page: bool = False, plots: Sequence[str] = (),
-) -> Iterator[Destination]:  # fmt: skip
-    """Finds the place that `out` names and holds it for a run; what was made for the run goes again if it writes nothing.
+    out: str | None,
+    command: str,
+    reads: Iterable[str | Path | int] = (),
+    *,
+    overwrite: bool = False,
+    name: str = "answers.jsonl",
+    page: bool = False,
+    plots: Sequence[str] = (),
+) -> Iterator[Destination]:
+    """Finds the place that `out` names and holds it for a run; what was made for the run goes again
+    if it writes nothing.
 
-    reads: the files that the run reads; a number is an open file. name: of the answers in a folder; beside them lies run.json,
-    or with `page` a page, or these plots. Raises UsageError where the name says nothing, one of `reads` would be written,
-    something is there and `overwrite` is not set, or another run writes there; TrimtokError where the disk does not have it.
+    reads: the files that the run reads; a number is an open file. name: of the answers in a folder;
+    beside them lies run.json, or with `page` a page, or these plots. Raises UsageError where the
+    name says nothing, one of `reads` would be written, something is there and `overwrite` is not
+    set, or another run writes there; TrimtokError where the disk does not have it.
     """
     if out == "-":
         if sys.__stdout__ is None:
@@ -79,7 +97,9 @@ def claimed(
     with ending.undone(undo.close):
         try:
             answers = _answers(out, command, name, undo)
-            manifest = answers.with_name("run.json" if answers.name == name else f"{answers.stem}.run.json")
+            manifest = answers.with_name(
+                "run.json" if answers.name == name else f"{answers.stem}.run.json"
+            )
             destination = Destination(
                 answers,
                 None if page or plots else manifest,
@@ -87,14 +107,24 @@ def claimed(
                 tuple(answers.with_name(plot) for plot in plots),
             )
             refuse_inputs(destination, reads)
-            if answers.suffix.lower() not in (".jsonl", ".json") and answers.is_file():  # a picture that a row names, say
-                raise UsageError(f"--out leads to {answers}, which is no file of JSON lines: choose another --out.")
+            if (
+                answers.suffix.lower() not in (".jsonl", ".json") and answers.is_file()
+            ):  # a picture that a row names, say
+                raise UsageError(
+                    f"--out leads to {answers}, which is no file of JSON lines: choose "
+                    "another --out."
+                )
             _hold(destination, overwrite, undo)
         except Busy as error:
-            raise UsageError(f"--out: {answers} cannot be used: {error}; choose another --out.") from None
+            raise UsageError(
+                f"--out: {answers} cannot be used: {error}; choose another --out."
+            ) from None
         except OSError as error:
             place = brief(out or str(OWN), 120)
-            raise TrimtokError(f"--out: {place} cannot be written ({error.strerror or error}); choose another --out.") from None
+            raise TrimtokError(
+                f"--out: {place} cannot be written ({error.strerror or error}); choose "
+                "another --out."
+            ) from None
         yield destination
 
 
@@ -105,7 +135,10 @@ def _hold(destination: Destination, overwrite: bool, undo: ExitStack) -> None:
     undo.callback(lock.release)
     lock.take()
     _refuse_others(destination, overwrite)
-    for trial in (*(beside(path, "tmp") for path in destination.beside), beside(destination.answers, "new")):
+    for trial in (
+        *(beside(path, "tmp") for path in destination.beside),
+        beside(destination.answers, "new"),
+    ):
         undo.callback(discard, trial)
         with create(trial) as file:
             put(file, b"\0" * TRIED)
@@ -114,17 +147,23 @@ def _hold(destination: Destination, overwrite: bool, undo: ExitStack) -> None:
 
 
 def refuse_inputs(destination: Destination, reads: Iterable[str | Path | int]) -> None:
-    """UsageError if the run would write what it reads: the same file, by whatever name, link or redirection."""
+    """UsageError if the run would write what it reads: the same file, by whatever name, link or
+    redirection.
+    """
     there = {found: path for path in destination.written if (found := _identity(path))}
     for read in reads if there else ():
         if (twice := there.get(_identity(read))) is not None:
             name = "standard output" if twice == 1 else str(twice)
             said = "standard input" if read == 0 else str(read)
-            raise UsageError(f"--out: {name} is an input of this run ({said}); choose another --out.")
+            raise UsageError(
+                f"--out: {name} is an input of this run ({said}); choose another --out."
+            )
 
 
 def listed(name: str | Path) -> list[Path]:
-    """The file of this name, or the files of the folder; nothing where there is neither. For `reads` of `claimed`."""
+    """The file of this name, or the files of the folder; nothing where there is neither. For
+    `reads` of `claimed`.
+    """
     try:
         path = Path(name).expanduser()
         return [*path.iterdir()] if path.is_dir() else [path] * path.is_file()
@@ -133,7 +172,9 @@ def listed(name: str | Path) -> list[Path]:
 
 
 def _refuse_others(destination: Destination, overwrite: bool) -> None:
-    """UsageError if something would be replaced without leave; an empty file and the manifest of a run without answers may be."""
+    """UsageError if something would be replaced without leave; an empty file and the manifest of a
+    run without answers may be.
+    """
     holds = destination.answers.exists() and destination.answers.stat().st_size > 0
     began = holds or destination.manifest is None or not _never_began(destination.manifest)
     for path in [destination.answers] * holds + destination.beside:
@@ -142,7 +183,10 @@ def _refuse_others(destination: Destination, overwrite: bool) -> None:
         if path.exists() and not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         if os.path.lexists(path) and not overwrite and (began or path != destination.manifest):
-            raise UsageError(f"--out: {path} is already there; add --overwrite to replace it, or choose another --out.")
+            raise UsageError(
+                f"--out: {path} is already there; add --overwrite to replace it, or choose "
+                "another --out."
+            )
 
 
 def _answers(out: str | None, command: str, name: str, undo: ExitStack) -> Path:
@@ -150,38 +194,55 @@ def _answers(out: str | None, command: str, name: str, undo: ExitStack) -> Path:
     if out is None:
         return _free_folder(f"{command}-{time.strftime('%Y%m%d-%H%M%S')}", undo) / name
     if not out.strip() or "\0" in out:
-        raise UsageError("--out must not be empty: name a folder, a .jsonl file, or - for standard output.")
+        raise UsageError(
+            "--out must not be empty: name a folder, a .jsonl file, or - for standard output."
+        )
     try:
         path = Path(out).expanduser()
     except RuntimeError:
-        raise UsageError(f"--out {brief(out)}: there is no such user; write the path in full.") from None
+        raise UsageError(
+            f"--out {brief(out)}: there is no such user; write the path in full."
+        ) from None
     try:
         mode = path.stat().st_mode
     except OSError:  # not there yet, or what is wrong shows when it is tried
         mode = 0
     folder = stat.S_ISDIR(mode) or out.endswith(("/", os.sep))
-    if mode and not folder and (not stat.S_ISREG(mode) or out.startswith(("/dev/", "/proc/"))):  # /dev/stdout may be a file
-        raise UsageError(f"--out {brief(out)} is no plain file and no folder: use -o - and redirect standard output to it.")
+    if (
+        mode and not folder and (not stat.S_ISREG(mode) or out.startswith(("/dev/", "/proc/")))
+    ):  # /dev/stdout may be a file
+        raise UsageError(
+            f"--out {brief(out)} is no plain file and no folder: use -o - and redirect "
+            "standard output to it."
+        )
     if path.suffix.lower() in (".jsonl", ".json") and not out.endswith(("/", os.sep)):
         return _followed(path)
     if not folder and _ENDING.fullmatch(path.suffix):
         raise UsageError(
-            f"--out {brief(out)}: {path.suffix} files cannot be written: a name ending in .jsonl or .json is a file of JSON "
+            f"--out {brief(out)}: {path.suffix} files cannot be written: a name ending in "
+            ".jsonl or .json is a file of JSON "
             f"lines, one without an ending is a folder (and {brief(out)}/ a folder of that name)."
         )
     if mode and not folder:
-        raise UsageError(f"--out {brief(out)} is a file and no folder: add .jsonl to its name, or choose another --out.")
+        raise UsageError(
+            f"--out {brief(out)} is a file and no folder: add .jsonl to its name, or choose "
+            "another --out."
+        )
     return _followed(path / name)
 
 
 def _followed(path: Path) -> Path:
-    """A link is followed once, here: what is replaced is the file that it leads to, beside which all is written."""
+    """A link is followed once, here: what is replaced is the file that it leads to, beside which
+    all is written.
+    """
     path = Path(os.path.realpath(path)) if os.path.islink(path) else path
     mode = path.stat().st_mode if os.path.exists(path) else stat.S_IFREG
     if stat.S_ISDIR(mode):
         raise UsageError(f"--out {path} is a folder: name a file in it.")
     if not stat.S_ISREG(mode):
-        raise UsageError(f"--out {path} is no plain file: use -o - and redirect standard output to it.")
+        raise UsageError(
+            f"--out {path} is no plain file: use -o - and redirect standard output to it."
+        )
     return path
 
 
@@ -224,6 +285,9 @@ def _never_began(manifest: Path) -> bool:
     try:
         found = json.loads(manifest.read_text(encoding="utf-8"))
         counts = found["counts"]
-        return bool(found["trimtok"] and found["interrupted"]) and not counts["done"] + counts["failed"]
+        return (
+            bool(found["trimtok"] and found["interrupted"])
+            and not counts["done"] + counts["failed"]
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -1,6 +1,8 @@
-"""A file beside an output that says which run writes it, so that a second run on the same output is refused.
+"""A file beside an output that says which run writes it, so that a second run on the same output is
+refused.
 
-The system's own lock (flock) tells a run that is alive from one that was killed; where there is none, the process number does.
+The system's own lock (flock) tells a run that is alive from one that was killed; where there is
+none, the process number does.
 """
 
 import contextlib
@@ -20,11 +22,15 @@ _UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, err
 
 
 class Busy(Exception):
-    """Another run holds the lock, or what stands there is no lock of ours; the message says which."""
+    """Another run holds the lock, or what stands there is no lock of ours; the message says
+    which.
+    """
 
 
 class Lock:
-    """Taken by `take`, given back by `release`; a killed run leaves the file, and the next one on that machine takes it over."""
+    """Taken by `take`, given back by `release`; a killed run leaves the file, and the next one on
+    that machine takes it over.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self.file = path, -1
@@ -38,11 +44,14 @@ class Lock:
             file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
             try:
                 self._hold(file)
-                # Whoever held it before may have removed the file in between: then ours is another one.
+                # Whoever held it before may have removed the file in between: then ours is another
+                # one.
                 if _same(file, self.path):
                     text = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n"
                     os.ftruncate(file, 0)
-                    os.pwrite(file, text.encode(), 0) if hasattr(os, "pwrite") else os.write(file, text.encode())
+                    os.pwrite(file, text.encode(), 0) if hasattr(os, "pwrite") else os.write(
+                        file, text.encode()
+                    )
                     self.file = file
             finally:
                 if self.file != file:
@@ -65,15 +74,23 @@ class Lock:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno not in _UNSUPPORTED:
-                    raise Busy(f"another run ({who}) is writing it" if holder else "another run is about to write it") from None
+                    raise Busy(
+                        f"another run ({who}) is writing it"
+                        if holder
+                        else "another run is about to write it"
+                    ) from None
                 free = not holder or not _alive(holder.get("pid"))
         if holder and holder.get("host") != socket.gethostname():
-            raise Busy(f"another run ({who}) is writing it; if that run is gone, remove {self.path}")
+            raise Busy(
+                f"another run ({who}) is writing it; if that run is gone, remove {self.path}"
+            )
         if not free:
             raise Busy(f"another run ({who}) is writing it")
 
     def _holder(self, file: int) -> dict:
-        """What the lock says; empty where it says nothing yet. Busy if the file is somebody else's."""
+        """What the lock says; empty where it says nothing yet. Busy if the file is somebody
+        else's.
+        """
         foreign = Busy(f"{self.path} is in the way and is not trimtok's")
         if not stat.S_ISREG(os.fstat(file).st_mode):
             raise foreign

@@ -1,4 +1,6 @@
-"""run.json: what was run, with what, and how it went. Counts and percentiles are gathered as results pass. Knows no model."""
+"""run.json: what was run, with what, and how it went. Counts and percentiles are gathered as
+results pass. Knows no model.
+"""
 
 import dataclasses
 import importlib.metadata
@@ -19,11 +21,15 @@ STAGES = tuple(field.name for field in dataclasses.fields(Seconds))
 
 
 class RunSummary:
-    """Counts and stage times of a run. Times are kept as a list of floats a stage: 56 bytes a sample."""
+    """Counts and stage times of a run. Times are kept as a list of floats a stage: 56 bytes a
+    sample.
+    """
 
     def __init__(self) -> None:
         self.started, self.start = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.perf_counter()
-        self.done = self.failed = self.warned = self.visual = self.kept = self.generated = self.peak_bytes = 0
+        self.done = self.failed = self.warned = self.visual = self.kept = self.generated = (
+            self.peak_bytes
+        ) = 0
         self.finish: Counter[str] = Counter()
         self.times: dict[str, list[float]] = {stage: [] for stage in STAGES}
 
@@ -67,11 +73,17 @@ class RunSummary:
 
 
 def write_run(path: Path, config: RunConfig, summary: RunSummary, **facts: Any) -> None:
-    """The manifest, written whole or not at all; `facts` are what only the caller knows: run, command, model, interrupted."""
+    """The manifest, written whole or not at all; `facts` are what only the caller knows: run,
+    command, model, interrupted.
+    """
     document = {
-        **facts, "trimtok": __version__, "started": summary.started, "config": dataclasses.asdict(config),
-        "versions": versions(), **summary.as_dict(),
-    }  # fmt: skip
+        **facts,
+        "trimtok": __version__,
+        "started": summary.started,
+        "config": dataclasses.asdict(config),
+        "versions": versions(),
+        **summary.as_dict(),
+    }
     write_whole(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -93,5 +105,9 @@ def _percentiles(values: list[float]) -> dict[str, float]:
     at = lambda share: ordered[min(int(share * len(ordered)), len(ordered) - 1)]  # noqa: E731
     return {
         name: round(1000 * v, 3)
-        for name, v in (("p50", statistics.median(ordered)), ("p90", at(0.9)), ("mean", statistics.fmean(ordered)))
+        for name, v in (
+            ("p50", statistics.median(ordered)),
+            ("p90", at(0.9)),
+            ("mean", statistics.fmean(ordered)),
+        )
     }

@@ -1,7 +1,8 @@
-"""Comparisons become one HTML file that needs nothing else: pictures inside, kept tokens drawn over them, answers beside.
+"""Comparisons become one HTML file that needs nothing else: pictures inside, kept tokens drawn over
+them, answers beside.
 
-Everything a sample brings (names, questions, answers, errors) is untrusted text; the template escapes all of it.
-Knows no model; where the tokens lie comes with each Comparison.
+Everything a sample brings (names, questions, answers, errors) is untrusted text; the template
+escapes all of it. Knows no model; where the tokens lie comes with each Comparison.
 """
 
 import re
@@ -24,7 +25,13 @@ from trimtok_cli.outputs.whole_files import write_whole
 
 LONGEST_SIDE, JPEG_QUALITY, FLAT_COLORS = 640, 85, 256
 
-BARS = (("load", "load, prepare"), ("encode", "encode"), ("prune", "prune"), ("prefill", "prefill"), ("decode", "decode"))
+BARS = (
+    ("load", "load, prepare"),
+    ("encode", "encode"),
+    ("prune", "prune"),
+    ("prefill", "prefill"),
+    ("decode", "decode"),
+)
 
 
 def write_page(
@@ -38,11 +45,12 @@ def write_page(
     load_clip: Callable[[Path], Any] | None = None,
     limit: int = 200,
 ) -> None:
-    """Write the page to `path`, a card for each of the first `limit` samples; the summary counts all of them.
+    """Write the page to `path`, a card for each of the first `limit` samples; the summary counts
+    all of them.
 
-    `facts` are the conditions, in order; `sentence` says where the time goes. `load` gives an upright RGB image and its
-    Media (by default `media.images.load_image`), `load_clip` a video's Clip (by default `media.video.load_video`); what
-    they refuse becomes a box with the reason.
+    `facts` are the conditions, in order; `sentence` says where the time goes. `load` gives an
+    upright RGB image and its Media (by default `media.images.load_image`), `load_clip` a video's
+    Clip (by default `media.video.load_video`); what they refuse becomes a box with the reason.
     """
     if load is None:
         from trimtok_cli.media.images import load_image as load
@@ -51,26 +59,39 @@ def write_page(
         from trimtok_cli.media.video import load_video
 
         load_clip = partial(load_video, rule=FrameRule())
-    folder, tidy = FileSystemLoader(Path(__file__).parent), {"trim_blocks": True, "lstrip_blocks": True}
+    folder, tidy = (
+        FileSystemLoader(Path(__file__).parent),
+        {"trim_blocks": True, "lstrip_blocks": True},
+    )
     environment = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, **tidy)
-    environment.filters |= {"duration": summary.duration, "percent": summary.percent, "pace": summary.pace, "bars": _bars}
+    environment.filters |= {
+        "duration": summary.duration,
+        "percent": summary.percent,
+        "pace": summary.pace,
+        "bars": _bars,
+    }
     page = environment.get_template("page.html.j2").render(
         title=title,
         facts=facts,
         sentence=sentence,
         rows=summary.summarize(comparisons),
-        cards=[_card(i, comparison, load, load_clip) for i, comparison in enumerate(comparisons[:limit])],
+        cards=[
+            _card(i, comparison, load, load_clip)
+            for i, comparison in enumerate(comparisons[:limit])
+        ],
         samples=len(comparisons),
         stages=BARS,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A file name that is no valid Unicode holds lone surrogates; they become "?" rather than end the page.
+    # A file name that is no valid Unicode holds lone surrogates; they become "?" rather than end
+    # the page.
     write_whole(path, page.encode("utf-8", "replace").decode("utf-8"))
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An image, or a frame of a video, as the page shows it; `uri` is empty and `problem` says why where it could not be read.
+    """An image, or a frame of a video, as the page shows it; `uri` is empty and `problem` says why
+    where it could not be read.
 
     `number` is its visual index; `frame` its number in a video.
     """
@@ -86,7 +107,9 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Overlay:
-    """SVG path data, in pixels of the picture: `clear` is what stays unveiled, `outline` the edges of kept tokens."""
+    """SVG path data, in pixels of the picture: `clear` is what stays unveiled, `outline` the edges
+    of kept tokens.
+    """
 
     kept: int
     dense: int
@@ -95,16 +118,22 @@ class Overlay:
 
 
 def diff(dense: str, pruned: str) -> list[tuple[str, str]]:
-    """The pruned answer in pieces (kind, text): equal, replace and insert hold its own words, delete what it lacks of dense's."""
+    """The pruned answer in pieces (kind, text): equal, replace and insert hold its own words,
+    delete what it lacks of dense's.
+    """
     old, new, pieces = dense.split(), re.findall(r"\S+\s*", pruned), []
-    for kind, i, j, k, end in SequenceMatcher(None, old, pruned.split(), autojunk=False).get_opcodes():
+    for kind, i, j, k, end in SequenceMatcher(
+        None, old, pruned.split(), autojunk=False
+    ).get_opcodes():
         text = " ".join(old[i:j]) if kind == "delete" else "".join(new[k:end])
         words = text.rstrip()
         pieces += [(kind, words)] + [("equal", text[len(words) :])] * (len(words) < len(text))
     return pieces
 
 
-def _card(number: int, comparison: Comparison, load: Callable, load_clip: Callable) -> dict[str, Any]:
+def _card(
+    number: int, comparison: Comparison, load: Callable, load_clip: Callable
+) -> dict[str, Any]:
     sample, results = comparison.sample, comparison.results
     pictures = list(_pictures(comparison, load, load_clip))
     errors = [result.error for result in results if result.error]
@@ -139,8 +168,16 @@ def _pane(comparison: Comparison, number: int, pictures: Sequence[Picture]) -> d
 def _pictures(comparison: Comparison, load: Callable, load_clip: Callable) -> Iterator[Picture]:
     """Images in the prompt's order, and of a video every frame that has tokens."""
     sample = by_content(comparison.sample)
-    names = iter(zip(sample.images, [*sample.names, *(path.name for path in sample.images[len(sample.names) :])], strict=False))
-    kinds = comparison.kinds or ("image",) * len(sample.images) + ("video",) * (sample.video is not None)
+    names = iter(
+        zip(
+            sample.images,
+            [*sample.names, *(path.name for path in sample.images[len(sample.names) :])],
+            strict=False,
+        )
+    )
+    kinds = comparison.kinds or ("image",) * len(sample.images) + ("video",) * (
+        sample.video is not None
+    )
     for number, kind in enumerate(kinds):
         path, name = next(names) if kind == "image" else (sample.video, sample.video.name)
         try:
@@ -151,7 +188,9 @@ def _pictures(comparison: Comparison, load: Callable, load_clip: Callable) -> It
             wanted = sorted({frame for frame, owner in owners if owner == number})
             clip = load_clip(path) if wanted else None
             for frame in wanted:
-                yield _picture(f"{name}, {clip.times[frame]:.2f} s", clip.frames[frame], number, frame)
+                yield _picture(
+                    f"{name}, {clip.times[frame]:.2f} s", clip.frames[frame], number, frame
+                )
             if not wanted:
                 yield Picture(name, problem="No frame of this video was read.", number=number)
         except (MediaError, OSError) as error:
@@ -177,13 +216,18 @@ def _data_uri(image: Any) -> str:
 
 
 def _overlay(comparison: Comparison, result: Result, picture: Picture) -> Overlay | None:
-    """What to draw over a picture; None where no token of it has a place or where nothing was dropped.
+    """What to draw over a picture; None where no token of it has a place or where nothing was
+    dropped.
 
     Dense gets a veil only where the processor cut the image off, so that no token sees it.
     """
     frames = comparison.frame or (0,) * len(comparison.boxes)
     places = enumerate(zip(comparison.boxes, comparison.visual_index, frames, strict=False))
-    boxes = {token: box for token, (box, owner, frame) in places if owner == picture.number and picture.frame in (None, frame)}
+    boxes = {
+        token: box
+        for token, (box, owner, frame) in places
+        if owner == picture.number and picture.frame in (None, frame)
+    }
     shown = [box for box in boxes.values() if box[2] > box[0] and box[3] > box[1]]
     if not shown or not picture.uri:
         return None
@@ -191,27 +235,43 @@ def _overlay(comparison: Comparison, result: Result, picture: Picture) -> Overla
         kept = [boxes[token] for token in result.kept[-1].tokens if token in boxes]
         edges = _edges(kept, picture)
         return Overlay(len(kept), len(boxes), edges, edges)
-    low, high = [min(side) for side in zip(*shown, strict=True)], [max(side) for side in zip(*shown, strict=True)]
+    low, high = (
+        [min(side) for side in zip(*shown, strict=True)],
+        [max(side) for side in zip(*shown, strict=True)],
+    )
     seen = (low[0], low[1], high[2], high[3])
     whole = (seen[2] - seen[0]) * (seen[3] - seen[1]) > 0.99
     return None if whole else Overlay(len(boxes), len(boxes), _edges([seen], picture), "")
 
 
 def _edges(boxes: Sequence[tuple[float, float, float, float]], picture: Picture) -> str:
-    """The boxes as SVG path data, larger ones first, so that a fine token lies over a coarse one."""
-    boxes = sorted((box for box in boxes if box[2] > box[0] and box[3] > box[1]), key=lambda b: (b[0] - b[2]) * (b[3] - b[1]))
-    corners = ((x0 * picture.width, y0 * picture.height, x1 * picture.width, y1 * picture.height) for x0, y0, x1, y1 in boxes)
+    """The boxes as SVG path data, larger ones first, so that a fine token lies over a coarse
+    one.
+    """
+    boxes = sorted(
+        (box for box in boxes if box[2] > box[0] and box[3] > box[1]),
+        key=lambda b: (b[0] - b[2]) * (b[3] - b[1]),
+    )
+    corners = (
+        (x0 * picture.width, y0 * picture.height, x1 * picture.width, y1 * picture.height)
+        for x0, y0, x1, y1 in boxes
+    )
     return "".join(
-        "M{:g} {:g}H{:g}V{:g}H{:g}z".format(*(round(v, 1) for v in (x0, y0, x1, y1, x0))) for x0, y0, x1, y1 in corners
+        "M{:g} {:g}H{:g}V{:g}H{:g}z".format(*(round(v, 1) for v in (x0, y0, x1, y1, x0)))
+        for x0, y0, x1, y1 in corners
     )
 
 
 def _bars(seconds: Seconds, longest: float) -> list[tuple[str, float, float, float]]:
-    """(stage, start, width, seconds) of a stacked bar, in parts of 100 where 100 is `longest` seconds; load holds prepare too."""
+    """(stage, start, width, seconds) of a stacked bar, in parts of 100 where 100 is `longest`
+    seconds; load holds prepare too.
+    """
     bars, start = [], 0.0
     for stage, _ in BARS:
         took = getattr(seconds, stage) + (seconds.prepare if stage == "load" else 0.0)
         if took > 0 and longest > 0:
-            bars.append((stage, round(start / longest * 100, 2), round(took / longest * 100, 2), took))
+            bars.append(
+                (stage, round(start / longest * 100, 2), round(took / longest * 100, 2), took)
+            )
         start += took
     return bars

@@ -1,6 +1,7 @@
 """answers.jsonl: one LLaVA-compatible record per input, in input order, flushed as it comes.
 
-LLaVA's own scorers read the first keys and ignore the rest; the same keys stand in every line, failed or not. Knows no model.
+LLaVA's own scorers read the first keys and ignore the rest; the same keys stand in every line,
+failed or not. Knows no model.
 """
 
 import hashlib
@@ -17,14 +18,23 @@ FIRST_KEYS = ("question_id", "prompt", "text", "answer_id", "model_id", "image")
 
 
 def record(result: Result, *, model: str, run: str) -> dict[str, Any]:
-    """The record of one result. Further columns of the input ride along behind ours; one that clashes gets `input_` before it."""
+    """The record of one result. Further columns of the input ride along behind ours; one that
+    clashes gets `input_` before it.
+    """
     sample, tokens, seconds = result.sample, result.tokens, result.seconds
     media = result.media[0] if result.media else Media()
     names, frames = list(sample.names), sum(len(each.times) or 1 for each in result.media)
-    ms = {name: round(1000 * value, 3) for name, value in (
-        ("load", seconds.load), ("preprocess", seconds.prepare), ("vision", seconds.encode),
-        ("prune", seconds.prune), ("prefill", seconds.prefill), ("decode", seconds.decode),
-    )}  # fmt: skip
+    ms = {
+        name: round(1000 * value, 3)
+        for name, value in (
+            ("load", seconds.load),
+            ("preprocess", seconds.prepare),
+            ("vision", seconds.encode),
+            ("prune", seconds.prune),
+            ("prefill", seconds.prefill),
+            ("decode", seconds.decode),
+        )
+    }
     row: dict[str, Any] = {
         "question_id": sample.id,
         "prompt": result.question,
@@ -43,26 +53,35 @@ def record(result: Result, *, model: str, run: str) -> dict[str, Any]:
                 "completion_tokens": tokens.generated,
             },
             "visual": {
-                "tokens": tokens.visual, "kept": tokens.kept, "grid": list(result.grid), "frames": max(frames, 1),
-                "layer_mean": round(tokens.layer_mean, 3), "stages": [[each.layer, len(each.tokens)] for each in result.kept],
+                "tokens": tokens.visual,
+                "kept": tokens.kept,
+                "grid": list(result.grid),
+                "frames": max(frames, 1),
+                "layer_mean": round(tokens.layer_mean, 3),
+                "stages": [[each.layer, len(each.tokens)] for each in result.kept],
             },
             "timing_ms": {**ms, "batch_size": result.batch_size},
             "media": {
-                "width": media.width, "height": media.height, "mode": media.mode, "exif_orientation": media.exif_orientation,
+                "width": media.width,
+                "height": media.height,
+                "mode": media.mode,
+                "exif_orientation": media.exif_orientation,
             },
             "video": _video(result.media),
             "prompt_sent": result.prompt_sent,
             "warnings": list(result.warnings),
             "run": run,
         },
-    }  # fmt: skip
+    }
     for key, value in sample.extra.items():
         row[key if key not in row else f"input_{key}"] = value
     return row
 
 
 def writable(result: Result, **names: str) -> tuple[Result, bytes]:
-    """The result and its line. Where further columns of the input cannot be written, the result has failed, and says so."""
+    """The result and its line. Where further columns of the input cannot be written, the result has
+    failed, and says so.
+    """
     try:
         return result, line_of(record(result, **names))
     except Exception as error:
@@ -79,7 +98,14 @@ def _answer_id(text: str) -> str:
 
 
 def _video(media: Sequence[Media]) -> dict[str, Any]:
-    """Decoder, seconds, frames of the file, and times of those that were read; of the same shape where there is no video."""
+    """Decoder, seconds, frames of the file, and times of those that were read; of the same shape
+    where there is no video.
+    """
     found = next((each for each in media if each.times), Media(frames=0))
     times = [round(time, 4) for time in found.times]
-    return {"decoder": found.decoder, "duration": round(found.duration, 4), "frames": found.frames, "frame_times": times}
+    return {
+        "decoder": found.decoder,
+        "duration": round(found.duration, 4),
+        "frames": found.frames,
+        "frame_times": times,
+    }

@@ -1,4 +1,6 @@
-"""Files that are whole or not there: documents that are written beside their place and moved, lines that are never cut."""
+"""Files that are whole or not there: documents that are written beside their place and moved, lines
+that are never cut.
+"""
 
 import errno
 import os
@@ -14,7 +16,9 @@ def beside(path: Path, ending: str) -> Path:
 
 
 def create(path: Path) -> BinaryIO:
-    """A new file, without a buffer. What a killed run left under the name is removed first, and a link is never followed."""
+    """A new file, without a buffer. What a killed run left under the name is removed first, and a
+    link is never followed.
+    """
     discard(path)
     return path.open("xb", buffering=0)
 
@@ -26,9 +30,11 @@ def discard(path: Path) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """A document as UTF-8, whole or not at all: after an OSError what stood there still does, and nothing is left beside it.
+    """A document as UTF-8, whole or not at all: after an OSError what stood there still does, and
+    nothing is left beside it.
 
-    A character that is none (from a file name that is not UTF-8) is written as an escape, which JSON reads back.
+    A character that is none (from a file name that is not UTF-8) is written as an escape, which
+    JSON reads back.
     """
     temporary = beside(path, "tmp")
     try:
@@ -41,7 +47,9 @@ def write_whole(path: Path, text: str) -> None:
 
 
 class Lines:
-    """A new file of lines. A line is written whole or, after an OSError, not at all; a killed process loses no line written."""
+    """A new file of lines. A line is written whole or, after an OSError, not at all; a killed
+    process loses no line written.
+    """
 
     def __init__(self, path: Path) -> None:
         self.file = create(path)
@@ -65,7 +73,9 @@ class Lines:
 
 
 class Printed:
-    """Standard output, for lines of bytes: UTF-8, whatever the terminal or the locale says. OSError where it is closed."""
+    """Standard output, for lines of bytes: UTF-8, whatever the terminal or the locale says. OSError
+    where it is closed.
+    """
 
     def __init__(self) -> None:
         if sys.stdout is None:

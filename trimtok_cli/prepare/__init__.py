@@ -1,1 +1,3 @@
-"""Sample -> Prepared: files read, decoded and put into the words of a model, here or in worker processes."""
+"""Sample -> Prepared: files read, decoded and put into the words of a model, here or in worker
+processes.
+"""

@@ -1,7 +1,9 @@
-"""Samples prepared ahead of the model, in processes of their own: in order, a bounded number at a time, whatever happens to one.
+"""Samples prepared ahead of the model, in processes of their own: in order, a bounded number at a
+time, whatever happens to one.
 
-A process that dies takes one sample along and no other, and a new one takes its place. Where none can be started any more, fewer
-go on, and in the end this process prepares its samples itself. The processes' side is worker.py. Knows no model.
+A process that dies takes one sample along and no other, and a new one takes its place. Where none
+can be started any more, fewer go on, and in the end this process prepares its samples itself. The
+processes' side is worker.py. Knows no model.
 """
 
 import logging
@@ -22,17 +24,24 @@ from trimtok_cli.models.preprocessor import Preprocessor
 from trimtok_cli.prepare.sample import Ask, Failed, Prepared, attempt, overdue
 from trimtok_cli.prepare.worker import packed
 
-AHEAD = 4  # samples in flight for each worker: enough that none waits while the model takes its time
+AHEAD = (
+    4  # samples in flight for each worker: enough that none waits while the model takes its time
+)
 
-CHANCES = 2  # a process may die for reasons of its own: so often a sample is tried, and so often a process is started
+# a process may die for reasons of its own: so often a sample is tried, and so often a process is
+# started
+CHANCES = 2
 
 STARTING = 300  # seconds for the libraries' imports
 
 WORKER = (
-    "from trimtok_cli.child_process import inbox; messages = inbox(); from trimtok_cli.prepare.worker import main; main(messages)"
+    "from trimtok_cli.child_process import inbox; messages = inbox(); from "
+    "trimtok_cli.prepare.worker import main; main(messages)"
 )
 
-GRACE = 5  # seconds beyond a sample's limit, which its worker keeps itself unless it is stopped or in native code
+# seconds beyond a sample's limit, which its worker keeps itself unless it is stopped or in native
+# code
+GRACE = 5
 
 _NONE_LEFT = object()
 
@@ -40,12 +49,18 @@ log = logging.getLogger("trimtok")
 
 
 def prepare_ahead(
-    preprocessor: Preprocessor, samples: Iterable[Sample], ask: Ask, *, workers: int = 0, ahead: int | None = None
+    preprocessor: Preprocessor,
+    samples: Iterable[Sample],
+    ask: Ask,
+    *,
+    workers: int = 0,
+    ahead: int | None = None,
 ) -> Iterator[Prepared | Failed]:
-    """What becomes of every sample, in order. `samples` is read at most `ahead` further than results were taken (4 a worker).
+    """What becomes of every sample, in order. `samples` is read at most `ahead` further than
+    results were taken (4 a worker).
 
-    With 0 workers everything is done here and now, one sample at a time. Close the iterator to end the processes before its end.
-    Raises ModelError where no sample can be prepared.
+    With 0 workers everything is done here and now, one sample at a time. Close the iterator to end
+    the processes before its end. Raises ModelError where no sample can be prepared.
     """
     if not workers:
         for sample in samples:
@@ -55,7 +70,9 @@ def prepare_ahead(
 
     def first() -> Prepared | Failed:
         sample, found = waiting.popleft()
-        return found.result() or attempt(preprocessor, sample, ask)  # here, in the thread that can keep the time limit
+        return found.result() or attempt(
+            preprocessor, sample, ask
+        )  # here, in the thread that can keep the time limit
 
     with closing(_Workers(preprocessor, ask, workers)) as pool:
         for sample in samples:
@@ -68,15 +85,20 @@ def prepare_ahead(
 
 
 class _Workers:
-    """So many processes, started as they are needed. Each is in `free` or in the hands of one thread, which waits for it."""
+    """So many processes, started as they are needed. Each is in `free` or in the hands of one
+    thread, which waits for it.
+    """
 
     def __init__(self, preprocessor: Preprocessor, ask: Ask, count: int) -> None:
         level = logging.getLogger("trimtok").getEffectiveLevel()
         try:
             self.task = pickle.dumps((level, preprocessor, ask))
         except Exception as error:
-            raise ModelError(f"the preprocessor cannot be sent to worker processes ({error}): use 0 workers.") from error
-        # No worker needs a GPU, and a library's warnings, or a failed start's story, would be told once for each of them.
+            raise ModelError(
+                f"the preprocessor cannot be sent to worker processes ({error}): use 0 workers."
+            ) from error
+        # No worker needs a GPU, and a library's warnings, or a failed start's story, would be told
+        # once for each of them.
         debug = level <= logging.DEBUG
         quiet = {} if debug else {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
         self.environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | quiet
@@ -112,7 +134,9 @@ class _Workers:
 
     def _run(self, sample: Sample) -> Prepared | Failed | None:
         try:
-            message = packed(replace(sample, extra={}))  # of no use there, and anything may be in it
+            message = packed(
+                replace(sample, extra={})
+            )  # of no use there, and anything may be in it
         except Exception:  # a script's own sample
             return None
         end, limit = None, self.ask.limit(sample)
@@ -127,7 +151,10 @@ class _Workers:
                 if end.overdue:
                     return Failed(sample, overdue(limit))
             except Exception as error:
-                said = f"what a worker process prepared cannot be read here ({sentence(error)}): use 0 workers"
+                said = (
+                    "what a worker process prepared cannot be read here "
+                    f"({sentence(error)}): use 0 workers"
+                )
                 return Failed(sample, SampleError(said))
             else:
                 if isinstance(found, ModelError):
@@ -138,7 +165,10 @@ class _Workers:
         if end is None:
             return None
         # Never here: what ended a worker may end this process, and all the others' answers with it.
-        said = f"the worker process that read it died ({end.how}): the file may be damaged, or memory has run out"
+        said = (
+            f"the worker process that read it died ({end.how}): the file may be damaged, or "
+            "memory has run out"
+        )
         return Failed(sample, SampleError(said))
 
     def _take(self) -> Child | None:

@@ -1,4 +1,6 @@
-"""From a sample on disk to what the model's processor makes of it. Knows no pruner and touches no device."""
+"""From a sample on disk to what the model's processor makes of it. Knows no pruner and touches no
+device.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -25,14 +27,16 @@ log = logging.getLogger("trimtok")
 
 @dataclass(frozen=True)
 class Ask:
-    """How every sample of a run is asked. `prompt` is for samples that bring no question of their own.
+    """How every sample of a run is asked. `prompt` is for samples that bring no question of their
+    own.
 
-    frames: which frames of a video are read; video_as: `video` (the family's own path), `frames` (as images) or `auto`.
-    max_pixels: larger images and frames are shrunk to so many before the processor sees them; 0 shrinks none.
-    decode: `continuous` (a static cache, and a waiting prompt takes the place of an answer that ends) or `simple` (batch by
-    batch, a cache that grows).
-    timeout: seconds for reading and preparing one sample; decoding its video comes on top, with the time of `frames`.
-    max_new_tokens: None is the checkpoint's own number, else 128; sampling: what overrules its generation settings.
+    frames: which frames of a video are read; video_as: `video` (the family's own path), `frames`
+    (as images) or `auto`. max_pixels: larger images and frames are shrunk to so many before the
+    processor sees them; 0 shrinks none. decode: `continuous` (a static cache, and a waiting prompt
+    takes the place of an answer that ends) or `simple` (batch by batch, a cache that grows).
+    timeout: seconds for reading and preparing one sample; decoding its video comes on top, with the
+    time of `frames`. max_new_tokens: None is the checkpoint's own number, else 128; sampling: what
+    overrules its generation settings.
     """
 
     prompt: str = ""
@@ -55,7 +59,9 @@ class Ask:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A sample read from disk and put into the model's words; its times so far. seed: what its lots are drawn by."""
+    """A sample read from disk and put into the model's words; its times so far. seed: what its lots
+    are drawn by.
+    """
 
     sample: Sample
     question: str
@@ -91,8 +97,9 @@ def overdue(seconds: float) -> SampleError:
 
 
 def prepare(preprocessor: Preprocessor, sample: Sample, ask: Ask) -> Prepared:
-    """Reads the files, then the chat template and the processor. SampleError where a limit is met: of time, which is kept in
-    the main thread alone (see `within`), or of memory."""
+    """Reads the files, then the chat template and the processor. SampleError where a limit is met:
+    of time, which is kept in the main thread alone (see `within`), or of memory.
+    """
     try:
         return within(ask.limit(sample), lambda: _prepare(preprocessor, sample, ask))
     except TimeUp:
@@ -100,7 +107,9 @@ def prepare(preprocessor: Preprocessor, sample: Sample, ask: Ask) -> Prepared:
     except Exception as error:
         if not out_of_memory(error):
             raise
-        raise SampleError("there is not enough memory to prepare it; make it smaller or use fewer --workers") from error
+        raise SampleError(
+            "there is not enough memory to prepare it; make it smaller or use fewer --workers"
+        ) from error
 
 
 def _prepare(preprocessor: Preprocessor, sample: Sample, ask: Ask) -> Prepared:
@@ -108,7 +117,10 @@ def _prepare(preprocessor: Preprocessor, sample: Sample, ask: Ask) -> Prepared:
         raise SampleError(sample.problem)
     given, sample = sample, by_content(sample)
     if sample.video is not None and ask.video_as == "video" and not preprocessor.has_video:
-        raise ModelError(f"--video-as video: {preprocessor.name} has no video path of its own; use --video-as frames.")
+        raise ModelError(
+            f"--video-as video: {preprocessor.name} has no video path of its own; use "
+            "--video-as frames."
+        )
     clock = Clock(torch.device("cpu"))
     loaded = _images(sample.images, ask.max_pixels)
     clip = load_video(sample.video, ask.frames) if sample.video is not None else None
@@ -116,21 +128,31 @@ def _prepare(preprocessor: Preprocessor, sample: Sample, ask: Ask) -> Prepared:
     pictures, as_frames = [image for image, _ in loaded], ask.video_as == "frames"
     if clip is not None:
         clip = replace(clip, frames=tuple(shrunk(frame, ask.max_pixels) for frame in clip.frames))
-    inputs = preprocessor.prepare(pictures, question, system=ask.system, clip=clip, as_frames=as_frames)
+    inputs = preprocessor.prepare(
+        pictures, question, system=ask.system, clip=clip, as_frames=as_frames
+    )
     seconds = Seconds(load=load, prepare=clock.mark())
     media = [media for _, media in loaded]
     if clip is not None:
         media.append(
             Media(
-                clip.width, clip.height, "RGB", frames=clip.num_frames, warnings=clip.warnings, decoder=clip.decoder,
-                duration=clip.duration, times=clip.times,
+                clip.width,
+                clip.height,
+                "RGB",
+                frames=clip.num_frames,
+                warnings=clip.warnings,
+                decoder=clip.decoder,
+                duration=clip.duration,
+                times=clip.times,
             )
-        )  # fmt: skip
+        )
     return Prepared(given, question, inputs, tuple(media), seconds)
 
 
 def _images(paths: Sequence[Path], max_pixels: int) -> list[tuple[Image.Image, Media]]:
-    """The pictures of one prompt, shrunk to `max_pixels` each. SampleError where all together would fill the memory."""
+    """The pictures of one prompt, shrunk to `max_pixels` each. SampleError where all together would
+    fill the memory.
+    """
     loaded, total = [], 0
     for path in paths:
         image, media = load_image(path)
@@ -138,7 +160,8 @@ def _images(paths: Sequence[Path], max_pixels: int) -> list[tuple[Image.Image, M
         total += loaded[-1][0].width * loaded[-1][0].height
         if total > MOST_TOGETHER:
             raise SampleError(
-                f"its {len(paths)} pictures have more than {MOST_TOGETHER:,} pixels together; name fewer, or shrink each with "
+                f"its {len(paths)} pictures have more than {MOST_TOGETHER:,} pixels "
+                "together; name fewer, or shrink each with "
                 "--max-pixels."
             )
     return loaded

@@ -1,7 +1,9 @@
-"""What runs in a worker process of ahead.py: samples come in by its standard input, prepared ones leave by its standard output.
+"""What runs in a worker process of ahead.py: samples come in by its standard input, prepared ones
+leave by its standard output.
 
-Both are plain pickles, tensors in them as numpy arrays: bytes through a pipe need no shared memory, of which containers have
-little, and no file handle each. Knows no model and nothing of the parent but what it is sent.
+Both are plain pickles, tensors in them as numpy arrays: bytes through a pipe need no shared memory,
+of which containers have little, and no file handle each. Knows no model and nothing of the parent
+but what it is sent.
 """
 
 import copyreg
@@ -46,7 +48,9 @@ def main(inbox: SimpleQueue[bytes]) -> None:
         pass
     except BaseException:
         sys.excepthook(*sys.exc_info())
-    os._exit(1)  # at once: decoders have been known to crash while they tidy up, and a thread still listens
+    os._exit(
+        1
+    )  # at once: decoders have been known to crash while they tidy up, and a thread still listens
 
 
 def _say(out: BinaryIO, answer: bytes) -> None:
@@ -56,11 +60,19 @@ def _say(out: BinaryIO, answer: bytes) -> None:
 
 
 def _serve(inbox: SimpleQueue[bytes], out: BinaryIO) -> None:
-    """Says None when it is ready; then a Prepared, a Failed or a ModelError for a sample, None for one that it cannot read."""
+    """Says None when it is ready; then a Prepared, a Failed or a ModelError for a sample, None for
+    one that it cannot read.
+    """
     try:
         level, preprocessor, ask = pickle.loads(inbox.get())
-    except (AttributeError, ModuleNotFoundError) as error:  # a class that only the parent's own script knows
-        said = f"the workers cannot load the preprocessor ({error}): define its class in a module, or use 0 workers."
+    except (
+        AttributeError,
+        ModuleNotFoundError,
+    ) as error:  # a class that only the parent's own script knows
+        said = (
+            f"the workers cannot load the preprocessor ({error}): define its class in a "
+            "module, or use 0 workers."
+        )
         return _say(out, packed(ModelError(said)))
     if level <= logging.DEBUG:
         logging.basicConfig(level=logging.WARNING)
@@ -80,5 +92,8 @@ def _answer(message: bytes, preprocessor: Any, ask: Any) -> bytes:
     except ModelError as error:
         return packed(error)
     except Exception as error:
-        said = f"what a worker process prepared cannot be handed over ({sentence(error)}): use 0 workers"
+        said = (
+            f"what a worker process prepared cannot be handed over ({sentence(error)}): use "
+            "0 workers"
+        )
         return packed(Failed(sample, SampleError(said)))

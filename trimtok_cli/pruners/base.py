@@ -1,4 +1,6 @@
-"""What a pruner is: values in (Stage), values out (Selection). Knows tensors only: no model, hook, cache or file."""
+"""What a pruner is: values in (Stage), values out (Selection). Knows tensors only: no model, hook,
+cache or file.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,17 +21,20 @@ TEXTS = ("instruction", "prompt")
 
 
 def _no_attention(rows: Tensor, layer: int) -> Tensor:
-    raise LookupError("there is no attention in front of the language model: ask for it at a stage above 0")
+    raise LookupError(
+        "there is no attention in front of the language model: ask for it at a stage above 0"
+    )
 
 
 @dataclass(frozen=True)
 class Stage:
     """What a pruner sees in front of decoder layer `layer` (0: the prompt itself) of one sample.
 
-    hidden (S, D) enters the layer; `prompt` says which of its rows are visual, which dense numbers those have, and which
-    rows hold the instruction; `tokens` are the dense visual tokens, with their images, places and the encoder's signals.
-    attention(rows, layer) -> (H, R, S) are rows of attention of the layer that has just run, or of the one that is to come.
-    num_layers: of the whole decoder.
+    hidden (S, D) enters the layer; `prompt` says which of its rows are visual, which dense numbers
+    those have, and which rows hold the instruction; `tokens` are the dense visual tokens, with
+    their images, places and the encoder's signals. attention(rows, layer) -> (H, R, S) are rows of
+    attention of the layer that has just run, or of the one that is to come. num_layers: of the
+    whole decoder.
     """
 
     layer: int
@@ -49,47 +54,62 @@ class Stage:
         return self.prompt.visual.new_empty(0)
 
     def images(self) -> list[Tensor]:
-        """For each image or video that has tokens left, their places (n,) among this stage's visual tokens, ascending.
+        """For each image or video that has tokens left, their places (n,) among this stage's visual
+        tokens, ascending.
 
         Tokens that an earlier stage added are of no image.
         """
         index, alive = self.tokens.visual_index, self.prompt.alive
         numbers, sizes = index.unique_consecutive(return_counts=True)
         if self.layer == 0 and len(alive) == len(index) and len(numbers.unique()) == len(numbers):
-            # The prompt itself: all tokens are alive and each image's are a run. The index lies on the host, and so nothing
-            # here waits for the device.
+            # The prompt itself: all tokens are alive and each image's are a run. The index lies on
+            # the host, and so nothing here waits for the device.
             ends = sizes.cumsum(0).tolist()
-            return [torch.arange(a, b, device=alive.device) for a, b in zip([0, *ends], ends, strict=False)]
+            return [
+                torch.arange(a, b, device=alive.device)
+                for a, b in zip([0, *ends], ends, strict=False)
+            ]
         index = index.to(alive.device)
         owner = torch.where(alive < len(index), index[alive.clamp(max=len(index) - 1)], -1)
-        return [(owner == number).nonzero().squeeze(1) for number in owner.unique().tolist() if number >= 0]
+        return [
+            (owner == number).nonzero().squeeze(1)
+            for number in owner.unique().tolist()
+            if number >= 0
+        ]
 
     def text(self, which: str = "instruction") -> Tensor:
-        """(M, D): the rows of the user's words, or with `prompt` (and where there are no such words) all text rows."""
+        """(M, D): the rows of the user's words, or with `prompt` (and where there are no such
+        words) all text rows.
+        """
         if which == "instruction" and len(self.prompt.instruction):
             return self.hidden[self.prompt.instruction]
         is_text = torch.ones(len(self.hidden), dtype=torch.int, device=self.hidden.device)
         is_text[self.prompt.visual] = 0
-        count = len(self.hidden) - len(self.prompt.visual)  # a mask for an index would make the host wait for its sum
+        count = len(self.hidden) - len(
+            self.prompt.visual
+        )  # a mask for an index would make the host wait for its sum
         return self.hidden[is_text.sort(descending=True, stable=True).indices[:count]]
 
 
 @dataclass(frozen=True)
 class Pruner:
-    """A method with its parameters, which are its fields, declared with `param`; it holds nothing of any sample.
+    """A method with its parameters, which are its fields, declared with `param`; it holds nothing
+    of any sample.
 
-    keep is each image's budget. budget says how the images of one prompt share the sum of theirs: `equal` (not at all),
-    `tokens` (by their dense counts) or `diversity` (see `intra_diversity`).
+    keep is each image's budget. budget says how the images of one prompt share the sum of theirs:
+    `equal` (not at all), `tokens` (by their dense counts) or `diversity` (see `intra_diversity`).
     """
 
-    # What `trimtok methods` says of a method. needs: text, attention (of the language model), or an encoder's signals.
+    # What `trimtok methods` says of a method. needs: text, attention (of the language model), or an
+    # encoder's signals.
     where: ClassVar[str] = "prompt"
     needs: ClassVar[tuple[str, ...]] = ()
     paper: ClassVar[str] = ""
     licence: ClassVar[str] = "no published code"
     # What to do on a model whose vision tower does not offer what the method needs.
     instead: ClassVar[str] = "use a method that needs less, `trimtok methods` lists them"
-    # Survivors close the gaps in their positions, where the family's are 1-D; else they keep the ids they had.
+    # Survivors close the gaps in their positions, where the family's are 1-D; else they keep the
+    # ids they had.
     renumbers: ClassVar[bool] = True
 
     keep: Budget = ALL
@@ -101,7 +121,9 @@ class Pruner:
 
     @property
     def signals(self) -> tuple[str, ...]:
-        """What of the vision tower it cannot do without, as it is set: by default what its `needs` name."""
+        """What of the vision tower it cannot do without, as it is set: by default what its `needs`
+        name.
+        """
         return tuple(name for name in self.needs if name not in ("text", "attention"))
 
     @property
@@ -111,17 +133,23 @@ class Pruner:
 
     @property
     def keep_decides(self) -> bool:
-        """Whether keep has a say, as the method is set: else keeping `all` does not make it dense."""
+        """Whether keep has a say, as the method is set: else keeping `all` does not make it
+        dense.
+        """
         return True
 
     def budgets(self, stage: Stage) -> list[tuple[Tensor, int]]:
-        """For each image or video with tokens left: their places among the stage's visual tokens, and how many stay."""
+        """For each image or video with tokens left: their places among the stage's visual tokens,
+        and how many stay.
+        """
         images = stage.images()
         sizes = [len(rows) for rows in images]
         counts = [self.keep.count(size) for size in sizes]
         if self.budget != "equal" and len(images) > 1:
             visual = stage.visual_embeds if self.budget == "diversity" else None
-            weights = sizes if visual is None else [intra_diversity(visual[rows]) for rows in images]
+            weights = (
+                sizes if visual is None else [intra_diversity(visual[rows]) for rows in images]
+            )
             counts = share_out(sum(counts), weights, sizes)
         return list(zip(images, counts, strict=True))
 
@@ -141,7 +169,9 @@ class Pruner:
 
 @dataclass(frozen=True)
 class ScoringPruner(Pruner):
-    """A method that scores every visual token by itself: the best of each image stay, ties to the lowest index."""
+    """A method that scores every visual token by itself: the best of each image stay, ties to the
+    lowest index.
+    """
 
     def score(self, stage: Stage) -> Tensor:
         """(N,), higher is better."""
@@ -156,19 +186,27 @@ class ScoringPruner(Pruner):
 
 
 def select_alike(
-    pruner: Pruner, stages: Sequence[Stage], choose: Callable[[list[tuple[Stage, Tensor]], int], Tensor],
+    pruner: Pruner,
+    stages: Sequence[Stage],
+    choose: Callable[[list[tuple[Stage, Tensor]], int], Tensor],
     budgets: Callable[[Stage], list[tuple[Tensor, int]]] | None = None,
-) -> list[Selection]:  # fmt: skip
-    """A batch's choices where `choose` answers all images of one size and budget at once: one greedy loop for all of them.
+) -> list[Selection]:
+    """A batch's choices where `choose` answers all images of one size and budget at once: one
+    greedy loop for all of them.
 
-    choose([(stage, places of the image's tokens (n,)), ...], keep) -> (images, keep) indices into those places. It is not
-    asked about images that keep all. budgets: in place of the pruner's, where something else than images has them.
+    choose([(stage, places of the image's tokens (n,)), ...], keep) -> (images, keep) indices into
+    those places. It is not asked about images that keep all. budgets: in place of the pruner's,
+    where something else than images has them.
     """
     of = budgets or pruner.budgets
-    images = [(number, rows, count) for number, stage in enumerate(stages) for rows, count in of(stage)]
+    images = [
+        (number, rows, count) for number, stage in enumerate(stages) for rows, count in of(stage)
+    ]
     kept: list[list[Tensor]] = [[stage.no_tokens] for stage in stages]
     for size, budget in sorted({(len(rows), count) for _, rows, count in images}):
-        group = [(number, rows) for number, rows, count in images if (len(rows), count) == (size, budget)]
+        group = [
+            (number, rows) for number, rows, count in images if (len(rows), count) == (size, budget)
+        ]
         chosen = [rows for _, rows in group]
         if budget < size:
             places = choose([(stages[number], rows) for number, rows in group], budget)
@@ -181,14 +219,17 @@ def select_alike(
 def intra_diversity(visual: Tensor) -> float:
     """Mean pairwise cosine distance of an image's tokens (m, D), in [0, 2]; 0 for one token.
 
-    The intra-image term of TrimTokenator-LC (arXiv 2512.22748). Of that paper only the abstract and this formula are
-    public: its inter-image term, how the two set the budget, and its second, global stage are not, and are not here.
+    The intra-image term of TrimTokenator-LC (arXiv 2512.22748). Of that paper only the abstract and
+    this formula are public: its inter-image term, how the two set the budget, and its second,
+    global stage are not, and are not here.
     """
     unit, count = torch.nn.functional.normalize(visual.float(), dim=-1), len(visual)
     if count < 2:
         return 0.0
     # sum over i != j of cos(x_i, x_j) is |sum of the unit vectors|^2 - m: no m x m matrix.
-    return max(float(1 - (unit.sum(0).square().sum() - unit.square().sum()) / (count * (count - 1))), 0.0)
+    return max(
+        float(1 - (unit.sum(0).square().sum() - unit.square().sum()) / (count * (count - 1))), 0.0
+    )
 
 
 def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

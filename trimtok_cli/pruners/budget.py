@@ -1,4 +1,6 @@
-"""What --keep means: `64`, `11%`, `0.11` or `all`; and how several images share a total. Knows no method and no tensor."""
+"""What --keep means: `64`, `11%`, `0.11` or `all`; and how several images share a total. Knows no
+method and no tensor.
+"""
 
 import math
 import re
@@ -10,7 +12,9 @@ from trimtok_cli.wording import brief
 
 @dataclass(frozen=True)
 class Budget:
-    """How many visual tokens of an image (or of a whole video) are kept: a count, a share of the dense count, or all."""
+    """How many visual tokens of an image (or of a whole video) are kept: a count, a share of the
+    dense count, or all.
+    """
 
     tokens: int | None = None
     share: float | None = None
@@ -30,9 +34,11 @@ class Budget:
 
 
 def share_out(total: int, weights: Sequence[float], sizes: Sequence[int]) -> list[int]:
-    """`total` tokens over images in proportion to `weights`: at least one each, never more than an image has.
+    """`total` tokens over images in proportion to `weights`: at least one each, never more than an
+    image has.
 
-    Token by token to where weight / (count + 1/2) is highest (Webster's method), ties to the first image.
+    Token by token to where weight / (count + 1/2) is highest (Webster's method), ties to the first
+    image.
     """
     counts = [1] * len(sizes)
     for _ in range(min(total, sum(sizes)) - len(sizes)):
@@ -55,4 +61,6 @@ def parse_budget(text: str | int | float) -> Budget:
             return Budget(share=share)
         if share == 1:
             return Budget()
-    raise ValueError(f"keep must be a count (64), a share (11% or 0.11) or all, got {brief(str(text))!r}")
+    raise ValueError(
+        f"keep must be a count (64), a share (11% or 0.11) or all, got {brief(str(text))!r}"
+    )

@@ -1,6 +1,8 @@
-"""A method's parameters: what each may be is declared where its field is, and checked when the pruner is built.
+"""A method's parameters: what each may be is declared where its field is, and checked when the
+pruner is built.
 
-A field's type says what a value is, `param` its bounds and choices and how a sentence names it. Knows no method.
+A field's type says what a value is, `param` its bounds and choices and how a sentence names it.
+Knows no method.
 """
 
 import dataclasses
@@ -27,7 +29,8 @@ _UNFIT = object()
 
 @dataclass(frozen=True)
 class Limits:
-    """least <= value <= most, or with `above` and `below` strictly so; of lists every item, and their order.
+    """least <= value <= most, or with `above` and `below` strictly so; of lists every item, and
+    their order.
 
     says: what the parameter is, as a sentence about it goes on behind its name.
     """
@@ -39,11 +42,14 @@ class Limits:
     above: float | None = None
     below: float | None = None
     allowed: Callable[[Any], bool] | None = None  # what else a value must be
-    order: str = ""  # of a list: rising (each more than the one before) or falling (none more than the one before)
+    # of a list: rising (each more than the one before) or falling (none more than the one before)
+    order: str = ""
 
     def fit(self, value: Any) -> bool:
         if isinstance(value, tuple):
-            return all(map(self.fit, value)) and all(_ORDERS[self.order](a, b) for a, b in pairwise(value))
+            return all(map(self.fit, value)) and all(
+                _ORDERS[self.order](a, b) for a, b in pairwise(value)
+            )
         if isinstance(value, str):
             return not self.choices or value in self.choices
         if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -58,10 +64,24 @@ class Limits:
 
     def range(self, name: str) -> str:
         """`0 < pool <= 1`, `1 or more`, or nothing."""
-        low = f"{self.above:g} <" if self.above is not None else f"{self.least:g} <=" if self.least is not None else ""
-        high = f"< {self.below:g}" if self.below is not None else f"<= {self.most:g}" if self.most is not None else ""
+        low = (
+            f"{self.above:g} <"
+            if self.above is not None
+            else f"{self.least:g} <="
+            if self.least is not None
+            else ""
+        )
+        high = (
+            f"< {self.below:g}"
+            if self.below is not None
+            else f"<= {self.most:g}"
+            if self.most is not None
+            else ""
+        )
         if low and not high:
-            return f"more than {self.above:g}" if self.above is not None else f"{self.least:g} or more"
+            return (
+                f"more than {self.above:g}" if self.above is not None else f"{self.least:g} or more"
+            )
         return " ".join(part for part in (low, name, high) if part) if low or high else ""
 
 
@@ -71,14 +91,20 @@ def param(default: Any, says: str = "", **limits: Any) -> Any:
 
 
 def check_params(pruner: Any) -> None:
-    """Every field of a dataclass instance against its type and limits; lists become tuples. ValueError with one sentence."""
+    """Every field of a dataclass instance against its type and limits; lists become tuples.
+    ValueError with one sentence.
+    """
     for field in dataclasses.fields(pruner):
         limits = field.metadata.get("limits", Limits())
-        object.__setattr__(pruner, field.name, checked(field.name, field.type, limits, getattr(pruner, field.name)))
+        object.__setattr__(
+            pruner, field.name, checked(field.name, field.type, limits, getattr(pruner, field.name))
+        )
 
 
 def checked(name: str, kind: Any, limits: Limits, value: Any) -> Any:
-    """The value in its own type. Raises ValueError where it is of none of `kind`'s types, or beyond the limits."""
+    """The value in its own type. Raises ValueError where it is of none of `kind`'s types, or beyond
+    the limits.
+    """
     union = isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
     for option in typing.get_args(kind) if union else (kind,):
         found = _as(option, value)
@@ -92,13 +118,19 @@ def takes(name: str, kind: Any, limits: Limits) -> str:
     if limits.choices:
         return f"must be one of {', '.join(limits.choices)}"
     union = isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
-    options = [option for option in (typing.get_args(kind) if union else (kind,)) if option is not type(None)]
+    options = [
+        option
+        for option in (typing.get_args(kind) if union else (kind,))
+        if option is not type(None)
+    ]
     words = limits.says or "must be " + " or ".join(_name(option) for option in options)
     return ", ".join(part for part in (words, limits.range(name)) if part)
 
 
 def _as(kind: Any, value: Any) -> Any:
-    """The value in the type `kind`, or _UNFIT. No text is read for a number, no number for a truth; NaN and infinity are none."""
+    """The value in the type `kind`, or _UNFIT. No text is read for a number, no number for a truth;
+    NaN and infinity are none.
+    """
     if kind is type(None):
         return value if value is None else _UNFIT
     if kind in (bool, str):

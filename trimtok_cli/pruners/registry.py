@@ -1,4 +1,6 @@
-"""The pruning methods: a name for each. A method is one file and one line in PRUNERS; `dense` is no pruner at all."""
+"""The pruning methods: a name for each. A method is one file and one line in PRUNERS; `dense` is no
+pruner at all.
+"""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -43,23 +45,38 @@ PRUNERS: dict[str, type[Pruner] | None] = {
 
 OPTIONS = {"keep": "--keep", "budget": "--budget", "counts": "--budget-counts", "seed": "--seed"}
 
-"""Settings of a whole run that reach the methods as parameters of theirs, and have options of their own."""
+"""Settings of a whole run that reach the methods as parameters of theirs, and have options of their
+own.
+"""
 
 __all__ = [
-    "PRUNERS", "Budget", "Pruner", "ScoringPruner", "Stage", "build_pruner", "check_idle", "check_signals", "own_params",
-    "parse_budget", "reads_tower",
-]  # fmt: skip
+    "PRUNERS",
+    "Budget",
+    "Pruner",
+    "ScoringPruner",
+    "Stage",
+    "build_pruner",
+    "check_idle",
+    "check_signals",
+    "own_params",
+    "parse_budget",
+    "reads_tower",
+]
 
 
 def build_pruner(name: str, params: Mapping[str, Any]) -> Pruner | None:
-    """The pruner of a name with its parameters (`keep` in any of the budget's forms); None for `dense` and for keep all.
+    """The pruner of a name with its parameters (`keep` in any of the budget's forms); None for
+    `dense` and for keep all.
 
     Where other parameters decide instead of keep (`keep_decides`), keep all is a pruner as well.
 
     Raises UsageError for an unknown name or parameter and for a value that the method refuses.
     """
     if name not in PRUNERS:
-        raise UsageError(f"--method {brief(name)} is not known: choose from {', '.join(PRUNERS)}{suggestion(name, PRUNERS)}.")
+        raise UsageError(
+            f"--method {brief(name)} is not known: choose from "
+            f"{', '.join(PRUNERS)}{suggestion(name, PRUNERS)}."
+        )
     kind = PRUNERS[name]
     _check_names(params)
     try:
@@ -69,11 +86,17 @@ def build_pruner(name: str, params: Mapping[str, Any]) -> Pruner | None:
     if kind is None:
         return None
     known = [f.name for f in dataclasses.fields(kind) if f.name not in ("keep", "budget")]
-    unused = {"keep", *({"seed", "counts"} - set(known))}  # settings of a whole run, which not every method has a use for
+    unused = {
+        "keep",
+        *({"seed", "counts"} - set(known)),
+    }  # settings of a whole run, which not every method has a use for
     given = {key: value for key, value in params.items() if key not in unused}
     for key in given.keys() - {"budget"}:
         if key not in known:
-            raise UsageError(f"{name} has no parameter {brief(key)!r}: it takes {_list(known)}{suggestion(key, known)}.")
+            raise UsageError(
+                f"{name} has no parameter {brief(key)!r}: it takes "
+                f"{_list(known)}{suggestion(key, known)}."
+            )
     try:
         pruner = kind(keep=keep, **given)
     except (ValueError, TypeError) as error:
@@ -82,25 +105,44 @@ def build_pruner(name: str, params: Mapping[str, Any]) -> Pruner | None:
 
 
 def check_idle(name: str, flags: Mapping[str, Any]) -> None:
-    """UsageError where a method prunes nothing, and flags of the command line, by their names, say how to prune."""
-    idle = [flag for flag, value in flags.items() if value != "all"] if PRUNERS.get(name, Pruner) is None else []
+    """UsageError where a method prunes nothing, and flags of the command line, by their names, say
+    how to prune.
+    """
+    idle = (
+        [flag for flag, value in flags.items() if value != "all"]
+        if PRUNERS.get(name, Pruner) is None
+        else []
+    )
     if idle:
-        raise UsageError(f"{' and '.join(idle)} would change nothing: --method {name} prunes nothing; leave one of them out.")
+        raise UsageError(
+            f"{' and '.join(idle)} would change nothing: --method {name} prunes nothing; "
+            "leave one of them out."
+        )
 
 
 def own_params(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the parameters of several methods those of this one: `METHOD.NAME` is for that method alone, `NAME` for all.
+    """Of the parameters of several methods those of this one: `METHOD.NAME` is for that method
+    alone, `NAME` for all.
 
-    Raises UsageError for a method that is not known, and for a name under which an option of the run would be overruled.
+    Raises UsageError for a method that is not known, and for a name under which an option of the
+    run would be overruled.
     """
     _check_names(params)
     for key in params:
         method, _, param = key.rpartition(".")
         if method and method not in PRUNERS:
-            raise UsageError(f"--param {key}: {quoted(method)} is not a method{suggestion(method, PRUNERS)}.")
+            raise UsageError(
+                f"--param {key}: {quoted(method)} is not a method{suggestion(method, PRUNERS)}."
+            )
         if param in OPTIONS:
-            raise UsageError(f"--param {key} would overrule {OPTIONS[param]}: use {OPTIONS[param]}.")
-    own = {key.removeprefix(f"{name}."): value for key, value in params.items() if key.startswith(f"{name}.")}
+            raise UsageError(
+                f"--param {key} would overrule {OPTIONS[param]}: use {OPTIONS[param]}."
+            )
+    own = {
+        key.removeprefix(f"{name}."): value
+        for key, value in params.items()
+        if key.startswith(f"{name}.")
+    }
     return {key: value for key, value in params.items() if "." not in key} | own
 
 
@@ -108,9 +150,12 @@ def check_signals(pruner: Pruner, encoder: EncoderTap) -> None:
     """UsageError where a vision tower does not offer what the pruner cannot do without."""
     missing = [name for name in pruner.signals if not encoder.offers(name)]
     if missing:
-        name = next((name for name, kind in PRUNERS.items() if kind is type(pruner)), type(pruner).__name__)
+        name = next(
+            (name for name, kind in PRUNERS.items() if kind is type(pruner)), type(pruner).__name__
+        )
         raise UsageError(
-            f"{name} cannot run on this model: it needs {' and '.join(missing)} of the vision tower, which this one does not "
+            f"{name} cannot run on this model: it needs {' and '.join(missing)} of the "
+            "vision tower, which this one does not "
             f"offer; {pruner.instead}."
         )
 
@@ -118,7 +163,9 @@ def check_signals(pruner: Pruner, encoder: EncoderTap) -> None:
 def _check_names(params: Mapping[str, Any]) -> None:
     for key in params:
         if not isinstance(key, str):
-            raise UsageError(f"--param: the name of a parameter is text, for example pool, got {quoted(key)}.")
+            raise UsageError(
+                f"--param: the name of a parameter is text, for example pool, got {quoted(key)}."
+            )
 
 
 def reads_tower(*pruners: Pruner | None) -> bool:

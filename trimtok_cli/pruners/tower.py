@@ -1,4 +1,6 @@
-"""What methods that read the vision tower share: its signals for a stage's tokens, who is a candidate, parts into one choice."""
+"""What methods that read the vision tower share: its signals for a stage's tokens, who is a
+candidate, parts into one choice.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -17,10 +19,12 @@ def take(rows: Tensor, places: Tensor) -> Tensor:
 
 
 def candidates(stage: Stage, rows: Tensor, count: int) -> tuple[Tensor, bool]:
-    """The places of an image that a method chooses `count` from, ascending, and whether they all stay.
+    """The places of an image that a method chooses `count` from, ascending, and whether they all
+    stay.
 
-    Tokens that show no place (an all-zero box) are no candidates, unless no token of the image shows one. Where the others
-    do not exceed the budget they all stay, and the first of those without a place fill it up.
+    Tokens that show no place (an all-zero box) are no candidates, unless no token of the image
+    shows one. Where the others do not exceed the budget they all stay, and the first of those
+    without a place fill it up.
     """
     if count >= len(rows):
         return rows, True
@@ -35,9 +39,11 @@ def candidates(stage: Stage, rows: Tensor, count: int) -> tuple[Tensor, bool]:
 
 
 def parts(stage: Stage, images: Iterable[tuple[Tensor, int]]) -> Iterator[tuple[Tensor, int, bool]]:
-    """(candidates, how many stay, whether that is all of them) for every image, or for every tile of those cut in tiles.
+    """(candidates, how many stay, whether that is all of them) for every image, or for every tile
+    of those cut in tiles.
 
-    As published for LLaVA-NeXT, each tile has a budget of its own: its share, by size, of the image's.
+    As published for LLaVA-NeXT, each tile has a budget of its own: its share, by size, of the
+    image's.
     """
     for rows, count in images:
         rows, all_stay = candidates(stage, rows, count)
@@ -46,7 +52,9 @@ def parts(stage: Stage, images: Iterable[tuple[Tensor, int]]) -> Iterator[tuple[
             tile = stage.tokens.encoder.tile.to(rows.device)[stage.prompt.alive[rows]]
             groups = [rows[tile == number] for number in tile.unique().tolist()]
         sizes = [len(group) for group in groups]
-        if all_stay or count < len(groups):  # fewer tokens than tiles: then the image is one after all
+        if all_stay or count < len(
+            groups
+        ):  # fewer tokens than tiles: then the image is one after all
             yield rows, count, all_stay
             continue
         for group, share in zip(groups, share_out(count, sizes, sizes), strict=True):
@@ -54,7 +62,9 @@ def parts(stage: Stage, images: Iterable[tuple[Tensor, int]]) -> Iterator[tuple[
 
 
 def signal(stage: Stage, method: str, name: str) -> Tensor:
-    """What the vision tower offers under `name`, (N, ...) for this stage's visual tokens; UsageError if it does not."""
+    """What the vision tower offers under `name`, (N, ...) for this stage's visual tokens;
+    UsageError if it does not.
+    """
     require(stage, method, name)
     values = getattr(stage.tokens.encoder, name)
     return values[stage.prompt.alive.to(values.device)].to(stage.prompt.alive.device)
@@ -65,13 +75,20 @@ def require(stage: Stage, method: str, *names: str) -> None:
     missing = [name for name in names if not stage.tokens.encoder.offers(name)]
     if missing:
         needed = f"{' and '.join(missing)} of the vision tower"
-        raise UsageError(f"{method} needs {needed}, which this model family does not offer for such an input.")
+        raise UsageError(
+            f"{method} needs {needed}, which this model family does not offer for such an input."
+        )
 
 
 def answer(
-    stage: Stage, kept: Sequence[Tensor], merged: Sequence[tuple[Tensor, Tensor]] = (), extra: Sequence[Tensor] = ()
+    stage: Stage,
+    kept: Sequence[Tensor],
+    merged: Sequence[tuple[Tensor, Tensor]] = (),
+    extra: Sequence[Tensor] = (),
 ) -> Selection:
-    """The images' parts as one choice: places kept, (places, values (., D)) that merging changed, added rows (., D)."""
+    """The images' parts as one choice: places kept, (places, values (., D)) that merging changed,
+    added rows (., D).
+    """
     places = torch.cat([stage.no_tokens, *kept]).sort().values
     embeds = None
     if merged:

@@ -1,4 +1,6 @@
-"""From what the user names to samples: `read_images`, `read_questions`, and `read_any` for either. Decodes no image."""
+"""From what the user names to samples: `read_images`, `read_questions`, and `read_any` for either.
+Decodes no image.
+"""
 
 import os
 import stat
@@ -22,10 +24,16 @@ def read_any(
     allow_text_only: bool = False,
     allow_outside: bool = False,
 ) -> Source:
-    """One question file, or any number of images, folders, patterns and lists. JSON among images is one of their sidecars."""
+    """One question file, or any number of images, folders, patterns and lists. JSON among images is
+    one of their sidecars.
+    """
     if len(sources) == 1 and (is_question_file(sources[0]) or _is_pipe(sources[0])):
         return read_questions(
-            sources[0], image_root=image_root, limit=limit, allow_text_only=allow_text_only, allow_outside=allow_outside
+            sources[0],
+            image_root=image_root,
+            limit=limit,
+            allow_text_only=allow_text_only,
+            allow_outside=allow_outside,
         )
     questions = [source for source in sources if is_question_file(source)]
     if questions and (len(questions) == len(sources) or any(map(_holds_questions, questions))):

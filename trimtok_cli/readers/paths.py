@@ -1,7 +1,9 @@
-"""Files, folders, patterns, @lists and stdin -> samples of one image or video each, in natural order.
+"""Files, folders, patterns, @lists and stdin -> samples of one image or video each, in natural
+order.
 
-Knows names and endings; a file is opened only where its ending says nothing, for its first bytes. One that is missing from a
-list fails alone, later, when it is loaded. Of what was passed over the source's notes tell.
+Knows names and endings; a file is opened only where its ending says nothing, for its first bytes.
+One that is missing from a list fails alone, later, when it is loaded. Of what was passed over the
+source's notes tell.
 """
 
 import glob
@@ -32,34 +34,53 @@ _NOTHING_ON_STDIN = "standard input names no images; write one path a line"
 
 
 def read_images(
-    sources: Sequence[str], *, recursive: bool = False, limit: int | None = None, stdin: Iterable[str] | None = None
+    sources: Sequence[str],
+    *,
+    recursive: bool = False,
+    limit: int | None = None,
+    stdin: Iterable[str] | None = None,
 ) -> Source:
     """Samples of all sources in the order given; `recursive` searches the folders' subfolders too.
 
-    UsageError where nothing is found. Standard input is read as samples are asked for; where it is the only source, its first
-    name is read at once.
+    UsageError where nothing is found. Standard input is read as samples are asked for; where it is
+    the only source, its first name is read at once.
     """
     if not sources:
-        raise UsageError("no images were named; give image files, folders, patterns, @list.txt or - for paths on stdin")
+        raise UsageError(
+            "no images were named; give image files, folders, patterns, @list.txt or - for "
+            "paths on stdin"
+        )
     if sources.count("-") > 1:
         raise UsageError("standard input can be read only once; give - once")
     stdin, passed = stdin if stdin is not None else sys.stdin, Passed()
     if "-" in sources and stdin is None:
         raise UsageError("standard input is closed; name image files or folders")
     if list(sources) == ["-"]:
-        return Source(_first_at_once(_listed(stdin, Path(), "standard input")), None, (0,)).first(limit)
-    parts = [[] if source == "-" else _expand(source, recursive, len(sources) == 1, passed) for source in sources]
+        return Source(_first_at_once(_listed(stdin, Path(), "standard input")), None, (0,)).first(
+            limit
+        )
+    parts = [
+        [] if source == "-" else _expand(source, recursive, len(sources) == 1, passed)
+        for source in sources
+    ]
     if not any(parts) and "-" not in sources:
         told = f"; they are {passed.endings_told()}" if passed.endings else ""
-        raise UsageError(f"none of the {len(sources)} names that were given is a picture, a video or a folder with any{told}")
-    many_folders = sum(os.path.isdir(source) or source[:1] == "@" for source in sources) + ("-" in sources) > 1
+        raise UsageError(
+            f"none of the {len(sources)} names that were given is a picture, a video or a "
+            f"folder with any{told}"
+        )
+    many_folders = (
+        sum(os.path.isdir(source) or source[:1] == "@" for source in sources) + ("-" in sources) > 1
+    )
     parts, notes = _told_apart(parts, many_folders)
     found = list(chain.from_iterable(parts))
     named = [0 if source == "-" else Path(source.removeprefix("@")) for source in sources]
     files = (*named, *(path for sample in found for path in (*sample.images, sample.video) if path))
     if "-" not in sources:
         return Source(found, len(found), files, passed.notes() + notes).first(limit)
-    streamed = [_late(stdin) if source == "-" else part for source, part in zip(sources, parts, strict=True)]
+    streamed = [
+        _late(stdin) if source == "-" else part for source, part in zip(sources, parts, strict=True)
+    ]
     return Source(chain.from_iterable(streamed), None, files, passed.notes() + notes).first(limit)
 
 
@@ -68,9 +89,11 @@ def is_question_file(source: str) -> bool:
 
 
 def _expand(source: str, recursive: bool, alone: bool, passed: Passed) -> list[Sample]:
-    """What exists is meant literally, whatever characters it is written with; only then a list, then a pattern.
+    """What exists is meant literally, whatever characters it is written with; only then a list,
+    then a pattern.
 
-    alone: nothing else was named. Among many names, as a shell's * gives them, what is no picture is passed over.
+    alone: nothing else was named. Among many names, as a shell's * gives them, what is no picture
+    is passed over.
     """
     if not source:
         raise UsageError("an empty name was given as an image; name an image file or a folder")
@@ -93,16 +116,33 @@ def _expand(source: str, recursive: bool, alone: bool, passed: Passed) -> list[S
             return [_sample(source, Path(source))]
     except (OSError, ValueError) as error:
         if not alone and isinstance(error, OSError) and os.path.lexists(source):
-            return [Sample(id=source, names=(source,), problem=f"{source} cannot be read ({error.strerror})")]
+            return [
+                Sample(
+                    id=source,
+                    names=(source,),
+                    problem=f"{source} cannot be read ({error.strerror})",
+                )
+            ]
         at = shortened(str(getattr(error, "filename", None) or source))
-        raise UsageError(f"{at} cannot be read ({getattr(error, 'strerror', error)}); check its name and permissions") from error
+        raise UsageError(
+            f"{at} cannot be read ({getattr(error, 'strerror', error)}); check its name and "
+            "permissions"
+        ) from error
     if "://" in source or source[:5].lower() == "data:":
-        raise UsageError(f"{shown_name(source)} is no file, and nothing is fetched; save the picture and name its file")
-    raise UsageError(f"{shortened(source)} does not exist; name an image file, a folder or a quoted pattern such as '*.jpg'")
+        raise UsageError(
+            f"{shown_name(source)} is no file, and nothing is fetched; save the picture and "
+            "name its file"
+        )
+    raise UsageError(
+        f"{shortened(source)} does not exist; name an image file, a folder or a quoted "
+        "pattern such as '*.jpg'"
+    )
 
 
 def _named(source: str, alone: bool, passed: Passed) -> list[Sample]:
-    """A file that was named. Any ending will do, if the content is a picture's or a video's, or cannot be looked at."""
+    """A file that was named. Any ending will do, if the content is a picture's or a video's, or
+    cannot be looked at.
+    """
     kind = likely_kind(Path(source))
     sidecar = kind == "unknown" and os.path.splitext(source)[1].lower() in NO_MEDIA_SUFFIXES
     if kind and not (sidecar and not alone):
@@ -111,8 +151,14 @@ def _named(source: str, alone: bool, passed: Passed) -> list[Sample]:
         passed.add(source)
         return []
     if not os.path.isfile(source):
-        raise UsageError(f"{source} is a pipe or a device, not a file; a list of paths is read with @{source}, or - for stdin")
-    raise UsageError(f"{source} is no image and no video that can be read; a list of paths is read with @{source}")
+        raise UsageError(
+            f"{source} is a pipe or a device, not a file; a list of paths is read with "
+            f"@{source}, or - for stdin"
+        )
+    raise UsageError(
+        f"{source} is no image and no video that can be read; a list of paths is read with "
+        f"@{source}"
+    )
 
 
 def _sample(name: str, path: Path, kind: str = "") -> Sample:
@@ -140,8 +186,12 @@ def _found(name: str, path: Path, kind: str, problem: str) -> Sample:
     return Sample(id=name, names=(name,), problem=problem) if problem else _sample(name, path, kind)
 
 
-def _told_apart(parts: list[list[Sample]], many_folders: bool) -> tuple[list[list[Sample]], tuple[str, ...]]:
-    """The samples under names that tell any two files apart (their paths, where those as given do not), and what came twice."""
+def _told_apart(
+    parts: list[list[Sample]], many_folders: bool
+) -> tuple[list[list[Sample]], tuple[str, ...]]:
+    """The samples under names that tell any two files apart (their paths, where those as given do
+    not), and what came twice.
+    """
     if len(parts) < 2:
         return parts, ()
     places: dict[str, Path] = {}
@@ -151,7 +201,11 @@ def _told_apart(parts: list[list[Sample]], many_folders: bool) -> tuple[list[lis
         clash = clash or (path is not None and places.setdefault(sample.names[0], path) != path)
     if clash:
         parts = [[_by_path(sample) for sample in part] for part in parts]
-    twice = [name for name, count in Counter(sample.id for sample in chain.from_iterable(parts)).items() if count > 1]
+    twice = [
+        name
+        for name, count in Counter(sample.id for sample in chain.from_iterable(parts)).items()
+        if count > 1
+    ]
     if not twice:
         return parts, ()
     told = ", ".join([shortened(name) for name in twice[:3]] + ["..."] * (len(twice) > 3))
@@ -172,22 +226,39 @@ def _pattern(source: str, passed: Passed) -> list[Sample]:
     """Images that match a pattern the shell left alone; `**` stands for any number of folders."""
     path = Path(source)
     base, wanted = Path(path.anchor), list(path.parts[1 if path.anchor else 0 :])
-    while len(wanted) > 1 and os.path.exists(base / wanted[0]):  # where the pattern starts, even if that is called [x]
+    while len(wanted) > 1 and os.path.exists(
+        base / wanted[0]
+    ):  # where the pattern starts, even if that is called [x]
         base /= wanted.pop(0)
     depth = None if "**" in wanted else len(wanted) - 1
-    found = walk(base, depth=depth, wanted=lambda name: _matches(name.split("/"), wanted), passed=passed) if base.is_dir() else ()
-    samples = [_found((base / name).as_posix(), base / name, kind, problem) for name, kind, problem in found]
+    found = (
+        walk(
+            base, depth=depth, wanted=lambda name: _matches(name.split("/"), wanted), passed=passed
+        )
+        if base.is_dir()
+        else ()
+    )
+    samples = [
+        _found((base / name).as_posix(), base / name, kind, problem)
+        for name, kind, problem in found
+    ]
     if not samples:
         raise UsageError(f"no images match {source} ({_LOOKED_FOR}); check the pattern")
     return samples
 
 
 def _matches(parts: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Whether a path's parts match the pattern's, `**` any number of them. Keeps every place of the pattern that may be next."""
+    """Whether a path's parts match the pattern's, `**` any number of them. Keeps every place of the
+    pattern that may be next.
+    """
     places = _past_stars({0}, wanted)
     for part in parts:
         stay = {place for place in places if place < len(wanted) and wanted[place] == "**"}
-        step = {place + 1 for place in places - stay if place < len(wanted) and fnmatchcase(part, wanted[place])}
+        step = {
+            place + 1
+            for place in places - stay
+            if place < len(wanted) and fnmatchcase(part, wanted[place])
+        }
         places = _past_stars(stay | step, wanted)
     return len(wanted) in places
 
@@ -206,7 +277,9 @@ def _list_file(path: str) -> list[Sample]:
         with open_bytes(path) as file:
             samples = list(_listed(file, Path(path).parent, f"the list {path}"))
     except FileNotFoundError as error:
-        raise UsageError(f"the list {shortened(path)} does not exist; check its name after the @") from error
+        raise UsageError(
+            f"the list {shortened(path)} does not exist; check its name after the @"
+        ) from error
     if not samples:
         raise UsageError(f"the list {path} names no images; write one path a line")
     return samples
@@ -223,7 +296,9 @@ def _first_at_once(samples: Iterator[Sample]) -> Iterator[Sample]:
 
 
 def _late(stdin: Any) -> Iterator[Sample]:
-    """Standard input behind other sources: what is wrong with it is found out during the run, and fails one row."""
+    """Standard input behind other sources: what is wrong with it is found out during the run, and
+    fails one row.
+    """
     empty = True
     try:
         for sample in _listed(stdin, Path(), "standard input"):
@@ -237,7 +312,9 @@ def _late(stdin: Any) -> Iterator[Sample]:
 
 
 def _listed(stream: Any, folder: Path, what: str) -> Iterator[Sample]:
-    """One path a line, or NULs between them; from `folder` if it lies there, else from the current folder."""
+    """One path a line, or NULs between them; from `folder` if it lies there, else from the current
+    folder.
+    """
 
     def look(head: bytes) -> None:
         if kind := shapes.binary(head, list_of_names=True):
@@ -249,7 +326,9 @@ def _listed(stream: Any, folder: Path, what: str) -> Iterator[Sample]:
 
 
 def _entry(entry: str, exact: bool, folder: Path) -> Sample | None:
-    """A line is a file's name as it stands, if there is such a file. Else blanks around it, and lines with #, say nothing."""
+    """A line is a file's name as it stands, if there is such a file. Else blanks around it, and
+    lines with #, say nothing.
+    """
     name = entry
     path = _placed(name, folder)
     if not exact and path is None:
@@ -266,14 +345,19 @@ def _entry(entry: str, exact: bool, folder: Path) -> Sample | None:
     elif "://" in name or name[:5].lower() == "data:":
         problem = f"{shown} is no file, and nothing is fetched; save the picture and name its file"
     elif name.encode("utf-8", "replace") != name.encode("utf-8", "surrogateescape"):
-        problem = f"{shown!r} does not exist; it is not UTF-8, so if it was written as text, save the list as UTF-8"
+        problem = (
+            f"{shown!r} does not exist; it is not UTF-8, so if it was written as text, save "
+            "the list as UTF-8"
+        )
     if problem:
         return Sample(id=shown, names=(shown,), problem=problem)
     return _sample(shown, Path(name))
 
 
 def _placed(name: str, folder: Path) -> Path | None:
-    """Where the file of that name lies: from `folder`, else from the current folder; None where there is none."""
+    """Where the file of that name lies: from `folder`, else from the current folder; None where
+    there is none.
+    """
     for path in (folder / name, Path(name)):
         try:
             if name and os.path.lexists(path):

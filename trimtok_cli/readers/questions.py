@@ -1,7 +1,9 @@
-"""LLaVA question rows -> samples: JSONL, or one JSON array, of {"question_id", "image", "text", ...}.
+"""LLaVA question rows -> samples: JSONL, or one JSON array, of {"question_id", "image", "text",
+...}.
 
-A file of another shape is refused before anything is loaded. A broken row among sound ones becomes a sample that carries its
-problem, so that the rows after it are still answered. What a row means is said in rows.py.
+A file of another shape is refused before anything is loaded. A broken row among sound ones becomes
+a sample that carries its problem, so that the rows after it are still answered. What a row means is
+said in rows.py.
 """
 
 import json
@@ -20,7 +22,9 @@ from trimtok_cli.readers.source import Source
 from trimtok_cli.readers.text import Tape, closing_lines, is_regular, open_bytes
 from trimtok_cli.wording import shortened
 
-_STREAM_ROWS = 100  # so many broken rows of a stream are looked at before the run begins all the same
+_STREAM_ROWS = (
+    100  # so many broken rows of a stream are looked at before the run begins all the same
+)
 
 _FILE_ROWS = 100_000  # so many of a file before it is refused
 
@@ -35,12 +39,15 @@ def read_questions(
     allow_text_only: bool = False,
     allow_outside: bool = False,
 ) -> Source:
-    """Rows of the file `path`, or of stdin for "-". Image names are relative to `image_root`, else to the file's folder, and
-    may not leave it without `allow_outside`. allow_text_only: rows without a picture are asked as they are.
+    """Rows of the file `path`, or of stdin for "-". Image names are relative to `image_root`, else
+    to the file's folder, and may not leave it without `allow_outside`. allow_text_only: rows
+    without a picture are asked as they are.
 
-    UsageError where no row can be answered. Rows of a regular file are counted first and read again, as they are asked for.
+    UsageError where no row can be answered. Rows of a regular file are counted first and read
+    again, as they are asked for.
     """
-    # A shell's <(...) is a name in /dev, which is no folder with pictures; so is standard input, even if it is a file.
+    # A shell's <(...) is a name in /dev, which is no folder with pictures; so is standard input,
+    # even if it is a file.
     opened = path in ("-", "/dev/stdin") or path.startswith(("/dev/fd/", "/proc/"))
     nameless = opened or (path.startswith("/dev/") and not os.path.isfile(path))
     root = image_root or (Path() if nameless else Path(path).parent)
@@ -51,15 +58,23 @@ def read_questions(
         if path == "-":
             return reading.stream(sys.stdin).first(limit)
         if os.path.isdir(path):
-            raise UsageError(f"{path} cannot be read as questions: it is a folder; use `trimtok caption {path}`")
-        return (reading.file() if is_regular(path) else reading.stream(open_bytes(path))).first(limit)
+            raise UsageError(
+                f"{path} cannot be read as questions: it is a folder; use `trimtok caption {path}`"
+            )
+        return (reading.file() if is_regular(path) else reading.stream(open_bytes(path))).first(
+            limit
+        )
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"{shortened(path)} cannot be read ({reason}); check the question file's name") from error
+        raise UsageError(
+            f"{shortened(path)} cannot be read ({reason}); check the question file's name"
+        ) from error
 
 
 class _Reading:
-    """One file or stream of rows. has_ids: its first sound row has an id, so a row's number might be another row's id."""
+    """One file or stream of rows. has_ids: its first sound row has an id, so a row's number might
+    be another row's id.
+    """
 
     def __init__(self, path: str, rules: Rules) -> None:
         self.path, self.name, self.rules = path, "stdin" if path == "-" else shortened(path), rules
@@ -67,7 +82,9 @@ class _Reading:
         self.has_ids: bool | None = None
 
     def stream(self, stream: Any) -> Source:
-        """Read once, and at once up to the first sound row: so the stream is known to hold questions before a model is loaded."""
+        """Read once, and at once up to the first sound row: so the stream is known to hold
+        questions before a model is loaded.
+        """
         tape = Tape(stream, self._look)
         samples = self._samples(iter(tape) if stream is sys.stdin else closing_lines(stream, tape))
         seen: list[Sample] = []
@@ -84,7 +101,9 @@ class _Reading:
         return Source(chain(seen, self._late(samples)), None, self.files)
 
     def file(self) -> Source:
-        """Read to the first sound row, counted to the end, and read again as samples are asked for."""
+        """Read to the first sound row, counted to the end, and read again as samples are asked
+        for.
+        """
         with open(self.path, "rb") as file:
             tape = Tape(file, self._look)
             begins = list(islice((line for line in map(_content, tape) if line), 20))
@@ -108,26 +127,41 @@ class _Reading:
             return Source(self._again(total, tape), total, self.files)
 
     def _again(self, total: int, counted: Tape) -> Iterator[Sample]:
-        """The rows, read anew. Where they are not those that were counted, one more row says so and fails."""
+        """The rows, read anew. Where they are not those that were counted, one more row says so and
+        fails.
+        """
         try:
             file = open(self.path, "rb")  # noqa: SIM115 (closing_lines closes it)
         except OSError as error:
-            yield Sample(id=self.name, question="", problem=f"{self.name} cannot be read any more ({error.strerror})")
+            yield Sample(
+                id=self.name,
+                question="",
+                problem=f"{self.name} cannot be read any more ({error.strerror})",
+            )
             return
         tape, number = Tape(file, self._look, (counted.size, counted.crc)), 0
         for sample in self._late(self._samples(closing_lines(file, tape))):
             yield sample
             number += 1
         if not tape.met:
-            problem = f"{self.name} was changed while it was read: it had {total} rows, and {number} were read; run it again"
+            problem = (
+                f"{self.name} was changed while it was read: it had {total} rows, and "
+                f"{number} were read; run it again"
+            )
             yield Sample(id=self.name, question="", problem=problem)
 
     def _late(self, samples: Iterator[Sample]) -> Iterator[Sample]:
-        """Goes wrong what may with the file while the run goes on: it fails one row, and takes nothing from those before."""
+        """Goes wrong what may with the file while the run goes on: it fails one row, and takes
+        nothing from those before.
+        """
         try:
             yield from samples
         except (TrimtokError, OSError) as error:
-            yield Sample(id=self.name, question="", problem=f"{self.name} cannot be read to its end ({error})")
+            yield Sample(
+                id=self.name,
+                question="",
+                problem=f"{self.name} cannot be read to its end ({error})",
+            )
 
     def _samples(self, lines: Iterator[bytes]) -> Iterator[Sample]:
         """One sample a row; rows are numbered from 0, lines from 1."""
@@ -147,7 +181,8 @@ class _Reading:
         except (ValueError, RecursionError) as error:
             reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error
             raise UsageError(
-                f"{self.name} starts like a JSON array but is not one ({reason}); repair it or write JSONL"
+                f"{self.name} starts like a JSON array but is not one ({reason}); repair it "
+                "or write JSONL"
             ) from None
         for number, row in enumerate(rows):
             yield self._sample(row, number, f"row {number + 1}")
@@ -162,7 +197,9 @@ class _Reading:
         return self._sample(row, number, place)
 
     def _sample(self, row: Any, number: int, place: str) -> Sample:
-        has_id = isinstance(row, dict) and any(shapes.plain(column) in ("questionid", "id") for column in row)
+        has_id = isinstance(row, dict) and any(
+            shapes.plain(column) in ("questionid", "id") for column in row
+        )
         sample = self.rules.sample(row, self.name, place, place if self.has_ids else number)
         if self.has_ids is None and not sample.problem:
             self.has_ids = has_id
@@ -176,27 +213,37 @@ class _Reading:
         return Path(self.path).read_bytes()
 
     def _is_document(self, begins: list[str]) -> bool:
-        """Whether the file is one JSON object on several lines. Of a large file its first lines must do."""
+        """Whether the file is one JSON object on several lines. Of a large file its first lines
+        must do.
+        """
         if os.path.getsize(self.path) > _WHOLE:
             return not any(shapes.is_object(line) for line in begins[1:])
         return len(begins) > 1 and shapes.is_object(_content(self._bytes()))
 
     def _looks_foreign(self, tape: Tape, seen: list[Sample]) -> bool:
-        return bool(shapes.first_line(_first(tape))) or all("looks like" in sample.problem for sample in seen)
+        return bool(shapes.first_line(_first(tape))) or all(
+            "looks like" in sample.problem for sample in seen
+        )
 
     def _refusal(self, tape: Tape, broken: Sample | None, count: int) -> UsageError:
-        """What to say of a file none of whose first `count` rows can be answered; `broken` is the first of them."""
+        """What to say of a file none of whose first `count` rows can be answered; `broken` is the
+        first of them.
+        """
         if broken is None:
             return UsageError(f"{self.name} holds no questions; {shapes.WANTED}")
         line = _first(tape)
-        what = shapes.first_line(line) or (shapes.document(tape.head) if count > 1 and shapes.unfinished(line) else "")
+        what = shapes.first_line(line) or (
+            shapes.document(tape.head) if count > 1 and shapes.unfinished(line) else ""
+        )
         if what:
             return UsageError(shapes.sentence(self.name, what))
         return UsageError(f"no row of {self.name} can be answered; the first: {broken.problem}")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose names differ. Of a name that stands twice JSON would take the last value and forget the other."""
+    """An object whose names differ. Of a name that stands twice JSON would take the last value and
+    forget the other.
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -206,7 +253,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _content(line: bytes, errors: str = "replace") -> str:
-    """The line without the blanks around it and the byte order mark that a file, or a file joined to another, begins with."""
+    """The line without the blanks around it and the byte order mark that a file, or a file joined
+    to another, begins with.
+    """
     return line.decode("utf-8", errors).strip().removeprefix("\ufeff").strip()
 
 

@@ -1,6 +1,8 @@
-"""What a file that is no question file looks like, in words: by its first bytes, by its first line, and by a row's columns.
+"""What a file that is no question file looks like, in words: by its first bytes, by its first line,
+and by a row's columns.
 
-Each answer completes the sentence "this file looks like ..."; "" says that nothing speaks against it. Quotes no content.
+Each answer completes the sentence "this file looks like ..."; "" says that nothing speaks against
+it. Quotes no content.
 """
 
 import json
@@ -10,7 +12,9 @@ from typing import Any
 
 from trimtok_cli.media.kinds import head_kind
 
-WANTED = 'write one JSON object a line: {"question_id": 1, "image": "a.jpg", "text": "Is there a dog?"}'
+WANTED = (
+    'write one JSON object a line: {"question_id": 1, "image": "a.jpg", "text": "Is there a dog?"}'
+)
 
 _STARTS = (
     (b"\x1f\x8b", "a gzip archive; unpack it first (gunzip)"),
@@ -47,20 +51,40 @@ _ROWS = (
     (("imageid", "bbox"), "a COCO annotation"),
 )
 
-_TABLE_COLUMNS = frozenset({
-    "question", "questionid", "image", "imageid", "imagepath", "filename", "filepath", "text", "caption", "index", "id", "hint",
-    "answer", "category", "prompt", "url",
-})  # fmt: skip
+_TABLE_COLUMNS = frozenset(
+    {
+        "question",
+        "questionid",
+        "image",
+        "imageid",
+        "imagepath",
+        "filename",
+        "filepath",
+        "text",
+        "caption",
+        "index",
+        "id",
+        "hint",
+        "answer",
+        "category",
+        "prompt",
+        "url",
+    }
+)
 
 
 @lru_cache(4096)
 def plain(column: str) -> str:
-    """A column's name without case, blanks and punctuation: `Image-Path` and `image_path` are one."""
+    """A column's name without case, blanks and punctuation: `Image-Path` and `image_path` are
+    one.
+    """
     return re.sub(r"[\W_]+", "", column.lower())
 
 
 def binary(head: bytes, *, list_of_names: bool = False) -> str:
-    """What a file with these first bytes is, if not text. NULs may stand between names, and names may have any bytes."""
+    """What a file with these first bytes is, if not text. NULs may stand between names, and names
+    may have any bytes.
+    """
     if list_of_names and not _CONTROLS.search(head[:4096]):
         return ""  # P3 2019.jpg, GIF89a.png and %PDF.png are names, too
     for start, what in _STARTS:
@@ -69,7 +93,11 @@ def binary(head: bytes, *, list_of_names: bool = False) -> str:
     if kind := head_kind(head):
         return "a picture" if kind == "image" else "a video"
     zeros = head[:4096].count(b"\0")
-    if zeros and len(head) > 3 and any(head[start:64:2].count(0) >= len(head[start:64:2]) * 0.9 for start in (0, 1)):
+    if (
+        zeros
+        and len(head) > 3
+        and any(head[start:64:2].count(0) >= len(head[start:64:2]) * 0.9 for start in (0, 1))
+    ):
         return "UTF-16 text, not UTF-8; save it as UTF-8"
     return "binary data, not UTF-8 text" if zeros and not list_of_names else ""
 
@@ -83,8 +111,12 @@ def foreign(columns: set[str], has_question: bool) -> str:
 
 
 def document(head: bytes) -> str:
-    """What a JSON object looks like that does not end on its first line, by the columns that its beginning names."""
-    columns = {plain(name) for name in re.findall(r'"([^"\\]{1,40})"\s*:', head.decode("utf-8", "replace"))}
+    """What a JSON object looks like that does not end on its first line, by the columns that its
+    beginning names.
+    """
+    columns = {
+        plain(name) for name in re.findall(r'"([^"\\]{1,40})"\s*:', head.decode("utf-8", "replace"))
+    }
     for given, what in _ROWS[3:8]:
         if columns.issuperset(given):
             return what
@@ -96,7 +128,9 @@ def unfinished(line: str) -> bool:
     try:
         json.loads(line)
     except json.JSONDecodeError as error:
-        return line.startswith("{") and (error.pos >= len(line.rstrip()) or error.msg.startswith("Unterminated"))
+        return line.startswith("{") and (
+            error.pos >= len(line.rstrip()) or error.msg.startswith("Unterminated")
+        )
     except (ValueError, RecursionError):
         pass
     return False
@@ -123,7 +157,11 @@ def first_line(line: str) -> str:
     for mark, name in (("\t", "TSV"), (",", "CSV"), (";", "CSV")):
         cells = [plain(cell) for cell in line.split(mark)]
         if len(cells) > 1 and _TABLE_COLUMNS.intersection(cells):
-            published = " as MMBench's" if name == "TSV" and {"index", "question", "image"} <= set(cells) else ""
+            published = (
+                " as MMBench's"
+                if name == "TSV" and {"index", "question", "image"} <= set(cells)
+                else ""
+            )
             return f"a {name} table{published}"
     return "plain text, not JSON"
 
@@ -133,7 +171,9 @@ def sentence(name: str, what: str) -> str:
 
 
 def media_like(value: Any, endings: frozenset[str], depth: int = 3) -> bool:
-    """Whether a value names a picture or a video: its ending says so, or it holds one (`data:`). Looks into lists and objects."""
+    """Whether a value names a picture or a video: its ending says so, or it holds one (`data:`).
+    Looks into lists and objects.
+    """
     if isinstance(value, str):
         if value.startswith(("data:image/", "data:video/")):
             return True
@@ -142,5 +182,8 @@ def media_like(value: Any, endings: frozenset[str], depth: int = 3) -> bool:
         bare = re.split(r"[?#]", value, maxsplit=1)[0] if "://" in value else value
         return any(bare.lower().endswith(ending) for ending in endings) and not bare.startswith(".")
     if isinstance(value, (list, dict)) and depth:
-        return any(media_like(each, endings, depth - 1) for each in (value.values() if isinstance(value, dict) else value[:8]))
+        return any(
+            media_like(each, endings, depth - 1)
+            for each in (value.values() if isinstance(value, dict) else value[:8])
+        )
     return False

@@ -10,10 +10,12 @@ from trimtok_cli.data import Sample
 
 @dataclass(frozen=True)
 class Source:
-    """`samples` is to be walked once; `total` is None where the end is not known beforehand (stdin).
+    """`samples` is to be walked once; `total` is None where the end is not known beforehand
+    (stdin).
 
-    files: what the samples come from, as far as it is known beforehand; 0 is standard input. No output may be one of them.
-    notes: sentences for the user, such as how many files were passed over.
+    files: what the samples come from, as far as it is known beforehand; 0 is standard input. No
+    output may be one of them. notes: sentences for the user, such as how many files were passed
+    over.
     """
 
     samples: Iterable[Sample]

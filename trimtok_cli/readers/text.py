@@ -1,6 +1,8 @@
-"""Bytes to lines, for lists of names and question files: each is opened once, read once, and never waited for in vain.
+"""Bytes to lines, for lists of names and question files: each is opened once, read once, and never
+waited for in vain.
 
-Knows no format of rows. Names are bytes to the system, so they are decoded as the system does; rows are UTF-8.
+Knows no format of rows. Names are bytes to the system, so they are decoded as the system does; rows
+are UTF-8.
 """
 
 import io
@@ -25,9 +27,13 @@ _LONGEST_NAME = 1 << 16
 
 
 def open_bytes(path: str) -> BinaryIO:
-    """The file, to be read once. OSError where it cannot be opened, UsageError for a named pipe that nothing writes to."""
+    """The file, to be read once. OSError where it cannot be opened, UsageError for a named pipe
+    that nothing writes to.
+    """
     mode = os.stat(path).st_mode
-    if stat.S_ISFIFO(mode) and os.path.exists(os.path.realpath(path)):  # a shell's <(...) has no name of its own
+    if stat.S_ISFIFO(mode) and os.path.exists(
+        os.path.realpath(path)
+    ):  # a shell's <(...) has no name of its own
         return _open_pipe(path)
     return open(path, "rb")
 
@@ -40,19 +46,25 @@ def _open_pipe(path: str) -> BinaryIO:
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     if not select.select([handle], [], [], PATIENCE)[0]:
         os.close(handle)
-        raise UsageError(f"{path} is a named pipe to which nothing was written for {PATIENCE:g} seconds; start its writer first")
+        raise UsageError(
+            f"{path} is a named pipe to which nothing was written for {PATIENCE:g} seconds; "
+            "start its writer first"
+        )
     os.set_blocking(handle, True)
     return os.fdopen(handle, "rb")
 
 
 class Tape:
-    """Lines of bytes, and what passed of them: `head` (the first 64 kB), `size` in bytes and their checksum `crc`.
+    """Lines of bytes, and what passed of them: `head` (the first 64 kB), `size` in bytes and their
+    checksum `crc`.
 
-    look: is shown the first bytes before the first line is whole, and may raise. awaited: a size and its checksum; `met` tells
-    whether they were passed. Walked once.
+    look: is shown the first bytes before the first line is whole, and may raise. awaited: a size
+    and its checksum; `met` tells whether they were passed. Walked once.
     """
 
-    def __init__(self, stream: Any, look: Callable[[bytes], None], awaited: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, stream: Any, look: Callable[[bytes], None], awaited: tuple[int, int] | None = None
+    ) -> None:
         self.stream, self.look, self.awaited = stream, look, awaited
         self.head, self.size, self.crc, self.met = b"", 0, 0, False
 
@@ -77,13 +89,18 @@ class Tape:
             first[-1] += file.readline(LONGEST)
         for line in chain(first, iter(partial(file.readline, LONGEST), b"")):
             if len(line) >= LONGEST:
-                raise UsageError(f"a row is longer than {LONGEST >> 20} MB: this is no file of questions, one on each line")
+                raise UsageError(
+                    f"a row is longer than {LONGEST >> 20} MB: this is no file of questions, "
+                    "one on each line"
+                )
             if line:
                 yield line
 
 
 def names(stream: Any, look: Callable[[bytes], None]) -> Iterator[tuple[str, bool]]:
-    """(name, exact) of each entry; exact where NULs stand between them (`find -print0`), so that nothing of it is punctuation."""
+    """(name, exact) of each entry; exact where NULs stand between them (`find -print0`), so that
+    nothing of it is punctuation.
+    """
     file = binary(stream)
     if file is None:
         yield from ((line.removesuffix("\n").removesuffix("\r"), False) for line in stream)
@@ -94,7 +111,9 @@ def names(stream: Any, look: Callable[[bytes], None]) -> Iterator[tuple[str, boo
         chunk = read(HEAD)
         left += chunk
     look(left)
-    exact = left.count(b"\0") > left.count(b"\n")  # a stray NUL in a list of lines is that line's fault alone
+    exact = left.count(b"\0") > left.count(
+        b"\n"
+    )  # a stray NUL in a list of lines is that line's fault alone
     mark = b"\0" if exact else b"\n"
     endless = False  # the entry is longer than any name: its beginning stands for it
     while chunk:

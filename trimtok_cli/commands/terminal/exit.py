@@ -1,4 +1,6 @@
-"""The rim of every command: an error becomes one line and an exit code, Ctrl-C ends cleanly, --debug shows everything."""
+"""The rim of every command: an error becomes one line and an exit code, Ctrl-C ends cleanly,
+--debug shows everything.
+"""
 
 import functools
 import logging
@@ -36,7 +38,10 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
             if debug:
                 raise
             first = (str(error).strip() or "no message").splitlines()[0]
-            code = _say(f"{type(error).__name__}: {first} (run again with --debug for the whole story)", EXIT_FAILURE)
+            code = _say(
+                f"{type(error).__name__}: {first} (run again with --debug for the whole story)",
+                EXIT_FAILURE,
+            )
         _give_up_stdout()
         raise typer.Exit(code)
 
@@ -55,11 +60,15 @@ def _flush() -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise TrimtokError(f"standard output cannot be written ({error.strerror}); make room and run again.") from None
+        raise TrimtokError(
+            f"standard output cannot be written ({error.strerror}); make room and run again."
+        ) from None
 
 
 def _give_up_stdout() -> None:
-    """What standard output did not take is thrown away, or Python would try once more at its exit and complain."""
+    """What standard output did not take is thrown away, or Python would try once more at its exit
+    and complain.
+    """
     try:
         sys.stdout.flush()
     except OSError:

@@ -1,7 +1,8 @@
-"""What the user sees while a run goes on, on stderr: a progress bar on a terminal, plain lines elsewhere.
+"""What the user sees while a run goes on, on stderr: a progress bar on a terminal, plain lines
+elsewhere.
 
-File names and answers are other people's text: they are printed by `shown`, never as markup and never as commands of the
-terminal. Knows no model.
+File names and answers are other people's text: they are printed by `shown`, never as markup and
+never as commands of the terminal. Knows no model.
 """
 
 import os
@@ -12,7 +13,14 @@ from contextlib import suppress
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from trimtok_cli.data import Result, Sample
@@ -27,12 +35,17 @@ LONGEST_NAME, LONGEST_WORD = 160, 300
 
 def names(sample: Sample) -> str:
     """What a sample is about, on one line."""
-    return brief(", ".join(shortened(name, LONGEST_NAME) for name in sample.names), 4 * LONGEST_NAME) or "(no image)"
+    return (
+        brief(", ".join(shortened(name, LONGEST_NAME) for name in sample.names), 4 * LONGEST_NAME)
+        or "(no image)"
+    )
 
 
 def message(text: str) -> str:
     """An error or a note; one word of it may be as long as a data: URI."""
-    return shown(re.sub(rf"\S{{{LONGEST_WORD},}}", lambda found: shortened(found[0], LONGEST_NAME), text))
+    return shown(
+        re.sub(rf"\S{{{LONGEST_WORD},}}", lambda found: shortened(found[0], LONGEST_NAME), text)
+    )
 
 
 class Screen:
@@ -41,7 +54,11 @@ class Screen:
     def __init__(self, *, quiet: bool = False, noun: str = "images") -> None:
         # Where there is no terminal rich assumes 80 columns, which would fold tables in a log file.
         width = None if sys.stderr.isatty() or "COLUMNS" in os.environ else 120
-        self.console, self.quiet, self.noun = Console(stderr=True, highlight=False, width=width), quiet, noun
+        self.console, self.quiet, self.noun = (
+            Console(stderr=True, highlight=False, width=width),
+            quiet,
+            noun,
+        )
         self.bar: Progress | None = None
         self.total: int | None = None
         self.done = self.failed = self.kept = self.visual = 0
@@ -59,11 +76,17 @@ class Screen:
 
     def failure(self, sample: Sample, error: str) -> None:
         """An item that failed is an error: `quiet` does not hide it."""
-        line = Text(names(sample), "bold").append("  failed: ", "red").append(message(error), "default")
+        line = (
+            Text(names(sample), "bold")
+            .append("  failed: ", "red")
+            .append(message(error), "default")
+        )
         self._print(line, soft_wrap=True)
 
     def _print(self, what, **options) -> None:
-        """A full disk under a log of standard error must not end the run; a reader that has gone away does."""
+        """A full disk under a log of standard error must not end the run; a reader that has gone
+        away does.
+        """
         try:
             self.console.print(what, **options)
         except BrokenPipeError:
@@ -79,9 +102,15 @@ class Screen:
     def __enter__(self) -> Self:
         if self.console.is_terminal and not self.quiet:
             self.bar = Progress(
-                SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-                TextColumn("ETA"), TimeRemainingColumn(), console=self.console, transient=True,
-            )  # fmt: skip
+                SpinnerColumn(),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
             self.bar.start()
             self.task = self.bar.add_task("", total=self.total, note="")
         return self
@@ -103,11 +132,17 @@ class Screen:
             self.told = now
             rate = self.done / (now - self.start)
             left = f", {(self.total - self.done) / rate:.0f} s left" if self.total else ""
-            self.say(f"{self.done}{f' of {self.total}' if self.total else ''} {self.noun}, {self._note(now)}{left}")
+            self.say(
+                f"{self.done}{f' of {self.total}' if self.total else ''} {self.noun}, "
+                f"{self._note(now)}{left}"
+            )
 
     def _note(self, now: float) -> str:
         share = f"{self.kept / self.visual:.1%} of visual tokens kept, " if self.visual else ""
-        return f"{self.failed} failed, {share}{self.done / max(now - self.start, 1e-9):.2f} {self.noun}/s"
+        return (
+            f"{self.failed} failed, {share}{self.done / max(now - self.start, 1e-9):.2f} "
+            f"{self.noun}/s"
+        )
 
     def answer(self, result: Result) -> None:
         """One answer in two lines: what it was about and what it cost, then the answer."""
@@ -116,13 +151,18 @@ class Screen:
             return
         tokens, seconds = result.tokens, result.seconds
         cost = (
-            f"  {tokens.visual} → {tokens.kept} visual tokens, {tokens.generated} generated, {1000 * seconds.total:.0f} ms"
+            f"  {tokens.visual} → {tokens.kept} visual tokens, {tokens.generated} generated, "
+            f"{1000 * seconds.total:.0f} ms"
             f" (vision {1000 * seconds.encode:.0f}, prune {1000 * seconds.prune:.1f},"
             f" prefill {1000 * seconds.prefill:.0f}, decode {1000 * seconds.decode:.0f})"
         )
         self.say(Text(names(result.sample), "bold").append(cost, "dim not bold"))
         asked = f"{message(result.question)} → " if result.sample.question is not None else ""
         answer = "\n  ".join(map(shown, result.answer.splitlines()))
-        self.say(Text("  ").append(asked, "dim").append(answer, "green" if result.finish == "stop" else "yellow"))
+        self.say(
+            Text("  ")
+            .append(asked, "dim")
+            .append(answer, "green" if result.finish == "stop" else "yellow")
+        )
         for warning in result.warnings:
             self.say(Text(f"  note: {message(warning)}", "yellow"))

@@ -1,4 +1,6 @@
-"""The tables of `compare` on the terminal: one sample as in the paper's Figure 2, and the summary over all."""
+"""The tables of `compare` on the terminal: one sample as in the paper's Figure 2, and the summary
+over all.
+"""
 
 from collections.abc import Sequence
 
@@ -16,9 +18,14 @@ from trimtok_cli.wording import shown
 def sample_table(comparison: Comparison) -> Table:
     """Prompt, reference, and a line for each setting: answer, tokens, time of each stage."""
     first = comparison.results[0]
-    title = Text(names(comparison.sample), "bold").append(f"  {message(first.question)}", "not bold")
+    title = Text(names(comparison.sample), "bold").append(
+        f"  {message(first.question)}", "not bold"
+    )
     if comparison.sample.answers:
-        title.append(f"  reference: {message(' / '.join(dict.fromkeys(comparison.sample.answers)))}", "dim not bold")
+        title.append(
+            f"  reference: {message(' / '.join(dict.fromkeys(comparison.sample.answers)))}",
+            "dim not bold",
+        )
     table = Table(title=title, title_justify="left", expand=False, show_edge=False, pad_edge=False)
     table.add_column("method")
     table.add_column("answer", ratio=1, overflow="fold")
@@ -37,17 +44,33 @@ def _cells(result: Result, dense: Result) -> list[Text]:
     times = [Text(duration(value)) for value in (s.encode, s.prune, s.prefill, s.decode, s.total)]
     return [
         Text(result.method),
-        Text("\n".join(map(shown, result.answer.splitlines())), "" if result is dense else "green" if same else "yellow"),
+        Text(
+            "\n".join(map(shown, result.answer.splitlines())),
+            "" if result is dense else "green" if same else "yellow",
+        ),
         Text(str(result.tokens.kept)),
         *times,
     ]
 
 
 def summary_table(rows: Sequence[Row]) -> Table:
-    """A line for each setting: agreement with dense, correctness against references, tokens, median times, speed-ups."""
-    table = Table(title="Medians over samples", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    """A line for each setting: agreement with dense, correctness against references, tokens, median
+    times, speed-ups.
+    """
+    table = Table(
+        title="Medians over samples", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+    )
     table.add_column("setting", no_wrap=True)
-    for name in ("same as dense", "correct", "visual tokens", "vision", "prune", "prefill", "decode", "total"):
+    for name in (
+        "same as dense",
+        "correct",
+        "visual tokens",
+        "vision",
+        "prune",
+        "prefill",
+        "decode",
+        "total",
+    ):
         whole = name in ("same as dense", "prefill", "total")  # a time and its ratio stay together
         table.add_column(name, justify="right", no_wrap=whole)
     for i, row in enumerate(rows):

@@ -1,7 +1,9 @@
-"""Gemma 3 (`model_type: gemma3`): 256 tokens an image, pooled from a SigLIP grid, that see each other in both directions.
+"""Gemma 3 (`model_type: gemma3`): 256 tokens an image, pooled from a SigLIP grid, that see each
+other in both directions.
 
-"Gemma 3 Technical Report", arXiv 2503.19786. Positions are 1-D. Most layers look back over a window that is counted in rows:
-with fewer visual tokens in front of it, the words see farther back than in the dense prompt.
+"Gemma 3 Technical Report", arXiv 2503.19786. Positions are 1-D. Most layers look back over a window
+that is counted in rows: with fewer visual tokens in front of it, the words see farther back than in
+the dense prompt.
 """
 
 import math
@@ -21,23 +23,41 @@ from trimtok_cli.tokens import Prompt
 class Gemma3(Adapter):
     def image_places(self, inputs: Inputs, number: int, visual: Visual) -> Places:
         if self.processor.image_processor.do_pan_and_scan:
-            raise ModelError(f"{self.name} is set to pan and scan, which is not supported: set do_pan_and_scan to false.")
+            raise ModelError(
+                f"{self.name} is set to pan and scan, which is not supported: set "
+                "do_pan_and_scan to false."
+            )
         side = math.isqrt(self.model.config.mm_tokens_per_image)
         vision = self.model.config.vision_config
         return plain(side, side, vision.image_size // vision.patch_size // side)
 
     def tower(self) -> Tower:
-        return Tower({"": self.model.model.vision_tower.encoder.layers[-1].self_attn}, None, has_cls=False)
+        return Tower(
+            {"": self.model.model.vision_tower.encoder.layers[-1].self_attn}, None, has_cls=False
+        )
 
-    def forward(self, embeds: Tensor, mask: Tensor | None, positions: Tensor, cache, prompts: Sequence[Prompt] = ()) -> Tensor:
-        """Through the outer model, which alone builds the masks that let an image's tokens see each other."""
+    def forward(
+        self,
+        embeds: Tensor,
+        mask: Tensor | None,
+        positions: Tensor,
+        cache,
+        prompts: Sequence[Prompt] = (),
+    ) -> Tensor:
+        """Through the outer model, which alone builds the masks that let an image's tokens see each
+        other.
+        """
         kinds = None
         if prompts:
             kinds = torch.zeros(embeds.shape[:2], dtype=torch.long, device=embeds.device)
             for row, prompt in enumerate(prompts):
                 kinds[row, embeds.shape[1] - len(prompt) + prompt.visual] = 1
         out = self.model.model(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=True, token_type_ids=kinds,
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=True,
+            token_type_ids=kinds,
             **{self.cache_argument: cache},
-        )  # fmt: skip
+        )
         return self.model.lm_head(out.last_hidden_state[:, -1])

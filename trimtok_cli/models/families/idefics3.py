@@ -1,7 +1,9 @@
-"""Idefics3 and SmolVLM (`idefics3`, `smolvlm`): tiles of equal token count between row and column marks, then an overview.
+"""Idefics3 and SmolVLM (`idefics3`, `smolvlm`): tiles of equal token count between row and column
+marks, then an overview.
 
-"Building and better understanding vision-language models", arXiv 2408.12637; "SmolVLM", arXiv 2504.05299. The image is
-stretched to whole tiles. SmolVLM's video frames are one tile each. Positions are 1-D.
+"Building and better understanding vision-language models", arXiv 2408.12637; "SmolVLM", arXiv
+2504.05299. The image is stretched to whole tiles. SmolVLM's video frames are one tile each.
+Positions are 1-D.
 """
 
 import torch
@@ -14,12 +16,17 @@ from trimtok_cli.models.vision.tower_signals import Tower
 
 
 class IdeficsPreprocessor(Preprocessor):
-    shares, mixes = True, False  # SmolVLM's processor writes images and video frames to the same place, one of the two
+    shares, mixes = (
+        True,
+        False,
+    )  # SmolVLM's processor writes images and video frames to the same place, one of the two
 
     def as_bytes(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The processor lays the bytes of all tiles into one tensor of floats. It pads none: in one prompt they are of one size.
+        """The processor lays the bytes of all tiles into one tensor of floats. It pads none: in one
+        prompt they are of one size.
 
-        So the model's mark for a missing tile, all zeros, is seen in floats that the processor would have made as well.
+        So the model's mark for a missing tile, all zeros, is seen in floats that the processor
+        would have made as well.
         """
         if "pixel_values" not in tensors or self._arithmetic("image_processor") is None:
             return tensors
@@ -32,7 +39,9 @@ class Idefics3(Adapter):
 
     def image_places(self, inputs: Inputs, number: int, visual: Visual) -> Places:
         width, height = visual.size
-        _, rows, columns = self.processor.image_processor.get_number_of_image_patches(height, width, {})
+        _, rows, columns = self.processor.image_processor.get_number_of_image_patches(
+            height, width, {}
+        )
         if rows * columns <= 1:
             return plain(self._side, self._side, self.model.config.scale_factor)
         return tiled(rows, columns, self._side, self.model.config.scale_factor)
@@ -43,10 +52,16 @@ class Idefics3(Adapter):
         return per_frame(raster(side, side), len(visual.times), (side, side), source=source)
 
     def tower(self) -> Tower:
-        return Tower({"": self.model.model.vision_model.encoder.layers[-1].self_attn}, None, has_cls=False)
+        return Tower(
+            {"": self.model.model.vision_model.encoder.layers[-1].self_attn}, None, has_cls=False
+        )
 
     @property
     def _side(self) -> int:
         """Tokens along a tile's side, behind the pixel shuffle."""
         config = self.model.config
-        return config.vision_config.image_size // config.vision_config.patch_size // config.scale_factor
+        return (
+            config.vision_config.image_size
+            // config.vision_config.patch_size
+            // config.scale_factor
+        )

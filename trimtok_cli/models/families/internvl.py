@@ -1,4 +1,5 @@
-"""InternVL (`model_type: internvl`, the checkpoints named -hf): tiles of 256 tokens, and last an overview of them all.
+"""InternVL (`model_type: internvl`, the checkpoints named -hf): tiles of 256 tokens, and last an
+overview of them all.
 
 "InternVL3", arXiv 2504.10479. Frames of a video are one tile each. Positions are 1-D.
 """
@@ -31,14 +32,23 @@ class InternVL(Adapter):
         return tiled(rows, columns, side, self._merge)
 
     def _tile_counts(self, inputs: Inputs) -> list[int]:
-        """Tiles of every image in the prompt's order, overview included; whether it was tiled at all only the prompt says."""
+        """Tiles of every image in the prompt's order, overview included; whether it was tiled at
+        all only the prompt says.
+        """
         visual = F.pad(self._is_visual(inputs.input_ids).int(), (1, 1)).diff()
         runs = iter(((visual < 0).nonzero() - (visual > 0).nonzero()).flatten().tolist())
-        return [sum(next(runs) for _ in each.times or (0,)) // self._side**2 for each in inputs.visuals]
+        return [
+            sum(next(runs) for _ in each.times or (0,)) // self._side**2 for each in inputs.visuals
+        ]
 
     def video_places(self, inputs: Inputs, visual: Visual) -> Places:
         side = self._side
-        return per_frame(raster(side, side), len(visual.times), (side, side), source=blocks(side, side, self._merge))
+        return per_frame(
+            raster(side, side),
+            len(visual.times),
+            (side, side),
+            source=blocks(side, side, self._merge),
+        )
 
     def tower(self) -> Tower:
         read = self.model.model.vision_tower.encoder.layer[-1].attention
@@ -53,4 +63,6 @@ class InternVL(Adapter):
     def _side(self) -> int:
         """Tokens along a tile's side, behind the pixel shuffle."""
         vision = self.model.config.vision_config
-        return int(vision.image_size[0] // vision.patch_size[0] * self.model.config.downsample_ratio)
+        return int(
+            vision.image_size[0] // vision.patch_size[0] * self.model.config.downsample_ratio
+        )

@@ -1,6 +1,8 @@
-"""LLaVA-1.5 (`model_type: llava`): CLIP tower, two-layer projector, 576 visual tokens an image on a 24 x 24 grid.
+"""LLaVA-1.5 (`model_type: llava`): CLIP tower, two-layer projector, 576 visual tokens an image on a
+24 x 24 grid.
 
-Paper: "Improved Baselines with Visual Instruction Tuning", arXiv 2310.03744. Positions are 1-D: survivors are renumbered.
+Paper: "Improved Baselines with Visual Instruction Tuning", arXiv 2310.03744. Positions are 1-D:
+survivors are renumbered.
 """
 
 from collections.abc import Sequence
@@ -17,10 +19,11 @@ from trimtok_cli.models.vision.tower_signals import Tower
 
 
 class ClipAdapter(Adapter):
-    """CLIP or SigLIP, of which some layers' hidden states are read, before a projector that makes each token one visual token.
+    """CLIP or SigLIP, of which some layers' hidden states are read, before a projector that makes
+    each token one visual token.
 
-    `llava` may also have Pixtral's tower, where attention goes over whatever sizes the images have, all in one row: it has
-    no taps.
+    `llava` may also have Pixtral's tower, where attention goes over whatever sizes the images have,
+    all in one row: it has no taps.
     """
 
     def tower(self) -> Tower:
@@ -29,7 +32,9 @@ class ClipAdapter(Adapter):
         layers, last = self._layers, max(self._states_read)
         attention = {"": layers[last - 1].self_attn, "last_": layers[-1].self_attn}
         projector = self.model.model.multi_modal_projector
-        return Tower(attention, projector, has_cls=self._has_cls, layers=layers[:last], behind=layers[last:])
+        return Tower(
+            attention, projector, has_cls=self._has_cls, layers=layers[:last], behind=layers[last:]
+        )
 
     def reading(self) -> AbstractContextManager:
         if getattr(self._vision.config, "tie_last_hidden_states", None):
@@ -46,21 +51,31 @@ class ClipAdapter(Adapter):
 
     @property
     def _layers(self) -> Sequence[torch.nn.Module]:
-        return (self._vision.encoder if hasattr(self._vision, "encoder") else self._vision.transformer).layers
+        return (
+            self._vision.encoder if hasattr(self._vision, "encoder") else self._vision.transformer
+        ).layers
 
     @property
     def _states_read(self) -> set[int]:
         """Numbers of hidden states, 0 for what enters the first layer."""
         read = self.model.config.vision_feature_layer
-        return {range(len(self._layers) + 1)[number] for number in (read if isinstance(read, list) else [read])}
+        return {
+            range(len(self._layers) + 1)[number]
+            for number in (read if isinstance(read, list) else [read])
+        }
 
 
 class LlavaPreprocessor(Preprocessor):
     def normalized(self, media: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Pixtral's processor fills smaller images up with zeros behind its normalization, so they are zeros again here."""
+        """Pixtral's processor fills smaller images up with zeros behind its normalization, so they
+        are zeros again here.
+        """
         found = super().normalized(media)
         if "image_sizes" in media and media["pixel_values"].dtype == torch.uint8:
-            pixels, (height, width) = found["pixel_values"], media["image_sizes"].to(found["pixel_values"].device).T
+            pixels, (height, width) = (
+                found["pixel_values"],
+                media["image_sizes"].to(found["pixel_values"].device).T,
+            )
             below = torch.arange(pixels.shape[2], device=pixels.device) >= height[:, None]
             beside = torch.arange(pixels.shape[3], device=pixels.device) >= width[:, None]
             pixels.masked_fill_((below[:, :, None] | beside[:, None, :])[:, None], 0)
@@ -68,12 +83,17 @@ class LlavaPreprocessor(Preprocessor):
 
 
 class Llava(ClipAdapter):
-    """Also Pixtral, which is `llava` with a tower that takes images of any size: its processor adds `image_sizes`."""
+    """Also Pixtral, which is `llava` with a tower that takes images of any size: its processor adds
+    `image_sizes`.
+    """
 
     preprocessing = LlavaPreprocessor
 
     def image_places(self, inputs: Inputs, number: int, visual: Visual) -> Places:
-        patch, pixels = self.model.config.vision_config.patch_size, inputs.tensors["pixel_values"].shape[-2:]
+        patch, pixels = (
+            self.model.config.vision_config.patch_size,
+            inputs.tensors["pixel_values"].shape[-2:],
+        )
         if "image_sizes" in inputs.tensors:
             pixels = inputs.tensors["image_sizes"][number].tolist()
         rows, columns = pixels[0] // patch, pixels[1] // patch
@@ -81,11 +101,14 @@ class Llava(ClipAdapter):
         drops = self.model.config.vision_feature_select_strategy == "default"
         if self._has_cls and not drops:
             return Places(torch.cat([nowhere(1), place.box]))
-        # A tower without a class token loses its first patch where the checkpoint drops one all the same.
+        # A tower without a class token loses its first patch where the checkpoint drops one all the
+        # same.
         return Places(place.box[1:]) if drops and not self._has_cls else place
 
     def _view(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
-        """xyxy of the processor's center crop, as shares of the image; beyond 0 and 1 where it pads."""
+        """xyxy of the processor's center crop, as shares of the image; beyond 0 and 1 where it
+        pads.
+        """
         images = self.processor.image_processor
         crop = images.crop_size if getattr(images, "do_center_crop", False) else None
         if not crop:
@@ -95,7 +118,11 @@ class Llava(ClipAdapter):
             wanted = images.size
             if wanted.get("shortest_edge"):
                 short = wanted["shortest_edge"]
-                width, height = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+                width, height = (
+                    (short, int(short * height / width))
+                    if width <= height
+                    else (int(short * width / height), short)
+                )
             elif wanted.get("height") and wanted.get("width"):
                 width, height = wanted["width"], wanted["height"]
         left, top = (width - crop["width"]) / 2 / width, (height - crop["height"]) / 2 / height

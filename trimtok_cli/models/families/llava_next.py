@@ -1,8 +1,10 @@
-"""LLaVA-NeXT, LLaVA-NeXT-Video and LLaVA-OneVision: an overview tile, tiles of the image at its own shape, newline tokens.
+"""LLaVA-NeXT, LLaVA-NeXT-Video and LLaVA-OneVision: an overview tile, tiles of the image at its own
+shape, newline tokens.
 
-"LLaVA-NeXT: Improved reasoning, OCR, and world knowledge" (2024); "LLaVA-OneVision", arXiv 2408.03326. The image is fitted
-into the best of a list of resolutions, padded, cut into tiles; tokens of the padding are dropped, and behind every row of
-the rest stands a newline token. Newlines are candidates like any other token and show no place. Positions are 1-D.
+"LLaVA-NeXT: Improved reasoning, OCR, and world knowledge" (2024); "LLaVA-OneVision", arXiv
+2408.03326. The image is fitted into the best of a list of resolutions, padded, cut into tiles;
+tokens of the padding are dropped, and behind every row of the rest stands a newline token. Newlines
+are candidates like any other token and show no place. Positions are 1-D.
 """
 
 import math
@@ -13,7 +15,15 @@ from transformers.image_processing_utils import select_best_resolution
 
 from trimtok_cli.models.families.llava import ClipAdapter
 from trimtok_cli.models.preprocessor import Inputs, Visual
-from trimtok_cli.models.vision.token_layout import WHOLE, Places, blocks, cells, nowhere, per_frame, raster
+from trimtok_cli.models.vision.token_layout import (
+    WHOLE,
+    Places,
+    blocks,
+    cells,
+    nowhere,
+    per_frame,
+    raster,
+)
 
 
 class LlavaNext(ClipAdapter):
@@ -28,12 +38,23 @@ class LlavaNext(ClipAdapter):
         rows, columns = len(y) - 1, len(x) - 1
         cut_y, cut_x = self._padding(rows, columns, visual.size)
         edges_y, edges_x = self._edges(y, x, (cut_y, cut_x), (height, width), visual.size)
-        tiled = cells(edges_y, edges_x).reshape(len(edges_y) - 1, len(edges_x) - 1, 4)  # a very long image may have no rows
+        tiled = cells(edges_y, edges_x).reshape(
+            len(edges_y) - 1, len(edges_x) - 1, 4
+        )  # a very long image may have no rows
         lines = torch.cat([tiled, nowhere(len(tiled))[:, None]], 1).reshape(-1, 4)
         # The tower's tokens come tile by tile; here they lie as in the whole grid.
-        whole = torch.arange(rows * columns).reshape(rows // side, columns // side, side, side).transpose(1, 2)
-        kept = whole.reshape(rows, columns)[cut_y : rows - cut_y, cut_x : columns - cut_x] + side * side
-        made_of = kept[..., None] if kept.shape == tiled.shape[:2] else _spread(kept, *tiled.shape[:2])
+        whole = (
+            torch.arange(rows * columns)
+            .reshape(rows // side, columns // side, side, side)
+            .transpose(1, 2)
+        )
+        kept = (
+            whole.reshape(rows, columns)[cut_y : rows - cut_y, cut_x : columns - cut_x]
+            + side * side
+        )
+        made_of = (
+            kept[..., None] if kept.shape == tiled.shape[:2] else _spread(kept, *tiled.shape[:2])
+        )
         behind = torch.nn.functional.pad(made_of, (0, 0, 0, 1), value=-1).flatten(0, 1)
         overview = torch.arange(side * side)[:, None].expand(-1, behind.shape[1])
         return Places(
@@ -46,7 +67,9 @@ class LlavaNext(ClipAdapter):
     def video_places(self, inputs: Inputs, visual: Visual) -> Places:
         stride = self.model.config.spatial_pool_stride
         side = self._side // stride
-        return per_frame(raster(side, side), len(visual.times), (side, side), source=blocks(side, side, stride))
+        return per_frame(
+            raster(side, side), len(visual.times), (side, side), source=blocks(side, side, stride)
+        )
 
     @property
     def _side(self) -> int:
@@ -58,7 +81,9 @@ class LlavaNext(ClipAdapter):
         return tuple(select_best_resolution(size[::-1], self.model.config.image_grid_pinpoints))
 
     def _canvas(self, pixels: int) -> Tensor:
-        """Edges of the token cells along one side of the padded canvas, in pixels. A tile's remainder falls to its last cell."""
+        """Edges of the token cells along one side of the padded canvas, in pixels. A tile's
+        remainder falls to its last cell.
+        """
         vision, side = self.model.config.vision_config, self._side
         count = pixels // vision.image_size * side
         cell = torch.arange(count + 1)
@@ -66,18 +91,26 @@ class LlavaNext(ClipAdapter):
 
     @staticmethod
     def _padding(rows: int, columns: int, size: tuple[int, int]) -> tuple[int, int]:
-        """Rows that the model drops at the top and at the bottom, columns at the left and at the right, as padding."""
+        """Rows that the model drops at the top and at the bottom, columns at the left and at the
+        right, as padding.
+        """
         width, height = size
         if width / height > columns / rows:
             return (rows - int(round(height * (columns / width), 7))) // 2, 0
         return 0, (columns - int(round(width * (rows / height), 7))) // 2
 
     def _edges(
-        self, y: Tensor, x: Tensor, cut: tuple[int, int], canvas: tuple[int, int], size: tuple[int, int]
+        self,
+        y: Tensor,
+        x: Tensor,
+        cut: tuple[int, int],
+        canvas: tuple[int, int],
+        size: tuple[int, int],
     ) -> tuple[Tensor, Tensor]:
         """The edges that are left when the padding is dropped, as shares of the image."""
         width, height = size
-        # How the processor lays the image into the canvas, in pixels: it rounds in its own way, not in the model's.
+        # How the processor lays the image into the canvas, in pixels: it rounds in its own way, not
+        # in the model's.
         scale_x, scale_y = canvas[1] / width, canvas[0] / height
         if scale_x < scale_y:
             wide, tall = canvas[1], min(math.ceil(height * scale_x), canvas[0])
@@ -88,34 +121,51 @@ class LlavaNext(ClipAdapter):
 
 
 class LlavaOnevision(LlavaNext):
-    """`llava_onevision`: SigLIP, at most nine tiles' worth of tokens; of several images each is one tile; pooled video frames."""
+    """`llava_onevision`: SigLIP, at most nine tiles' worth of tokens; of several images each is one
+    tile; pooled video frames.
+    """
 
     def image_places(self, inputs: Inputs, number: int, visual: Visual) -> Places:
         if sum(each.kind == "image" for each in inputs.visuals) == 1:
             return super().image_places(inputs, number, visual)
         (width, height), square = visual.size, max(visual.size)
         view = (-(square - width) // 2 / width, -(square - height) // 2 / height)
-        padded = raster(self._side, self._side, (*view, view[0] + square / width, view[1] + square / height))
+        padded = raster(
+            self._side, self._side, (*view, view[0] + square / width, view[1] + square / height)
+        )
         return Places(torch.cat([padded, nowhere(1)]))
 
     def video_places(self, inputs: Inputs, visual: Visual) -> Places:
         side = math.ceil(self._side / 2)
         frames = per_frame(raster(side, side, WHOLE), len(visual.times), (side, side))
-        return Places(torch.cat([frames.box, nowhere(1)]), (), torch.cat([frames.frame, frames.frame[-1:]]))
+        return Places(
+            torch.cat([frames.box, nowhere(1)]), (), torch.cat([frames.frame, frames.frame[-1:]])
+        )
 
     def _edges(
-        self, y: Tensor, x: Tensor, cut: tuple[int, int], canvas: tuple[int, int], size: tuple[int, int]
+        self,
+        y: Tensor,
+        x: Tensor,
+        cut: tuple[int, int],
+        canvas: tuple[int, int],
+        size: tuple[int, int],
     ) -> tuple[Tensor, Tensor]:
         """More than nine tiles' worth is shrunk, in token space."""
         y, x = super()._edges(y, x, cut, canvas, size)
         rows, columns = len(y) - 1, len(x) - 1
         most = int(self.model.config.vision_aspect_ratio.removeprefix("anyres_max_"))
         ratio = math.sqrt(rows * columns / (most * self._side**2))
-        return (_shrunk(y, int(rows // ratio)), _shrunk(x, int(columns // ratio))) if ratio > 1.1 else (y, x)
+        return (
+            (_shrunk(y, int(rows // ratio)), _shrunk(x, int(columns // ratio)))
+            if ratio > 1.1
+            else (y, x)
+        )
 
 
 def _spread(grid: Tensor, rows: int, columns: int) -> Tensor:
-    """(rows, columns, 4): the cells of a larger grid that lie around the middle of each cell of a smaller one."""
+    """(rows, columns, 4): the cells of a larger grid that lie around the middle of each cell of a
+    smaller one.
+    """
 
     def around(count: int, of: int) -> tuple[Tensor, Tensor]:
         low = ((torch.arange(count) + 0.5) * of / count - 0.5).clamp(min=0).long()

@@ -1,7 +1,8 @@
 """Qwen2-VL, Qwen2.5-VL, Qwen3-VL: images at their own resolution, 2 x 2 patches to a token, M-RoPE.
 
-"Qwen2-VL", arXiv 2409.12191; "Qwen2.5-VL", arXiv 2502.13923; "Qwen3-VL", arXiv 2511.21631. A token's position is
-(time, row, column), so kept tokens keep theirs and text goes on where the dense prompt would: nothing is renumbered.
+"Qwen2-VL", arXiv 2409.12191; "Qwen2.5-VL", arXiv 2502.13923; "Qwen3-VL", arXiv 2511.21631. A
+token's position is (time, row, column), so kept tokens keep theirs and text goes on where the dense
+prompt would: nothing is renumbered.
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,9 @@ class QwenPreprocessor(Preprocessor):
         return super()._floats(name, pixels.reshape(len(pixels), 3, 1, -1)).reshape(pixels.shape)
 
     def video_inputs(self, clip: Clip) -> dict:
-        """A layer is two frames: a single one is shown twice, as the processors themselves do with a last odd one."""
+        """A layer is two frames: a single one is shown twice, as the processors themselves do with
+        a last odd one.
+        """
         given = super().video_inputs(clip)
         if len(clip.frames) == 1:
             facts = given["video_metadata"][0]
@@ -54,23 +57,34 @@ class Qwen2VL(Adapter):
         return Tower({"": self.model.model.visual.blocks[-1].attn}, None, has_cls=False)
 
     def positions(self, inputs: Inputs) -> Tensor:
-        """(3, S): time, row and column of every token, as the model itself works them out for the dense prompt.
+        """(3, S): time, row and column of every token, as the model itself works them out for the
+        dense prompt.
 
         On the CPU, as it reads numbers one by one.
         """
         known = {name: inputs.tensors[name] for name in _FOR_POSITIONS if name in inputs.tensors}
         ids = inputs.input_ids[None]
-        return self._moved(self.model.model.get_rope_index(ids, attention_mask=torch.ones_like(ids), **known)[0][:, 0])
+        return self._moved(
+            self.model.model.get_rope_index(ids, attention_mask=torch.ones_like(ids), **known)[0][
+                :, 0
+            ]
+        )
 
     def _layers(self, layers: int, rows: int, columns: int) -> Places:
-        """Layers of rows x columns tokens. The processor lays the patches of a token side by side already."""
+        """Layers of rows x columns tokens. The processor lays the patches of a token side by side
+        already.
+        """
         spots, vision = self._tower_order(layers, rows, columns), self.model.config.vision_config
         source = spots[:, None] * self._merge**2 + torch.arange(self._merge**2)
         frame = torch.arange(layers).repeat_interleave(rows * columns) * vision.temporal_patch_size
-        return Places(raster(rows, columns).repeat(layers, 1), (rows, columns), frame, source, source.numel())
+        return Places(
+            raster(rows, columns).repeat(layers, 1), (rows, columns), frame, source, source.numel()
+        )
 
     def _tower_order(self, layers: int, rows: int, columns: int) -> Tensor:
-        """Where each token stands in the tower: Qwen2.5's goes window by window, layer by layer; the others in raster order."""
+        """Where each token stands in the tower: Qwen2.5's goes window by window, layer by layer;
+        the others in raster order.
+        """
         vision = self.model.config.vision_config
         numbers = torch.arange(layers * rows * columns)
         if not getattr(vision, "window_size", 0):
@@ -78,7 +92,9 @@ class Qwen2VL(Adapter):
         side = vision.window_size // vision.patch_size // self._merge
         more = (0, -columns % side, 0, -rows % side)
         grid = torch.nn.functional.pad(numbers.reshape(layers, rows, columns), more, value=-1)
-        windows = grid.reshape(layers, grid.shape[1] // side, side, -1, side).transpose(2, 3).flatten()
+        windows = (
+            grid.reshape(layers, grid.shape[1] // side, side, -1, side).transpose(2, 3).flatten()
+        )
         return windows[windows >= 0].argsort()
 
     def _grid(self, thw: Tensor) -> tuple[int, int, int]:
@@ -91,7 +107,9 @@ class Qwen2VL(Adapter):
 
 
 class Qwen3VL(Qwen2VL):
-    """`qwen3_vl`: features of earlier tower layers are added to the visual rows behind the first decoder layers (deepstack)."""
+    """`qwen3_vl`: features of earlier tower layers are added to the visual rows behind the first
+    decoder layers (deepstack).
+    """
 
     def prefill_extras(self, embeds: Tensor, prompts: Sequence[Prompt]) -> dict:
         deep = [prompt.deepstack for prompt in prompts if prompt.deepstack is not None]

@@ -10,11 +10,12 @@ WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 @dataclass(frozen=True)
 class Places:
-    """The tokens of one image or video. box (n, 4): xyxy in [0, 1] of it, all zero where a token shows no place.
+    """The tokens of one image or video. box (n, 4): xyxy in [0, 1] of it, all zero where a token
+    shows no place.
 
-    grid: (rows, columns) where they form one plain grid, else (). frame (n,): which frame of a video. source (n, g): which of
-    this image's tower tokens, CLS tokens not counted, each is made of, -1 for none; there are `tower` of those, in `tiles`
-    equal tiles.
+    grid: (rows, columns) where they form one plain grid, else (). frame (n,): which frame of a
+    video. source (n, g): which of this image's tower tokens, CLS tokens not counted, each is made
+    of, -1 for none; there are `tower` of those, in `tiles` equal tiles.
     """
 
     box: Tensor
@@ -32,10 +33,19 @@ def raster(rows: int, columns: int, view: tuple[float, float, float, float] = WH
 
 
 def cells(y: Tensor, x: Tensor) -> Tensor:
-    """Cells between the edges y (rows + 1,) and x (columns + 1,), in raster order, clamped to the image."""
+    """Cells between the edges y (rows + 1,) and x (columns + 1,), in raster order, clamped to the
+    image.
+    """
     rows, columns = len(y) - 1, len(x) - 1
-    boxes = torch.stack([x[:-1].expand(rows, -1), y[:-1, None].expand(-1, columns),
-                         x[1:].expand(rows, -1), y[1:, None].expand(-1, columns)], -1)  # fmt: skip
+    boxes = torch.stack(
+        [
+            x[:-1].expand(rows, -1),
+            y[:-1, None].expand(-1, columns),
+            x[1:].expand(rows, -1),
+            y[1:, None].expand(-1, columns),
+        ],
+        -1,
+    )
     return boxes.reshape(-1, 4).clamp(0, 1)
 
 
@@ -46,11 +56,22 @@ def nowhere(count: int) -> Tensor:
 
 def tiles(rows: int, columns: int, side: int) -> Tensor:
     """An image cut into rows x columns tiles of side x side tokens each, tile by tile."""
-    return torch.cat([raster(side, side, (c / columns, r / rows, (c + 1) / columns, (r + 1) / rows))
-                      for r in range(rows) for c in range(columns)])  # fmt: skip
+    return torch.cat(
+        [
+            raster(side, side, (c / columns, r / rows, (c + 1) / columns, (r + 1) / rows))
+            for r in range(rows)
+            for c in range(columns)
+        ]
+    )
 
 
-def per_frame(box: Tensor, frames: int, grid: tuple[int, ...] = (), step: int = 1, source: Tensor | None = None) -> Places:
+def per_frame(
+    box: Tensor,
+    frames: int,
+    grid: tuple[int, ...] = (),
+    step: int = 1,
+    source: Tensor | None = None,
+) -> Places:
     """The same boxes for each of `frames`, of which every one stands for `step` frames of the clip.
 
     source (n, g): of one frame; each frame has tower tokens of its own, all of them in it.
@@ -63,7 +84,8 @@ def per_frame(box: Tensor, frames: int, grid: tuple[int, ...] = (), step: int = 
 
 
 def blocks(rows: int, columns: int, side: int = 1, tile: int = 0) -> Tensor:
-    """(rows * columns, side * side): tower tokens in raster order that each token of a rows x columns grid is made of.
+    """(rows * columns, side * side): tower tokens in raster order that each token of a rows x
+    columns grid is made of.
 
     tile: which of equal tiles, one after the other.
     """
@@ -74,7 +96,9 @@ def blocks(rows: int, columns: int, side: int = 1, tile: int = 0) -> Tensor:
     return first + inner + tile * rows * columns * side * side
 
 
-def plain(rows: int, columns: int, side: int = 1, view: tuple[float, float, float, float] = WHOLE) -> Places:
+def plain(
+    rows: int, columns: int, side: int = 1, view: tuple[float, float, float, float] = WHOLE
+) -> Places:
     """One grid over `view`, each token of side x side tower tokens."""
     source = blocks(rows, columns, side)
     return Places(raster(rows, columns, view), (rows, columns), None, source, source.numel())

@@ -1,6 +1,8 @@
-"""Visual tokens as the model's own code makes them: its forward pass, stopped in front of the language model.
+"""Visual tokens as the model's own code makes them: its forward pass, stopped in front of the
+language model.
 
-Tower, projector, tiling, newlines, pooling and deepstack stay the library's, whatever its version. Knows no family.
+Tower, projector, tiling, newlines, pooling and deepstack stay the library's, whatever its version.
+Knows no family.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -17,13 +19,16 @@ class _Reached(Exception):
 
 
 def capture(model, ids: Tensor, media: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-    """ids (N,), placeholders only -> what belongs in their rows, (N, D), and a deepstack family's layers (L, N, D) or None.
+    """ids (N,), placeholders only -> what belongs in their rows, (N, D), and a deepstack family's
+    layers (L, N, D) or None.
 
-    The prompt is one row of nothing but placeholders, which needs no padding; it is given positions, as those that the
-    model would work out for it mean nothing.
+    The prompt is one row of nothing but placeholders, which needs no padding; it is given
+    positions, as those that the model would work out for it mean nothing.
     """
     positions = torch.zeros_like(ids)[None]
-    run = partial(model.model, input_ids=ids[None], position_ids=positions, use_cache=False, **media)
+    run = partial(
+        model.model, input_ids=ids[None], position_ids=positions, use_cache=False, **media
+    )
     _, caught = entering(model.get_decoder(), run)
     layers = caught.get("deepstack_visual_embeds")
     return caught["inputs_embeds"][0], torch.stack(list(layers)) if layers else None
@@ -47,11 +52,15 @@ def entering(module: torch.nn.Module, run: Callable[[], object]) -> tuple[tuple,
 
 
 @contextmanager
-def ending_at(tower: torch.nn.Module, layers: Sequence[torch.nn.Module], read: Collection[int]) -> Iterator[None]:
-    """While it lasts, `tower` ends behind the last of its `layers` whose hidden state is read, and hands over no other.
+def ending_at(
+    tower: torch.nn.Module, layers: Sequence[torch.nn.Module], read: Collection[int]
+) -> Iterator[None]:
+    """While it lasts, `tower` ends behind the last of its `layers` whose hidden state is read, and
+    hands over no other.
 
-    read: numbers of hidden states as the library counts them, 0 for what enters the first layer, n for what leaves layer n.
-    Layers and normalizations behind are not run; afterwards the tower is as before, whatever happens.
+    read: numbers of hidden states as the library counts them, 0 for what enters the first layer, n
+    for what leaves layer n. Layers and normalizations behind are not run; afterwards the tower is
+    as before, whatever happens.
     """
     states: dict[int, Tensor] = {}
     whole, own = tower.forward, tower.__dict__.get("forward")
@@ -65,13 +74,18 @@ def ending_at(tower: torch.nn.Module, layers: Sequence[torch.nn.Module], read: C
         states.clear()
         with suppress(_Reached):
             whole(*args, **kwargs | {"output_hidden_states": False})
-        return BaseModelOutputWithPooling(hidden_states=tuple(states.get(number) for number in range(len(layers) + 1)))
+        return BaseModelOutputWithPooling(
+            hidden_states=tuple(states.get(number) for number in range(len(layers) + 1))
+        )
 
     hooks = [
-        layers[number - 1].register_forward_hook(lambda _, args, output, number=number: note(number, output))
-        if number else layers[0].register_forward_pre_hook(lambda _, args: note(0, args))
+        layers[number - 1].register_forward_hook(
+            lambda _, args, output, number=number: note(number, output)
+        )
+        if number
+        else layers[0].register_forward_pre_hook(lambda _, args: note(0, args))
         for number in read
-    ]  # fmt: skip
+    ]
     tower.forward = forward
     try:
         yield

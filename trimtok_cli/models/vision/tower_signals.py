@@ -1,7 +1,8 @@
-"""What methods may ask of a vision tower: noted while it runs, worked out only when asked for. Knows no family and no method.
+"""What methods may ask of a vision tower: noted while it runs, worked out only when asked for.
+Knows no family and no method.
 
-`Tower` is hooked around one capture; each sample's EncoderTap then reads its own rows, through the map from visual tokens
-to tower tokens that the family's Places hold.
+`Tower` is hooked around one capture; each sample's EncoderTap then reads its own rows, through the
+map from visual tokens to tower tokens that the family's Places hold.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,17 +20,23 @@ from trimtok_cli.tokens import EncoderTap
 
 @dataclass(frozen=True)
 class Blocks:
-    """The tower's layers for a method that changes the tokens between their halves. hidden (images, T, C) enters the first.
+    """The tower's layers for a method that changes the tokens between their halves. hidden (images,
+    T, C) enters the first.
 
-    With has_cls the first place of each image is its CLS token. `attend` and `feed` are the two halves of a CLIP layer.
+    With has_cls the first place of each image is its CLS token. `attend` and `feed` are the two
+    halves of a CLIP layer.
     """
 
     hidden: Tensor
     layers: Sequence
     has_cls: bool
 
-    def attend(self, number: int, hidden: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, T, C), and bias (B, T) added to every query's scores -> (B, T, C) and the keys (B, T, d), mean over heads."""
+    def attend(
+        self, number: int, hidden: Tensor, bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(B, T, C), and bias (B, T) added to every query's scores -> (B, T, C) and the keys (B, T,
+        d), mean over heads.
+        """
         layer = self.layers[number]
         normed = layer.layer_norm1(hidden)
         keys = layer.self_attn.k_proj(normed).unflatten(-1, (-1, layer.self_attn.head_dim)).mean(-2)
@@ -42,18 +49,24 @@ class Blocks:
 
 
 class Tower:
-    """Attention modules by name (`""` is the layer whose output is read, `last_` the tower's last) and the projector.
+    """Attention modules by name (`""` is the layer whose output is read, `last_` the tower's last)
+    and the projector.
 
-    Of the last layer queries and keys are taken at full width, as one head: so PruMerge defines what it asks for.
-    has_cls: the first place of every tile is a CLS token, which is no visual token. layers: from the first to the one whose
-    output is read, where a method may run them itself; behind: the others, which are run only when something of the last one
-    is asked for.
+    Of the last layer queries and keys are taken at full width, as one head: so PruMerge defines
+    what it asks for. has_cls: the first place of every tile is a CLS token, which is no visual
+    token. layers: from the first to the one whose output is read, where a method may run them
+    itself; behind: the others, which are run only when something of the last one is asked for.
     """
 
     def __init__(
-        self, attention: Mapping[str, torch.nn.Module] | None = None, projector: torch.nn.Module | None = None, *,
-        has_cls: bool = False, layers: Sequence = (), behind: Sequence = (),
-    ) -> None:  # fmt: skip
+        self,
+        attention: Mapping[str, torch.nn.Module] | None = None,
+        projector: torch.nn.Module | None = None,
+        *,
+        has_cls: bool = False,
+        layers: Sequence = (),
+        behind: Sequence = (),
+    ) -> None:
         self.attention, self.projector, self.has_cls, self.layers, self.behind = (
             attention or {},
             projector,
@@ -74,10 +87,18 @@ class Tower:
             self.hooks.append(module.register_forward_pre_hook(note, with_kwargs=True))
         if self.layers:
             first = self.layers[0]
-            self.hooks.append(first.register_forward_pre_hook(lambda _, args: self.entered.append(args[0])))
-            self.hooks.append(self.layers[-1].register_forward_hook(self._note_output, with_kwargs=True))
+            self.hooks.append(
+                first.register_forward_pre_hook(lambda _, args: self.entered.append(args[0]))
+            )
+            self.hooks.append(
+                self.layers[-1].register_forward_hook(self._note_output, with_kwargs=True)
+            )
         if self.projector is not None:
-            self.hooks.append(self.projector.register_forward_pre_hook(lambda _, args: self.features.append(args[0])))
+            self.hooks.append(
+                self.projector.register_forward_pre_hook(
+                    lambda _, args: self.features.append(args[0])
+                )
+            )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -91,10 +112,17 @@ class Tower:
     def _chunks(self, name: str) -> list[tuple[Tensor, Tensor, float]]:
         if name == "last_" and self.behind and not self.inputs[name]:
             self.inputs[name] = [self._run_behind(*each) for each in self.left]
-        found = [chunk for args, kwargs in self.inputs[name] for chunk in queries_and_keys(self.attention[name], *args, **kwargs)]
+        found = [
+            chunk
+            for args, kwargs in self.inputs[name]
+            for chunk in queries_and_keys(self.attention[name], *args, **kwargs)
+        ]
         if name != "last_":
             return found
-        wide = [(q.transpose(1, 2).flatten(2)[:, None], k.transpose(1, 2).flatten(2)[:, None]) for q, k, _ in found]
+        wide = [
+            (q.transpose(1, 2).flatten(2)[:, None], k.transpose(1, 2).flatten(2)[:, None])
+            for q, k, _ in found
+        ]
         return [(q, k, q.shape[-1] ** -0.5) for q, k in wide]
 
     def _run_behind(self, args: tuple, kwargs: Mapping) -> tuple[tuple, Mapping]:
@@ -112,15 +140,25 @@ class Tower:
 
     def saliency(self, name: str) -> Tensor:
         """(tower tokens,): attention from CLS, or received on the mean where there is none."""
-        found = [attention_received(*chunk, from_first=self.has_cls)[:, self.has_cls :].flatten() for chunk in self._chunks(name)]
+        found = [
+            attention_received(*chunk, from_first=self.has_cls)[:, self.has_cls :].flatten()
+            for chunk in self._chunks(name)
+        ]
         return torch.cat(found)
 
     def keys(self, name: str) -> Tensor:
         """(tower tokens, d): mean over heads."""
-        return torch.cat([key.float().mean(1)[:, self.has_cls :].flatten(0, 1) for _, key, _ in self._chunks(name)])
+        return torch.cat(
+            [
+                key.float().mean(1)[:, self.has_cls :].flatten(0, 1)
+                for _, key, _ in self._chunks(name)
+            ]
+        )
 
     def _class_tokens(self, starts: Sequence[int]) -> Tensor:
-        """(len(starts), C): what left the layer that is read at the CLS token of the tile that each tower token is in."""
+        """(len(starts), C): what left the layer that is read at the CLS token of the tile that each
+        tower token is in.
+        """
         left = torch.cat([args[0] for args, _ in self.left])
         return left[[start // (left.shape[1] - 1) for start in starts], 0]
 
@@ -128,14 +166,20 @@ class Tower:
         """(tower tokens, F): what enters the projector."""
         return torch.cat([each.flatten(0, -2) for each in self.features])
 
-    def tap(self, places: Sequence[Places], starts: Sequence[int], project: Callable[[Tensor], Tensor]) -> EncoderTap:
-        """The signals of one sample, each of whose images and videos has its tower tokens from one of `starts` on.
+    def tap(
+        self, places: Sequence[Places], starts: Sequence[int], project: Callable[[Tensor], Tensor]
+    ) -> EncoderTap:
+        """The signals of one sample, each of whose images and videos has its tower tokens from one
+        of `starts` on.
 
         A visual token made of several has their mean.
         """
         if any(place.source is None for place in places):
             return EncoderTap()
-        sources = [torch.where(p.source < 0, -1, p.source + start) for p, start in zip(places, starts, strict=True)]
+        sources = [
+            torch.where(p.source < 0, -1, p.source + start)
+            for p, start in zip(places, starts, strict=True)
+        ]
 
         def mine(signal: Callable[[], Tensor]) -> Callable[[], Tensor]:
             def read() -> Tensor:
@@ -154,17 +198,24 @@ class Tower:
         if self.layers and self.has_cls:
             offers["cls"] = partial(self._class_tokens, starts)
         if any(place.tiles > 1 for place in places):
-            owner = [torch.where(p.source[:, 0] < 0, -1, p.source[:, 0] // (p.tower // p.tiles)) for p in places]
+            owner = [
+                torch.where(p.source[:, 0] < 0, -1, p.source[:, 0] // (p.tower // p.tiles))
+                for p in places
+            ]
             offers["tile"] = lambda: torch.cat(owner)
         if self.layers and len(places) == sum(bool(place.grid) for place in places):
             tile = places[0].tower
             offers["blocks"] = lambda: Blocks(
-                torch.cat(self.entered)[[start // tile for start in starts]], self.layers, self.has_cls
+                torch.cat(self.entered)[[start // tile for start in starts]],
+                self.layers,
+                self.has_cls,
             )
         return EncoderTap(**offers)
 
     @staticmethod
     def _gather(whole: Tensor, source: Tensor) -> Tensor:
-        """Rows of `whole` by (n, g) numbers, mean over g; zero where there is none (-1: a newline)."""
+        """Rows of `whole` by (n, g) numbers, mean over g; zero where there is none (-1: a
+        newline).
+        """
         rows = whole[source.clamp(min=0)].float().mean(1)
         return rows * (source[:, 0] >= 0).to(rows.dtype).reshape(-1, *[1] * (rows.dim() - 1))

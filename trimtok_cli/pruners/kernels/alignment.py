@@ -1,6 +1,8 @@
-"""How near visual tokens are to the text, Eq. 3 of TrimTokenator (arXiv 2509.00320), and the nearest of them.
+"""How near visual tokens are to the text, Eq. 3 of TrimTokenator (arXiv 2509.00320), and the
+nearest of them.
 
-`alignment` is the measure as it reads. `near_text` keeps the same tokens with most distances taken from one product.
+`alignment` is the measure as it reads. `near_text` keeps the same tokens with most distances taken
+from one product.
 """
 
 import importlib.util
@@ -16,20 +18,27 @@ ALIGNMENTS = ("l2", "sq_l2", "cosine", "mi")
 
 POOL = "is a share of the visual tokens"
 
-# Relative to |x|^2 + |t|^2, how far apart a squared distance from a product and the one of `alignment` may be: 256 float32
-# roundings. Measured against float64 at D = 4096: 13 off for the product, 78 for the other.
+# Relative to |x|^2 + |t|^2, how far apart a squared distance from a product and the one of
+# `alignment` may be: 256 float32 roundings. Measured against float64 at D = 4096: 13 off for the
+# product, 78 for the other.
 PRODUCT_ERROR = 256 * 2.0**-24
 
 NO_SKLEARN = "align=mi needs scikit-learn: run pip install 'trimtok[mi]'"
 
-BAND = 128  # tokens around the cut whose distances are computed anew where looking how many need it would cost a wait
+# tokens around the cut whose distances are computed anew where looking how many need it would cost
+# a wait
+BAND = 128
 
 
-def alignment(visual: Tensor, text: Tensor, align: str = "l2", text_mask: Tensor | None = None) -> Tensor:
-    """Eq. 3, alpha (B, N) of visual (B, N, D) and text (B, M, D): minus the mean distance to the text tokens.
+def alignment(
+    visual: Tensor, text: Tensor, align: str = "l2", text_mask: Tensor | None = None
+) -> Tensor:
+    """Eq. 3, alpha (B, N) of visual (B, N, D) and text (B, M, D): minus the mean distance to the
+    text tokens.
 
-    `sq_l2` squares the distance (Appendix B); `cosine` takes the mean cosine similarity instead, `mi` the mean mutual
-    information (Table 9). A row of text_mask that is all False scores 0 everywhere.
+    `sq_l2` squares the distance (Appendix B); `cosine` takes the mean cosine similarity instead,
+    `mi` the mean mutual information (Table 9). A row of text_mask that is all False scores 0
+    everywhere.
     """
     if align == "mi":
         each = mutual_information(visual, text)
@@ -37,7 +46,8 @@ def alignment(visual: Tensor, text: Tensor, align: str = "l2", text_mask: Tensor
         with full_float32():
             each = F.normalize(visual, dim=-1) @ F.normalize(text, dim=-1).mT
     else:
-        # The largest temporary is (B, N, M). "donot_use": the product form |x|^2 + |t|^2 - 2xt loses digits by cancellation.
+        # The largest temporary is (B, N, M). "donot_use": the product form |x|^2 + |t|^2 - 2xt
+        # loses digits by cancellation.
         each = -torch.cdist(visual, text, compute_mode="donot_use_mm_for_euclid_dist")
         if align == "sq_l2":
             each = -each.square()
@@ -45,9 +55,11 @@ def alignment(visual: Tensor, text: Tensor, align: str = "l2", text_mask: Tensor
 
 
 def mutual_information(visual: Tensor, text: Tensor, neighbors: int = 3) -> Tensor:
-    """I(x_i; t_j) in nats, (B, N, M) of (B, N, D) and (B, M, D): the D coordinates are samples of two variables.
+    """I(x_i; t_j) in nats, (B, N, M) of (B, N, D) and (B, M, D): the D coordinates are samples of
+    two variables.
 
-    Estimated from nearest neighbours by scikit-learn (the extra `mi`), as in Appendix D; on the CPU, and slow: N x M fits.
+    Estimated from nearest neighbours by scikit-learn (the extra `mi`), as in Appendix D; on the
+    CPU, and slow: N x M fits.
     """
     try:
         from sklearn.feature_selection import mutual_info_regression
@@ -61,7 +73,9 @@ def mutual_information(visual: Tensor, text: Tensor, neighbors: int = 3) -> Tens
 
 
 def check_align(align: str) -> None:
-    """ValueError for a measure that this installation cannot take: said once, not for every sample."""
+    """ValueError for a measure that this installation cannot take: said once, not for every
+    sample.
+    """
     if align == "mi" and importlib.util.find_spec("sklearn") is None:
         raise ValueError(NO_SKLEARN)
 
@@ -81,12 +95,16 @@ def pool_count(pool: float, num_visual: int, keep: int) -> int:
 
 
 @torch.no_grad()
-def near_text(visual: Tensor, text: Tensor, count: int, align: str = "l2", text_mask: Tensor | None = None) -> Tensor:
-    """(B, N, D) and (B, M, D) -> (B, count) ascending places of the tokens of highest `alignment`, ties to the lowest place.
+def near_text(
+    visual: Tensor, text: Tensor, count: int, align: str = "l2", text_mask: Tensor | None = None
+) -> Tensor:
+    """(B, N, D) and (B, M, D) -> (B, count) ascending places of the tokens of highest `alignment`,
+    ties to the lowest place.
 
-    Distances of all pairs cost more than all else that a pruner does. One product gives them too, up to rounding; the tokens
-    that rounding could bring over the cut, in or out, are measured again by `alignment` itself: on a CPU all of them, elsewhere
-    the BAND nearest to the cut, as how many they are would have to be waited for.
+    Distances of all pairs cost more than all else that a pruner does. One product gives them too,
+    up to rounding; the tokens that rounding could bring over the cut, in or out, are measured again
+    by `alignment` itself: on a CPU all of them, elsewhere the BAND nearest to the cut, as how many
+    they are would have to be waited for.
     """
     if align not in ("l2", "sq_l2"):
         score = alignment(visual.float(), text.float(), align, text_mask)
@@ -95,7 +113,9 @@ def near_text(visual: Tensor, text: Tensor, count: int, align: str = "l2", text_
     return in_parts(nearest, 4 * visual.shape[1] * visual.shape[2], visual, text, text_mask)
 
 
-def _near_text(visual: Tensor, text: Tensor, count: int, align: str, text_mask: Tensor | None) -> Tensor:
+def _near_text(
+    visual: Tensor, text: Tensor, count: int, align: str, text_mask: Tensor | None
+) -> Tensor:
     score, error = _by_product(visual, text, align, text_mask)
     cut, place = (each[:, count - 1 : count] for each in score.sort(dim=1, descending=True))
     gap = (score - cut).abs()
@@ -111,12 +131,18 @@ def _near_text(visual: Tensor, text: Tensor, count: int, align: str, text_mask: 
     return stays.int().sort(dim=1, descending=True, stable=True).indices[:, :count]
 
 
-def _by_product(visual: Tensor, text: Tensor, align: str, text_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def _by_product(
+    visual: Tensor, text: Tensor, align: str, text_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """(B, N) scores as `alignment` gives them, and (B, N) bounds of their error."""
-    # |x - t|^2 = |x|^2 + |t|^2 - 2 x.t loses what x and t have in common: it is taken off first, roughly, by a mean.
+    # |x - t|^2 = |x|^2 + |t|^2 - 2 x.t loses what x and t have in common: it is taken off first,
+    # roughly, by a mean.
     middle = visual[:, ::16].mean(dim=1, keepdim=True, dtype=torch.float32)
     visual, text = visual - middle, text - middle
-    lengths = torch.linalg.vector_norm(visual, dim=-1)[:, :, None].square() + text.square().sum(dim=-1)[:, None]
+    lengths = (
+        torch.linalg.vector_norm(visual, dim=-1)[:, :, None].square()
+        + text.square().sum(dim=-1)[:, None]
+    )
     with full_float32():
         each = torch.baddbmm(lengths, visual, text.mT, alpha=-2)
     error = lengths.mul_(PRODUCT_ERROR)

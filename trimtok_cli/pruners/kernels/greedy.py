@@ -1,10 +1,13 @@
-"""The two greedy searches over visual tokens, each by the cheapest exact way on its device. Knows no method and no model.
+"""The two greedy searches over visual tokens, each by the cheapest exact way on its device. Knows
+no method and no model.
 
-RepMax (arXiv 2509.00320) takes the token least similar to the chosen ones on average, max-min (arXiv 2503.02175) the one
-whose nearest chosen token is farthest. Both read single rows of the N x N cosine matrix. On a CPU that matrix is nine
-tenths of the cost, so only rows that are read are computed (`greedy_rows`). Elsewhere launches are the cost: the matrix is
-one product, and the whole search one kernel (`greedy_triton`), or, where Triton cannot be used, a loop that waits for no
-value. `repmax_gram` and `max_min_gram` are also the plain reference that the other forms are held against.
+RepMax (arXiv 2509.00320) takes the token least similar to the chosen ones on average, max-min
+(arXiv 2503.02175) the one whose nearest chosen token is farthest. Both read single rows of the N x
+N cosine matrix. On a CPU that matrix is nine tenths of the cost, so only rows that are read are
+computed (`greedy_rows`). Elsewhere launches are the cost: the matrix is one product, and the whole
+search one kernel (`greedy_triton`), or, where Triton cannot be used, a loop that waits for no
+value. `repmax_gram` and `max_min_gram` are also the plain reference that the other forms are held
+against.
 """
 
 import logging
@@ -29,22 +32,28 @@ _without_kernels = False
 
 @torch.no_grad()
 def repmax(visual: Tensor, keep: int, diversity: str = "cosine") -> Tensor:
-    """Greedy RepMax, Eq. 8-16 of arXiv 2509.00320: (B, N, D) -> (B, keep) indices in the order of selection.
+    """Greedy RepMax, Eq. 8-16 of arXiv 2509.00320: (B, N, D) -> (B, keep) indices in the order of
+    selection.
 
-    diversity: `cosine`, or `l2`, which minimises minus the distance (Table 10). Of twins the lowest index goes first.
+    diversity: `cosine`, or `l2`, which minimises minus the distance (Table 10). Of twins the lowest
+    index goes first.
     """
     if visual.device.type == "cpu" and diversity == "cosine":
         unit = F.normalize(visual.float(), dim=-1, eps=1e-30)
         return torch.stack([repmax_rows(each, keep, ROUNDING) for each in unit])
-    return in_parts(lambda part: repmax_gram(part, keep, diversity), 4 * visual.shape[1] ** 2, visual)
+    return in_parts(
+        lambda part: repmax_gram(part, keep, diversity), 4 * visual.shape[1] ** 2, visual
+    )
 
 
 @torch.no_grad()
 def max_min(visual: Tensor, keep: int) -> Tensor:
-    """Farthest-point search in cosine distance: (B, N, D) -> (B, keep) indices in the order in which it takes them.
+    """Farthest-point search in cosine distance: (B, N, D) -> (B, keep) indices in the order in
+    which it takes them.
 
-    First the token whose nearest neighbour is farthest, then always the one whose nearest chosen token is farthest; distances
-    less than TIE apart go to the lowest index. Tokens of length zero are one vector, at a right angle to every other.
+    First the token whose nearest neighbour is farthest, then always the one whose nearest chosen
+    token is farthest; distances less than TIE apart go to the lowest index. Tokens of length zero
+    are one vector, at a right angle to every other.
     """
     if visual.device.type == "cpu":
         unit = F.normalize(visual.float(), dim=-1, eps=1e-30)
@@ -53,14 +62,17 @@ def max_min(visual: Tensor, keep: int) -> Tensor:
 
 
 def repmax_gram(visual: Tensor, keep: int, diversity: str = "cosine") -> Tensor:
-    """`repmax` with the whole matrix. Eq. 13's 1/(t-1) is a positive constant of each step and is left out."""
+    """`repmax` with the whole matrix. Eq. 13's 1/(t-1) is a positive constant of each step and is
+    left out.
+    """
     if diversity == "cosine":
         similarity = cosines(visual)[0]  # C, (B, N, N)
     else:
         rows = visual.float()
         similarity = -torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
     mean = similarity.mean(dim=2)  # Eq. 9
-    # Eq. 10. Two tokens alone are always as far from each other: that tie, too, goes to the lowest index and not to rounding.
+    # Eq. 10. Two tokens alone are always as far from each other: that tie, too, goes to the lowest
+    # index and not to rounding.
     first = first_of_best(-mean, ROUNDING if diversity == "cosine" else 0.0)
     order = _launched("least_sum", similarity, first, keep)
     return least_sum(similarity, first, keep) if order is None else order
@@ -78,7 +90,8 @@ def max_min_gram(visual: Tensor, keep: int) -> Tensor:
 
 
 def least_sum(similarity: Tensor, first: Tensor, keep: int) -> Tensor:
-    """(B, N, N), (B,) -> (B, keep): `first`, then always the token with the least sum of similarities to those taken.
+    """(B, N, N), (B,) -> (B, keep): `first`, then always the token with the least sum of
+    similarities to those taken.
 
     It writes on the diagonal. Nothing leaves the device inside the loop.
     """
@@ -97,7 +110,8 @@ def least_sum(similarity: Tensor, first: Tensor, keep: int) -> Tensor:
 
 
 def farthest(distance: Tensor, first: Tensor, keep: int) -> Tensor:
-    """(B, N, N), (B,) -> (B, keep): `first`, then always the lowest token within TIE of the farthest from those taken.
+    """(B, N, N), (B,) -> (B, keep): `first`, then always the lowest token within TIE of the
+    farthest from those taken.
 
     It writes on the diagonal. Nothing leaves the device inside the loop.
     """
@@ -115,7 +129,9 @@ def farthest(distance: Tensor, first: Tensor, keep: int) -> Tensor:
 
 
 def _launched(name: str, matrix: Tensor, *rest) -> Tensor | None:
-    """The search as one kernel; None where this device or this installation has no use for Triton."""
+    """The search as one kernel; None where this device or this installation has no use for
+    Triton.
+    """
     global _without_kernels
     if not matrix.is_cuda or _without_kernels or matrix.shape[1] > WIDEST:
         return None
@@ -125,8 +141,13 @@ def _launched(name: str, matrix: Tensor, *rest) -> Tensor | None:
         return getattr(greedy_triton, name)(matrix, *rest)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # no Triton, no compiler for it, a card it does not know: all of these can be lived with
+    except Exception as error:
+        # no Triton, no compiler for it, a card it does not know: all of these can be lived with
         _without_kernels = True
         reason = (str(error).strip().splitlines() or [""])[0]
-        log.warning("the pruner's kernels cannot be used (%s: %s): a slower loop does their work", type(error).__name__, reason)
+        log.warning(
+            "the pruner's kernels cannot be used (%s: %s): a slower loop does their work",
+            type(error).__name__,
+            reason,
+        )
         return None

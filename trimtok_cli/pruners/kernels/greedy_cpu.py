@@ -1,21 +1,25 @@
-"""The greedy searches on a CPU, one sample at a time: rows of the cosine matrix are computed when they are read.
+"""The greedy searches on a CPU, one sample at a time: rows of the cosine matrix are computed when
+they are read.
 
-A search for K of N tokens reads K rows, chosen as it goes. `Rows` computes a row together with those of the tokens that are
-next in line, nearly as fast per row as the whole matrix. Of 2304, for K = 288, that is 432 rows for RepMax on image-like tokens
-and 984 on random ones, 646 and 994 for max-min. Small steps run in NumPy, whose calls cost a third of torch's. One sample at a
-time: on a CPU a batch saves nothing. Nothing here is for another device.
+A search for K of N tokens reads K rows, chosen as it goes. `Rows` computes a row together with
+those of the tokens that are next in line, nearly as fast per row as the whole matrix. Of 2304, for
+K = 288, that is 432 rows for RepMax on image-like tokens and 984 on random ones, 646 and 994 for
+max-min. Small steps run in NumPy, whose calls cost a third of torch's. One sample at a time: on a
+CPU a batch saves nothing. Nothing here is for another device.
 """
 
 import numpy as np
 import torch
 from torch import Tensor
 
-# Rows at a time. Fewer waste the processor (4 rows: half the speed a row), more compute rows that nobody reads. From 16 to 32
-# the time is the same within a tenth for N = 460 and 2304, D = 768 to 4096; the more rows, the less often threads must meet.
+# Rows at a time. Fewer waste the processor (4 rows: half the speed a row), more compute rows that
+# nobody reads. From 16 to 32 the time is the same within a tenth for N = 460 and 2304, D = 768 to
+# 4096; the more rows, the less often threads must meet.
 BLOCK = 24
 
-# RepMax of few tokens computes each row alone: at N = 460, K = 64 a block would compute 2.5 rows for each that is read, and
-# one product a row was a fifth faster; at N = 2304, where the vectors leave the cache, it took 1.5 to 3 times as long.
+# RepMax of few tokens computes each row alone: at N = 460, K = 64 a block would compute 2.5 rows
+# for each that is read, and one product a row was a fifth faster; at N = 2304, where the vectors
+# leave the cache, it took 1.5 to 3 times as long.
 FEW = 1024
 
 
@@ -34,7 +38,9 @@ class Rows:
         return self._rows[place]
 
     def fetch(self, place: int, urgency: np.ndarray) -> None:
-        """Makes a row known, and with it those of the unknown rows that have the highest `urgency` (N,)."""
+        """Makes a row known, and with it those of the unknown rows that have the highest `urgency`
+        (N,).
+        """
         waiting = np.where(self.known, -np.inf, urgency)
         waiting[place] = np.inf
         self.compute(_most(waiting))
@@ -48,7 +54,8 @@ class Rows:
     def compute(self, places: np.ndarray) -> np.ndarray:
         """(m, N): these rows, which are known from now on."""
         block = (self.unit[torch.from_numpy(places)] @ self.unit.T).numpy()
-        # A product's last bit may depend on where in the matrix a column stands; twins must tie exactly.
+        # A product's last bit may depend on where in the matrix a column stands; twins must tie
+        # exactly.
         block[:, self.twins] = block[:, self.first[self.twins]]
         if self.distance:
             block[np.ix_(self.zero[places], self.zero)] = 1
@@ -60,7 +67,9 @@ class Rows:
 
 
 def repmax_rows(unit: Tensor, keep: int, rounding: float) -> Tensor:
-    """Greedy RepMax of unit vectors (N, D): (keep,) indices in the order of selection. rounding: of a mean of cosines."""
+    """Greedy RepMax of unit vectors (N, D): (keep,) indices in the order of selection. rounding: of
+    a mean of cosines.
+    """
     rows, count = Rows(unit), len(unit)
     order = np.empty(keep, dtype=np.int64)
     mean = (unit @ unit.sum(dim=0)).numpy() / count  # the matrix's row means, without the matrix
@@ -78,7 +87,9 @@ def repmax_rows(unit: Tensor, keep: int, rounding: float) -> Tensor:
 
 
 def max_min_rows(unit: Tensor, keep: int, tie: float) -> Tensor:
-    """Farthest-point search of unit vectors (N, D): (keep,) indices in the order of selection. tie: distances that are equal."""
+    """Farthest-point search of unit vectors (N, D): (keep,) indices in the order of selection. tie:
+    distances that are equal.
+    """
     rows = Rows(unit, distance=True)
     order = np.empty(keep, dtype=np.int64)
     chosen = _loneliest(rows, tie)
@@ -97,11 +108,15 @@ def max_min_rows(unit: Tensor, keep: int, tie: float) -> Tensor:
 def _loneliest(rows: Rows, tie: float) -> int:
     """The lowest token within `tie` of the one whose nearest neighbour is farthest.
 
-    Exact without all rows: a token is at most as far from its nearest neighbour as from the nearest whose row is known. Who
-    might still be the loneliest by that bound has its own row computed; the search ends when nobody is left.
+    Exact without all rows: a token is at most as far from its nearest neighbour as from the nearest
+    whose row is known. Who might still be the loneliest by that bound has its own row computed; the
+    search ends when nobody is left.
     """
     count = len(rows.known)
-    bound, exact = np.full(count, np.inf, dtype=np.float32), np.full(count, -np.inf, dtype=np.float32)
+    bound, exact = (
+        np.full(count, np.inf, dtype=np.float32),
+        np.full(count, -np.inf, dtype=np.float32),
+    )
     places = np.unique(np.linspace(0, count - 1, BLOCK).astype(np.int64))
     while len(places):
         block = rows.compute(places).copy()
@@ -115,14 +130,24 @@ def _loneliest(rows: Rows, tie: float) -> int:
 
 def _most(urgency: np.ndarray) -> np.ndarray:
     """The places of the BLOCK highest values, fewer where there are not as many above -inf."""
-    places = np.argpartition(-urgency, BLOCK)[:BLOCK] if len(urgency) > BLOCK else np.arange(len(urgency))
+    places = (
+        np.argpartition(-urgency, BLOCK)[:BLOCK]
+        if len(urgency) > BLOCK
+        else np.arange(len(urgency))
+    )
     return places[urgency[places] > -np.inf]
 
 
 def _twins(unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each row of (N, D) the first row that equals it (N,); and the rows for which that is another one."""
-    two = np.ascontiguousarray(unit[:, :2])  # nearly always enough to tell rows apart, and quick to sort as one integer
-    _, first, group = np.unique(two.view(f"i{two.nbytes // len(two)}")[:, 0], return_index=True, return_inverse=True)
+    """For each row of (N, D) the first row that equals it (N,); and the rows for which that is
+    another one.
+    """
+    two = np.ascontiguousarray(
+        unit[:, :2]
+    )  # nearly always enough to tell rows apart, and quick to sort as one integer
+    _, first, group = np.unique(
+        two.view(f"i{two.nbytes // len(two)}")[:, 0], return_index=True, return_inverse=True
+    )
     twins = np.flatnonzero(first[group] != np.arange(len(unit)))
     if (unit[twins] != unit[first[group[twins]]]).any():
         _, first, group = np.unique(unit, axis=0, return_index=True, return_inverse=True)

@@ -1,7 +1,9 @@
-"""The greedy searches as one kernel launch each: a program per sample, its running values in registers. Needs Triton.
+"""The greedy searches as one kernel launch each: a program per sample, its running values in
+registers. Needs Triton.
 
-Given the N x N matrix, a step of the search is one row read, one addition or minimum, and one reduction; as separate
-launches each would cost more than it computes. Knows neither where the matrix comes from nor which method asks.
+Given the N x N matrix, a step of the search is one row read, one addition or minimum, and one
+reduction; as separate launches each would cost more than it computes. Knows neither where the
+matrix comes from nor which method asks.
 """
 
 import torch
@@ -21,7 +23,9 @@ def _least_sum_kernel(matrix, first, order, count, keep, BLOCK: tl.constexpr):
     for t in range(keep):
         if t > 0:
             chosen = tl.argmin(sigma, axis=0, tie_break_left=True).to(tl.int32)
-            chosen = tl.minimum(chosen, count - 1)  # where everything is +inf or NaN: still a place in the matrix
+            chosen = tl.minimum(
+                chosen, count - 1
+            )  # where everything is +inf or NaN: still a place in the matrix
         tl.store(order + sample * keep + t, chosen.to(tl.int64))
         row = tl.load(matrix + chosen.to(tl.int64) * count + places, mask=real, other=float("inf"))
         sigma = tl.where(places == chosen, float("inf"), sigma + row)
@@ -46,12 +50,16 @@ def _farthest_kernel(matrix, first, order, count, keep, tie, BLOCK: tl.constexpr
 
 
 def least_sum(similarity: Tensor, first: Tensor, keep: int) -> Tensor:
-    """`greedy.least_sum` in one launch: (B, N, N) float32, contiguous, and (B,) int64 -> (B, keep) int64. Writes on neither."""
+    """`greedy.least_sum` in one launch: (B, N, N) float32, contiguous, and (B,) int64 -> (B, keep)
+    int64. Writes on neither.
+    """
     return _launch(_least_sum_kernel, similarity, first, keep)
 
 
 def farthest(distance: Tensor, first: Tensor, keep: int, tie: float) -> Tensor:
-    """`greedy.farthest` in one launch: (B, N, N) float32, contiguous, and (B,) int64 -> (B, keep) int64. Writes on neither."""
+    """`greedy.farthest` in one launch: (B, N, N) float32, contiguous, and (B,) int64 -> (B, keep)
+    int64. Writes on neither.
+    """
     return _launch(_farthest_kernel, distance, first, keep, tie)
 
 

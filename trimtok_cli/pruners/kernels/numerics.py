@@ -11,11 +11,12 @@ LIMIT = 400_000_000  # bytes of the largest temporary; a batch that needs more g
 
 
 def cosines(visual: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, N, D) -> cosine similarities (B, N, N) in float32 and which tokens have length zero (B, N); theirs are all 0.
+    """(B, N, D) -> cosine similarities (B, N, N) in float32 and which tokens have length zero (B,
+    N); theirs are all 0.
 
-    16-bit tokens on a GPU are multiplied as they are: their products are exact in float32, where they are summed, and the
-    lengths are divided out afterwards. That is float32's accuracy at the speed of 16 bits; unit vectors rounded to 16 bits
-    would change what is kept.
+    16-bit tokens on a GPU are multiplied as they are: their products are exact in float32, where
+    they are summed, and the lengths are divided out afterwards. That is float32's accuracy at the
+    speed of 16 bits; unit vectors rounded to 16 bits would change what is kept.
     """
     as_it_is = visual.is_cuda and visual.dtype in (torch.bfloat16, torch.float16)
     visual = visual if as_it_is else visual.float()
@@ -32,16 +33,22 @@ def cosines(visual: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def first_of_best(score: Tensor, slack: Tensor | float) -> Tensor:
-    """(B, N) -> (B,): the lowest index whose score is within `slack` (one number, or (B, 1)) of the row's best."""
+    """(B, N) -> (B,): the lowest index whose score is within `slack` (one number, or (B, 1)) of the
+    row's best.
+    """
     return (score >= score.amax(dim=1, keepdim=True) - slack).int().argmax(dim=1)
 
 
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
-    """Products of float32 in float32 on CUDA too, whatever the process allows (TF32 keeps 11 bits); restored afterwards."""
+    """Products of float32 in float32 on CUDA too, whatever the process allows (TF32 keeps 11 bits);
+    restored afterwards.
+    """
     matmul = torch.backends.cuda.matmul
     # Reading the old switch where somebody has set the new one raises.
-    name, exact = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
+    name, exact = (
+        ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
+    )
     before = getattr(matmul, name)
     setattr(matmul, name, exact)
     try:
@@ -51,7 +58,9 @@ def full_float32() -> Iterator[None]:
 
 
 def in_parts(function: Callable[..., Tensor], bytes_each: int, *batches: Tensor | None) -> Tensor:
-    """function(*batches), in parts of the batch whose temporary of `bytes_each` a sample stays under LIMIT."""
+    """function(*batches), in parts of the batch whose temporary of `bytes_each` a sample stays
+    under LIMIT.
+    """
     step = max(LIMIT // max(bytes_each, 1), 1)
     parts = [[None] * len(batches[0]) if batch is None else batch.split(step) for batch in batches]
     return torch.cat([function(*part) for part in zip(*parts, strict=False)])

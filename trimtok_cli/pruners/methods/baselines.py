@@ -1,8 +1,10 @@
-"""Floors: what a method must beat. A random draw of visual tokens, and every n-th one. No paper; they look at no value.
+"""Floors: what a method must beat. A random draw of visual tokens, and every n-th one. No paper;
+they look at no value.
 
-Both keep exactly the budget of each image, in prompt order. Neither looks at grids or places: `Uniform` is evenly spaced in
-the ORDER of the tokens (row by row of a plain grid), so that where the spacing divides a row's length the kept tokens stand
-in columns; newlines and the tiles of one image are tokens like any other.
+Both keep exactly the budget of each image, in prompt order. Neither looks at grids or places:
+`Uniform` is evenly spaced in the ORDER of the tokens (row by row of a plain grid), so that where
+the spacing divides a row's length the kept tokens stand in columns; newlines and the tiles of one
+image are tokens like any other.
 """
 
 import random
@@ -18,10 +20,12 @@ from trimtok_cli.tokens import Selection
 
 
 def random_places(num_visual: int, keep: int, *, seed: int = 0, number: int = 0) -> list[int]:
-    """`keep` of the places 0..N-1, ascending: a draw of equal chances that depends on seed, N and the image's number alone.
+    """`keep` of the places 0..N-1, ascending: a draw of equal chances that depends on seed, N and
+    the image's number alone.
 
-    `keep` >= N keeps all. A smaller keep is a part of a larger one. The same on every device and in every release of torch
-    (it is Python's own generator, seeded with text). ValueError where keep or N is below 1.
+    `keep` >= N keeps all. A smaller keep is a part of a larger one. The same on every device and in
+    every release of torch (it is Python's own generator, seeded with text). ValueError where keep
+    or N is below 1.
     """
     _check(num_visual, keep)
     draw = random.Random(f"{seed}/{number}/{num_visual}")
@@ -30,7 +34,8 @@ def random_places(num_visual: int, keep: int, *, seed: int = 0, number: int = 0)
 
 
 def uniform_places(num_visual: int, keep: int) -> list[int]:
-    """`keep` of the places 0..N-1, ascending: the middles of `keep` equal stretches, floor((i + 1/2) N / keep).
+    """`keep` of the places 0..N-1, ascending: the middles of `keep` equal stretches, floor((i +
+    1/2) N / keep).
 
     `keep` >= N keeps all. ValueError where keep or N is below 1.
     """
@@ -50,7 +55,9 @@ def _selection(stage: Stage, kept: list[Tensor]) -> Selection:
 
 @dataclass(frozen=True)
 class Random(Pruner):
-    """Tokens drawn by chance. The draw of an image depends on seed, token count and its number in the prompt alone."""
+    """Tokens drawn by chance. The draw of an image depends on seed, token count and its number in
+    the prompt alone.
+    """
 
     licence: ClassVar[str] = ""
 
@@ -59,7 +66,11 @@ class Random(Pruner):
     def select(self, stage: Stage) -> Selection:
         kept = []
         for rows, count in self.budgets(stage):
-            number = int(stage.tokens.visual_index[stage.prompt.alive[rows[0]].to(stage.tokens.visual_index.device)])
+            number = int(
+                stage.tokens.visual_index[
+                    stage.prompt.alive[rows[0]].to(stage.tokens.visual_index.device)
+                ]
+            )
             places = random_places(len(rows), count, seed=self.seed, number=number)
             kept.append(rows[torch.tensor(places, device=rows.device)])
         return _selection(stage, kept)
@@ -67,11 +78,17 @@ class Random(Pruner):
 
 @dataclass(frozen=True)
 class Uniform(Pruner):
-    """Tokens evenly spaced in their order: one-dimensional also where the image is one plain grid."""
+    """Tokens evenly spaced in their order: one-dimensional also where the image is one plain
+    grid.
+    """
 
     licence: ClassVar[str] = ""
 
     def select(self, stage: Stage) -> Selection:
-        return _selection(stage, [
-            rows[torch.tensor(uniform_places(len(rows), count), device=rows.device)] for rows, count in self.budgets(stage)
-        ])  # fmt: skip
+        return _selection(
+            stage,
+            [
+                rows[torch.tensor(uniform_places(len(rows), count), device=rows.device)]
+                for rows, count in self.budgets(stage)
+            ],
+        )

@@ -1,22 +1,27 @@
-"""CDPruner: keep the visual tokens that differ most from each other, each weighed by how much it has to do with the question.
+"""CDPruner: keep the visual tokens that differ most from each other, each weighed by how much it
+has to do with the question.
 
-Paper: "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs", arXiv 2506.10967;
-published code: Theia-4869/CDPruner at 9541616. Greedy MAP of a determinantal point process whose kernel is
-relevance_i * cosine_ij * relevance_j, on projected tokens.
+Paper: "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in
+MLLMs", arXiv 2506.10967; published code: Theia-4869/CDPruner at 9541616. Greedy MAP of a
+determinantal point process whose kernel is relevance_i * cosine_ij * relevance_j, on projected
+tokens.
 
-Relevance is CLIP's similarity of patch and question, NEGATED: that is what the published code does, and its authors say that
-they saw CLIP's patches answer the wrong way round and no other model's (issues 9, 14 and 19). It needs CLIP's text tower,
-which no LLaVA checkpoint carries; where the encoder does not offer `relevance`, `text=llm` compares projected visual tokens
-with the language model's own text embeddings, not negated. That is not the paper's measure: say so next to a number.
+Relevance is CLIP's similarity of patch and question, NEGATED: that is what the published code does,
+and its authors say that they saw CLIP's patches answer the wrong way round and no other model's
+(issues 9, 14 and 19). It needs CLIP's text tower, which no LLaVA checkpoint carries; where the
+encoder does not offer `relevance`, `text=llm` compares projected visual tokens with the language
+model's own text embeddings, not negated. That is not the paper's measure: say so next to a number.
 
-A further offer of EncoderTap: relevance () -> (N,) float32, the mean over the question's 77-token segments (without the
-suffix "Answer the question using a single word or phrase.", as in the published evaluation) of the cosine of a patch (tower
-output, CLIP's post_layernorm and visual_projection) and the segment's text_embeds; neither negated nor scaled.
+A further offer of EncoderTap: relevance () -> (N,) float32, the mean over the question's 77-token
+segments (without the suffix "Answer the question using a single word or phrase.", as in the
+published evaluation) of the cosine of a patch (tower output, CLIP's post_layernorm and
+visual_projection) and the segment's text_embeds; neither negated nor scaled.
 
-Other than the published code: scaling is per image, not over the batch (`over`); a span of relevance that float32 cannot tell
-from none makes every relevance 1 (infinite there); tokens that the kept ones explain up to rounding come last, by relevance
-(there: NaN, and tokens picked twice); near-equal scores tie to the lowest index; the budget is an image's, and with
-`tiles` shared out among its tiles.
+Other than the published code: scaling is per image, not over the batch (`over`); a span of
+relevance that float32 cannot tell from none makes every relevance 1 (infinite there); tokens that
+the kept ones explain up to rounding come last, by relevance (there: NaN, and tokens picked twice);
+near-equal scores tie to the lowest index; the budget is an image's, and with `tiles` shared out
+among its tiles.
 """
 
 from collections.abc import Sequence
@@ -40,14 +45,18 @@ TIE = 1e-6  # of a score, relative to the token's relevance squared
 
 FLAT = 1e-6  # a span of mean cosines that is rounding
 
-SPENT = 1e-5  # a share of a token's relevance squared; what is left of a kept token's double comes out as up to 2e-6
+# a share of a token's relevance squared; what is left of a kept token's double comes out as up to
+# 2e-6
+SPENT = 1e-5
 
 
 def cdpruner(visual: Tensor, relevance: Tensor, keep: int) -> Tensor:
-    """(B, N, D) visual tokens and their relevance (B, N) >= 0 -> (B, keep) int64 indices, ascending.
+    """(B, N, D) visual tokens and their relevance (B, N) >= 0 -> (B, keep) int64 indices,
+    ascending.
 
-    `keep` >= N keeps all. Unbatched (N, D) and (N,) give (keep,). Raises ValueError for arguments that make no sense. Source:
-    arXiv 2506.10967; deviations: see the top of the file and `greedy_map_order`.
+    `keep` >= N keeps all. Unbatched (N, D) and (N,) give (keep,). Raises ValueError for arguments
+    that make no sense. Source: arXiv 2506.10967; deviations: see the top of the file and
+    `greedy_map_order`.
     """
     _check(visual, relevance, keep)
     if keep >= visual.shape[-2]:
@@ -59,16 +68,19 @@ def cdpruner(visual: Tensor, relevance: Tensor, keep: int) -> Tensor:
 def greedy_map_order(visual: Tensor, relevance: Tensor, keep: int) -> Tensor:
     """The same tokens as `cdpruner`, in the order in which the greedy search takes them.
 
-    Each step takes the token with the highest d2 = det(K with it) / det(K without it), kept up to date by one new row of the
-    Cholesky factor a step. d2 <= 1e-5 relevance^2 is a token that the kept ones explain: it comes behind all that are not,
-    by relevance, and adds no row, so that nothing is divided by a d2 of 0 or less: never a NaN, never a token twice. A token
-    of length zero is one of these from the start. Nothing leaves the device inside the loop.
+    Each step takes the token with the highest d2 = det(K with it) / det(K without it), kept up to
+    date by one new row of the Cholesky factor a step. d2 <= 1e-5 relevance^2 is a token that the
+    kept ones explain: it comes behind all that are not, by relevance, and adds no row, so that
+    nothing is divided by a d2 of 0 or less: never a NaN, never a token twice. A token of length
+    zero is one of these from the start. Nothing leaves the device inside the loop.
     """
     _check(visual, relevance, keep)
     if visual.dim() == 2:
         return greedy_map_order(visual[None], relevance[None], keep)[0]
     keep, relevance = min(keep, visual.shape[1]), relevance.float()
-    kernel = cosines(visual)[0].mul_(relevance[:, :, None]).mul_(relevance[:, None, :])  # K, (B, N, N)
+    kernel = (
+        cosines(visual)[0].mul_(relevance[:, :, None]).mul_(relevance[:, None, :])
+    )  # K, (B, N, N)
     gain = kernel.diagonal(dim1=1, dim2=2).clone()  # d2
     weight = relevance.square()
     floor = SPENT * weight
@@ -83,7 +95,9 @@ def greedy_map_order(visual: Tensor, relevance: Tensor, keep: int) -> Tensor:
         order[:, t] = chosen
         row, d2 = kernel[rows, chosen], gain[rows, chosen]
         if t:
-            row = torch.baddbmm(row[:, None], factor[rows, :t, chosen][:, None], factor[:, :t], alpha=-1)[:, 0]
+            row = torch.baddbmm(
+                row[:, None], factor[rows, :t, chosen][:, None], factor[:, :t], alpha=-1
+            )[:, 0]
         row = row * torch.where(d2 > floor[rows, chosen], d2.clamp(min=1e-30).rsqrt(), 0.0)[:, None]
         factor[:, t] = row
         gain = (gain - row.square()).scatter(1, chosen[:, None], -torch.inf)
@@ -92,11 +106,13 @@ def greedy_map_order(visual: Tensor, relevance: Tensor, keep: int) -> Tensor:
 
 
 def scaled_relevance(similarity: Tensor, *, negate: bool = True, over: str = "image") -> Tensor:
-    """(B, N) mean cosine similarity of each visual token to the text -> (B, N) relevance, from about 0 to about 1.
+    """(B, N) mean cosine similarity of each visual token to the text -> (B, N) relevance, from
+    about 0 to about 1.
 
-    (s - min + 1e-6) / (max - min) of s = -similarity (the published sign for CLIP) or, without `negate`, of the similarity.
-    min and max are those of each image or, with over="batch", of all together, as in the published code. Where max - min is
-    no more than 1e-6 no token is more relevant than another, and all are 1. ValueError for another `over` or shape.
+    (s - min + 1e-6) / (max - min) of s = -similarity (the published sign for CLIP) or, without
+    `negate`, of the similarity. min and max are those of each image or, with over="batch", of all
+    together, as in the published code. Where max - min is no more than 1e-6 no token is more
+    relevant than another, and all are 1. ValueError for another `over` or shape.
     """
     if over not in OVER:
         raise ValueError(f"over must be one of {', '.join(OVER)}, got {over!r}")
@@ -109,9 +125,11 @@ def scaled_relevance(similarity: Tensor, *, negate: bool = True, over: str = "im
 
 
 def text_similarity(visual: Tensor, text: Tensor, text_mask: Tensor | None = None) -> Tensor:
-    """(B, N, D) visual and (B, M, D) text embeddings of one space -> (B, N) mean cosine similarity to the text, float32.
+    """(B, N, D) visual and (B, M, D) text embeddings of one space -> (B, N) mean cosine similarity
+    to the text, float32.
 
-    With CLIP: projected patches and the question's segments, M of them. text_mask (B, M) is True at real tokens.
+    With CLIP: projected patches and the question's segments, M of them. text_mask (B, M) is True at
+    real tokens.
     """
     return alignment(visual.float(), text.float(), "cosine", text_mask)
 
@@ -128,20 +146,23 @@ def _check(visual: Tensor, relevance: Tensor, keep: int) -> None:
 
 @dataclass(frozen=True)
 class CDPruner(Pruner):
-    """The paper's pruner. text: `clip` takes relevance from the encoder's `relevance`, `llm` from the language model's words.
+    """The paper's pruner. text: `clip` takes relevance from the encoder's `relevance`, `llm` from
+    the language model's words.
 
-    sign: `negative` or `positive` similarity makes a token relevant; `auto` is negative for CLIP, as published, and positive
-    for the language model.
+    sign: `negative` or `positive` similarity makes a token relevant; `auto` is negative for CLIP,
+    as published, and positive for the language model.
 
-    tiles: an image cut in tiles is pruned tile by tile, as published for LLaVA-NeXT: each has its share of the budget, by size,
-    relevance is scaled over all of them, and newlines are dropped. Else an image is one, newlines included.
+    tiles: an image cut in tiles is pruned tile by tile, as published for LLaVA-NeXT: each has its
+    share of the budget, by size, relevance is scaled over all of them, and newlines are dropped.
+    Else an image is one, newlines included.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("text", "relevance")
     paper: ClassVar[str] = "2506.10967"
     licence: ClassVar[str] = "Apache-2.0"
     instead: ClassVar[str] = (
-        "name CLIP's text tower with --clip-text (for LLaVA-1.5 openai/clip-vit-large-patch14-336), or --param text=llm uses the "
+        "name CLIP's text tower with --clip-text (for LLaVA-1.5 "
+        "openai/clip-vit-large-patch14-336), or --param text=llm uses the "
         "language model's text embeddings"
     )
 
@@ -162,13 +183,22 @@ class CDPruner(Pruner):
 
         Raises UsageError where relevance is to come from CLIP and the encoder offers none.
         """
-        if self.text == "clip" and not all(stage.tokens.encoder.offers("relevance") for stage in stages):
-            raise UsageError(f"cdpruner weighs tokens with CLIP's text tower, and this checkpoint has none: {self.instead}.")
+        if self.text == "clip" and not all(
+            stage.tokens.encoder.offers("relevance") for stage in stages
+        ):
+            raise UsageError(
+                "cdpruner weighs tokens with CLIP's text tower, and this checkpoint has "
+                f"none: {self.instead}."
+            )
         if self.tiles:
             return [self._by_tile(stage) for stage in stages]
 
         def choose(images: list[tuple[Stage, Tensor]], keep: int) -> Tensor:
-            return cdpruner(torch.stack([stage.visual_embeds[rows] for stage, rows in images]), self._relevance(images), keep)
+            return cdpruner(
+                torch.stack([stage.visual_embeds[rows] for stage, rows in images]),
+                self._relevance(images),
+                keep,
+            )
 
         return select_alike(self, stages, choose)
 
@@ -190,10 +220,15 @@ class CDPruner(Pruner):
         """(images, n) scaled relevance of tokens, of as many for each of the images."""
         if self.text == "llm":
             text, mask = padded([stage.text() for stage, _ in images])
-            similarity = text_similarity(torch.stack([stage.visual_embeds[rows] for stage, rows in images]), text, mask)
+            similarity = text_similarity(
+                torch.stack([stage.visual_embeds[rows] for stage, rows in images]), text, mask
+            )
         else:
-            similarity = torch.stack([
-                stage.tokens.encoder.relevance.to(stage.hidden.device)[stage.prompt.alive[rows]] for stage, rows in images
-            ])  # fmt: skip
+            similarity = torch.stack(
+                [
+                    stage.tokens.encoder.relevance.to(stage.hidden.device)[stage.prompt.alive[rows]]
+                    for stage, rows in images
+                ]
+            )
         negate = self.sign == "negative" or (self.sign == "auto" and self.text == "clip")
         return scaled_relevance(similarity, negate=negate)

@@ -1,16 +1,20 @@
-"""DivPrune: keep the visual tokens of which the two nearest are as far apart as they can be. No text, no attention.
+"""DivPrune: keep the visual tokens of which the two nearest are as far apart as they can be. No
+text, no attention.
 
-Paper: "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models", arXiv 2503.02175; published code:
-vbdi/divprune at 799e2d9. Max-min diversity by the greedy farthest-point search, in cosine distance, on projected tokens.
-`DivPruneStar` is DivPrune* of TrimTokenator (arXiv 2509.00320, Section 5.4, Table 5): that paper's alignment stage first.
+Paper: "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models", arXiv
+2503.02175; published code: vbdi/divprune at 799e2d9. Max-min diversity by the greedy farthest-point
+search, in cosine distance, on projected tokens. `DivPruneStar` is DivPrune* of TrimTokenator (arXiv
+2509.00320, Section 5.4, Table 5): that paper's alignment stage first.
 
-Other than the published code: a chosen token is out of the race. There it is not: it loses only because its distance to
-itself is about 0, so that among equal tokens, and once every different vector is taken, the code can pick one twice and feed
-it twice. Distances less than 1e-6 apart, which float32 cannot tell from equal ones, tie to the lowest index. A token of
-length zero (NaN there) stands at distance 1 from every other and 0 from its likes. Arithmetic in float32, not in the model's
-type. The budget is a count, or a share rounded half up where the code rounds half to even (0.098 of 576 is 56 in both). The
-code prunes the first image alone; here each image has a budget of its own. Kept tokens stand in prompt order, as in the code;
-the paper's own numbers were made in the order of selection (issue 8 of the repository).
+Other than the published code: a chosen token is out of the race. There it is not: it loses only
+because its distance to itself is about 0, so that among equal tokens, and once every different
+vector is taken, the code can pick one twice and feed it twice. Distances less than 1e-6 apart,
+which float32 cannot tell from equal ones, tie to the lowest index. A token of length zero (NaN
+there) stands at distance 1 from every other and 0 from its likes. Arithmetic in float32, not in the
+model's type. The budget is a count, or a share rounded half up where the code rounds half to even
+(0.098 of 576 is 56 in both). The code prunes the first image alone; here each image has a budget of
+its own. Kept tokens stand in prompt order, as in the code; the paper's own numbers were made in the
+order of selection (issue 8 of the repository).
 """
 
 from collections.abc import Sequence
@@ -21,7 +25,14 @@ import torch
 from torch import Tensor
 
 from trimtok_cli.pruners.base import TEXTS, Pruner, Stage, padded, select_alike
-from trimtok_cli.pruners.kernels.alignment import ALIGNMENTS, POOL, check_align, check_pool, near_text, pool_count
+from trimtok_cli.pruners.kernels.alignment import (
+    ALIGNMENTS,
+    POOL,
+    check_align,
+    check_pool,
+    near_text,
+    pool_count,
+)
 from trimtok_cli.pruners.kernels.greedy import max_min
 from trimtok_cli.pruners.params import param
 from trimtok_cli.tokens import Selection
@@ -30,8 +41,9 @@ from trimtok_cli.tokens import Selection
 def divprune(visual: Tensor, keep: int) -> Tensor:
     """(B, N, D) visual tokens -> (B, keep) int64 indices, ascending.
 
-    `keep` >= N keeps all. Unbatched (N, D) gives (keep,). Raises ValueError for arguments that make no sense. Source:
-    arXiv 2503.02175, its greedy algorithm for the max-min diversity problem; deviations: see the top of the file.
+    `keep` >= N keeps all. Unbatched (N, D) gives (keep,). Raises ValueError for arguments that make
+    no sense. Source: arXiv 2503.02175, its greedy algorithm for the max-min diversity problem;
+    deviations: see the top of the file.
     """
     _check(visual, keep)
     if keep >= visual.shape[-2]:
@@ -42,8 +54,9 @@ def divprune(visual: Tensor, keep: int) -> Tensor:
 def max_min_order(visual: Tensor, keep: int) -> Tensor:
     """The same tokens as `divprune`, in the order in which the greedy search takes them.
 
-    First the token whose nearest neighbour is farthest, then always the one whose nearest chosen token is farthest. Where the
-    published code would take a token a second time, this takes the lowest one left.
+    First the token whose nearest neighbour is farthest, then always the one whose nearest chosen
+    token is farthest. Where the published code would take a token a second time, this takes the
+    lowest one left.
     """
     _check(visual, keep)
     if visual.dim() == 2:
@@ -52,29 +65,49 @@ def max_min_order(visual: Tensor, keep: int) -> Tensor:
 
 
 def divprune_star(
-    visual: Tensor, text: Tensor, keep: int, *, pool: float = 0.8, align: str = "l2", text_mask: Tensor | None = None
+    visual: Tensor,
+    text: Tensor,
+    keep: int,
+    *,
+    pool: float = 0.8,
+    align: str = "l2",
+    text_mask: Tensor | None = None,
 ) -> Tensor:
-    """(B, N, D) visual and (B, M, D) text embeddings -> (B, keep) int64 indices, ascending: DivPrune*.
+    """(B, N, D) visual and (B, M, D) text embeddings -> (B, keep) int64 indices, ascending:
+    DivPrune*.
 
-    The floor(pool N) tokens nearest to the text (never fewer than keep; Eq. 3 of arXiv 2509.00320, `alignment`), then DivPrune
-    among them. text_mask (B, M) is True at real tokens. `keep` >= N keeps all. Unbatched (N, D) and (M, D) give (keep,).
-    Raises ValueError for arguments that make no sense. No code of it is published.
+    The floor(pool N) tokens nearest to the text (never fewer than keep; Eq. 3 of arXiv 2509.00320,
+    `alignment`), then DivPrune among them. text_mask (B, M) is True at real tokens. `keep` >= N
+    keeps all. Unbatched (N, D) and (M, D) give (keep,). Raises ValueError for arguments that make
+    no sense. No code of it is published.
     """
     _check(visual, keep)
     check_pool(pool, align)
-    if text.dim() != visual.dim() or text.shape[-1] != visual.shape[-1] or text.shape[:-2] != visual.shape[:-2]:
-        raise ValueError(f"visual {tuple(visual.shape)} and text {tuple(text.shape)} must agree in batch and width")
+    if (
+        text.dim() != visual.dim()
+        or text.shape[-1] != visual.shape[-1]
+        or text.shape[:-2] != visual.shape[:-2]
+    ):
+        raise ValueError(
+            f"visual {tuple(visual.shape)} and text {tuple(text.shape)} must agree in batch "
+            "and width"
+        )
     if text.shape[-2] < 1 or (text_mask is not None and text_mask.shape != text.shape[:-1]):
         raise ValueError(f"text must have a token, and text_mask must be {tuple(text.shape[:-1])}")
     if visual.dim() == 2:
         mask = None if text_mask is None else text_mask[None]
-        return divprune_star(visual[None], text[None], keep, pool=pool, align=align, text_mask=mask)[0]
+        return divprune_star(
+            visual[None], text[None], keep, pool=pool, align=align, text_mask=mask
+        )[0]
     num_visual = visual.shape[1]
     num_pool = pool_count(pool, num_visual, keep)
     if num_pool >= num_visual:
         return divprune(visual, keep)
     near = near_text(visual, text, num_pool, align, text_mask)
-    return near.gather(1, divprune(torch.stack([each[rows] for each, rows in zip(visual, near, strict=True)]), keep))
+    return near.gather(
+        1,
+        divprune(torch.stack([each[rows] for each, rows in zip(visual, near, strict=True)]), keep),
+    )
 
 
 def _check(visual: Tensor, keep: int) -> None:
@@ -95,16 +128,20 @@ class DivPrune(Pruner):
         """Every image of every sample at once, grouped by token count and budget."""
 
         def choose(images: list[tuple[Stage, Tensor]], keep: int) -> Tensor:
-            return divprune(torch.stack([stage.visual_embeds[rows] for stage, rows in images]), keep)
+            return divprune(
+                torch.stack([stage.visual_embeds[rows] for stage, rows in images]), keep
+            )
 
         return select_alike(self, stages, choose)
 
 
 @dataclass(frozen=True)
 class DivPruneStar(Pruner):
-    """DivPrune* of the TrimTokenator paper. pool, align and text are those of `TrimTokenator`'s first stage.
+    """DivPrune* of the TrimTokenator paper. pool, align and text are those of `TrimTokenator`'s
+    first stage.
 
-    text: `instruction` compares with the user's own words, `prompt` with every text token of the prompt.
+    text: `instruction` compares with the user's own words, `prompt` with every text token of the
+    prompt.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("text",)
@@ -124,6 +161,8 @@ class DivPruneStar(Pruner):
         def choose(images: list[tuple[Stage, Tensor]], keep: int) -> Tensor:
             visual = torch.stack([stage.visual_embeds[rows] for stage, rows in images])
             text, mask = padded([stage.text(self.text) for stage, _ in images])
-            return divprune_star(visual, text, keep, pool=self.pool, align=self.align, text_mask=mask)
+            return divprune_star(
+                visual, text, keep, pool=self.pool, align=self.align, text_mask=mask
+            )
 
         return select_alike(self, stages, choose)

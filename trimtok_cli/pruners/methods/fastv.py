@@ -1,12 +1,15 @@
-"""FastV: behind the first K decoder layers, keep the visual tokens that the prompt's last token attends to most.
+"""FastV: behind the first K decoder layers, keep the visual tokens that the prompt's last token
+attends to most.
 
-Paper: "An Image is Worth 1/2 Tokens After Layer 2", arXiv 2403.06764. Score: attention of layer K - 1, mean over heads, row
-of the prompt's last token. The paper's text speaks of the attention that a token receives on average; the published code
-uses the last token alone, and so does this. Pruned once, at the prefill; positions keep their ids.
+Paper: "An Image is Worth 1/2 Tokens After Layer 2", arXiv 2403.06764. Score: attention of layer K -
+1, mean over heads, row of the prompt's last token. The paper's text speaks of the attention that a
+token receives on average; the published code uses the last token alone, and so does this. Pruned
+once, at the prefill; positions keep their ids.
 
-Decided here: K is 2 as in the paper's runs of 32 and 40 layers, and 1 below 24 layers; ties go to the lowest index; each
-image has a budget of its own, although all images share one softmax. Where a family holds its visual tokens together in
-the first layers (deepstack), K is the layer behind those.
+Decided here: K is 2 as in the paper's runs of 32 and 40 layers, and 1 below 24 layers; ties go to
+the lowest index; each image has a budget of its own, although all images share one softmax. Where a
+family holds its visual tokens together in the first layers (deepstack), K is the layer behind
+those.
 """
 
 from dataclasses import dataclass
@@ -28,11 +31,14 @@ from trimtok_cli.pruners.params import param
 from trimtok_cli.tokens import Selection
 
 
-def fastv_kept(num_dense: int, target: int, layer: int, num_layers: int, counts: str = "final") -> int:
-    """Tokens that stay of an image's N behind layer K: `target`, or what makes the mean over all layers the target.
+def fastv_kept(
+    num_dense: int, target: int, layer: int, num_layers: int, counts: str = "final"
+) -> int:
+    """Tokens that stay of an image's N behind layer K: `target`, or what makes the mean over all
+    layers the target.
 
-    Mean: (K N + (L - K) kept) / L = target, rounded half up, at least 1. Raises ValueError where the first K layers alone
-    exceed it.
+    Mean: (K N + (L - K) kept) / L = target, rounded half up, at least 1. Raises ValueError where
+    the first K layers alone exceed it.
     """
     if counts == "final" or target >= num_dense:
         return min(target, num_dense)
@@ -45,8 +51,8 @@ def fastv_kept(num_dense: int, target: int, layer: int, num_layers: int, counts:
 class FastV(Pruner):
     """layer: K, how many decoder layers see all visual tokens (default 2, below 24 layers 1).
 
-    counts: `final`, keep is what stays behind layer K (the paper's R, from the other side); `layer-mean`, keep is the mean
-    over all decoder layers.
+    counts: `final`, keep is what stays behind layer K (the paper's R, from the other side);
+    `layer-mean`, keep is the mean over all decoder layers.
     """
 
     where: ClassVar[str] = "layers"

@@ -1,14 +1,16 @@
-"""PyramidDrop: at three depths, keep the visual tokens that the prompt's last token would attend to in the coming layer.
+"""PyramidDrop: at three depths, keep the visual tokens that the prompt's last token would attend to
+in the coming layer.
 
-Paper: "PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy Reduction", arXiv
-2410.17247. Score: attention of the layer in front of which tokens are dropped, on the hidden states that enter it, mean
-over heads, row of the prompt's last token. Stage i leaves floor(lambda^i N) of an image's N dense tokens. The published
-ratios 0.5, 0.25, 0.125 at [8, 16, 24] (`ratios`) cannot average fewer than 144 of 576; for smaller budgets the authors keep
-the powers of one lambda, move the layers to [2, 8, 16] of 32 and solve for lambda: that is what this does with `keep`, at
-other depths scaled.
+Paper: "PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy
+Reduction", arXiv 2410.17247. Score: attention of the layer in front of which tokens are dropped, on
+the hidden states that enter it, mean over heads, row of the prompt's last token. Stage i leaves
+floor(lambda^i N) of an image's N dense tokens. The published ratios 0.5, 0.25, 0.125 at [8, 16, 24]
+(`ratios`) cannot average fewer than 144 of 576; for smaller budgets the authors keep the powers of
+one lambda, move the layers to [2, 8, 16] of 32 and solve for lambda: that is what this does with
+`keep`, at other depths scaled.
 
-Decided here: ties go to the lowest index; each image has a budget and counts of its own (the published code prunes the
-first image only), never less than 1 token.
+Decided here: ties go to the lowest index; each image has a budget and counts of its own (the
+published code prunes the first image only), never less than 1 token.
 """
 
 from collections.abc import Sequence
@@ -36,13 +38,16 @@ LAYERS = (2, 8, 16)  # of 32, where a budget decides
 PUBLISHED = (8, 16, 24)  # of 32, with the published ratios
 
 
-def pyramid_counts(num_dense: int, target: int, layers: Sequence[int], num_layers: int, counts: str = "final") -> tuple[int, ...]:
+def pyramid_counts(
+    num_dense: int, target: int, layers: Sequence[int], num_layers: int, counts: str = "final"
+) -> tuple[int, ...]:
     """Tokens that stay of an image's N in front of each of `layers`.
 
-    `final`: the last is `target`, so lambda = (target / N)^(1 / stages). `layer-mean`: lambda has two digits, as published,
-    found by bisection so that the mean over all layers, floors included, is closest to the target (ties: fewer tokens);
-    with 576 tokens, 32 layers and [2, 8, 16]: 64 -> 0.19 -> 109, 20, 3. Raises ValueError where the layers in front of the
-    first stage alone exceed the target.
+    `final`: the last is `target`, so lambda = (target / N)^(1 / stages). `layer-mean`: lambda has
+    two digits, as published, found by bisection so that the mean over all layers, floors included,
+    is closest to the target (ties: fewer tokens); with 576 tokens, 32 layers and [2, 8, 16]: 64 ->
+    0.19 -> 109, 20, 3. Raises ValueError where the layers in front of the first stage alone exceed
+    the target.
     """
     depth = len(layers)
     if target >= num_dense:
@@ -66,7 +71,9 @@ def pyramid_counts(num_dense: int, target: int, layers: Sequence[int], num_layer
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if total(middle) <= target * num_layers else (low, middle)
-    return level(min((low, high), key=lambda hundredths: abs(total(hundredths) - target * num_layers)))
+    return level(
+        min((low, high), key=lambda hundredths: abs(total(hundredths) - target * num_layers))
+    )
 
 
 def ratio_counts(num_dense: int, ratios: Sequence[float]) -> tuple[int, ...]:
@@ -77,11 +84,13 @@ def ratio_counts(num_dense: int, ratios: Sequence[float]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class PyramidDrop(Pruner):
-    """counts: `final`, keep is what stays behind the last stage; `layer-mean`, keep is the mean over all decoder layers.
+    """counts: `final`, keep is what stays behind the last stage; `layer-mean`, keep is the mean
+    over all decoder layers.
 
-    ratios: the shares of an image's dense tokens that stay behind each stage; published [0.5, 0.25, 0.125]. With them keep is
-    no count, and has no say. layers: the layers in front of which tokens leave, one for each ratio; by default the published
-    [8, 16, 24] of 32 with three ratios, and [2, 8, 16] of 32 without.
+    ratios: the shares of an image's dense tokens that stay behind each stage; published [0.5, 0.25,
+    0.125]. With them keep is no count, and has no say. layers: the layers in front of which tokens
+    leave, one for each ratio; by default the published [8, 16, 24] of 32 with three ratios, and [2,
+    8, 16] of 32 without.
     """
 
     where: ClassVar[str] = "layers"
@@ -92,7 +101,11 @@ class PyramidDrop(Pruner):
     counts: str = param("final", choices=COUNTS)
     layers: tuple[int, ...] | None = param(None, LAYER_LIST, least=1, order="rising")
     ratios: tuple[float, ...] | None = param(
-        None, "are the shares of the tokens that stay behind each stage, never rising", above=0, most=1, order="falling"
+        None,
+        "are the shares of the tokens that stay behind each stage, never rising",
+        above=0,
+        most=1,
+        order="falling",
     )
 
     def __post_init__(self) -> None:
@@ -100,10 +113,13 @@ class PyramidDrop(Pruner):
         if self.ratios is None:
             return
         if self.counts != "final":
-            raise ValueError("with counts=layer-mean the ratios follow from keep: give one of the two")
+            raise ValueError(
+                "with counts=layer-mean the ratios follow from keep: give one of the two"
+            )
         if len(self.ratios) != len(self.layers or PUBLISHED):
             raise ValueError(
-                f"ratios must be as many as layers, one for each, got {len(self.ratios)} and {len(self.layers or PUBLISHED)}"
+                f"ratios must be as many as layers, one for each, got {len(self.ratios)} and "
+                f"{len(self.layers or PUBLISHED)}"
             )
 
     @property
@@ -119,7 +135,9 @@ class PyramidDrop(Pruner):
         layers, number = moved_layers(stage, self.stages(stage.num_layers))
         score, counts = last_row_score(stage, stage.layer), []
         for rows, dense, target in image_targets(self, stage):
-            if self.ratios is not None:  # a model too shallow for all stages has lost the first of them
+            if (
+                self.ratios is not None
+            ):  # a model too shallow for all stages has lost the first of them
                 counts.append((rows, ratio_counts(dense, self.ratios[-len(layers) :])[number]))
                 continue
             try:

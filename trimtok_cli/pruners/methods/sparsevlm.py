@@ -1,19 +1,24 @@
-"""SparseVLM (v1.5): at three depths, keep the visual tokens that the question's most visual words attend to; recycle the rest.
+"""SparseVLM (v1.5): at three depths, keep the visual tokens that the question's most visual words
+attend to; recycle the rest.
 
-Paper: "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference", arXiv 2410.04417. Text raters
-are the words that the visual tokens, as they enter the language model, match more than the average word. A visual token's
-score is the raters' attention to it in the layer that has just run. Of the pruned tokens the better part is clustered
-(DPC-KNN, on that layer's outputs) and each cluster's mean joins the sequence as a token behind the last kept one.
+Paper: "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference", arXiv
+2410.04417. Text raters are the words that the visual tokens, as they enter the language model,
+match more than the average word. A visual token's score is the raters' attention to it in the layer
+that has just run. Of the pruned tokens the better part is clustered (DPC-KNN, on that layer's
+outputs) and each cluster's mean joins the sequence as a token behind the last kept one.
 
-Deviations from the published code: the random 1e-6 that it adds to densities without a seed is left out, equal densities
-rank by lowest index instead (the stored vectors, made with it, match); ties go to the lowest index; a budget that is not
-below the tokens there keeps them as they are (the published code then still swaps one token for its copy); arithmetic is
-float32. The words are all text rows behind the first visual row: for one image all text behind it, question and template,
-with several also the text between them; where there is none, all text. Where no word is above the average (one word), all
-words rate. Version 2 (bias-divided attention, 14 heads, no recycling) and the rank-based counts are not here.
+Deviations from the published code: the random 1e-6 that it adds to densities without a seed is left
+out, equal densities rank by lowest index instead (the stored vectors, made with it, match); ties go
+to the lowest index; a budget that is not below the tokens there keeps them as they are (the
+published code then still swaps one token for its copy); arithmetic is float32. The words are all
+text rows behind the first visual row: for one image all text behind it, question and template, with
+several also the text between them; where there is none, all text. Where no word is above the
+average (one word), all words rate. Version 2 (bias-divided attention, 14 heads, no recycling) and
+the rank-based counts are not here.
 
-Several images: as in the published code the visual tokens of a prompt are one pool, and so are merged tokens, which have no
-one owner. It gets the sum of the images' budgets; how images share it (`budget`) has no say.
+Several images: as in the published code the visual tokens of a prompt are one pool, and so are
+merged tokens, which have no one owner. It gets the sum of the images' budgets; how images share it
+(`budget`) has no say.
 """
 
 from dataclasses import dataclass
@@ -25,7 +30,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trimtok_cli.pruners.base import Pruner, Stage
-from trimtok_cli.pruners.layerwise import COUNTS, LAYER_LIST, best, dense_budgets, moved_layers, scaled_layers, there
+from trimtok_cli.pruners.layerwise import (
+    COUNTS,
+    LAYER_LIST,
+    best,
+    dense_budgets,
+    moved_layers,
+    scaled_layers,
+    there,
+)
 from trimtok_cli.pruners.params import param
 from trimtok_cli.tokens import Selection
 
@@ -33,7 +46,8 @@ LAYERS = (3, 7, 16)  # of 32: in front of these, behind the published 2, 6, 15
 
 DENSE = 576
 
-# Of 576: the budget, what a stage keeps, and what it leaves with its merged tokens. The ends are ours.
+# Of 576: the budget, what a stage keeps, and what it leaves with its merged tokens. The ends are
+# ours.
 PUBLISHED = (
     (0, (0, 0, 0), (0, 0, 0)),
     (64, (66, 30, 17), (82, 32, 18)),
@@ -45,13 +59,23 @@ PUBLISHED = (
 
 
 def text_raters(visual: Tensor, text: Tensor) -> Tensor:
-    """(N, D) visual and (M, D) text input embeddings -> (R,) ascending places of the text that rates, 1 <= R <= M.
+    """(N, D) visual and (M, D) text input embeddings -> (R,) ascending places of the text that
+    rates, 1 <= R <= M.
 
-    Those above the mean of m = mean over v of softmax over text of (visual text^T), unscaled and not normalised; all of
-    them where none is. Raises ValueError for empty or unequal shapes.
+    Those above the mean of m = mean over v of softmax over text of (visual text^T), unscaled and
+    not normalised; all of them where none is. Raises ValueError for empty or unequal shapes.
     """
-    if visual.dim() != 2 or text.dim() != 2 or visual.shape[1] != text.shape[1] or not len(visual) or not len(text):
-        raise ValueError(f"visual must be (N, D) and text (M, D), not empty, got {tuple(visual.shape)} and {tuple(text.shape)}")
+    if (
+        visual.dim() != 2
+        or text.dim() != 2
+        or visual.shape[1] != text.shape[1]
+        or not len(visual)
+        or not len(text)
+    ):
+        raise ValueError(
+            f"visual must be (N, D) and text (M, D), not empty, got {tuple(visual.shape)} "
+            f"and {tuple(text.shape)}"
+        )
     share = (visual.float() @ text.float().mT).softmax(-1).mean(0)
     above = (share > share.mean()).nonzero().squeeze(1)
     return above if len(above) else torch.arange(len(text), device=text.device)
@@ -63,7 +87,9 @@ def rater_score(attention: Tensor) -> Tensor:
 
 
 def clusters(current: int, kept: int) -> int:
-    """How many tokens the `current - kept` pruned ones of a stage become; 0 where none is pruned."""
+    """How many tokens the `current - kept` pruned ones of a stage become; 0 where none is
+    pruned.
+    """
     return _recycled(current - kept) // 10 + 1 if current > kept else 0
 
 
@@ -73,7 +99,8 @@ def _recycled(pruned: int) -> int:
 
 
 def recycle(pruned: Tensor, score: Tensor, count: int) -> Tensor:
-    """(P, D) outputs of the pruned tokens in prompt order, their score (P,) -> (count, D) float32 merged tokens.
+    """(P, D) outputs of the pruned tokens in prompt order, their score (P,) -> (count, D) float32
+    merged tokens.
 
     The int(0.3 P) + 1 with the highest scores are clustered, in the order of their scores.
     """
@@ -82,18 +109,24 @@ def recycle(pruned: Tensor, score: Tensor, count: int) -> Tensor:
 
 
 def merged(tokens: Tensor, count: int) -> Tensor:
-    """Means of `count` DPC-KNN clusters of (P, D) tokens -> (count, D) float32, best centre first; 0 <= count <= P.
+    """Means of `count` DPC-KNN clusters of (P, D) tokens -> (count, D) float32, best centre first;
+    0 <= count <= P.
 
-    d = distance / sqrt(D); density = exp(-mean of d^2 to the `count` nearest, oneself included); delta = d to the nearest
-    denser token, for the densest the largest d of all; centres have the highest density * delta. ValueError for a bad count.
+    d = distance / sqrt(D); density = exp(-mean of d^2 to the `count` nearest, oneself included);
+    delta = d to the nearest denser token, for the densest the largest d of all; centres have the
+    highest density * delta. ValueError for a bad count.
     """
     if not 0 <= count <= len(tokens):
         raise ValueError(f"{len(tokens)} tokens cannot be merged into {count}")
     tokens, places = tokens.float(), torch.arange(len(tokens), device=tokens.device)
     if not count:
         return tokens[:0]
-    # "donot_use": the product form loses digits by cancellation, and equal tokens must be at distance 0.
-    distance = torch.cdist(tokens, tokens, compute_mode="donot_use_mm_for_euclid_dist") / tokens.shape[1] ** 0.5
+    # "donot_use": the product form loses digits by cancellation, and equal tokens must be at
+    # distance 0.
+    distance = (
+        torch.cdist(tokens, tokens, compute_mode="donot_use_mm_for_euclid_dist")
+        / tokens.shape[1] ** 0.5
+    )
     density = (-distance.topk(count, largest=False).values.square().mean(-1)).exp()
     denser = density > density[:, None]
     denser |= (density == density[:, None]) & (places < places[:, None])
@@ -106,20 +139,30 @@ def merged(tokens: Tensor, count: int) -> Tensor:
 
 
 def stage_aims(num_dense: int, target: int, counts: str = "final") -> tuple[int, int, int]:
-    """What the three stages aim at for N dense tokens: published shares of N, interpolated linearly and rounded half up.
+    """What the three stages aim at for N dense tokens: published shares of N, interpolated linearly
+    and rounded half up.
 
-    `layer-mean`: tokens that each stage keeps, merged ones not counted, looked up by the budget's share of N (published for
-    192, 128, 96 and 64 of 576). `final`: tokens that each stage leaves with the merged ones, looked up by the last stage's
-    share, so that the last is `target`.
+    `layer-mean`: tokens that each stage keeps, merged ones not counted, looked up by the budget's
+    share of N (published for 192, 128, 96 and 64 of 576). `final`: tokens that each stage leaves
+    with the merged ones, looked up by the last stage's share, so that the last is `target`.
     """
     if target >= num_dense:
         return (num_dense,) * 3
-    points = [(budget, kept) if counts == "layer-mean" else (left[2], left) for budget, kept, left in PUBLISHED]
-    at, aims = target * DENSE, []  # shares over a common denominator N * 576: whole numbers, no rounding
-    (low, under), (high, over) = next(pair for pair in pairwise(points) if at < pair[1][0] * num_dense)
+    points = [
+        (budget, kept) if counts == "layer-mean" else (left[2], left)
+        for budget, kept, left in PUBLISHED
+    ]
+    at, aims = (
+        target * DENSE,
+        [],
+    )  # shares over a common denominator N * 576: whole numbers, no rounding
+    (low, under), (high, over) = next(
+        pair for pair in pairwise(points) if at < pair[1][0] * num_dense
+    )
     run = high * num_dense - low * num_dense
     for start, end in zip(under, over, strict=True):
-        # start + (end - start) * (at - low N) / run is the value out of 576; times N / 576, rounded.
+        # start + (end - start) * (at - low N) / run is the value out of 576; times N / 576,
+        # rounded.
         top = (start * run + (end - start) * (at - low * num_dense)) * num_dense
         aims.append((2 * top + DENSE * run) // (2 * DENSE * run))
     least = target if counts == "final" else 1
@@ -129,7 +172,8 @@ def stage_aims(num_dense: int, target: int, counts: str = "final") -> tuple[int,
 def stage_counts(current: int, aim: int, counts: str = "final") -> tuple[int, int]:
     """Of `current` tokens at a stage: how many are kept, and how many merged ones are added.
 
-    `final`: together exactly the aim, at most half of it merged (the published formula alone would exceed small aims).
+    `final`: together exactly the aim, at most half of it merged (the published formula alone would
+    exceed small aims).
     """
     if aim >= current:
         return current, 0
@@ -142,7 +186,9 @@ def stage_counts(current: int, aim: int, counts: str = "final") -> tuple[int, in
 
 
 def sparsevlm_counts(num_dense: int, target: int, counts: str = "final") -> list[tuple[int, int]]:
-    """(kept, merged) of the three stages; 576 tokens with layer-mean 192: (300, 9), (200, 4), (110, 3)."""
+    """(kept, merged) of the three stages; 576 tokens with layer-mean 192: (300, 9), (200, 4), (110,
+    3).
+    """
     found, current = [], num_dense
     for aim in stage_aims(num_dense, target, counts):
         found.append(stage_counts(current, aim, counts))
@@ -152,13 +198,14 @@ def sparsevlm_counts(num_dense: int, target: int, counts: str = "final") -> list
 
 @dataclass(frozen=True)
 class SparseVLM(Pruner):
-    """counts: `final`, keep is what the last stage leaves, merged tokens included; `layer-mean`, keep names a published list.
+    """counts: `final`, keep is what the last stage leaves, merged tokens included; `layer-mean`,
+    keep names a published list.
 
-    The published lists count each layer's output in a model of 32 layers: 192, 128 and 64 of 576 are then means of 192.0,
-    128.6 and 64.8. Counting what each layer processes, as the run's record does, they are 206.5, 145.4 and 82.3; a model of
-    another depth keeps the lists, and its mean moves with the rounding of its layers.
-    layers: the three layers in front of which tokens leave; the published code has [3, 7, 16] whatever the depth, the default
-    scales them.
+    The published lists count each layer's output in a model of 32 layers: 192, 128 and 64 of 576
+    are then means of 192.0, 128.6 and 64.8. Counting what each layer processes, as the run's record
+    does, they are 206.5, 145.4 and 82.3; a model of another depth keeps the lists, and its mean
+    moves with the rounding of its layers. layers: the three layers in front of which tokens leave;
+    the published code has [3, 7, 16] whatever the depth, the default scales them.
     """
 
     where: ClassVar[str] = "layers"
@@ -182,17 +229,23 @@ class SparseVLM(Pruner):
     def select(self, stage: Stage) -> Selection:
         layers, number = moved_layers(stage, self.stages(stage.num_layers))
         visual = stage.prompt.visual
-        aims = stage_aims(len(stage.tokens), sum(target for _, target in dense_budgets(self, stage)), self.counts)
+        aims = stage_aims(
+            len(stage.tokens), sum(target for _, target in dense_budgets(self, stage)), self.counts
+        )
         kept, added = stage_counts(len(visual), aims[len(aims) - len(layers) + number], self.counts)
         places = torch.arange(len(visual), device=visual.device)
         if kept == len(visual):
             return Selection(places)
         words = _words(stage)
-        raters = words[text_raters(stage.tokens.embeds.to(stage.prompt.embeds), stage.prompt.embeds[words])]
+        raters = words[
+            text_raters(stage.tokens.embeds.to(stage.prompt.embeds), stage.prompt.embeds[words])
+        ]
         score = rater_score(stage.attention(raters, stage.layer - 1)[..., visual])
         chosen = best(score, [(places, kept)])
         rest = places[~torch.isin(places, chosen)]
-        return Selection(chosen, extra=recycle(stage.hidden[visual[rest]], score[rest], added) if added else None)
+        return Selection(
+            chosen, extra=recycle(stage.hidden[visual[rest]], score[rest], added) if added else None
+        )
 
 
 def _words(stage: Stage) -> Tensor:

@@ -1,14 +1,17 @@
-"""VisionZip: keep the tokens that the tower's CLS token attends to, and sum up the others in a few contextual tokens.
+"""VisionZip: keep the tokens that the tower's CLS token attends to, and sum up the others in a few
+contextual tokens.
 
-Paper: "VisionZip: Longer is Better but Not Necessary in Vision Language Models", CVPR 2025, arXiv 2412.04467; the details
-follow the published code (commit 3151f6d). It does not see the text. N visual tokens, D dominant, C contextual.
+Paper: "VisionZip: Longer is Better but Not Necessary in Vision Language Models", CVPR 2025, arXiv
+2412.04467; the details follow the published code (commit 3151f6d). It does not see the text. N
+visual tokens, D dominant, C contextual.
 
-Where this differs from the published code. The CLS token, there one of the dominant tokens, is no visual token of these
-checkpoints: D patches stay instead, or with `cls` it is added behind the image's tokens and counted. A contextual token
-stands where its target stood, or with `append` behind the kept tokens; the published order is CLS, dominant, contextual.
-Added tokens of all images of a prompt follow its last kept token. Every tile of an image has its share of the budget, as
-published, by size. Tokens that show no place (the newlines of LLaVA-NeXT) count in the budget's N but are dropped, unless
-the others are too few for it.
+Where this differs from the published code. The CLS token, there one of the dominant tokens, is no
+visual token of these checkpoints: D patches stay instead, or with `cls` it is added behind the
+image's tokens and counted. A contextual token stands where its target stood, or with `append`
+behind the kept tokens; the published order is CLS, dominant, contextual. Added tokens of all images
+of a prompt follow its last kept token. Every tile of an image has its share of the budget, as
+published, by size. Tokens that show no place (the newlines of LLaVA-NeXT) count in the budget's N
+but are dropped, unless the others are too few for it.
 """
 
 import math
@@ -25,17 +28,23 @@ from trimtok_cli.pruners.tower import answer, parts, require, signal, take
 from trimtok_cli.tokens import Selection
 
 
-def visionzip(saliency: Tensor, metric: Tensor, features: Tensor, dominant: int, contextual: int) -> tuple[Tensor, ...]:
+def visionzip(
+    saliency: Tensor, metric: Tensor, features: Tensor, dominant: int, contextual: int
+) -> tuple[Tensor, ...]:
     """Dominant tokens, the places of the contextual ones, and their values.
 
-    saliency (B, N), metric (B, N, d) and features (B, N, F) without the CLS row, D = dominant, C = contextual. Gives the
-    places (B, D) and (B, C), each ascending and int64, and values (B, C, F) float32; without B in, without B out. Ties go
-    to the lowest index. Raises ValueError where D + C is not in 1..N or shapes do not fit. Section 3 of the paper; the
-    published code counts CLS in its D.
+    saliency (B, N), metric (B, N, d) and features (B, N, F) without the CLS row, D = dominant, C =
+    contextual. Gives the places (B, D) and (B, C), each ascending and int64, and values (B, C, F)
+    float32; without B in, without B out. Ties go to the lowest index. Raises ValueError where D + C
+    is not in 1..N or shapes do not fit. Section 3 of the paper; the published code counts CLS in
+    its D.
     """
     _check(saliency, metric, features, dominant, contextual)
     order = saliency.float().sort(dim=-1, descending=True, stable=True).indices
-    best, rest = order[..., :dominant].sort(dim=-1).values, order[..., dominant:].sort(dim=-1).values
+    best, rest = (
+        order[..., :dominant].sort(dim=-1).values,
+        order[..., dominant:].sort(dim=-1).values,
+    )
     targets, group = contextual_groups(take(metric, rest), contextual)
     values = merge_groups(take(features, rest), targets, group)
     return best, rest[..., targets], values
@@ -44,8 +53,8 @@ def visionzip(saliency: Tensor, metric: Tensor, features: Tensor, dominant: int,
 def contextual_groups(metric: Tensor, contextual: int) -> tuple[Tensor, Tensor]:
     """Uniform targets among the R tokens left, and the target that each token is most like.
 
-    metric (B, R, d) -> targets (C,), places 0, step, 2 step, ... with step = R // C, and group (B, R) in 0..C-1, a
-    target's being its own. Cosine similarity, ties to the lowest target.
+    metric (B, R, d) -> targets (C,), places 0, step, 2 step, ... with step = R // C, and group (B,
+    R) in 0..C-1, a target's being its own. Cosine similarity, ties to the lowest target.
     """
     num_rest, device = metric.shape[-2], metric.device
     targets = torch.arange(contextual, device=device) * max(num_rest // max(contextual, 1), 1)
@@ -58,36 +67,50 @@ def contextual_groups(metric: Tensor, contextual: int) -> tuple[Tensor, Tensor]:
 
 
 def merge_groups(features: Tensor, targets: Tensor, group: Tensor) -> Tensor:
-    """(B, R, F) features -> (B, C, F) float32: each target plus the MEAN of its group's other members, as published."""
+    """(B, R, F) features -> (B, C, F) float32: each target plus the MEAN of its group's other
+    members, as published.
+    """
     features = features.float()
-    member = (group[..., None] == torch.arange(len(targets), device=group.device)).float()  # (B, R, C)
+    member = (
+        group[..., None] == torch.arange(len(targets), device=group.device)
+    ).float()  # (B, R, C)
     member[..., targets, :] = 0
-    # A product and not a scatter: float sums by scatter come out in another order at every run on a GPU.
+    # A product and not a scatter: float sums by scatter come out in another order at every run on a
+    # GPU.
     return features[..., targets, :] + member.mT @ features / member.sum(-2).clamp(min=1)[..., None]
 
 
 def _check(saliency, metric, features, dominant, contextual) -> None:
     shape = saliency.shape
-    if saliency.dim() not in (1, 2) or any(x.dim() != len(shape) + 1 or x.shape[:-1] != shape for x in (metric, features)):
+    if saliency.dim() not in (1, 2) or any(
+        x.dim() != len(shape) + 1 or x.shape[:-1] != shape for x in (metric, features)
+    ):
         raise ValueError(
             f"saliency (B, N), metric (B, N, d) and features (B, N, F) must agree, "
             f"got {tuple(shape)}, {tuple(metric.shape)} and {tuple(features.shape)}"
         )
     if min(dominant, contextual) < 0 or not 1 <= dominant + contextual <= shape[-1]:
-        raise ValueError(f"dominant and contextual must be 1 to N = {shape[-1]} tokens together, got {dominant} and {contextual}")
+        raise ValueError(
+            f"dominant and contextual must be 1 to N = {shape[-1]} tokens together, got "
+            f"{dominant} and {contextual}"
+        )
 
 
 @dataclass(frozen=True)
 class VisionZip(Pruner):
-    """VisionZip. contextual: how much of each image's budget is contextual tokens, 54 + 10, 108 + 20, 162 + 30.
+    """VisionZip. contextual: how much of each image's budget is contextual tokens, 54 + 10, 108 +
+    20, 162 + 30.
 
-    A share below 1 of the budget, or a count of 1 or more (of each tile's budget where an image is cut in tiles).
+    A share below 1 of the budget, or a count of 1 or more (of each tile's budget where an image is
+    cut in tiles).
 
-    cls: the image's CLS token is one of the dominant tokens, as published; it is added behind the kept ones and needs the
-    tower's `cls` (images, F), a row for every image, in the numbers of visual_index. append: contextual tokens are added
-    behind the kept ones, as published, instead of standing at their targets. Features are merged before the projector.
-    Families with no such features (the Qwen2.5-VL variant of the published code) merge the projected tokens themselves; the
-    published shares there, dominant 0.65 N and contextual 0.05 N, are keep=70% and contextual=0.0714.
+    cls: the image's CLS token is one of the dominant tokens, as published; it is added behind the
+    kept ones and needs the tower's `cls` (images, F), a row for every image, in the numbers of
+    visual_index. append: contextual tokens are added behind the kept ones, as published, instead of
+    standing at their targets. Features are merged before the projector. Families with no such
+    features (the Qwen2.5-VL variant of the published code) merge the projected tokens themselves;
+    the published shares there, dominant 0.65 N and contextual 0.05 N, are keep=70% and
+    contextual=0.0714.
     """
 
     where: ClassVar[str] = "prompt, before the projector"
@@ -108,8 +131,14 @@ class VisionZip(Pruner):
         return ("saliency", "keys", *(("cls", "features", "project") if self.cls else ()))
 
     def split(self, count: int) -> tuple[int, int]:
-        """(dominant, contextual) of a budget: a count, or floor(share * T + 0.5), of contextual ones, at least one dominant."""
-        wanted = self.contextual if isinstance(self.contextual, int) else math.floor(self.contextual * count + 0.5)
+        """(dominant, contextual) of a budget: a count, or floor(share * T + 0.5), of contextual
+        ones, at least one dominant.
+        """
+        wanted = (
+            self.contextual
+            if isinstance(self.contextual, int)
+            else math.floor(self.contextual * count + 0.5)
+        )
         contextual = min(wanted, count - 1)
         return count - contextual, contextual
 
@@ -119,7 +148,11 @@ class VisionZip(Pruner):
         before = encoder.offers("features") and encoder.offers("project")
         saliency, keys = signal(stage, name, "saliency"), signal(stage, name, "keys")
         features = signal(stage, name, "features") if before else stage.visual_embeds
-        project = (lambda values: encoder.project(values.to(features.dtype))) if before else (lambda values: values)
+        project = (
+            (lambda values: encoder.project(values.to(features.dtype)))
+            if before
+            else (lambda values: values)
+        )
         kept, merged, extra = [], [], []
         for rows, count, all_stay in parts(stage, self.budgets(stage)):
             if all_stay:
@@ -127,7 +160,9 @@ class VisionZip(Pruner):
                 continue
             dominant, contextual = self.split(count)
             with_cls = self.cls and dominant > 1  # a budget of one is a patch
-            best, targets, values = visionzip(saliency[rows], keys[rows], features[rows], dominant - with_cls, contextual)
+            best, targets, values = visionzip(
+                saliency[rows], keys[rows], features[rows], dominant - with_cls, contextual
+            )
             kept.append(rows[best])
             if with_cls:
                 number = stage.tokens.visual_index.to(rows.device)[stage.prompt.alive[rows[:1]]]

@@ -1,13 +1,16 @@
-"""VisPruner: keep the tokens that the tower's CLS token attends to, then thin out the rest by likeness.
+"""VisPruner: keep the tokens that the tower's CLS token attends to, then thin out the rest by
+likeness.
 
-Paper: "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs", ICCV 2025, arXiv
-2412.01818; the details follow the published code (commit aefa01a). It does not see the text and merges nothing.
+Paper: "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs",
+ICCV 2025, arXiv 2412.01818; the details follow the published code (commit aefa01a). It does not see
+the text and merges nothing.
 
-Where this differs from the published code. An odd number of tokens is split with the middle one on the even side (the
-published code fails there). Ties go to the token listed first; the published sorts leave them open, and since the order
-decides the next round's split, one tie can change many of the tokens kept. Every tile of an image has its share of the
-budget, as published, by size. Tokens that show no place (newlines) count in the budget's N but are dropped, unless the
-others are too few for it.
+Where this differs from the published code. An odd number of tokens is split with the middle one on
+the even side (the published code fails there). Ties go to the token listed first; the published
+sorts leave them open, and since the order decides the next round's split, one tie can change many
+of the tokens kept. Every tile of an image has its share of the budget, as published, by size.
+Tokens that show no place (newlines) count in the budget's N but are dropped, unless the others are
+too few for it.
 """
 
 from dataclasses import dataclass
@@ -32,11 +35,19 @@ IMPORTANT = "is a share of the budget"
 def vispruner(saliency: Tensor, features: Tensor, keep: int, *, important: float = 0.5) -> Tensor:
     """(B, N) attention from CLS and (B, N, F) features -> (B, keep) int64 indices, ascending.
 
-    int(important * keep) tokens stay for their attention, the others are those that `thinned` leaves. `keep` >= N keeps
-    all; without B in, without B out. Raises ValueError for arguments that make no sense. Section 3 of the paper.
+    int(important * keep) tokens stay for their attention, the others are those that `thinned`
+    leaves. `keep` >= N keeps all; without B in, without B out. Raises ValueError for arguments that
+    make no sense. Section 3 of the paper.
     """
-    if saliency.dim() not in (1, 2) or features.dim() != saliency.dim() + 1 or features.shape[:-1] != saliency.shape:
-        raise ValueError(f"saliency (B, N) and features (B, N, F) must agree, got {saliency.shape} and {features.shape}")
+    if (
+        saliency.dim() not in (1, 2)
+        or features.dim() != saliency.dim() + 1
+        or features.shape[:-1] != saliency.shape
+    ):
+        raise ValueError(
+            f"saliency (B, N) and features (B, N, F) must agree, got {saliency.shape} and "
+            f"{features.shape}"
+        )
     if keep < 1 or saliency.shape[-1] < 1:
         raise ValueError(f"keep and N must be at least 1, got {keep} and {saliency.shape[-1]}")
     if not 0 <= important <= 1:
@@ -44,7 +55,9 @@ def vispruner(saliency: Tensor, features: Tensor, keep: int, *, important: float
     if saliency.dim() == 1:
         return vispruner(saliency[None], features[None], keep, important=important)[0]
     keep = min(keep, saliency.shape[1])
-    num_important = int(important * keep + 1e-9)  # 1e-9: 0.29 * 100 is 29, although the float product is 28.999...
+    num_important = int(
+        important * keep + 1e-9
+    )  # 1e-9: 0.29 * 100 is 29, although the float product is 28.999...
     order = saliency.float().sort(dim=1, descending=True, stable=True).indices
     rest = order[:, num_important:]
     diverse = rest.gather(1, thinned(take(features, rest), keep - num_important))
@@ -52,10 +65,12 @@ def vispruner(saliency: Tensor, features: Tensor, keep: int, *, important: float
 
 
 def thinned(features: Tensor, keep: int) -> Tensor:
-    """(B, R, F), listed by falling attention -> (B, keep) places in that list, in the order they end up in.
+    """(B, R, F), listed by falling attention -> (B, keep) places in that list, in the order they
+    end up in.
 
-    While too many are left, the list is split in even and odd places, and the (at most 8) even tokens that are most like
-    some odd one by cosine go. The evens that stay, by falling likeness, then the odds, are the next list.
+    While too many are left, the list is split in even and odd places, and the (at most 8) even
+    tokens that are most like some odd one by cosine go. The evens that stay, by falling likeness,
+    then the odds, are the next list.
     """
     unit = F.normalize(features.float(), dim=-1, eps=1e-30)
     similarity = unit @ unit.mT if keep else unit  # (B, R, R) once: each round reads a part of it
@@ -71,7 +86,8 @@ def thinned(features: Tensor, keep: int) -> Tensor:
 
 
 def published_share(count: int, size: int, *, tiled: bool) -> float:
-    """The published share of a budget that goes by attention: 0.75 where 64 of 576 stay, 0.5 at 128, 192 and for each tile.
+    """The published share of a budget that goes by attention: 0.75 where 64 of 576 stay, 0.5 at
+    128, 192 and for each tile.
 
     Between the published budgets as at the larger one; below 64 of 576 as there.
     """
@@ -80,16 +96,19 @@ def published_share(count: int, size: int, *, tiled: bool) -> float:
 
 @dataclass(frozen=True)
 class VisPruner(Pruner):
-    """VisPruner. important: the share of each image's budget that goes by attention; by default as published, `published_share`.
+    """VisPruner. important: the share of each image's budget that goes by attention; by default as
+    published, `published_share`.
 
-    similarity: `features` compares tower features before the projector, as published; `embeds` compares the projected
-    tokens, for families that have no such features.
+    similarity: `features` compares tower features before the projector, as published; `embeds`
+    compares the projected tokens, for families that have no such features.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("saliency", "features")
     paper: ClassVar[str] = "2412.01818"
     licence: ClassVar[str] = "Apache-2.0"
-    instead: ClassVar[str] = "--param similarity=embeds does without features, trimtokenator without all of it"
+    instead: ClassVar[str] = (
+        "--param similarity=embeds does without features, trimtokenator without all of it"
+    )
 
     important: float | None = param(None, IMPORTANT, least=0, most=1)
     similarity: str = param("features", choices=SIMILARITIES)
@@ -100,11 +119,19 @@ class VisPruner(Pruner):
 
     def select(self, stage: Stage) -> Selection:
         saliency = signal(stage, "vispruner", "saliency")
-        features = signal(stage, "vispruner", "features") if self.similarity == "features" else stage.visual_embeds
+        features = (
+            signal(stage, "vispruner", "features")
+            if self.similarity == "features"
+            else stage.visual_embeds
+        )
         kept, tiled = [], stage.tokens.encoder.offers("tile")
         for rows, count, all_stay in parts(stage, self.budgets(stage)):
             if not all_stay:
-                share = published_share(count, len(rows), tiled=tiled) if self.important is None else self.important
+                share = (
+                    published_share(count, len(rows), tiled=tiled)
+                    if self.important is None
+                    else self.important
+                )
                 rows = rows[vispruner(saliency[rows], features[rows], count, important=share)]
             kept.append(rows)
         return answer(stage, kept)

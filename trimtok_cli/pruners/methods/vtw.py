@@ -1,11 +1,13 @@
 """VTW, visual tokens withdrawal: in front of one decoder layer K all visual tokens leave.
 
-Paper: "Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for Rapid Inference", arXiv 2405.05803. No
-token is scored. The paper finds K once per model: on a few samples, the first K from 5 on at which the next token's
-distribution hardly changes; `kl_of` and `first_below` are the arithmetic of that search, the runs are the caller's.
-Survivors (the text) keep their position ids, the published default.
+Paper: "Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for Rapid
+Inference", arXiv 2405.05803. No token is scored. The paper finds K once per model: on a few
+samples, the first K from 5 on at which the next token's distribution hardly changes; `kl_of` and
+`first_below` are the arithmetic of that search, the runs are the caller's. Survivors (the text)
+keep their position ids, the published default.
 
-Decided here: K scales with depth from the published 15 of 32; all images of a prompt leave, not only the last.
+Decided here: K scales with depth from the published 15 of 32; all images of a prompt leave, not
+only the last.
 """
 
 import math
@@ -23,14 +25,17 @@ from trimtok_cli.tokens import Selection
 
 
 def kl_of(full_logits: Tensor, dropped_logits: Tensor) -> Tensor:
-    """KL(dropped || full) of next-token distributions in nats, summed over the vocabulary and averaged over the batch.
+    """KL(dropped || full) of next-token distributions in nats, summed over the vocabulary and
+    averaged over the batch.
 
     (B, V) or (V,) logits at the prompt's last position -> a float32 scalar. It is the published
-    KLDivLoss(batchmean)(log_softmax(full), softmax(dropped)). Raises ValueError where the shapes differ.
+    KLDivLoss(batchmean)(log_softmax(full), softmax(dropped)). Raises ValueError where the shapes
+    differ.
     """
     if full_logits.shape != dropped_logits.shape or full_logits.dim() not in (1, 2):
         raise ValueError(
-            f"both logits must be (B, V) or both (V,), got {tuple(full_logits.shape)} and {tuple(dropped_logits.shape)}"
+            f"both logits must be (B, V) or both (V,), got {tuple(full_logits.shape)} and "
+            f"{tuple(dropped_logits.shape)}"
         )
     full, dropped = full_logits.float().log_softmax(-1), dropped_logits.float().log_softmax(-1)
     # A token that the shortened prompt rules out with a logit of -inf adds 0, not NaN.
@@ -40,8 +45,8 @@ def kl_of(full_logits: Tensor, dropped_logits: Tensor) -> Tensor:
 def first_below(kls: Mapping[int, float], eta: float) -> int | None:
     """The lowest layer K of {K: mean KL} whose KL is at most eta, or None.
 
-    Published eta: 0.003 for LLaVA-1.5-7B, 0.0005 for 13B, 0.0001 for LLaVA-1.6-7B; published candidates: K = 5 .. L - 1.
-    Raises ValueError for an eta below 0.
+    Published eta: 0.003 for LLaVA-1.5-7B, 0.0005 for 13B, 0.0001 for LLaVA-1.6-7B; published
+    candidates: K = 5 .. L - 1. Raises ValueError for an eta below 0.
     """
     if not eta >= 0:
         raise ValueError(f"eta is a KL divergence, 0 or more, got {eta}")
@@ -49,7 +54,9 @@ def first_below(kls: Mapping[int, float], eta: float) -> int | None:
 
 
 def withdrawal_layer(num_dense: int, target: int, num_layers: int) -> int:
-    """K at which N tokens over K of L layers average closest to `target`: rounded half up, 1 .. L (L: they never leave)."""
+    """K at which N tokens over K of L layers average closest to `target`: rounded half up, 1 .. L
+    (L: they never leave).
+    """
     return max((2 * target * num_layers + num_dense) // (2 * num_dense), 1)
 
 
@@ -57,9 +64,9 @@ def withdrawal_layer(num_dense: int, target: int, num_layers: int) -> int:
 class VTW(Pruner):
     """layer: K, how many decoder layers see the visual tokens (default 15/32 of them).
 
-    counts: with `final`, keep is no count: nothing stays behind K, whatever keep says. With `layer-mean`, K follows from
-    keep, as near as whole layers come: 64 of 576 tokens over 32 layers is K = 4; where keep is a count, each image has a K
-    of its own. Then `layer` must not be given.
+    counts: with `final`, keep is no count: nothing stays behind K, whatever keep says. With
+    `layer-mean`, K follows from keep, as near as whole layers come: 64 of 576 tokens over 32 layers
+    is K = 4; where keep is a count, each image has a K of its own. Then `layer` must not be given.
     """
 
     where: ClassVar[str] = "layers"
@@ -73,7 +80,9 @@ class VTW(Pruner):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.layer is not None and self.counts != "final":
-            raise ValueError("with counts=layer-mean the layer follows from keep: give one of the two")
+            raise ValueError(
+                "with counts=layer-mean the layer follows from keep: give one of the two"
+            )
 
     @property
     def keep_decides(self) -> bool:
@@ -92,7 +101,9 @@ class VTW(Pruner):
         if self._one_for_all:
             layer = max(math.floor(self.keep.share * num_layers + 0.5), 1)
             return (layer,) if layer < num_layers else ()
-        return tuple(range(1, num_layers))  # a count's K needs the image's size, which only a stage knows
+        return tuple(
+            range(1, num_layers)
+        )  # a count's K needs the image's size, which only a stage knows
 
     def select(self, stage: Stage) -> Selection:
         if self.counts == "final" or self._one_for_all:
