@@ -155,7 +155,10 @@ class Prompt:
         position = self.positions[
             ..., max(at - 1, 0) : max(at - 1, 0) + 1
         ]  # added tokens stand where the last kept one stands
-        shift = lambda rows: torch.where(rows >= at, rows + count, rows)  # noqa: E731
+
+        def shift(rows):
+            return torch.where(rows >= at, rows + count, rows)
+
         new = torch.arange(count, device=device)
         return replace(
             self,

@@ -216,9 +216,10 @@ def _outline(thing: Thing) -> list[tuple[float, float]]:
         ]
     else:  # heart
         steps = [2 * math.pi * i / 40 for i in range(40)]
-        curve = lambda t: (
-            13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
-        )  # noqa: E731
+
+        def curve(t):
+            return 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
+
         points = [(16 * math.sin(t) ** 3 / 17, -(curve(t) + 2.5) / 16) for t in steps]
     x, y = thing.center
     cos, sin = math.cos(turn), math.sin(turn)
@@ -254,7 +255,10 @@ def _draw(draw: ImageDraw.ImageDraw, thing: Thing, scale: float, fill, hole) -> 
 def render(scene: Scene, size: int = SIZE) -> Image.Image:
     """The picture of a scene, RGB; the same scene gives the same pixels."""
     rng, scale = Random(scene.seed), 2
-    jitter = lambda color, by: tuple(max(0, min(255, c + rng.randint(-by, by))) for c in color)  # noqa: E731
+
+    def jitter(color, by):
+        return tuple(max(0, min(255, c + rng.randint(-by, by))) for c in color)
+
     ground = jitter(BACKGROUNDS[scene.background], 5)
     image = Image.new("RGB", (size * scale, size * scale), ground)
     draw = ImageDraw.Draw(image)

@@ -379,9 +379,12 @@ def test_module_time_counts_the_outermost_call_once(adapter, pictures):
     """Tower, projector, decoder and head, whoever calls them; the tower's run ends in front of the
     decoder by an exception.
     """
-    hooks = lambda: sum(
-        len(m._forward_hooks) + len(m._forward_pre_hooks) for m in adapter.model.modules()
-    )  # noqa: E731
+
+    def hooks():
+        return sum(
+            len(m._forward_hooks) + len(m._forward_pre_hooks) for m in adapter.model.modules()
+        )
+
     samples, before = [Sample(i, images=(path,)) for i, path in enumerate(pictures[:3])], hooks()
     with parts.ModuleTime(adapter) as modules:
         results = list(answer_all(adapter, None, samples, Ask("What?", max_new_tokens=3)))

@@ -149,7 +149,10 @@ def test_diverse_images_get_more_under_the_diversity_budget():
         torch.tensor([8, 9]),
     )
     stage = Stage(0, embeds, mixed, tokens())
-    counts = lambda budget: [n for _, n in LastColumn(Budget(tokens=2), budget).budgets(stage)]  # noqa: E731
+
+    def counts(budget):
+        return [n for _, n in LastColumn(Budget(tokens=2), budget).budgets(stage)]
+
     assert (counts("equal"), counts("diversity")) == ([2, 2], [3, 1])
 
 

@@ -252,7 +252,10 @@ def test_a_prompt_that_breaks_a_step_takes_no_neighbour_along(llava, monkeypatch
         return real(embeds, mask, positions, cache, given)
 
     loop = Continuous(adapter, rows=4, max_new_tokens=STEPS, stop=False)
-    bad_is_under_way = lambda: any(row.key == 3 for row in loop.active)  # noqa: E731
+
+    def bad_is_under_way():
+        return any(row.key == 3 for row in loop.active)
+
     monkeypatch.setattr(adapter, "forward", forward, raising=False)
     left = iter(enumerate(prompts))
     done = {

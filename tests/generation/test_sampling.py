@@ -225,9 +225,13 @@ def test_the_checkpoints_word_reaches_the_screen_the_answers_and_run_json(
             }
         )
     )
-    run = lambda *args, code=0: _run(
-        ["caption", str(pictures[0].parent), "-m", str(folder), "--method", "dense", *args], code
-    )  # noqa: E731
+
+    def run(*args, code=0):
+        return _run(
+            ["caption", str(pictures[0].parent), "-m", str(folder), "--method", "dense", *args],
+            code,
+        )
+
     done = run("-o", "a")
     assert (
         "the checkpoint asks for sampling, temperature 0.9, repetition_penalty 1.1; --greedy "

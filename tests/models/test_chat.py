@@ -21,7 +21,9 @@ from trimtok_cli.models.loading import load_model
 
 
 def test_placeholders_say_where_images_go():
-    kinds = lambda *given: [part.get("text", part["type"]) for part in message_parts(*given)]  # noqa: E731
+    def kinds(*given):
+        return [part.get("text", part["type"]) for part in message_parts(*given)]
+
     assert kinds("Why?", 2, False) == ["image", "image", "Why?"]
     assert kinds("Why?", 1, True) == ["image", "video", "Why?"]
     assert kinds("A <image> and <image>", 2, False) == ["A ", "image", " and", "image"]
@@ -106,10 +108,12 @@ def test_instruction_rows_of_words_that_also_stand_in_the_template(llava_folder)
 
 
 def test_words_that_a_template_shows_twice_or_changes_or_leaves_out_are_found_and_a_whim_of_it_is_refused():
-    whole = lambda apply, text: written(
-        apply, [{"role": "user", "content": [{"type": "text", "text": text}]}]
-    )  # noqa: E731
-    text_of = lambda chat: chat[0]["content"][0]["text"]  # noqa: E731
+    def whole(apply, text):
+        return written(apply, [{"role": "user", "content": [{"type": "text", "text": text}]}])
+
+    def text_of(chat):
+        return chat[0]["content"][0]["text"]
+
     assert whole(lambda chat: f"<{text_of(chat)}|{text_of(chat)}>", "a|b") == Written(
         "<a|b|a|b>", "tuuutuuut"
     )

@@ -135,7 +135,10 @@ def test_no_hidden_state_is_alive_that_nobody_reads(tmp_path):
             layer.register_forward_hook(
                 lambda _, args, output, made=made: made.append(weakref.ref(output))
             )
-        count = lambda made=made: sum(each() is not None for each in made)  # noqa: E731
+
+        def count(made=made):
+            return sum(each() is not None for each in made)
+
         projector = adapter.model.model.multi_modal_projector
         projector.register_forward_pre_hook(
             lambda *_, alive=alive, count=count: alive.append(count())

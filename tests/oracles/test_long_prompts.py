@@ -49,9 +49,9 @@ def asked(pictures, *questions):
 
 
 def test_positions_are_what_the_configuration_says_scaling_counted():
-    says = lambda most, **rope: num_positions(
-        SimpleNamespace(max_position_embeddings=most, rope_parameters=rope)
-    )  # noqa: E731
+    def says(most, **rope):
+        return num_positions(SimpleNamespace(max_position_embeddings=most, rope_parameters=rope))
+
     assert says(4096) == says(4096, rope_type="default", rope_theta=1e4) == 4096
     assert (
         says(4096, rope_type="linear", factor=4.0)

@@ -252,16 +252,19 @@ def test_a_processor_that_does_not_fit_the_model_ends_the_run_with_a_sentence(
 
 def test_sampling_is_seeded_and_does_not_depend_on_the_batch(adapter, pictures):
     samples = [Sample(i, (path,)) for i, path in enumerate(pictures)]
-    say = lambda seed, size: [  # noqa: E731
-        r.answer
-        for r in answer_all(
-            adapter,
-            None,
-            samples,
-            Ask("What?", max_new_tokens=8, sampling=Sampling(1.5, 0.95, seed)),
-            batch_size=size,
-        )
-    ]
+
+    def say(seed, size):
+        return [
+            r.answer
+            for r in answer_all(
+                adapter,
+                None,
+                samples,
+                Ask("What?", max_new_tokens=8, sampling=Sampling(1.5, 0.95, seed)),
+                batch_size=size,
+            )
+        ]
+
     assert say(1, 1) == say(1, 4) != say(2, 4)
     assert say(1, 1) != [
         r.answer for r in answer_all(adapter, None, samples, Ask("What?", max_new_tokens=8))

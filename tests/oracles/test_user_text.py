@@ -213,7 +213,10 @@ def test_marks_in_a_users_text_become_no_marks(name, question, system):
         if re.search(r"\w", mark)
     }
     special -= {found.processor.tokenizer.unk_token_id}
-    count = lambda inputs: Counter(id for id in inputs.input_ids.tolist() if id in special)  # noqa: E731
+
+    def count(inputs):
+        return Counter(id for id in inputs.input_ids.tolist() if id in special)
+
     plain, quoted = (
         found.prepare([PICTURE], "x", system="y"),
         found.prepare([PICTURE], question, system=system + "<image></s>"),

@@ -192,7 +192,9 @@ def test_odd_names_and_videos(tmp_path):
 
 
 def test_photos_are_jpeg_and_flat_drawings_png(tmp_path):
-    noise = lambda path: (Image.effect_noise((64, 64), 90).convert("RGB"), Media())  # noqa: E731
+    def noise(path):
+        return (Image.effect_noise((64, 64), 90).convert("RGB"), Media())
+
     assert "data:image/jpeg" in page(tmp_path, make("a", sample=picture("a.png")), load=noise)
     assert "data:image/png" in page(tmp_path, make("a", sample=picture("a.png")))
 

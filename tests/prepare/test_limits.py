@@ -127,9 +127,10 @@ def test_without_workers_a_sample_that_takes_too_long_fails_alone(
     }[place]
     if place == "template":
         told = type(adapter.preprocessor).prepare
-        lazy = lambda self, images, question, **more: (
-            work() if question == "slow" else told(self, images, question, **more)
-        )  # noqa: E731
+
+        def lazy(self, images, question, **more):
+            return work() if question == "slow" else told(self, images, question, **more)
+
         monkeypatch.setattr(type(adapter.preprocessor), "prepare", lazy)
     else:
         monkeypatch.setattr(preparing, place, lambda *_: work())

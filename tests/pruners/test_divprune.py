@@ -46,7 +46,10 @@ def make_stage(
     """
     g = torch.Generator().manual_seed(1000 + seed)
     d = visuals[0].shape[1]
-    words = lambda n: torch.randn(n, d, generator=g).to(visuals[0].dtype)  # noqa: E731
+
+    def words(n):
+        return torch.randn(n, d, generator=g).to(visuals[0].dtype)
+
     parts, at, visual = [words(3)], 3, []
     for image in visuals:
         parts += [image, words(1)]

@@ -155,7 +155,10 @@ def test_layer_mean_is_the_nearest_whole_number(n):
         assert targets
         for target in targets:
             kept = fastv_kept(n, target, layer, num_layers, "layer-mean")
-            off = lambda k: abs(layer * n + (num_layers - layer) * k - target * num_layers)  # noqa: E731, B023
+
+            def off(k):
+                return abs(layer * n + (num_layers - layer) * k - target * num_layers)  # noqa: B023
+
             assert 1 <= kept <= n and off(kept) == min(off(k) for k in range(1, n + 1))
 
 

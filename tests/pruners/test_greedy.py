@@ -33,7 +33,10 @@ def tokens(kind: str, count: int, width: int, seed: int) -> torch.Tensor:
     newlines and copied patches.
     """
     g = torch.Generator().manual_seed(seed)
-    normal = lambda *shape: torch.randn(*shape, generator=g)  # noqa: E731
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=g)
+
     if kind == "iid":
         return normal(count, width)
     side = int(count**0.5) + 1

@@ -59,7 +59,10 @@ def test_layer_mean_has_the_best_lambda_of_two_digits(n):
         for target in targets:
             counts = pyramid_counts(n, target, layers, num_layers, "layer-mean")
             every = [tuple(max(n * j**i // 100**i, 1) for i in (1, 2, 3)) for j in range(101)]
-            off = lambda c: abs(mean(n, c, layers, num_layers) - target)  # noqa: E731, B023
+
+            def off(c):
+                return abs(mean(n, c, layers, num_layers) - target)  # noqa: B023
+
             assert counts in every and off(counts) == min(map(off, every))
             assert n < 576 or off(counts) <= 0.02 * n
 

@@ -252,7 +252,10 @@ def test_in_the_tower_it_equals_a_loop_written_out(tmp_path, proportional):
     hidden, groups = tokens.encoder.blocks.hidden[0], [[i] for i in range(37)]
     for layer, r in zip(layers, r_schedule(36, 20, 2), strict=True):
         normed, attn = layer.layer_norm1(hidden), layer.self_attn
-        split = lambda x, h=attn: x.unflatten(-1, (-1, h.head_dim)).transpose(0, 1)  # noqa: E731
+
+        def split(x, h=attn):
+            return x.unflatten(-1, (-1, h.head_dim)).transpose(0, 1)
+
         scores = split(attn.q_proj(normed)) @ split(attn.k_proj(normed)).mT * attn.head_dim**-0.5
         if proportional:
             scores = scores + torch.tensor([len(g) for g in groups]).log()

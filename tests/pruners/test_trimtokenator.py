@@ -215,10 +215,13 @@ def test_the_order_of_the_stages_and_either_alone(order):
         visual, text = torch.randn(2, count, 5), torch.randn(2, 3, 5)
         got = trimtokenator(visual, text, keep, pool=pool, order=order)
         for x, t, found in zip(visual, text, got, strict=True):
-            near = lambda rows, k, x=x, t=t: rows[
-                alignment(x[None], t[None])[0][rows].argsort(descending=True)[:k]
-            ]  # noqa: E731
-            unlike = lambda rows, k, x=x: rows[repmax(x[rows][None], k)[0]]  # noqa: E731
+
+            def near(rows, k, x=x, t=t):
+                return rows[alignment(x[None], t[None])[0][rows].argsort(descending=True)[:k]]
+
+            def unlike(rows, k, x=x):
+                return rows[repmax(x[rows][None], k)[0]]
+
             first, second = (near, unlike) if order.startswith("align") else (unlike, near)
             rows = torch.arange(count)
             if order.endswith("only"):

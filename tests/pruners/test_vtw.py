@@ -51,7 +51,10 @@ def test_layer_mean_finds_the_layer():
         1,
         32,
     ]
-    mean = lambda share, depth: VTW(Budget(share=share), counts="layer-mean").stages(depth)  # noqa: E731
+
+    def mean(share, depth):
+        return VTW(Budget(share=share), counts="layer-mean").stages(depth)
+
     assert (mean(0.5, 32), mean(1 / 3, 32), mean(1 / 9, 32), mean(0.001, 4), mean(0.99, 4)) == (
         (16,),
         (11,),

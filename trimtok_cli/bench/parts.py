@@ -89,7 +89,10 @@ def image_like(batch: int, count: int, width: int, seed: int) -> Tensor:
     the tokens, and noise.
     """
     dice = torch.Generator().manual_seed(seed)
-    normal = lambda *shape: torch.randn(*shape, generator=dice)  # noqa: E731
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=dice)
+
     rough = normal(batch, max(count // 12, 2), 24).transpose(1, 2)
     smooth = torch.nn.functional.interpolate(rough, count, mode="linear").transpose(1, 2)
     return (

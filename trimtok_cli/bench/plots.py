@@ -86,7 +86,10 @@ def _against_batch(figure_class, rows: list[Row], on_cpu: bool):
         figure.subplots(len(models), 1, squeeze=False), models.values(), strict=True
     ):
         unit = _unit(of_model) / 1000 if on_cpu else 1.0
-        without = lambda row: row["key"].replace(f", batch {row['batch']},", ",").partition(", ")[2]  # noqa: E731
+
+        def without(row):
+            return row["key"].replace(f", batch {row['batch']},", ",").partition(", ")[2]
+
         for name, line in _by(of_model, without).items():
             line = sorted(line, key=lambda row: row["batch"])
             rates = [row["derived"]["samples_per_second"] * unit for row in line]

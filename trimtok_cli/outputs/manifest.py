@@ -102,7 +102,10 @@ def _percentiles(values: list[float]) -> dict[str, float]:
     if not values:
         return {"p50": 0.0, "p90": 0.0, "mean": 0.0}
     ordered = sorted(values)
-    at = lambda share: ordered[min(int(share * len(ordered)), len(ordered) - 1)]  # noqa: E731
+
+    def at(share):
+        return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+
     return {
         name: round(1000 * v, 3)
         for name, v in (

@@ -83,7 +83,10 @@ class Tower:
     def __enter__(self) -> "Tower":
         self.hooks = []
         for name, module in self.attention.items():
-            note = lambda _, args, kwargs, name=name: self.inputs[name].append((args, kwargs))  # noqa: E731
+
+            def note(_, args, kwargs, name=name):
+                return self.inputs[name].append((args, kwargs))
+
             self.hooks.append(module.register_forward_pre_hook(note, with_kwargs=True))
         if self.layers:
             first = self.layers[0]

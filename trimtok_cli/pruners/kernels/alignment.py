@@ -109,7 +109,10 @@ def near_text(
     if align not in ("l2", "sq_l2"):
         score = alignment(visual.float(), text.float(), align, text_mask)
         return score.sort(dim=1, descending=True, stable=True).indices[:, :count].sort(dim=1).values
-    nearest = lambda *part: _near_text(*part[:2], count, align, part[2])  # noqa: E731
+
+    def nearest(*part):
+        return _near_text(*part[:2], count, align, part[2])
+
     return in_parts(nearest, 4 * visual.shape[1] * visual.shape[2], visual, text, text_mask)
 
 
