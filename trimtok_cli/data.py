@@ -3,6 +3,7 @@
 Knows no file format: readers make Samples, writers and the report read Results.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -50,6 +51,59 @@ class Media:
     decoder: str = ""
     duration: float = 0.0
     times: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One way of answering: a method, its budget, and those parameters that are not its defaults.
+
+    Without arguments it is dense. `keep` is written as --keep takes it. `params` hold what the
+    method's own parameters were set to, `counts` (--budget-counts) among them.
+    """
+
+    method: str = "dense"
+    keep: str = "all"
+    budget: str = "equal"
+    seed: int = 0
+    params: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def name(self) -> str:
+        """A label that tells any two settings apart, such as `trimtokenator@64 pool=0.9`."""
+        return " ".join(filter(None, (self.method_keep, self.changes)))
+
+    @property
+    def method_keep(self) -> str:
+        """`METHOD@KEEP`, or `dense`."""
+        return f"{self.method}@{self.keep}" if self != Setting() else self.method
+
+    @property
+    def changes(self) -> str:
+        """What is not as it is by default, as `NAME=VALUE` with spaces between."""
+        default = Setting()
+        changed = {
+            name: getattr(self, name)
+            for name in ("budget", "seed")
+            if getattr(self, name) != getattr(default, name)
+        }
+        return " ".join(
+            f"{name}={_written(value)}" for name, value in (changed | {**self.params}).items()
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "method": self.method,
+            "keep": self.keep,
+            "budget": self.budget,
+            "seed": self.seed,
+            "params": dict(self.params),
+        }
+
+
+def _written(value: Any) -> str:
+    """A parameter's value as --param takes it."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +158,7 @@ class Result:
     sample: Sample
     question: str
     answer: str = ""
-    method: str = "dense"
+    setting: Setting = Setting()
     tokens: TokenCounts = TokenCounts()
     seconds: Seconds = Seconds()
     peak_bytes: int = 0
@@ -116,6 +170,10 @@ class Result:
     media: tuple[Media, ...] = ()
     batch_size: int = 1
     notes: tuple[str, ...] = ()
+
+    @property
+    def method(self) -> str:
+        return self.setting.method
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ from trimtok_cli.bench.spec import Bench, Grid, MemoryPart, PrunerPart, build, r
 from trimtok_cli.bench.tables import change_table, tables
 from trimtok_cli.config import PRESETS
 from trimtok_cli.data import Sample
+from trimtok_cli.engine.results import setting_of
 from trimtok_cli.engine.stream import answer_all
 from trimtok_cli.errors import UsageError
 from trimtok_cli.prepare.sample import Ask
@@ -260,10 +261,12 @@ def test_presets_can_be_run_and_stand_beside_the_packaged_ones():
         for name in bench.model_names():
             assert bench.described(name)["model_type"]
         for task in bench.grid:
-            grid.settings(task, 0)
+            grid.pruners(task, 0)
     assert read_bench("cpu", rounds=2).rounds == 2 and read_bench("cpu", rounds=None).rounds == 5
     table4 = read_bench("table4").grid[0]
-    assert {setting.name for setting in grid.settings(table4, 0)} == set(table4.reference["rows"])
+    assert {setting_of(pruner).name for pruner in grid.pruners(table4, 0)} == set(
+        table4.reference["rows"]
+    )
 
 
 def measured(adapter, monkeypatch, run_instead, **options) -> list[dict]:

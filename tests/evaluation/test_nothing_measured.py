@@ -5,11 +5,11 @@ from dataclasses import replace
 from rich.console import Console
 
 from trimtok_cli.commands.terminal.tables import summary_table
-from trimtok_cli.data import Seconds
+from trimtok_cli.data import Seconds, Setting
 from trimtok_cli.evaluation.summary import Medians, Row
 
 MEASURED = Row(
-    "dense", "dense", 2, 0, 0, 0.0, 0, 0, *[Medians(576, 576, 3, Seconds(prefill=0.1), 0.2)] * 2
+    Setting(), 2, 0, 0, 0.0, 0, 0, *[Medians(576, 576, 3, Seconds(prefill=0.1), 0.2)] * 2
 )
 
 
@@ -21,7 +21,7 @@ def lines(*rows: Row) -> list[str]:
 
 
 def test_a_setting_without_samples_says_so_and_shows_no_zeros():
-    unmeasured = replace(MEASURED, label="fastv 8", samples=0, failed=2)
+    unmeasured = replace(MEASURED, setting=Setting("fastv", "8"), samples=0, failed=2)
     found = lines(MEASURED, unmeasured)
     assert "nothing to compare" in found[-1] and not any(
         mark in found[-1] for mark in ("0.0", "576", "ms")

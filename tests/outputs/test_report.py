@@ -12,7 +12,7 @@ from rich.console import Console
 
 from trimtok_cli.commands.run import closing_line
 from trimtok_cli.commands.terminal.tables import summary_table
-from trimtok_cli.data import Comparison, Kept, Media, Result, Sample, Seconds, TokenCounts
+from trimtok_cli.data import Comparison, Kept, Media, Result, Sample, Seconds, Setting, TokenCounts
 from trimtok_cli.errors import MediaError
 from trimtok_cli.evaluation.summary import explain, summarize
 from trimtok_cli.outputs.manifest import RunSummary
@@ -44,7 +44,7 @@ def make(
                 sample,
                 sample.question or "",
                 answer or "",
-                "trimtokenator" if i else "dense",
+                Setting("trimtokenator", str(len(kept[min(i, len(kept)) - 1]))) if i else Setting(),
                 TokenCounts(
                     text=9, visual=len(boxes), kept=len(alive), generated=generated[bool(i)]
                 ),
@@ -141,7 +141,7 @@ def test_text_of_samples_is_escaped(tmp_path):
         answers=(evil,),
         extra={evil: evil},
     )
-    failed = Result(sample, evil, method=evil, error=evil)
+    failed = Result(sample, evil, setting=Setting(evil), error=evil)
     comparison = make(evil, evil + " more", f"less {evil}", sample=sample)
     other = Comparison(sample, (failed, failed))
     html = page(tmp_path, comparison, other, title=evil, facts={evil: evil}, sentence=evil)
@@ -241,8 +241,8 @@ def test_summarize_counts():
     dense, first, second = summarize(comparisons)
     assert (dense.label, first.label, second.label) == (
         "dense",
-        "trimtokenator 2",
-        "trimtokenator 2",
+        "trimtokenator@2",
+        "trimtokenator@2",
     )
     assert [row.samples for row in (dense, first, second)] == [3, 3, 2]
     assert [row.failed for row in (dense, first, second)] == [1, 1, 2]
@@ -267,14 +267,14 @@ def test_settings_are_told_apart_by_their_place():
     rows = summarize(
         [make("a", "a", "a", kept=((1, 2, 3), (4,))), make("a", "a", "a", kept=((1,), (4,)))]
     )
-    assert [row.label for row in rows] == ["dense", "trimtokenator 2", "trimtokenator 1"]
+    assert [row.label for row in rows] == ["dense", "trimtokenator@3", "trimtokenator@1"]
 
 
 def test_all_failed_has_rows_without_numbers():
     rows = summarize([make(None, None)])
     assert [(row.label, row.samples, row.failed) for row in rows] == [
         ("dense", 0, 1),
-        ("trimtokenator", 0, 1),
+        ("trimtokenator@2", 0, 1),
     ]
     assert rows[1].prefill_speedup is None and rows[1].total_speedup is None
     assert explain(rows).startswith("No sample was answered")
@@ -367,7 +367,8 @@ def test_a_setting_without_a_sample_to_compare_shows_no_numbers(answers, tmp_pat
     ]
     empty = [line for line, row in zip(lines, rows, strict=True) if not row.samples]
     assert empty and all(
-        "nothing to compare" in line and not any(map(str.isdigit, line)) for line in empty
+        "nothing to compare" in line and not any(map(str.isdigit, line.split(maxsplit=1)[1]))
+        for line in empty
     )
     write_page(
         tmp_path / "page.html",

@@ -20,8 +20,9 @@ from trimtok_cli.bench.hardware import most_resident
 from trimtok_cli.bench.images import pictures
 from trimtok_cli.bench.roofline import Ceilings, Text, Vision
 from trimtok_cli.bench.spec import Bench, Grid, Task
-from trimtok_cli.data import Sample
+from trimtok_cli.data import Sample, Setting
 from trimtok_cli.device import out_of_memory, release, reset_peak
+from trimtok_cli.engine.results import setting_of
 from trimtok_cli.errors import sentence
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.models.preprocessor import Inputs
@@ -29,16 +30,6 @@ from trimtok_cli.prepare.sample import Ask, prepare
 from trimtok_cli.pruners.base import Pruner
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """`name` is dense or METHOD@KEEP."""
-
-    name: str
-    method: str
-    keep: str
-    pruner: Pruner | None
 
 
 @dataclass(frozen=True)
@@ -55,18 +46,14 @@ class Cell:
         return f"{model}, {self.task.image}, batch {self.batch}, {said}, {self.decode} decode"
 
 
-def settings(task: Grid, seed: int) -> list[Setting]:
+def pruners(task: Grid, seed: int) -> list[Pruner | None]:
     """Dense, then every method with every budget, each once."""
-    built = [
-        (method, keep, make_pruner(method, keep, task.params, seed))
+    built = (
+        make_pruner(method, keep, task.params, seed)
         for method, keep in product(task.method, task.keep)
-    ]
-    pruned = {
-        pruner: Setting(f"{method}@{keep}", method, keep, pruner)
-        for method, keep, pruner in built
-        if pruner is not None
-    }
-    return [Setting("dense", "dense", "all", None), *pruned.values()]
+    )
+    pruned = {pruner.setting.name: pruner for pruner in built if pruner is not None}
+    return [None, *pruned.values()]
 
 
 def grid_rows(
@@ -101,17 +88,18 @@ def _measure(
     """All rows of a cell."""
     known, _ = prepared(adapter, samples[: cell.batch], cell.task.prompt)
     inputs = [known[number % len(known)] for number in range(cell.batch)]
-    pairs = [(setting, _row(adapter, cell, setting)) for setting in settings(cell.task, bench.seed)]
+    pairs = [
+        (pruner, _row(adapter, cell, setting_of(pruner)))
+        for pruner in pruners(cell.task, bench.seed)
+    ]
 
     decoder = DECODERS[cell.decode](
         adapter, cell.new_tokens
     )  # one for all settings, as one run would keep it
 
-    def once(setting: Setting, row: Row, decoder: Decoder = decoder) -> Spent | None:
+    def once(pruner: Pruner | None, row: Row, decoder: Decoder = decoder) -> Spent | None:
         try:
-            return run_batch(
-                adapter, setting.pruner, inputs, new_tokens=cell.new_tokens, decoder=decoder
-            )
+            return run_batch(adapter, pruner, inputs, new_tokens=cell.new_tokens, decoder=decoder)
         except Exception as error:
             row["error"] = in_words(error)
         release(
@@ -123,24 +111,24 @@ def _measure(
     for watched in range(
         2 * cuda
     ):  # the first run pays for what later ones find made, the second has a cache of its own
-        for setting, row in pairs:
+        for pruner, row in pairs:
             release(adapter.device)
             reset_peak(adapter.device)
             if (
                 not row["error"]
-                and once(setting, row, DECODERS[cell.decode](adapter, cell.new_tokens))
+                and once(pruner, row, DECODERS[cell.decode](adapter, cell.new_tokens))
                 and watched
             ):
                 row["memory"] = peaks(adapter.device)
     for _ in range(bench.warmups):
-        for setting, row in pairs:
-            if not row["error"] and once(setting, row) and not cuda:
+        for pruner, row in pairs:
+            if not row["error"] and once(pruner, row) and not cuda:
                 row["memory"] = peaks(adapter.device)
     preprocess = []
     for number in range(cell.task.rounds or bench.rounds):
         preprocess.append(prepared(adapter, samples[: cell.batch], cell.task.prompt)[1])
-        for setting, row in pairs if number % 2 == 0 else pairs[::-1]:
-            if not row["error"] and (spent := once(setting, row)) is not None:
+        for pruner, row in pairs if number % 2 == 0 else pairs[::-1]:
+            if not row["error"] and (spent := once(pruner, row)) is not None:
                 _note(row, spent, adapter, inputs, ceilings)
     return [row | {"preprocess": preprocess} for _, row in pairs]
 
@@ -154,7 +142,7 @@ def _row(adapter: Adapter, cell: Cell, setting: Setting) -> Row:
         "model": adapter.name,
         "method": setting.method,
         "keep": setting.keep,
-        "baseline": setting.pruner is None,
+        "baseline": setting == Setting(),
         "batch": cell.batch,
         "new_tokens": cell.new_tokens,
         "decode": cell.decode,
@@ -170,7 +158,7 @@ def _row(adapter: Adapter, cell: Cell, setting: Setting) -> Row:
 
 def _reference(cell: Cell, setting: Setting) -> dict[str, Any]:
     """Other people's figures for a setting, with where they are from."""
-    found = cell.task.reference.get("rows", {}).get(setting.name)
+    found = cell.task.reference.get("rows", {}).get(setting.method_keep)
     return {"source": cell.task.reference.get("source", ""), **found} if found else {}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtok_cli.bench.batch import DECODERS, make_pruner
-from trimtok_cli.bench.grid import grid_rows, in_words, settings
+from trimtok_cli.bench.grid import grid_rows, in_words, pruners
 from trimtok_cli.bench.hardware import conditions, measure_ceilings
 from trimtok_cli.bench.images import pictures
 from trimtok_cli.bench.parts import decode_rows, memory_row, overhead_rows, pruner_row
@@ -140,15 +140,11 @@ def check(bench: Bench, folder: Path) -> None:
     pictures, descriptions.
     """
     for task in bench.grid:
-        for each in settings(task, bench.seed):
+        for pruner in pruners(task, bench.seed):
             # They run the plain loop, so what they are compared with must run it as well.
-            if (
-                each.pruner is not None
-                and any(each.pruner.stages(32))
-                and set(task.decode) != {"simple"}
-            ):
+            if pruner is not None and any(pruner.stages(32)) and set(task.decode) != {"simple"}:
                 raise UsageError(
-                    f"grid: {each.method} prunes inside the model: give it a grid of its own "
+                    f"grid: {pruner.name} prunes inside the model: give it a grid of its own "
                     "with `decode: simple`."
                 )
         for name in task.decode:

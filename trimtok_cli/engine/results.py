@@ -5,7 +5,7 @@ the record is to note.
 import logging
 from dataclasses import replace
 
-from trimtok_cli.data import Result, Sample, TokenCounts
+from trimtok_cli.data import Result, Sample, Setting, TokenCounts
 from trimtok_cli.device import out_of_memory, peak_bytes
 from trimtok_cli.engine.prompt_stage import layer_mean
 from trimtok_cli.errors import SampleError, sentence
@@ -14,7 +14,6 @@ from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.models.positions import shortage, steps_that_fit
 from trimtok_cli.prepare.sample import Ask
 from trimtok_cli.pruners.base import Pruner
-from trimtok_cli.pruners.registry import PRUNERS
 from trimtok_cli.tokens import Prompt
 
 NO_MEMORY = (
@@ -48,7 +47,7 @@ def result_of(adapter: Adapter, pruner: Pruner | None, done: Done) -> Result:
         each.prepared.sample,
         each.prepared.question,
         adapter.decode(said.ids),
-        method_name(pruner),
+        setting_of(pruner),
         counts,
         replace(each.seconds, prefill=done.times.prefill, decode=done.times.decode),
         peak_bytes(adapter.device),
@@ -67,7 +66,7 @@ def failure(sample: Sample, pruner: Pruner | None, ask: Ask, error: Exception) -
     """The row of a sample that could not be answered."""
     log.debug("sample %s failed", sample.id, exc_info=error)
     said = NO_MEMORY if out_of_memory(error) else sentence(error)
-    return Result(sample, question_of(sample, ask), method=method_name(pruner), error=said)
+    return Result(sample, question_of(sample, ask), setting=setting_of(pruner), error=said)
 
 
 def positions_used(adapter: Adapter, prompt: Prompt) -> int:
@@ -89,8 +88,5 @@ def question_of(sample: Sample, ask: Ask) -> str:
     return ask.prompt if sample.question is None else sample.question
 
 
-def method_name(pruner: Pruner | None) -> str:
-    """The name under which a pruner stands in the registry."""
-    return next(
-        name for name, kind in PRUNERS.items() if kind is (None if pruner is None else type(pruner))
-    )
+def setting_of(pruner: Pruner | None) -> Setting:
+    return Setting() if pruner is None else pruner.setting

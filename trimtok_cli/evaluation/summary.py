@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from statistics import fmean, median
 
-from trimtok_cli.data import Comparison, Result, Seconds
+from trimtok_cli.data import Comparison, Result, Seconds, Setting
 from trimtok_cli.units import duration, pace, percent
 
 STAGES = {
@@ -46,8 +46,7 @@ class Row:
     of them. The first Row is dense itself.
     """
 
-    label: str
-    method: str
+    setting: Setting
     samples: int
     failed: int
     same: int
@@ -56,6 +55,10 @@ class Row:
     referenced: int
     median: Medians
     dense: Medians
+
+    @property
+    def label(self) -> str:
+        return self.setting.name
 
     @property
     def prefill_speedup(self) -> float | None:
@@ -68,13 +71,11 @@ class Row:
 
 
 def summarize(comparisons: Sequence[Comparison]) -> list[Row]:
-    """One Row per position in `Comparison.results`, dense first; a label is the method and its
-    median of kept tokens.
-    """
+    """One Row per position in `Comparison.results`, dense first."""
     rows = []
     for i in range(max((len(comparison.results) for comparison in comparisons), default=0)):
         pairs = [(c.results[0], c.results[i]) for c in comparisons if len(c.results) > i]
-        method = pairs[0][1].method
+        setting = pairs[0][1].setting
         pairs = [(dense, result) for dense, result in pairs if not dense.error and not result.error]
         middle, told = (
             _medians([result for _, result in pairs]),
@@ -82,8 +83,7 @@ def summarize(comparisons: Sequence[Comparison]) -> list[Row]:
         )
         rows.append(
             Row(
-                label=f"{method} {middle.kept}" if i and pairs else method,
-                method=method,
+                setting=setting,
                 samples=len(pairs),
                 failed=len(comparisons) - len(pairs),
                 same=sum(is_same(*pair) for pair in pairs),

@@ -15,6 +15,7 @@ def comparison_record(comparison: Comparison, model: str) -> dict[str, Any]:
     dense = comparison.results[0].answer
     runs = [
         {
+            "setting": result.setting.name,
             "method": result.method,
             "text": row["text"],
             "identical_to_dense": not result.error and result.answer == dense,

@@ -47,6 +47,11 @@ def record(result: Result, *, model: str, run: str) -> dict[str, Any]:
             "error": result.error,
             "finish_reason": result.finish,
             "method": result.method,
+            "setting": {
+                "name": result.setting.name,
+                "keep": result.setting.keep,
+                "changes": result.setting.changes,
+            },
             "usage": {
                 "prompt_tokens": tokens.text + tokens.kept,
                 "prompt_tokens_dense": tokens.text + tokens.visual,

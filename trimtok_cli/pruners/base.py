@@ -3,12 +3,13 @@ cache or file.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from trimtok_cli.data import Setting
 from trimtok_cli.pruners.budget import Budget, share_out
 from trimtok_cli.pruners.params import check_params, param
 from trimtok_cli.tokens import Prompt, Selection, VisualTokens
@@ -100,6 +101,8 @@ class Pruner:
     `equal` (not at all), `tokens` (by their dense counts) or `diversity` (see `intra_diversity`).
     """
 
+    # Under which name it stands in tables and records; by default its class's, in small letters.
+    name: ClassVar[str] = ""
     # What `trimtok methods` says of a method. needs: text, attention (of the language model), or an
     # encoder's signals.
     where: ClassVar[str] = "prompt"
@@ -115,9 +118,22 @@ class Pruner:
     keep: Budget = ALL
     budget: str = param("equal", choices=BUDGETS)
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.name = vars(cls).get("name") or cls.__name__.lower()
+
     def __post_init__(self) -> None:
         """Raises ValueError for a parameter that is not what its field says."""
         check_params(self)
+
+    @property
+    def setting(self) -> Setting:
+        """The record of this method as it is set: what differs from its defaults is named."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        usual = {each.name: each.default for each in fields(self)}
+        keep, budget, seed = str(values.pop("keep")), values.pop("budget"), values.pop("seed", 0)
+        params = {name: value for name, value in values.items() if value != usual[name]}
+        return Setting(self.name, keep, budget, seed, params)
 
     @property
     def signals(self) -> tuple[str, ...]:

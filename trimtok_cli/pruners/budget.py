@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 from trimtok_cli.wording import brief
 
@@ -30,7 +31,11 @@ class Budget:
     def __str__(self) -> str:
         if self.tokens is not None:
             return str(self.tokens)
-        return "all" if self.share is None else f"{100 * self.share:.6g}%"
+        if self.share is None:
+            return "all"
+        percent = f"{100 * self.share:.6g}%"
+        exact = format(Decimal(repr(self.share)), "f")  # without an exponent, which --keep has not
+        return percent if "e" not in percent and parse_budget(percent) == self else exact
 
 
 def share_out(total: int, weights: Sequence[float], sizes: Sequence[int]) -> list[int]:

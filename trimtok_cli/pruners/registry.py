@@ -24,24 +24,24 @@ from trimtok_cli.pruners.methods.vtw import VTW
 from trimtok_cli.tokens import EncoderTap
 from trimtok_cli.wording import brief, quoted, suggestion
 
-PRUNERS: dict[str, type[Pruner] | None] = {
-    "dense": None,
-    "trimtokenator": TrimTokenator,
-    "divprune": DivPrune,
-    "divprune-star": DivPruneStar,
-    "cdpruner": CDPruner,
-    "visionzip": VisionZip,
-    "vispruner": VisPruner,
-    "prumerge": PruMerge,
-    "tome": ToMe,
-    "tome-projected": ToMeProjected,
-    "fastv": FastV,
-    "sparsevlm": SparseVLM,
-    "pyramiddrop": PyramidDrop,
-    "vtw": VTW,
-    "random": Random,
-    "uniform": Uniform,
-}
+METHODS: tuple[type[Pruner], ...] = (
+    TrimTokenator,
+    DivPrune,
+    DivPruneStar,
+    CDPruner,
+    VisionZip,
+    VisPruner,
+    PruMerge,
+    ToMe,
+    ToMeProjected,
+    FastV,
+    SparseVLM,
+    PyramidDrop,
+    VTW,
+    Random,
+    Uniform,
+)
+PRUNERS: dict[str, type[Pruner] | None] = {"dense": None, **{kind.name: kind for kind in METHODS}}
 
 OPTIONS = {"keep": "--keep", "budget": "--budget", "counts": "--budget-counts", "seed": "--seed"}
 
@@ -150,11 +150,8 @@ def check_signals(pruner: Pruner, encoder: EncoderTap) -> None:
     """UsageError where a vision tower does not offer what the pruner cannot do without."""
     missing = [name for name in pruner.signals if not encoder.offers(name)]
     if missing:
-        name = next(
-            (name for name, kind in PRUNERS.items() if kind is type(pruner)), type(pruner).__name__
-        )
         raise UsageError(
-            f"{name} cannot run on this model: it needs {' and '.join(missing)} of the "
+            f"{pruner.name} cannot run on this model: it needs {' and '.join(missing)} of the "
             "vision tower, which this one does not "
             f"offer; {pruner.instead}."
         )

@@ -27,7 +27,7 @@ def sample_table(comparison: Comparison) -> Table:
             "dim not bold",
         )
     table = Table(title=title, title_justify="left", expand=False, show_edge=False, pad_edge=False)
-    table.add_column("method")
+    table.add_column("setting")
     table.add_column("answer", ratio=1, overflow="fold")
     for name in ("visual", "vision", "prune", "prefill", "decode", "total"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -38,12 +38,12 @@ def sample_table(comparison: Comparison) -> Table:
 
 def _cells(result: Result, dense: Result) -> list[Text]:
     if result.error:
-        return [Text(result.method), Text(f"failed: {message(result.error)}", "red")]
+        return [Text(shown(result.setting.name)), Text(f"failed: {message(result.error)}", "red")]
     same = result.answer.strip() == dense.answer.strip()
     s = result.seconds
     times = [Text(duration(value)) for value in (s.encode, s.prune, s.prefill, s.decode, s.total)]
     return [
-        Text(result.method),
+        Text(shown(result.setting.name)),
         Text(
             "\n".join(map(shown, result.answer.splitlines())),
             "" if result is dense else "green" if same else "yellow",

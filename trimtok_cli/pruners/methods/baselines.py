@@ -59,6 +59,7 @@ class Random(Pruner):
     the prompt alone.
     """
 
+    name: ClassVar[str] = "random"
     licence: ClassVar[str] = ""
 
     seed: int = param(0)
@@ -82,6 +83,7 @@ class Uniform(Pruner):
     grid.
     """
 
+    name: ClassVar[str] = "uniform"
     licence: ClassVar[str] = ""
 
     def select(self, stage: Stage) -> Selection:

@@ -157,6 +157,7 @@ class CDPruner(Pruner):
     Else an image is one, newlines included.
     """
 
+    name: ClassVar[str] = "cdpruner"
     needs: ClassVar[tuple[str, ...]] = ("text", "relevance")
     paper: ClassVar[str] = "2506.10967"
     licence: ClassVar[str] = "Apache-2.0"

@@ -121,6 +121,7 @@ def _check(visual: Tensor, keep: int) -> None:
 class DivPrune(Pruner):
     """The paper's pruner; it has no parameter but the budget."""
 
+    name: ClassVar[str] = "divprune"
     paper: ClassVar[str] = "2503.02175"
     licence: ClassVar[str] = "CC BY-NC 4.0"
 
@@ -144,6 +145,7 @@ class DivPruneStar(Pruner):
     prompt.
     """
 
+    name: ClassVar[str] = "divprune-star"
     needs: ClassVar[tuple[str, ...]] = ("text",)
     paper: ClassVar[str] = "2509.00320"
 

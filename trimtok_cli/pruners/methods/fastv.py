@@ -55,6 +55,7 @@ class FastV(Pruner):
     `layer-mean`, keep is the mean over all decoder layers.
     """
 
+    name: ClassVar[str] = "fastv"
     where: ClassVar[str] = "layers"
     needs: ClassVar[tuple[str, ...]] = ("attention",)
     paper: ClassVar[str] = "2403.06764"

@@ -137,6 +137,7 @@ class PruMerge(Pruner):
     within it stays whole.
     """
 
+    name: ClassVar[str] = "prumerge"
     where: ClassVar[str] = "prompt, before the projector"
     needs: ClassVar[tuple[str, ...]] = ("last_saliency", "last_keys", "features", "project")
     paper: ClassVar[str] = "2403.15388"

@@ -93,6 +93,7 @@ class PyramidDrop(Pruner):
     8, 16] of 32 without.
     """
 
+    name: ClassVar[str] = "pyramiddrop"
     where: ClassVar[str] = "layers"
     needs: ClassVar[tuple[str, ...]] = ("attention",)
     paper: ClassVar[str] = "2410.17247"

@@ -208,6 +208,7 @@ class SparseVLM(Pruner):
     the published code has [3, 7, 16] whatever the depth, the default scales them.
     """
 
+    name: ClassVar[str] = "sparsevlm"
     where: ClassVar[str] = "layers"
     needs: ClassVar[tuple[str, ...]] = ("text", "attention")
     paper: ClassVar[str] = "2410.04417"

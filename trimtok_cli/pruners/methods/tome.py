@@ -187,6 +187,7 @@ class ToMeProjected(Pruner):
     image.
     """
 
+    name: ClassVar[str] = "tome-projected"
     paper: ClassVar[str] = "2210.09461"
     licence: ClassVar[str] = "CC BY-NC 4.0"
 
@@ -219,6 +220,7 @@ class ToMe(Pruner):
     (`parse_r`).
     """
 
+    name: ClassVar[str] = "tome"
     where: ClassVar[str] = "vision tower"
     needs: ClassVar[tuple[str, ...]] = ("blocks", "project")
     instead: ClassVar[str] = "use tome-projected"

@@ -155,6 +155,7 @@ class TrimTokenator(Pruner):
     prompt. order: which stage comes first, or either alone.
     """
 
+    name: ClassVar[str] = "trimtokenator"
     needs: ClassVar[tuple[str, ...]] = ("text",)
     paper: ClassVar[str] = "2509.00320"
 

@@ -113,6 +113,7 @@ class VisionZip(Pruner):
     contextual=0.0714.
     """
 
+    name: ClassVar[str] = "visionzip"
     where: ClassVar[str] = "prompt, before the projector"
     needs: ClassVar[tuple[str, ...]] = ("saliency", "keys")
     paper: ClassVar[str] = "2412.04467"

@@ -103,6 +103,7 @@ class VisPruner(Pruner):
     compares the projected tokens, for families that have no such features.
     """
 
+    name: ClassVar[str] = "vispruner"
     needs: ClassVar[tuple[str, ...]] = ("saliency", "features")
     paper: ClassVar[str] = "2412.01818"
     licence: ClassVar[str] = "Apache-2.0"

@@ -69,6 +69,7 @@ class VTW(Pruner):
     is K = 4; where keep is a count, each image has a K of its own. Then `layer` must not be given.
     """
 
+    name: ClassVar[str] = "vtw"
     where: ClassVar[str] = "layers"
     paper: ClassVar[str] = "2405.05803"
     licence: ClassVar[str] = "none"
