@@ -21,7 +21,7 @@ MAY = {
     "models": {"media"},
     "prepare": {"media", "models"},
     "pruners": set(),
-    "generation": {"models"},
+    "generation": set(),
     "engine": {"generation", "models", "prepare", "pruners"},
     "evaluation": {"engine", "generation", "models", "prepare", "pruners"},
     "outputs": {"evaluation", "media"},

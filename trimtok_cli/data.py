@@ -34,6 +34,15 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Failed:
+    """A sample that could not be answered, and why. number: its place in the input."""
+
+    sample: Sample
+    error: Exception
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Media:
     """What an image or video file was before it became RGB: pixels upright, the file's own mode,
     EXIF orientation 1..8.
@@ -129,6 +138,11 @@ class Seconds:
     prune: float = 0.0
     prefill: float = 0.0
     decode: float = 0.0
+
+    def __add__(self, other: "Seconds") -> "Seconds":
+        return Seconds(
+            *(getattr(self, each.name) + getattr(other, each.name) for each in fields(self))
+        )
 
     @property
     def total(self) -> float:

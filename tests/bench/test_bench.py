@@ -18,9 +18,8 @@ from rich.console import Console
 
 from tests.commands.test_cli import run
 from tests.conftest import picture
-from trimtok_cli.bench import batch as batches
-from trimtok_cli.bench import grid, parts
-from trimtok_cli.bench.batch import Marks, run_batch
+from trimtok_cli.bench import grid, parts, whole_runs
+from trimtok_cli.bench.batch import Loops, run_batch
 from trimtok_cli.bench.derive import changes, derive, figure
 from trimtok_cli.bench.images import pictures, scene
 from trimtok_cli.bench.plots import write_plots
@@ -28,11 +27,12 @@ from trimtok_cli.bench.roofline import Ceilings
 from trimtok_cli.bench.spec import Bench, Grid, MemoryPart, PrunerPart, build, read_bench
 from trimtok_cli.bench.tables import change_table, tables
 from trimtok_cli.config import PRESETS
-from trimtok_cli.data import Sample
+from trimtok_cli.data import Sample, Seconds
+from trimtok_cli.engine.loops import LOOPS
 from trimtok_cli.engine.results import setting_of
 from trimtok_cli.engine.stream import answer_all
 from trimtok_cli.errors import UsageError
-from trimtok_cli.prepare.sample import Ask
+from trimtok_cli.prepare.sample import Ask, Prepared
 from trimtok_cli.pruners.registry import build_pruner
 
 STAGES = ("encode", "prune", "prefill", "decode")
@@ -82,7 +82,7 @@ def test_every_row_of_the_grid_has_raw_seconds_of_every_round(document):
         assert row["error"] == "" and set(row["seconds"]) == {*STAGES, "wall"}
         assert (
             all(len(values) == 2 and min(values) >= 0 for values in row["seconds"].values())
-            and len(row["preprocess"]) == 2
+            and len(row["prepare"]) == 2
         )
         assert row["tokens"]["visual"] == 36 and row["memory"]["process"] > 2**20
         for number, wall in enumerate(row["seconds"]["wall"]):
@@ -114,7 +114,7 @@ def test_every_figure_follows_from_raw_numbers(document):
     assert found["times_floor"]["prefill"] == pytest.approx(
         median(raw["prefill"]) / pruned["work"]["floor"]["prefill"]
     )
-    whole = [wall / 2 + each for wall, each in zip(raw["wall"], pruned["preprocess"], strict=True)]
+    whole = [wall / 2 + each for wall, each in zip(raw["wall"], pruned["prepare"], strict=True)]
     assert found["wall_with_files_ms"]["median"] == pytest.approx(1000 * median(whole))
     assert "speedup" not in dense["derived"]
     assert derive(document) == document, "deriving again changes nothing"
@@ -144,7 +144,7 @@ def test_the_other_parts_compare_like_with_like(document):
     assert pruner["derived"]["speedup"]["total"] == pytest.approx(
         median(pruner["seconds"]["literal"]) / median(pruner["seconds"]["ours"])
     )
-    assert decode["identical"] == {name: True for name in batches.DECODERS}, "the library's tokens"
+    assert decode["identical"] == {name: True for name in LOOPS}, "the library's tokens"
     seconds = decode["seconds"]
     assert decode["derived"]["speedup"]["simple"] == pytest.approx(
         median(seconds["generate"]) / median(seconds["simple"])
@@ -293,9 +293,9 @@ def test_an_interrupted_run_leaves_what_it_measured(monkeypatch):
 def test_dense_and_pruned_take_turns_and_warm_up_apart(adapter, monkeypatch):
     order = []
 
-    def noting(adapter, pruner, inputs, **options):
+    def noting(adapter, pruner, inputs, loop):
         order.append("dense" if pruner is None else "pruned")
-        return run_batch(adapter, pruner, inputs, **options)
+        return run_batch(adapter, pruner, inputs, loop)
 
     rows = measured(adapter, monkeypatch, noting)
     assert order == ["dense", "pruned", "dense", "pruned", "pruned", "dense"]
@@ -303,10 +303,10 @@ def test_dense_and_pruned_take_turns_and_warm_up_apart(adapter, monkeypatch):
 
 
 def test_a_setting_that_runs_out_of_memory_says_so_and_the_others_go_on(adapter, monkeypatch):
-    def small(adapter, pruner, inputs, **options):
+    def small(adapter, pruner, inputs, loop):
         if pruner is None and len(inputs) == 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
-        return run_batch(adapter, pruner, inputs, **options)
+        return run_batch(adapter, pruner, inputs, loop)
 
     rows = measured(adapter, monkeypatch, small, batch=(1, 2))
     assert [row["error"] for row in rows] == ["", "", "out of memory", ""]
@@ -341,25 +341,29 @@ def test_a_model_that_cannot_be_loaded_leaves_the_others(llava_folder):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("name", batches.DECODERS)
+@pytest.mark.parametrize("name", LOOPS)
 def test_a_batch_is_decoded_to_the_last_token_whatever_its_end(adapter, name):
     """Fixed new tokens: the end token stops nothing, and what is measured is what the engine
     computes.
     """
-    inputs = [adapter.prepare([picture(i)], "What?") for i in range(2)]
-    said = []
+    pruner = build_pruner("trimtokenator", {"keep": 5})
+    samples = [Sample(0, question="What?"), Sample(1, question="Who?")]
+    inputs = [adapter.prepare([picture(i)], sample.question) for i, sample in enumerate(samples)]
+    known = [
+        Prepared(sample, sample.question, each, (), Seconds(), number=number)
+        for number, (sample, each) in enumerate(zip(samples, inputs, strict=True))
+    ]
+    loop, finished = Loops(adapter, decode=name, new_tokens=7, batch=2).of(pruner), []
+    step = loop.step
 
-    def noting(prompts, decoder=batches.DECODERS[name](adapter, 7)):
-        answers, times = decoder(prompts)
-        said.extend(answers)
-        return answers, times
+    def noting():
+        finished.extend(found := step())
+        return found
 
-    spent = run_batch(
-        adapter, build_pruner("trimtokenator", {"keep": 5}), inputs, new_tokens=7, decoder=noting
-    )
-    assert [answer.steps for answer in said] == [7, 7] and {answer.finish for answer in said} == {
-        "length"
-    }
+    loop.step = noting
+    spent = run_batch(adapter, pruner, known, loop)
+    assert [each.generated.steps for each in finished] == [7, 7]
+    assert {each.generated.finish for each in finished} == {"length"}
     assert spent.visual == (36, 36) and spent.kept == (5.0, 5.0) and spent.wall > spent.prefill > 0
 
 
@@ -389,7 +393,7 @@ def test_module_time_counts_the_outermost_call_once(adapter, pictures):
         )
 
     samples, before = [Sample(i, images=(path,)) for i, path in enumerate(pictures[:3])], hooks()
-    with parts.ModuleTime(adapter) as modules:
+    with whole_runs.ModuleTime(adapter) as modules:
         results = list(answer_all(adapter, None, samples, Ask("What?", max_new_tokens=3)))
         assert modules.depth == 0
     assert all(not result.error for result in results)
@@ -397,17 +401,10 @@ def test_module_time_counts_the_outermost_call_once(adapter, pictures):
     assert hooks() == before
 
 
-def test_marks_count_what_lies_between_them():
-    marks = Marks(torch.device("cpu"))
-    marks.mark()
-    marks.mark()
-    assert len(marks.seconds()) == 2 and min(marks.seconds()) >= 0
-
-
 def test_memory_over_inputs_is_looked_at_where_asked(adapter, monkeypatch):
-    monkeypatch.setattr(parts, "resident", iter([1, 100, 130, 104]).__next__)
-    monkeypatch.setattr(parts, "EVERY", 3)
-    row = parts.memory_row(
+    monkeypatch.setattr(whole_runs, "resident", iter([1, 100, 130, 104]).__next__)
+    monkeypatch.setattr(whole_runs, "EVERY", 3)
+    row = whole_runs.memory_row(
         adapter,
         MemoryPart(model="x", keep="5", inputs=(5, 2), image="90x84", batch=2),
         Bench(),
@@ -417,10 +414,10 @@ def test_memory_over_inputs_is_looked_at_where_asked(adapter, monkeypatch):
         row["resident"] == [{"inputs": 2, "bytes": 100}, {"inputs": 5, "bytes": 104}]
         and row["most_bytes"] == 130
     )
-    monkeypatch.setattr(parts, "resident", lambda: None)
+    monkeypatch.setattr(whole_runs, "resident", lambda: None)
     assert (
         "does not say"
-        in parts.memory_row(adapter, MemoryPart(model="x"), Bench(), Path.cwd())["error"]
+        in whole_runs.memory_row(adapter, MemoryPart(model="x"), Bench(), Path.cwd())["error"]
     )
 
 

@@ -17,8 +17,8 @@ from transformers import DynamicCache
 from tests.conftest import picture
 from tests.support import tiny
 from tests.support.families import FAMILIES
+from tests.support.generating import generate
 from trimtok_cli.engine.decoder_stages import RunningStages
-from trimtok_cli.generation.plain import generate
 from trimtok_cli.models.loading import load_model
 from trimtok_cli.pruners.base import Pruner
 from trimtok_cli.pruners.budget import Budget

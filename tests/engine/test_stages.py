@@ -11,10 +11,10 @@ import torch
 from tests.conftest import picture
 from tests.support import tiny
 from tests.support.families import FAMILIES
+from tests.support.generating import generate
 from trimtok_cli.data import Kept
 from trimtok_cli.engine.decoder_stages import RunningStages
 from trimtok_cli.engine.prompt_stage import layer_mean
-from trimtok_cli.generation.plain import generate
 from trimtok_cli.models.loading import load_model
 from trimtok_cli.pruners.base import Pruner, Stage
 from trimtok_cli.pruners.budget import Budget

@@ -9,12 +9,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.conftest import picture
 from tests.support import tiny
 from tests.support.families import FAMILIES
+from tests.support.generating import continuous, generate, loop_of, requests, run_all
 from trimtok_cli.data import Sampling
-from trimtok_cli.generation import continuous
-from trimtok_cli.generation.capacity import cache_bytes, rows_that_fit
+from trimtok_cli.generation import slot_steps
+from trimtok_cli.generation.capacity import answers_that_fit, cache_bytes
 from trimtok_cli.generation.continuous import Continuous
-from trimtok_cli.generation.cuda_graphs import Graphs
-from trimtok_cli.generation.plain import Batches, generate
+from trimtok_cli.generation.cuda_graphs import CudaGraphs
+from trimtok_cli.generation.plain import Plain
 from trimtok_cli.generation.retry import in_halves
 from trimtok_cli.models.loading import load_model
 
@@ -60,23 +61,23 @@ def unbroken(caplog):
 
 
 def run(adapter, prompts, **options):
-    loop = Continuous(adapter, max_new_tokens=STEPS, **options)
-    left = iter(enumerate(prompts))
-    taken = []
+    """What became of each prompt, the loop, and how many it took at a time."""
+    loop, taken = continuous(adapter, max_new_tokens=STEPS, **options), []
+    add = loop.add
 
-    def take(count):
-        group = [each for _, each in zip(range(count), left, strict=False)]
-        taken.append(len(group))
-        return group
+    def noted(given):
+        taken.append(len(given))
+        add(given)
 
-    return {done.key: done for done in loop.run(take)}, loop, taken
+    loop.add = noted
+    return run_all(loop, prompts), loop, taken
 
 
 def same(done, prompts, adapter, **options):
     assert sorted(done) == list(range(len(prompts)))
     for i, prompt in enumerate(prompts):
         want = generate(adapter, [prompt], max_new_tokens=STEPS, **options)[0][0]
-        assert (done[i].said.ids, done[i].said.finish, done[i].said.steps) == (
+        assert (done[i].generated.ids, done[i].generated.finish, done[i].generated.steps) == (
             want.ids,
             want.finish,
             want.steps,
@@ -86,18 +87,20 @@ def same(done, prompts, adapter, **options):
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 9, None])
 def test_refilled_answers_equal_singles(llava, rows, unbroken):
     adapter, prompts = llava
-    done, loop, taken = run(adapter, prompts, rows=rows, keep_logits=True)
+    done, loop, taken = run(adapter, prompts, batch_limit=rows, keep_logits=True)
     same(done, prompts, adapter)
-    lengths = {each.said.steps for each in done.values()}
-    assert len(lengths) > 2 and {each.said.finish for each in done.values()} == {
+    lengths = {each.generated.steps for each in done.values()}
+    assert len(lengths) > 2 and {each.generated.finish for each in done.values()} == {
         "stop",
         "length",
     }, "nothing to refill"
     for i, prompt in enumerate(prompts):
         alone = generate(adapter, [prompt], max_new_tokens=STEPS, keep_logits=True)[0][0].logits
-        assert (done[i].said.logits - alone[: len(done[i].said.logits)]).abs().max() < 1e-4
+        assert (
+            done[i].generated.logits - alone[: len(done[i].generated.logits)]
+        ).abs().max() < 1e-4
     assert sum(taken) == len(prompts) and not loop.active
-    assert max(each.beside for each in done.values()) == min(loop.rows, 9 if rows else 8)
+    assert max(each.peak_batch for each in done.values()) == min(loop.batch_limit, 9 if rows else 8)
     if rows in (2, 3, 4):
         assert len(taken) > 2 + len(prompts) // rows, (
             "freed slots were not filled before the batch was over"
@@ -107,7 +110,7 @@ def test_refilled_answers_equal_singles(llava, rows, unbroken):
 def test_equals_the_library(llava, unbroken):
     """Token for token and logit for logit, on prompts that need no padding of theirs."""
     adapter, prompts = llava
-    done, _, _ = run(adapter, prompts, rows=3, stop=False, keep_logits=True)
+    done, _, _ = run(adapter, prompts, batch_limit=3, stop=False, keep_logits=True)
     assert sorted(done) == list(range(len(prompts)))
     for i, prompt in enumerate(prompts):
         out = adapter.model.generate(
@@ -119,8 +122,8 @@ def test_equals_the_library(llava, unbroken):
             return_dict_in_generate=True,
             eos_token_id=None,
         )
-        assert out.sequences[0].tolist() == list(done[i].said.ids)
-        assert (torch.stack(out.logits, 1)[0] - done[i].said.logits).abs().max() < 1e-4
+        assert out.sequences[0].tolist() == list(done[i].generated.ids)
+        assert (torch.stack(out.logits, 1)[0] - done[i].generated.logits).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("recorded", [False, True])
@@ -146,42 +149,38 @@ def test_slots_of_unequal_length_in_every_family(name, recorded, tmp_path, unbro
         ][0].logits
         assert (wide - narrow).abs().max() > 0.01, "the window does nothing"
     if recorded:
-        monkeypatch.setattr(continuous, "Graphs", Recording)
+        monkeypatch.setattr(slot_steps, "CudaGraphs", Recording)
         monkeypatch.setattr("trimtok_cli.generation.cuda_graphs.PAYS", 1)
     alone = [
         generate(adapter, [prompt], max_new_tokens=STEPS, stop=False, keep_logits=True)[0][0]
         for prompt in prompts
     ]
     adapter.model.generation_config.eos_token_id = [alone[0].ids[2], alone[1].ids[4]]
-    loop = Continuous(adapter, rows=2, max_new_tokens=STEPS, keep_logits=True)
+    loop = continuous(adapter, batch_limit=2, max_new_tokens=STEPS, keep_logits=True)
     loop.block = 3
-    left = iter(enumerate(prompts))
-    finished = list(
-        loop.run(lambda count: [each for _, each in zip(range(count), left, strict=False)])
-    )
-    assert sorted(done.key for done in finished) == list(range(5))
-    for done in finished:
-        want = generate(adapter, [prompts[done.key]], max_new_tokens=STEPS)[0][0]
-        assert (done.said.ids, done.said.finish) == (want.ids, want.finish)
-        assert (done.said.logits - alone[done.key].logits[: want.steps]).abs().max() < 1e-4
+    finished = run_all(loop, prompts)
+    assert sorted(finished) == list(range(5))
+    for number, done in finished.items():
+        want = generate(adapter, [prompts[number]], max_new_tokens=STEPS)[0][0]
+        assert (done.generated.ids, done.generated.finish) == (want.ids, want.finish)
+        assert (done.generated.logits - alone[number].logits[: want.steps]).abs().max() < 1e-4
 
 
 def test_sampling_draws_what_each_draws_alone(llava, unbroken):
     adapter, prompts = llava
     sampling = Sampling(1.3, 0.9, seed=3)
-    done, _, _ = run(adapter, prompts, rows=3, sampling=sampling)
+    done, _, _ = run(adapter, prompts, batch_limit=3, sampling=sampling)
     same(done, prompts, adapter, sampling=sampling)
 
 
-def test_one_batch_by_the_plain_loops_signature(llava):
+def test_one_batch_as_the_plain_loop_has_it(llava):
     adapter, prompts = llava
-    got, times = Continuous(adapter, max_new_tokens=STEPS, stop=False).batch(prompts)
+    loop = continuous(adapter, batch_limit=len(prompts), max_new_tokens=STEPS, stop=False)
+    got = run_all(loop, prompts)
     want, _ = generate(adapter, prompts, max_new_tokens=STEPS, stop=False)
-    assert (
-        [each.ids for each in got] == [each.ids for each in want]
-        and times.prefill > 0
-        and times.decode > 0
-    )
+    for number, answer in enumerate(want):
+        assert got[number].generated.ids == answer.ids
+        assert got[number].seconds.prefill > 0 and got[number].seconds.decode > 0
 
 
 class Full:
@@ -198,22 +197,16 @@ class Full:
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
-@pytest.mark.parametrize("loop", [Continuous, Batches])
+@pytest.mark.parametrize("loop", [Continuous, Plain])
 def test_memory_that_runs_out_halves_the_batch_and_loses_nothing(llava, monkeypatch, error, loop):
     adapter, prompts = llava
     full = Full(adapter, 2, error)
     monkeypatch.setattr(adapter, "forward", full, raising=False)
-    made = loop(adapter, rows=8, max_new_tokens=STEPS)
-    left = iter(enumerate(prompts))
-    done = {
-        each.key: each
-        for each in made.run(
-            lambda count: [each for _, each in zip(range(count), left, strict=False)]
-        )
-    }
+    made = loop_of(loop, adapter, batch_limit=8, max_new_tokens=STEPS)
+    done = run_all(made, prompts)
     assert full.raised and not any(each.error for each in done.values())
     if loop is Continuous:
-        assert made.rows == 2 and full.raised == 2, "the size that fits is remembered"
+        assert made.batch_limit == 2 and full.raised == 2, "the size that fits is remembered"
     monkeypatch.undo()
     same(done, prompts, adapter)
 
@@ -229,11 +222,11 @@ def test_a_prompt_that_does_not_fit_even_alone_fails_alone(llava, monkeypatch):
         return real(embeds, mask, positions, cache, given)
 
     monkeypatch.setattr(adapter, "forward", forward, raising=False)
-    done, _, _ = run(adapter, prompts, rows=4)
+    done, _, _ = run(adapter, prompts, batch_limit=4)
     monkeypatch.undo()
     assert isinstance(done.pop(longest).error, torch.OutOfMemoryError)
     for i, each in done.items():
-        assert each.said.ids == generate(adapter, [prompts[i]], max_new_tokens=STEPS)[0][0].ids
+        assert each.generated.ids == generate(adapter, [prompts[i]], max_new_tokens=STEPS)[0][0].ids
 
 
 def test_a_prompt_that_breaks_a_step_takes_no_neighbour_along(llava, monkeypatch):
@@ -251,25 +244,19 @@ def test_a_prompt_that_breaks_a_step_takes_no_neighbour_along(llava, monkeypatch
             raise ValueError("broken")
         return real(embeds, mask, positions, cache, given)
 
-    loop = Continuous(adapter, rows=4, max_new_tokens=STEPS, stop=False)
+    loop = continuous(adapter, batch_limit=4, max_new_tokens=STEPS, stop=False)
 
     def bad_is_under_way():
-        return any(row.key == 3 for row in loop.active)
+        return any(row.request.number == 3 for row in loop.active)
 
     monkeypatch.setattr(adapter, "forward", forward, raising=False)
-    left = iter(enumerate(prompts))
-    done = {
-        each.key: each
-        for each in loop.run(
-            lambda count: [each for _, each in zip(range(count), left, strict=False)]
-        )
-    }
+    done = run_all(loop, prompts)
     monkeypatch.undo()
     assert str(done.pop(3).error) == "broken" and len(done) == 8
     for i, each in done.items():
         assert (
             each.error is None
-            and each.said.ids
+            and each.generated.ids
             == generate(adapter, [prompts[i]], max_new_tokens=STEPS, stop=False)[0][0].ids
         )
 
@@ -279,7 +266,7 @@ def test_an_error_behind_the_prefill_doubles_no_answer(llava, monkeypatch):
     under way by then.
     """
     adapter, prompts = llava
-    loop = Continuous(adapter, rows=3, max_new_tokens=STEPS)
+    loop = continuous(adapter, batch_limit=3, max_new_tokens=STEPS)
     real, broken = loop._note, []
 
     def note(chosen, logits, rows):
@@ -289,18 +276,19 @@ def test_an_error_behind_the_prefill_doubles_no_answer(llava, monkeypatch):
         real(chosen, logits, rows)
 
     monkeypatch.setattr(loop, "_note", note)
-    left = iter(enumerate(prompts))
-    done = list(loop.run(lambda count: [each for _, each in zip(range(count), left, strict=False)]))
-    assert broken and sorted(each.key for each in done) == list(range(9))
-    same({each.key: each for each in done}, prompts, adapter)
+    done = run_all(loop, prompts)
+    assert broken and sorted(done) == list(range(9))
+    same(done, prompts, adapter)
 
 
 def test_prefills_are_bounded_by_tokens_and_sorted_by_length(llava, unbroken):
     adapter, prompts = llava
-    loop = Continuous(adapter, rows=9, max_new_tokens=1, prefill_tokens=2 * max(map(len, prompts)))
+    loop = continuous(
+        adapter, batch_limit=9, max_new_tokens=1, prefill_tokens=2 * max(map(len, prompts))
+    )
     groups = [
         [len(row.prompt) for row in group]
-        for group in loop._groups([loop._row(i, p) for i, p in enumerate(prompts)])
+        for group in loop._groups([loop._row(request) for request in requests(prompts)])
     ]
     assert [length for group in groups for length in group] == sorted(
         len(prompt) for prompt in prompts
@@ -308,7 +296,7 @@ def test_prefills_are_bounded_by_tokens_and_sorted_by_length(llava, unbroken):
     assert (
         all(len(group) * group[-1] <= loop.prefill_tokens for group in groups) and len(groups) > 2
     )
-    done, _, _ = run(adapter, prompts, rows=9, prefill_tokens=1)
+    done, _, _ = run(adapter, prompts, batch_limit=9, prefill_tokens=1)
     same(done, prompts, adapter)
 
 
@@ -325,7 +313,7 @@ class NoWaiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class Recording(Graphs):
+class Recording(CudaGraphs):
     """As on CUDA, the recording stood in for by a function: it reads and writes the same tensors
     and may not wait.
     """
@@ -355,21 +343,23 @@ class Recording(Graphs):
 def test_recorded_steps_have_fixed_shapes_wait_for_nothing_and_say_the_same(
     name, tmp_path, monkeypatch, unbroken
 ):
-    monkeypatch.setattr(continuous, "Graphs", Recording)
+    monkeypatch.setattr(slot_steps, "CudaGraphs", Recording)
     build = tiny.llava if name == "llava" else FAMILIES[name]
     adapter = load_model(str(build(tmp_path / "m")), device="cpu")
     prompts = prompts_of(adapter, 5)
-    loop = Continuous(adapter, rows=3, max_new_tokens=24, stop=False, keep_logits=True)
+    loop = continuous(adapter, batch_limit=3, max_new_tokens=24, stop=False, keep_logits=True)
     loop.block = 4
-    left = iter(enumerate(prompts))
-    done = list(loop.run(lambda count: [each for _, each in zip(range(count), left, strict=False)]))
-    assert loop.graphs.replays > 10 and len(loop.graphs.recorded) <= 4
-    assert sorted(each.key for each in done) == list(range(5))
-    for each in done:
+    done = run_all(loop, prompts)
+    assert loop.steps.graphs.replays > 10 and len(loop.steps.graphs.recorded) <= 4
+    assert sorted(done) == list(range(5))
+    for number, each in done.items():
         want = generate(
-            adapter, [prompts[each.key]], max_new_tokens=24, stop=False, keep_logits=True
+            adapter, [prompts[number]], max_new_tokens=24, stop=False, keep_logits=True
         )[0][0]
-        assert each.said.ids == want.ids and (each.said.logits - want.logits).abs().max() < 1e-4
+        assert (
+            each.generated.ids == want.ids
+            and (each.generated.logits - want.logits).abs().max() < 1e-4
+        )
 
 
 def test_slots_that_nobody_uses_any_more_stay_in_bounds(llava, monkeypatch, unbroken):
@@ -377,7 +367,7 @@ def test_slots_that_nobody_uses_any_more_stay_in_bounds(llava, monkeypatch, unbr
     those had, go on.
     """
     adapter, prompts = llava
-    monkeypatch.setattr(continuous, "Graphs", Recording)
+    monkeypatch.setattr(slot_steps, "CudaGraphs", Recording)
     monkeypatch.setattr("trimtok_cli.generation.cuda_graphs.PLACES", 4)
     monkeypatch.setattr("trimtok_cli.generation.cuda_graphs.PAYS", 0)
     order = sorted(range(9), key=lambda i: -len(prompts[i]))
@@ -394,18 +384,12 @@ def test_slots_that_nobody_uses_any_more_stay_in_bounds(llava, monkeypatch, unbr
         prompts[order[-2]],
         prompts[order[-3]],
     ]
-    loop = Continuous(adapter, rows=5, max_new_tokens=30)
-    left = iter(enumerate(chosen))
-    done = {
-        each.key: each
-        for each in loop.run(
-            lambda count: [each for _, each in zip(range(count), left, strict=False)]
-        )
-    }
-    assert loop.graphs.replays > 10
+    loop = continuous(adapter, batch_limit=5, max_new_tokens=30)
+    done = run_all(loop, chosen)
+    assert loop.steps.graphs.replays > 10
     for i, prompt in enumerate(chosen):
         want = generate(adapter, [prompt], max_new_tokens=30)[0][0]
-        assert done[i].error is None and (done[i].said.ids, done[i].said.finish) == (
+        assert done[i].error is None and (done[i].generated.ids, done[i].generated.finish) == (
             want.ids,
             want.finish,
         )
@@ -415,15 +399,9 @@ def test_slots_that_nobody_uses_any_more_stay_in_bounds(llava, monkeypatch, unbr
 def test_a_step_that_cannot_be_recorded_is_run_as_it_is(llava, caplog):
     """There is no CUDA here, so recording fails; the answers are the same and it is said once."""
     adapter, prompts = llava
-    loop = Continuous(adapter, rows=3, max_new_tokens=STEPS)
-    loop.graphs.used = True
-    left = iter(enumerate(prompts))
-    done = {
-        each.key: each
-        for each in loop.run(
-            lambda count: [each for _, each in zip(range(count), left, strict=False)]
-        )
-    }
+    loop = continuous(adapter, batch_limit=3, max_new_tokens=STEPS)
+    loop.steps.graphs.used = True
+    done = run_all(loop, prompts)
     same(done, prompts, adapter)
     assert [
         record.levelname for record in caplog.records if "cannot be recorded" in record.message
@@ -442,34 +420,32 @@ def test_recorded_steps_on_a_device(tmp_path, unbroken):
             load_model(str(folder), device=device, dtype="float32") for device in ("cpu", "cuda")
         )
         prompts, theirs = prompts_of(adapter, 5), prompts_of(on_cpu, 5)
-        loop = Continuous(adapter, rows=3, max_new_tokens=40, stop=False, keep_logits=True)
-        left = iter(enumerate(prompts))
-        done = list(
-            loop.run(
-                lambda count, left=left: [each for _, each in zip(range(count), left, strict=False)]
-            )
+        loop = continuous(adapter, batch_limit=3, max_new_tokens=40, stop=False, keep_logits=True)
+        done = run_all(loop, prompts)
+        assert loop.steps.graphs.used and loop.steps.graphs.recorded, (
+            f"{name}: no step was recorded"
         )
-        assert loop.graphs.used and loop.graphs.recorded, f"{name}: no step was recorded"
-        for each in done:
-            for model, prompt in ((adapter, prompts[each.key]), (on_cpu, theirs[each.key])):
+        for number, each in done.items():
+            for model, prompt in ((adapter, prompts[number]), (on_cpu, theirs[number])):
                 want = generate(model, [prompt], max_new_tokens=40, stop=False, keep_logits=True)[
                     0
                 ][0]
                 assert (
-                    each.said.ids == want.ids
-                    and (each.said.logits.cpu() - want.logits.cpu()).abs().max() < 1e-2
+                    each.generated.ids == want.ids
+                    and (each.generated.logits.cpu() - want.logits.cpu()).abs().max() < 1e-2
                 ), name
         half = load_model(str(folder), device="cuda")
-        said, _ = Continuous(half, max_new_tokens=40, stop=False).batch(prompts_of(half, 5))
-        assert all(each.steps == 40 for each in said), name
+        loop = continuous(half, batch_limit=5, max_new_tokens=40, stop=False)
+        said = run_all(loop, prompts_of(half, 5)).values()
+        assert all(each.generated.steps == 40 for each in said), name
 
 
 def test_how_many_rows_fit(llava, monkeypatch):
     adapter, prompts = llava
     config = adapter.model.get_decoder().config
-    loop = Continuous(adapter, rows=1, max_new_tokens=1)
-    loop.batch(prompts[:1])
-    layers, two, rows, heads, _, width = loop.slots.store.shape
+    loop = continuous(adapter, batch_limit=1, max_new_tokens=1)
+    run_all(loop, prompts[:1])
+    layers, two, rows, heads, _, width = loop.steps.slots.store.shape
     assert (two, rows) == (2, 1) and cache_bytes(
         config, torch.float32
     ) == layers * two * heads * width * 4
@@ -480,7 +456,7 @@ def test_how_many_rows_fit(llava, monkeypatch):
             "trimtok_cli.generation.capacity.free_bytes", lambda device, free=free: free
         )
         assert (
-            rows_that_fit(config, torch.float32, adapter.device, length=700, prefill_tokens=100)
+            answers_that_fit(config, torch.float32, adapter.device, length=700, prefill_tokens=100)
             == want
         )
 

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.conftest import picture
+from tests.support.generating import continuous, generate, requests, rules, run_all
 from trimtok_cli.cli import app
 from trimtok_cli.config import RunConfig, resolve
 from trimtok_cli.data import Sample, Sampling
@@ -18,10 +19,9 @@ from trimtok_cli.engine.stream import answer_all
 from trimtok_cli.errors import UsageError
 from trimtok_cli.evaluation.compare import compare_all
 from trimtok_cli.generation.capacity import likely_length
-from trimtok_cli.generation.continuous import AT_ONCE, Continuous
-from trimtok_cli.generation.plain import generate
-from trimtok_cli.generation.rules import Rules
+from trimtok_cli.generation.continuous import AT_ONCE
 from trimtok_cli.generation.seeds import Lots
+from trimtok_cli.generation.types import run as run_loop
 from trimtok_cli.prepare.sample import Ask
 from trimtok_cli.pruners.registry import build_pruner
 
@@ -287,14 +287,13 @@ def _run(args: list[str], code: int):
 def test_an_answer_that_may_be_very_long_takes_no_memory_before_it_is(adapter):
     inputs = adapter.prepare([picture(1)], "What?")
     prompt = adapter.embed(inputs, adapter.encode_many([inputs])[0])
-    loop = Continuous(adapter, rows=2, max_new_tokens=2_000_000)
-    left = iter([(0, prompt), (1, prompt)])
+    loop = continuous(adapter, batch_limit=2, max_new_tokens=2_000_000)
     done = []
-    for each in loop.run(lambda count: [one for _, one in zip(range(count), left, strict=False)]):
+    for each in run_loop(loop, requests([prompt, prompt])):
         done.append(each)
-        assert loop.slots.length <= len(prompt) + AT_ONCE + 128
+        assert loop.steps.slots.length <= len(prompt) + AT_ONCE + 128
     assert len(done) == 2 and not any(each.error for each in done)
-    assert likely_length(adapter, Rules(adapter, max_new_tokens=2_000_000), prompt) < 4096
+    assert likely_length(adapter.config, rules(adapter, max_new_tokens=2_000_000), prompt) < 4096
 
 
 @pytest.mark.parametrize("block", [1, 4])
@@ -306,20 +305,15 @@ def test_slots_grow_with_answers_that_outlast_them(adapter, monkeypatch, block):
     for i in range(3):
         inputs = adapter.prepare([picture(i)] * (i % 2), "What? " * (i + 1))
         prompts.append(adapter.embed(inputs, adapter.encode_many([inputs])[0]))
-    loop = Continuous(adapter, rows=2, max_new_tokens=70, stop=False)
+    loop = continuous(adapter, batch_limit=2, max_new_tokens=70, stop=False)
     loop.block = block
-    left = iter(enumerate(prompts))
-    done = {
-        each.key: each
-        for each in loop.run(
-            lambda count: [one for _, one in zip(range(count), left, strict=False)]
-        )
-    }
+    done = run_all(loop, prompts)
     for i, prompt in enumerate(prompts):
         assert (
-            done[i].said.ids == generate(adapter, [prompt], max_new_tokens=70, stop=False)[0][0].ids
+            done[i].generated.ids
+            == generate(adapter, [prompt], max_new_tokens=70, stop=False)[0][0].ids
         )
-    assert loop.slots.length <= max(map(len, prompts)) + 70 + block
+    assert loop.steps.slots.length <= max(map(len, prompts)) + 70 + block
 
 
 def test_settings_are_checked_without_torch():

@@ -10,9 +10,9 @@ from PIL import Image
 
 from tests.conftest import picture
 from tests.support.families import FAMILIES, VIDEO_FAMILIES
+from tests.support.generating import generate
 from trimtok_cli.engine.prompt_stage import reduce_prompts
 from trimtok_cli.errors import ModelError
-from trimtok_cli.generation.plain import generate
 from trimtok_cli.media.frames import Clip
 from trimtok_cli.models.loading import load_model
 from trimtok_cli.pruners.registry import build_pruner

@@ -11,19 +11,20 @@ import torch
 from tests.conftest import picture
 from tests.support import tiny
 from tests.support.families import FAMILIES
+from tests.support.generating import loop_of, run_all
+from tests.support.generating import rules as rules_of
 from trimtok_cli.data import Sampling
 from trimtok_cli.engine.prompt_stage import reduce_prompts
 from trimtok_cli.errors import ModelError
 from trimtok_cli.generation import choosing
 from trimtok_cli.generation.continuous import Continuous
-from trimtok_cli.generation.plain import Batches
-from trimtok_cli.generation.rules import Rules
+from trimtok_cli.generation.plain import Plain
 from trimtok_cli.generation.told import described, notes
 from trimtok_cli.models.loading import load_model
 from trimtok_cli.pruners.registry import build_pruner
 
 STEPS = 6
-LOOPS = {"continuous": Continuous, "simple": Batches}
+LOOPS = {"continuous": Continuous, "simple": Plain}
 
 
 class Asked:
@@ -67,16 +68,11 @@ class Asked:
         """Two at a time: the third takes a place that was used, and several steps are made before
         the tokens are looked at.
         """
-        made = LOOPS[loop](self.adapter, rows=rows, **{"max_new_tokens": STEPS} | options)
+        options = {"max_new_tokens": STEPS} | options
+        made = loop_of(LOOPS[loop], self.adapter, batch_limit=rows, **options)
         if rows == 2:
             made.block = 4
-        left = iter(enumerate(self.prompts if prompts is None else prompts))
-        return {
-            done.key: done
-            for done in made.run(
-                lambda count: [each for _, each in zip(range(count), left, strict=False)]
-            )
-        }
+        return run_all(made, self.prompts if prompts is None else prompts)
 
 
 @pytest.fixture(scope="module", params=["llava", *FAMILIES])
@@ -173,8 +169,8 @@ def same_tokens(asked: Asked) -> int:
             for i, ids in enumerate(want):
                 assert done[i].error is None
                 stopped = ids[-1] in ends
-                assert done[i].said.finish == ("stop" if stopped else "length")
-                assert list(done[i].said.ids) == ids[: len(ids) - stopped], (loop, rows, i)
+                assert done[i].generated.finish == ("stop" if stopped else "length")
+                assert list(done[i].generated.ids) == ids[: len(ids) - stopped], (loop, rows, i)
     return sum(ids != usual for ids, usual in zip(want, asked.usual, strict=True))
 
 
@@ -234,7 +230,7 @@ def same_shares(asked: Asked, monkeypatch, **options) -> None:
         for rows in (1, 3):
             found = [[], [], []]
 
-            rules = Rules(asked.adapter, max_new_tokens=STEPS)
+            rules = rules_of(asked.adapter, max_new_tokens=STEPS)
             prompts = [replace(prompt, seed=i) for i, prompt in enumerate(asked.prompts)]
             seeds = [rules.answer(prompt).die.initial_seed() for prompt in prompts]
 
@@ -252,7 +248,7 @@ def same_shares(asked: Asked, monkeypatch, **options) -> None:
             done = asked.ours(loop, rows, prompts=prompts)
             monkeypatch.undo()
             for i, each in enumerate(scores):
-                assert done[i].error is None and done[i].said.steps == len(told[i])
+                assert done[i].error is None and done[i].generated.steps == len(told[i])
                 assert (torch.stack(found[i][: len(each)]) - each).abs().max() < 1e-4, (
                     loop,
                     rows,
@@ -301,7 +297,7 @@ def test_stop_strings_and_lengths_of_the_checkpoint_end_answers_as_generate_ends
         ]
         done = llava.ours(loop, 3, **length)
         for i, ids in enumerate(want):
-            assert [*done[i].said.ids, *[2] * (ids[-1] == 2)] == ids, settings
+            assert [*done[i].generated.ids, *[2] * (ids[-1] == 2)] == ids, settings
         assert len({len(ids) for ids in want}) > 1 or "max_new_tokens" in settings
 
 
@@ -314,7 +310,7 @@ def test_a_prompt_that_max_length_leaves_no_room_for_fails_alone(llava, loop):
         False,
         True,
     ] and "give --max-new-tokens" in str(done[0].error)
-    assert done[1].said.steps <= 3
+    assert done[1].generated.steps <= 3
     assert not any(each.error for each in llava.ours(loop, 3).values()), (
         "the user's number overrules it"
     )
@@ -333,7 +329,7 @@ def test_pruned_prompts_are_penalised_for_the_same_ids_as_dense_ones(llava):
     )
     assert len(pruned) < len(dense) and torch.equal(pruned.ids, inputs.input_ids)
     rules, row = (
-        Rules(llava.adapter, max_new_tokens=4),
+        rules_of(llava.adapter, max_new_tokens=4),
         torch.randn(1, 101, generator=torch.Generator().manual_seed(0)),
     )
     ours = [choosing.Chooser(rules), choosing.Chooser(rules)]
@@ -368,13 +364,13 @@ def test_what_one_token_after_the_other_cannot_give_is_refused_by_name_and_greed
         ModelError,
         match=f"asks for .*{next(iter(REFUSED[name]))}.*, which cannot be had here; --greedy",
     ):
-        Rules(llava.adapter)
-    rules = Rules(llava.adapter, sampling=Sampling(greedy=True), max_new_tokens=STEPS)
+        rules_of(llava.adapter)
+    rules = rules_of(llava.adapter, sampling=Sampling(greedy=True), max_new_tokens=STEPS)
     assert rules.plain and rules.dropped
     assert notes(rules, {})[-1].startswith("--greedy leaves out ")
     done = llava.ours("continuous", 3, sampling=Sampling(greedy=True))
     for i, ids in enumerate(llava.usual):
-        assert list(done[i].said.ids) == [each for each in ids if each != 2]
+        assert list(done[i].generated.ids) == [each for each in ids if each != 2]
 
 
 BROKEN = {
@@ -396,7 +392,7 @@ def test_settings_that_mean_nothing_are_one_sentence_before_the_run(llava, name)
         setattr(config, key, value)
     llava.adapter.model.generation_config = config
     with pytest.raises(ModelError, match=r"^generation_config\.json of ") as found:
-        Rules(llava.adapter)
+        rules_of(llava.adapter)
     assert "\n" not in str(found.value)
 
 
@@ -432,12 +428,12 @@ def test_flags_overrule_the_checkpoint(llava):
         (Sampling(greedy=True), {"do_sample": False, "repetition_penalty": 1.2}),
         (Sampling(0), {"do_sample": False, "repetition_penalty": 1.2}),
     ):
-        config = Rules(llava.adapter, sampling=sampling).config
+        config = rules_of(llava.adapter, sampling=sampling).config
         assert {name: getattr(config, name) for name in want} == want
-    assert Rules(llava.adapter).most == 9 and Rules(llava.adapter, max_new_tokens=4).most == 4
+    assert rules_of(llava.adapter).most == 9 and rules_of(llava.adapter, max_new_tokens=4).most == 4
     set_config(llava)
-    assert Rules(llava.adapter).most == 128 and Rules(llava.adapter).plain
-    assert not Rules(llava.adapter, stop=False).kinds, "what is measured is bare"
+    assert rules_of(llava.adapter).most == 128 and rules_of(llava.adapter).plain
+    assert not rules_of(llava.adapter, stop=False).kinds, "what is measured is bare"
 
 
 def test_who_said_what_is_told(llava):
@@ -450,7 +446,7 @@ def test_who_said_what_is_told(llava):
         max_length=900,
         num_beams=1,
     )
-    rules = Rules(llava.adapter, sampling=Sampling(top_p=0.9, seed=3))
+    rules = rules_of(llava.adapter, sampling=Sampling(top_p=0.9, seed=3))
     told = described(rules, {"top_p": "environment", "seed": "flag"})
     assert told["temperature"] == {"value": 0.5, "from": "checkpoint"} and told["top_p"] == {
         "value": 0.9,
@@ -471,7 +467,7 @@ def test_who_said_what_is_told(llava):
         "bad_words_ids [[5], [6]]"
     )
     told = described(
-        Rules(llava.adapter, max_new_tokens=5, sampling=Sampling(greedy=True)),
+        rules_of(llava.adapter, max_new_tokens=5, sampling=Sampling(greedy=True)),
         {"greedy": "flag", "max_new_tokens": "config file"},
     )
     assert told["do_sample"] == {"value": False, "from": "flag"} and told["max_new_tokens"] == {
@@ -480,8 +476,8 @@ def test_who_said_what_is_told(llava):
     }
     assert "max_length" not in told
     set_config(llava)
-    assert notes(Rules(llava.adapter), {}) == []
+    assert notes(rules_of(llava.adapter), {}) == []
     assert (
         "--top-p changes nothing"
-        in notes(Rules(llava.adapter, sampling=Sampling(top_p=0.5)), {})[0]
+        in notes(rules_of(llava.adapter, sampling=Sampling(top_p=0.5)), {})[0]
     )

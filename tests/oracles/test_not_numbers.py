@@ -10,13 +10,14 @@ import torch
 from tests.conftest import picture
 from tests.support import tiny
 from tests.support.families import FAMILIES
+from tests.support.generating import generate, loop_of, run_all
+from tests.support.generating import rules as rules_of
 from trimtok_cli.data import Sample, Sampling
 from trimtok_cli.engine.answer import answer
 from trimtok_cli.engine.stream import answer_all
 from trimtok_cli.evaluation.compare import compare_all
-from trimtok_cli.generation import rules
 from trimtok_cli.generation.continuous import Continuous
-from trimtok_cli.generation.plain import Batches, generate
+from trimtok_cli.generation.plain import Plain
 from trimtok_cli.models.loading import load_model
 from trimtok_cli.prepare.sample import Ask
 from trimtok_cli.pruners.registry import build_pruner
@@ -37,14 +38,8 @@ def prompts_of(adapter) -> list:
 
 
 def run(loop, adapter, prompts, rows: int, **options) -> dict:
-    left = iter(enumerate(prompts))
-    made = loop(adapter, rows=rows, max_new_tokens=STEPS, **options)
-    return {
-        done.key: done
-        for done in made.run(
-            lambda count: [each for _, each in zip(range(count), left, strict=False)]
-        )
-    }
+    made = loop_of(loop, adapter, batch_limit=rows, max_new_tokens=STEPS, **options)
+    return run_all(made, prompts)
 
 
 def spoiled(prompt, value: float):
@@ -58,10 +53,10 @@ def all_but(bad: int, done: dict, adapter, prompts, **options) -> None:
     assert sorted(done) == list(range(len(prompts))) and bad in done
     for i, prompt in enumerate(prompts):
         if i == bad:
-            assert done[i].said is None and SAYS in str(done[i].error)
+            assert done[i].generated is None and SAYS in str(done[i].error)
         else:
             want = generate(adapter, [prompt], max_new_tokens=STEPS, **options)[0][0]
-            assert done[i].error is None and done[i].said.ids == want.ids, i
+            assert done[i].error is None and done[i].generated.ids == want.ids, i
 
 
 @pytest.mark.parametrize("name", ["llava", *FAMILIES])
@@ -71,7 +66,7 @@ def test_a_prompt_that_is_not_numbers_fails_alone_in_both_loops_of_every_family(
     good = prompts_of(adapter)
     for bad, value in ((0, torch.nan), (3, torch.inf)):
         prompts = [spoiled(prompt, value) if i == bad else prompt for i, prompt in enumerate(good)]
-        for loop in (Continuous, Batches):
+        for loop in (Continuous, Plain):
             for rows in (2, 4):
                 all_but(bad, run(loop, adapter, prompts, rows), adapter, prompts)
 
@@ -84,7 +79,7 @@ def llava(tmp_path_factory):
     return adapter, prompts_of(adapter)
 
 
-@pytest.mark.parametrize("loop", [Continuous, Batches])
+@pytest.mark.parametrize("loop", [Continuous, Plain])
 @pytest.mark.parametrize(
     "sampling", [None, Sampling(1.2), Sampling(repetition_penalty=1.1), Sampling(0.8, top_p=0.9)]
 )
@@ -115,14 +110,18 @@ def test_an_answer_that_meets_it_in_the_middle_fails_and_leaves_its_slot_clean(
     before = weight[mine].clone()
     try:
         weight.data[mine] = torch.nan
-        for loop in (Continuous, Batches):
+        for loop in (Continuous, Plain):
             if loop is Continuous:
                 monkeypatch.setattr("trimtok_cli.generation.continuous.BLOCK", block)
             for rows in (1, 2, 3):
                 done = run(loop, adapter, prompts, rows)
-                assert SAYS in str(done[0].error) and done[0].said is None
+                assert SAYS in str(done[0].error) and done[0].generated is None
                 for i, want in zip((1, 2, 3, 4), (0, 3, 2, 0), strict=True):
-                    assert done[i].error is None and done[i].said.ids == says[want], (loop, rows, i)
+                    assert done[i].error is None and done[i].generated.ids == says[want], (
+                        loop,
+                        rows,
+                        i,
+                    )
     finally:
         weight.data[mine] = before
 
@@ -139,7 +138,7 @@ def test_scores_of_minus_infinity_forbid_tokens_and_no_more(llava, monkeypatch):
     monkeypatch.setattr(adapter, "forward", forward, raising=False)
     for sampling in (None, Sampling(1.5)):
         done = run(Continuous, adapter, good, 3, sampling=sampling)
-        assert all(each.error is None and min(each.said.ids) >= 50 for each in done.values())
+        assert all(each.error is None and min(each.generated.ids) >= 50 for each in done.values())
 
 
 def test_a_setting_that_forbids_every_token_is_a_failed_row(llava, monkeypatch):
@@ -148,7 +147,7 @@ def test_a_setting_that_forbids_every_token_is_a_failed_row(llava, monkeypatch):
     monkeypatch.setattr(
         config, "suppress_tokens", list(range(adapter.model.lm_head.weight.shape[0])), raising=False
     )
-    for loop in (Continuous, Batches):
+    for loop in (Continuous, Plain):
         assert all(SAYS in str(each.error) for each in run(loop, adapter, good, 2).values())
 
 
@@ -189,6 +188,6 @@ def test_whatever_prunes_a_sample_that_is_not_numbers_is_a_failed_row_among_answ
 
 def test_the_sentence_is_one(llava):
     adapter, good = llava
-    said = rules.Rules(adapter).answer(good[0])
+    said = rules_of(adapter).answer(good[0])
     said.take(-1)
     assert said.finish == "error" and "\n" not in str(said.error) and said.ids == []

@@ -9,13 +9,14 @@ import torch
 
 from tests.conftest import picture
 from tests.support import tiny
+from tests.support.generating import finish, generate
 from trimtok_cli.data import Sample, Sampling
-from trimtok_cli.engine.answer import answer, encode, finish
+from trimtok_cli.engine.answer import answer, encode, prune
+from trimtok_cli.engine.order import numbered
 from trimtok_cli.engine.prompt_stage import reduce_prompts
 from trimtok_cli.engine.stream import answer_all
 from trimtok_cli.errors import ModelError
 from trimtok_cli.evaluation.compare import compare_all
-from trimtok_cli.generation.plain import generate
 from trimtok_cli.models.loading import load_model
 from trimtok_cli.prepare.sample import Ask, prepare
 from trimtok_cli.pruners.registry import build_pruner
@@ -154,17 +155,16 @@ def test_batch_equals_singles(adapter, pictures):
         Sample(9, (), question="Who are you?")
     ]
     ask, pruner = Ask(max_new_tokens=STEPS), build_pruner("trimtokenator", {"keep": "20%"})
-    for prune in (None, pruner):
+    for way in (None, pruner):
         prepared = [prepare(adapter.preprocessor, sample, ask) for sample in samples]
-        batch = encode(adapter, prepared)
-        prompts, _ = reduce_prompts(prune, batch.prompts, batch.tokens, num_layers=4, renumber=True)
+        prompts = [each.prompt for each in prune(adapter, way, encode(adapter, prepared))]
         together, _ = generate(adapter, prompts, max_new_tokens=STEPS, stop=False, keep_logits=True)
         for each, got in zip(prepared, together, strict=True):
-            assert (our_logits(adapter, each.inputs, prune) - got.logits).abs().max() < 1e-4
+            assert (our_logits(adapter, each.inputs, way) - got.logits).abs().max() < 1e-4
         runs = [
             [
                 (r.answer, r.tokens, r.kept, r.finish)
-                for r in answer_all(adapter, prune, samples, ask, batch_size=size)
+                for r in answer_all(adapter, way, samples, ask, batch_size=size)
             ]
             for size in (1, 3, 8)
         ]
@@ -175,12 +175,8 @@ def test_stops_at_the_end_token_alone_and_in_a_batch(tmp_path, pictures):
     adapter = load_model(str(tiny.llava(tmp_path / "m", end=None)), device="cpu")
     samples = [Sample(i, (path,), question="?" * (i + 1)) for i, path in enumerate(pictures)]
     ask = Ask(max_new_tokens=12)
-    free = finish(
-        adapter,
-        None,
-        encode(adapter, [prepare(adapter.preprocessor, s, ask) for s in samples]),
-        ask,
-    )
+    prepared = numbered((prepare(adapter.preprocessor, s, ask) for s in samples), ask)
+    free = finish(adapter, None, encode(adapter, list(prepared)), ask)
     inputs = [prepare(adapter.preprocessor, s, ask).inputs for s in samples]
     ids = [
         generate(

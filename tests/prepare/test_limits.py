@@ -18,15 +18,15 @@ from typer.testing import CliRunner
 from tests.conftest import picture
 from tests.support.hooked import ENDLESS, Hooked
 from trimtok_cli.cli import app
-from trimtok_cli.data import Sample
-from trimtok_cli.engine.results import NO_MEMORY, failure
+from trimtok_cli.data import Failed, Sample
+from trimtok_cli.engine.results import NO_MEMORY, failed_result
 from trimtok_cli.engine.stream import answer_all
 from trimtok_cli.evaluation.compare import compare_all
 from trimtok_cli.limits import TimeUp, within
 from trimtok_cli.media.frames import FrameRule
 from trimtok_cli.prepare import sample as preparing
 from trimtok_cli.prepare.pool import prepare_ahead
-from trimtok_cli.prepare.sample import Ask, Failed, Prepared
+from trimtok_cli.prepare.sample import Ask, Prepared
 
 LATE = "it was not read and prepared within"
 
@@ -272,8 +272,8 @@ def test_pictures_that_together_would_fill_the_memory_fail_their_row_alone(
     ],
 )
 def test_a_sample_that_the_memory_does_not_hold_is_told_in_our_words(error):
-    assert failure(Sample("a"), None, Ask("What?"), error).error == NO_MEMORY
+    assert failed_result(Failed(Sample("a"), error), None, Ask("What?")).error == NO_MEMORY
     assert (
-        failure(Sample("a"), None, Ask("What?"), RuntimeError("other")).error
+        failed_result(Failed(Sample("a"), RuntimeError("other")), None, Ask("What?")).error
         == "RuntimeError: other"
     )

@@ -9,11 +9,12 @@ import torch
 from tests.commands.test_cli import rows, run
 from tests.conftest import picture
 from tests.pruners.test_suits import ALONE, KINDS, RUNS, SETTINGS, pruner_of
+from tests.support.generating import finish, generate
 from trimtok_cli.data import Sample
-from trimtok_cli.engine.answer import encode, finish
+from trimtok_cli.engine.answer import encode
 from trimtok_cli.engine.batch import Encoded
+from trimtok_cli.engine.order import numbered
 from trimtok_cli.errors import UsageError
-from trimtok_cli.generation.plain import generate
 from trimtok_cli.models.loading import load_model
 from trimtok_cli.prepare.sample import Ask, prepare
 from trimtok_cli.pruners.registry import PRUNERS
@@ -40,7 +41,7 @@ def family(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def batch(family, tmp_path_factory) -> Encoded:
+def batch(family, tmp_path_factory) -> list[Encoded]:
     """One image, two, and none."""
     folder, found = tmp_path_factory.mktemp("pictures"), []
     for number, sizes in enumerate((((150, 60),), ((100, 80), (60, 90)), ())):
@@ -48,18 +49,14 @@ def batch(family, tmp_path_factory) -> Encoded:
         for i, size in enumerate(sizes):
             picture(10 * number + i, *size).save(paths[i])
         found.append(Sample(number, tuple(paths), question="What is to the left of it, and why?"))
-    return encode(family, [prepare(family.preprocessor, sample, ASK) for sample in found])
+    prepared = (prepare(family.preprocessor, sample, ASK) for sample in found)
+    return encode(family, list(numbered(prepared, ASK, seeds=False)))
 
 
-def part(batch: Encoded, *numbers: int, **changes) -> Encoded:
+def part(batch: list[Encoded], *numbers: int, **changes) -> list[Encoded]:
     """Some samples of a batch, their prompts changed."""
-    prompts = [replace(batch.prompts[number], **changes) for number in numbers]
-    return Encoded(
-        [batch.prepared[number] for number in numbers],
-        [batch.tokens[number] for number in numbers],
-        prompts,
-        0.0,
-    )
+    chosen = [batch[number] for number in numbers]
+    return [replace(each, prompt=replace(each.prompt, **changes)) for each in chosen]
 
 
 def budget_of(setting: str) -> int:
@@ -70,8 +67,8 @@ def left_of(setting: str, count: int) -> int:
     return 0 if setting == "vtw" else count
 
 
-def logits(adapter, batch: Encoded) -> torch.Tensor:
-    return generate(adapter, batch.prompts[:1], max_new_tokens=3, stop=False, keep_logits=True)[0][
+def logits(adapter, batch: list[Encoded]) -> torch.Tensor:
+    return generate(adapter, [batch[0].prompt], max_new_tokens=3, stop=False, keep_logits=True)[0][
         0
     ].logits
 
@@ -83,7 +80,7 @@ def hooks(adapter) -> list[tuple[int, int]]:
     ]
 
 
-def kept_by(family, pruner, batch: Encoded) -> list[tuple]:
+def kept_by(family, pruner, batch: list[Encoded]) -> list[tuple]:
     return [(one.kept, one.answer, one.tokens) for one in finish(family, pruner, batch, ASK)]
 
 
@@ -114,7 +111,7 @@ def test_invariants(family, setting, batch, numbers):
     together = finish(family, pruner, given, ASK)
     assert len(together) == len(numbers) > 1
     for number, one in zip(numbers, together, strict=True):
-        images, tokens = (1, 2, 0)[number], batch.tokens[number]
+        images, tokens = (1, 2, 0)[number], batch[number].tokens
         assert [(one.kept, one.answer, one.tokens)] == kept_by(
             family, pruner, part(batch, number)
         ), "batch and singles, and twice"
@@ -137,15 +134,13 @@ def test_invariants_at_the_edges(family, setting, batch, numbers):
     """More is allowed than there is; one token alone; tokens that are all the same."""
     images = len(numbers) - 1
     number = images - 1  # the sample of the most images
-    budget, prompt, count = budget_of(setting), batch.prompts[number], len(batch.tokens[number])
+    budget, prompt, count = budget_of(setting), batch[number].prompt, len(batch[number].tokens)
     (much,) = finish(family, pruner_of(setting, 10_000), part(batch, number), ASK)
     assert much.kept[0].tokens == tuple(range(count)) and much.tokens.kept == left_of(
         setting, count
     )
     lone = prompt.reduced(Selection(torch.tensor([1])), num_dense=count, renumber=family.renumbers)
-    (one,) = finish(
-        family, pruner_of(setting, budget), replace(part(batch, number), prompts=[lone]), ASK
-    )
+    (one,) = finish(family, pruner_of(setting, budget), [replace(batch[number], prompt=lone)], ASK)
     assert one.kept[0].tokens == (1,) and one.kept[-1].tokens == (1,) * left_of(setting, 1)
     embeds = prompt.embeds.index_copy(
         0, prompt.visual, prompt.embeds[prompt.visual[:1]].expand(count, -1)
@@ -162,12 +157,11 @@ def test_a_method_that_reads_nothing_of_the_tower_needs_nothing_noted(family, se
     asks in vain.
     """
     pruner = pruner_of(setting, budget_of(setting))
-    tokens = family.encode_many([each.inputs for each in batch.prepared], taps=False)
-    prompts = [
-        family.embed(each.inputs, visual)
-        for each, visual in zip(batch.prepared, tokens, strict=True)
+    tokens = family.encode_many([each.prepared.inputs for each in batch], taps=False)
+    bare = [
+        replace(each, tokens=visual, prompt=family.embed(each.prepared.inputs, visual))
+        for each, visual in zip(batch, tokens, strict=True)
     ]
-    bare = Encoded(batch.prepared, tokens, prompts, 0.0)
     if pruner.signals:
         with pytest.raises(UsageError):
             finish(family, pruner, bare, ASK)

@@ -161,7 +161,7 @@ def test_the_search_measures_what_withdrawal_at_each_layer_costs(llava_folder, p
     want: dict[int, list[float]] = {1: [], 2: [], 3: []}
     with torch.inference_mode():
         for sample in samples:
-            prompt = encode(adapter, [prepare(adapter.preprocessor, sample, ask)]).prompts[0]
+            prompt = encode(adapter, [prepare(adapter.preprocessor, sample, ask)])[0].prompt
             text = torch.ones(len(prompt), dtype=torch.bool)
             text[prompt.visual] = False
             rows, ids = text.nonzero()[:, 0], torch.zeros(4, dtype=torch.long)

@@ -60,7 +60,7 @@ def _row(row: dict[str, Any], dense: dict[str, Any] | None) -> dict[str, Any]:
     found["first_ms"] = figure(_first(row), scale)
     with_files = [
         wall / row["batch"] + each
-        for wall, each in zip(seconds["wall"], row["preprocess"], strict=True)
+        for wall, each in zip(seconds["wall"], row["prepare"], strict=True)
     ]
     found["wall_with_files_ms"] = figure(with_files, 1000)
     found["samples_per_second"] = row["batch"] / median(seconds["wall"])
@@ -78,7 +78,7 @@ def _row(row: dict[str, Any], dense: dict[str, Any] | None) -> dict[str, Any]:
     found["speedup"]["first"] = median(_first(dense)) / median(_first(row))
     if row["new_tokens"] > 1:
         found["speedup"]["decode"] = median(dense["seconds"]["decode"]) / median(seconds["decode"])
-    files = zip(dense["seconds"]["wall"], dense["preprocess"], strict=True)
+    files = zip(dense["seconds"]["wall"], dense["prepare"], strict=True)
     whole = median(wall / row["batch"] + each for wall, each in files)
     found["speedup"]["wall_with_files"] = whole / median(with_files)
     found["prune_share_of_dense_prefill"] = median(seconds["prune"]) / median(

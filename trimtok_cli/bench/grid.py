@@ -8,14 +8,14 @@ others go on.
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trimtok_cli.bench.batch import DECODERS, STAGES, Decoder, Spent, make_pruner, run_batch
+from trimtok_cli.bench.batch import STAGES, Loops, Spent, make_pruner, run_batch
 from trimtok_cli.bench.hardware import most_resident
 from trimtok_cli.bench.images import pictures
 from trimtok_cli.bench.roofline import Ceilings, Text, Vision
@@ -24,9 +24,10 @@ from trimtok_cli.data import Sample, Setting
 from trimtok_cli.device import out_of_memory, release, reset_peak
 from trimtok_cli.engine.results import setting_of
 from trimtok_cli.errors import sentence
+from trimtok_cli.generation.types import Loop
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.models.preprocessor import Inputs
-from trimtok_cli.prepare.sample import Ask, prepare
+from trimtok_cli.prepare.sample import Ask, Prepared, prepare
 from trimtok_cli.pruners.base import Pruner
 
 Row = dict[str, Any]
@@ -75,11 +76,16 @@ def samples_of(task: Task, folder: Path, seed: int) -> list[Sample]:
 
 def prepared(
     adapter: Adapter, samples: Sequence[Sample], prompt: str
-) -> tuple[list[Inputs], float]:
+) -> tuple[list[Prepared], float]:
     """Files to inputs, one after the other in this process, and the seconds that a sample took."""
     start = time.perf_counter()
-    inputs = [prepare(adapter.preprocessor, sample, Ask(prompt)).inputs for sample in samples]
-    return inputs, (time.perf_counter() - start) / len(samples)
+    found = [prepare(adapter.preprocessor, sample, Ask(prompt)) for sample in samples]
+    return found, (time.perf_counter() - start) / len(samples)
+
+
+def filled(known: Sequence[Prepared], batch: int) -> list[Prepared]:
+    """A batch of so many, which shows the known ones again where they are fewer."""
+    return [replace(known[number % len(known)], number=number) for number in range(batch)]
 
 
 def _measure(
@@ -87,50 +93,42 @@ def _measure(
 ) -> list[Row]:
     """All rows of a cell."""
     known, _ = prepared(adapter, samples[: cell.batch], cell.task.prompt)
-    inputs = [known[number % len(known)] for number in range(cell.batch)]
+    inputs = filled(known, cell.batch)
+    loops = Loops(adapter, decode=cell.decode, new_tokens=cell.new_tokens, batch=cell.batch)
     pairs = [
         (pruner, _row(adapter, cell, setting_of(pruner)))
         for pruner in pruners(cell.task, bench.seed)
     ]
 
-    decoder = DECODERS[cell.decode](
-        adapter, cell.new_tokens
-    )  # one for all settings, as one run would keep it
-
-    def once(pruner: Pruner | None, row: Row, decoder: Decoder = decoder) -> Spent | None:
+    def once(pruner: Pruner | None, row: Row, loop: Loop | None = None) -> Spent | None:
         try:
-            return run_batch(adapter, pruner, inputs, new_tokens=cell.new_tokens, decoder=decoder)
+            return run_batch(adapter, pruner, inputs, loop or loops.of(pruner))
         except Exception as error:
             row["error"] = in_words(error)
-        release(
-            adapter.device
-        )  # behind the handler, where the failed run's tensors are not held any more
+        # Behind the handler, where the failed run's tensors are not held any more.
+        loops.renew()
+        release(adapter.device)
         return None
 
     cuda = adapter.device.type == "cuda"
-    for watched in range(
-        2 * cuda
-    ):  # the first run pays for what later ones find made, the second has a cache of its own
+    # The first run pays for what later ones find made, the second has a cache of its own.
+    for watched in range(2 * cuda):
         for pruner, row in pairs:
             release(adapter.device)
             reset_peak(adapter.device)
-            if (
-                not row["error"]
-                and once(pruner, row, DECODERS[cell.decode](adapter, cell.new_tokens))
-                and watched
-            ):
+            if not row["error"] and once(pruner, row, loops.new(pruner)) and watched:
                 row["memory"] = peaks(adapter.device)
     for _ in range(bench.warmups):
         for pruner, row in pairs:
             if not row["error"] and once(pruner, row) and not cuda:
                 row["memory"] = peaks(adapter.device)
-    preprocess = []
+    preparing = []
     for number in range(cell.task.rounds or bench.rounds):
-        preprocess.append(prepared(adapter, samples[: cell.batch], cell.task.prompt)[1])
+        preparing.append(prepared(adapter, samples[: cell.batch], cell.task.prompt)[1])
         for pruner, row in pairs if number % 2 == 0 else pairs[::-1]:
             if not row["error"] and (spent := once(pruner, row)) is not None:
-                _note(row, spent, adapter, inputs, ceilings)
-    return [row | {"preprocess": preprocess} for _, row in pairs]
+                _note(row, spent, adapter, [each.inputs for each in inputs], ceilings)
+    return [row | {"prepare": preparing} for _, row in pairs]
 
 
 def _row(adapter: Adapter, cell: Cell, setting: Setting) -> Row:

@@ -11,15 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trimtok_cli.bench.batch import DECODERS, make_pruner
+from trimtok_cli.bench.batch import make_pruner
 from trimtok_cli.bench.grid import grid_rows, in_words, pruners
 from trimtok_cli.bench.hardware import conditions, measure_ceilings
 from trimtok_cli.bench.images import pictures
-from trimtok_cli.bench.parts import decode_rows, memory_row, overhead_rows, pruner_row
+from trimtok_cli.bench.parts import decode_rows, pruner_row
 from trimtok_cli.bench.random_models import describe, random_model
 from trimtok_cli.bench.roofline import Ceilings
 from trimtok_cli.bench.spec import PARTS, Bench, MemoryPart
+from trimtok_cli.bench.whole_runs import memory_row, overhead_rows
 from trimtok_cli.device import pick_device, pick_dtype, release
+from trimtok_cli.engine.loops import LOOPS
 from trimtok_cli.errors import UsageError
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.models.loading import load_model
@@ -148,10 +150,8 @@ def check(bench: Bench, folder: Path) -> None:
                     "with `decode: simple`."
                 )
         for name in task.decode:
-            if name not in DECODERS:
-                raise UsageError(
-                    f"grid: decode must be one of {', '.join(DECODERS)}, got {name!r}."
-                )
+            if name not in LOOPS:
+                raise UsageError(f"grid: decode must be one of {', '.join(LOOPS)}, got {name!r}.")
     for task in (*bench.decode, *bench.overhead, *bench.memory):
         for method in [task.method] if isinstance(task.method, str) else task.method:
             make_pruner(method, task.keep, task.params, bench.seed)

@@ -138,7 +138,7 @@ def run_comparison(
         out, "compare", read, overwrite=overwrite, name="compare.jsonl", page=True
     ) as destination:
         adapter, ask = load(config, screen)
-        most = generation(adapter, config, screen)["max_new_tokens"]["value"]
+        most = generation(adapter, ask, config, screen)["max_new_tokens"]["value"]
         check_video(adapter, config)
         from trimtok_cli.evaluation.compare import compare_all
         from trimtok_cli.media.video import load_video

@@ -58,7 +58,7 @@ def run(
         out, command, reads(config, source, config_file), overwrite=overwrite
     ) as destination:
         adapter, ask = load(config, screen)
-        facts = {"generation": generation(adapter, config, screen)}
+        facts = {"generation": generation(adapter, ask, config, screen)}
         check_video(adapter, config)
         from trimtok_cli.engine.prompt_stage import check_method
         from trimtok_cli.engine.stream import answer_all

@@ -87,14 +87,14 @@ def load(config: RunConfig, screen: Screen):
     )
 
 
-def generation(adapter, config: RunConfig, screen: Screen) -> dict[str, Any]:
+def generation(adapter, ask, config: RunConfig, screen: Screen) -> dict[str, Any]:
     """What run.json says of how answers are made: each setting, its value, and who said it. What is
     unusual is said at once.
     """
-    from trimtok_cli.generation.rules import Rules
+    from trimtok_cli.engine.loops import rules_for
     from trimtok_cli.generation.told import described, notes
 
-    rules = Rules(adapter, max_new_tokens=config.max_new_tokens, sampling=config.sampling)
+    rules = rules_for(adapter, ask)
     for note in notes(rules, config.sources):
         screen.say(note, "dim")
     return described(rules, config.sources)

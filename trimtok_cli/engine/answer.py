@@ -1,28 +1,25 @@
-"""The flow of one batch, from top to bottom: prepare, encode, prune, then the language model.
-
-A pruner is a value (None is dense), a model is an Adapter.
+"""One batch, step by step: encode, prune, and the language model. A pruner is a value (None is
+dense), a model is an Adapter.
 """
 
-import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 
 import torch
 
-from trimtok_cli.data import Result, Sample, Seconds
+from trimtok_cli.data import Failed, Result, Sample, Seconds
 from trimtok_cli.device import Clock, reset_peak
-from trimtok_cli.engine.batch import Encoded, Waiting
-from trimtok_cli.engine.loops import goes_inside, language_model
+from trimtok_cli.engine.batch import Encoded, Pruned
+from trimtok_cli.engine.loops import loop_for, prunes_in_decoder, rules_for
+from trimtok_cli.engine.order import numbered
 from trimtok_cli.engine.prompt_stage import reduce_prompts
-from trimtok_cli.engine.results import positions_used, question_of, result_of, too_long
-from trimtok_cli.generation.seeds import Lots
+from trimtok_cli.engine.results import positions_used, result_of, too_long
+from trimtok_cli.generation.retry import in_halves
+from trimtok_cli.generation.types import Loop, run
 from trimtok_cli.models.adapter import Adapter
-from trimtok_cli.prepare.sample import Ask, Failed, Prepared, prepare
+from trimtok_cli.prepare.sample import Ask, Prepared, prepare
 from trimtok_cli.pruners.base import Pruner
 from trimtok_cli.pruners.registry import reads_tower
-
-log = logging.getLogger("trimtok")
 
 
 def answer(
@@ -32,83 +29,97 @@ def answer(
     samples cannot be answered.
     """
     reset_peak(adapter.device)
-    prepared = list(seeded((prepare(adapter.preprocessor, sample, ask) for sample in samples), ask))
-    return finish(adapter, pruner, encode(adapter, prepared, taps=reads_tower(pruner)), ask)
-
-
-def seeded(prepared: Iterable[Prepared | Failed], ask: Ask) -> Iterator[Prepared | Failed]:
-    """Each with a seed of its own, by what is asked; in the order of the samples."""
-    lots = Lots()
-    for each in prepared:
-        number = lots.number(each.sample.names, question_of(each.sample, ask))
-        yield replace(each, seed=number) if isinstance(each, Prepared) else each
+    prepared = [prepare(adapter.preprocessor, sample, ask) for sample in samples]
+    encoded = encode(adapter, list(numbered(prepared, ask)), signals=reads_tower(pruner))
+    loop = loop_for(
+        adapter, pruner, rules_for(adapter, ask), decode=ask.decode, batch_limit=len(samples)
+    )
+    return finish(adapter, pruner, encoded, loop)
 
 
 @torch.inference_mode()
-def encode(adapter: Adapter, prepared: Sequence[Prepared], *, taps: bool = True) -> Encoded:
-    """The vision tower and the projector, and the dense prompts. taps: whether a pruner may ask
-    something of the tower.
+def encode(
+    adapter: Adapter, prepared: Sequence[Prepared], *, signals: bool = True
+) -> list[Encoded]:
+    """The vision tower and the projector, and the dense prompts.
+
+    signals: whether a pruner may ask something of the tower.
     """
     clock = Clock(adapter.device)
-    tokens = adapter.encode_many([each.inputs for each in prepared], taps=taps)
+    tokens = adapter.encode_many([each.inputs for each in prepared], taps=signals)
     prompts = [
         replace(adapter.embed(each.inputs, visual), seed=each.seed)
         for each, visual in zip(prepared, tokens, strict=True)
     ]
-    return Encoded(prepared, tokens, prompts, clock.mark() / len(prepared))
+    share = Seconds(encode=clock.mark() / len(prepared))
+    return [
+        Encoded(each, visual, prompt, each.seconds + share)
+        for each, visual, prompt in zip(prepared, tokens, prompts, strict=True)
+    ]
 
 
 @torch.inference_mode()
-def prune(adapter: Adapter, pruner: Pruner | None, batch: Encoded) -> list[Waiting]:
-    """What the language model is to read of each sample. The dense visual tokens are let go where
-    nobody will ask for them.
+def prune(adapter: Adapter, pruner: Pruner | None, encoded: Sequence[Encoded]) -> list[Pruned]:
+    """What the language model is to read of each sample. The dense visual tokens are released where
+    no later stage needs them.
     """
     clock = Clock(adapter.device)
     prompts, kept = reduce_prompts(
         pruner,
-        batch.prompts,
-        batch.tokens,
+        [each.prompt for each in encoded],
+        [each.tokens for each in encoded],
         num_layers=adapter.num_layers,
         renumber=adapter.renumbers,
     )
-    spent, goes_on = (
-        Seconds(encode=batch.seconds, prune=clock.mark() / len(prompts)),
-        goes_inside(adapter, pruner),
-    )
+    share = Seconds(prune=clock.mark() / len(prompts))
+    goes_on = prunes_in_decoder(adapter, pruner)
     return [
-        Waiting(
-            each,
-            prompt,
-            alive,
-            len(visual),
-            visual.grids[0] if visual.grids else (),
-            replace(spent, load=each.seconds.load, prepare=each.seconds.prepare),
-            positions_used(adapter, prompt),
-            visual if goes_on else None,
+        Pruned(
+            prompt=prompt,
+            number=each.prepared.number,
+            prepared=each.prepared,
+            kept=alive,
+            num_visual=len(each.tokens),
+            grid=each.tokens.grids[0] if each.tokens.grids else (),
+            seconds=each.seconds + share,
+            positions=positions_used(adapter, prompt),
+            tokens=each.tokens if goes_on else None,
         )
-        for each, visual, prompt, alive in zip(
-            batch.prepared, batch.tokens, prompts, kept, strict=True
-        )
+        for each, prompt, alive in zip(encoded, prompts, kept, strict=True)
     ]
 
 
-def finish(
-    adapter: Adapter, pruner: Pruner | None, batch: Encoded, ask: Ask, loop=None
-) -> list[Result]:
-    """Prune, prefill, decode: one batch, in its order. Raises what the first sample that fails ends
-    in.
+def reduce(
+    adapter: Adapter, pruner: Pruner | None, prepared: Sequence[Prepared]
+) -> tuple[list[Pruned], list[Failed]]:
+    """Encodes and prunes samples together: those that are ready, and those that failed.
+
+    A batch that breaks is tried again in halves, so that a sample fails only by itself.
     """
-    loop = loop or language_model(adapter, pruner, ask, rows=len(batch.prompts))
-    waiting = [replace(each, number=i) for i, each in enumerate(prune(adapter, pruner, batch))]
-    for each in waiting:
+    signals, ready, failed = reads_tower(pruner), [], []
+
+    def work(group: list[Prepared]) -> list[Pruned]:
+        return prune(adapter, pruner, encode(adapter, group, signals=signals))
+
+    for each, made in in_halves(work, list(prepared), adapter.device):
+        error = made if isinstance(made, Exception) else too_long(adapter, made)
+        if error:
+            failed.append(Failed(each.sample, error, each.number))
+        else:
+            ready.append(made)
+    return ready, failed
+
+
+def finish(
+    adapter: Adapter, pruner: Pruner | None, encoded: Sequence[Encoded], loop: Loop
+) -> list[Result]:
+    """Prune, prefill, decode: a batch in its order. Raises the error of the first that fails."""
+    pruned = prune(adapter, pruner, encoded)
+    for each in pruned:
         if error := too_long(adapter, each):
             raise error
-    left = iter(waiting)
-    done = sorted(
-        loop.run(lambda count: [(each, each.prompt) for each in islice(left, count)]),
-        key=lambda each: each.key.number,
-    )
-    for each in done:
+    finished = sorted(run(loop, pruned), key=lambda each: each.request.number)
+    for each in finished:
         if each.error:
             raise each.error
-    return [result_of(adapter, pruner, each) for each in done]
+    return [result_of(adapter, pruner, each) for each in finished]

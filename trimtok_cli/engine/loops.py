@@ -1,64 +1,102 @@
-"""Which token loop a run takes."""
+"""Which token loop a run takes, and the loop of methods that prune inside the decoder."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
 
+from trimtok_cli.data import Seconds
 from trimtok_cli.device import forget_frames
-from trimtok_cli.engine.batch import Waiting
+from trimtok_cli.engine.batch import Pruned
 from trimtok_cli.engine.decoder_stages import RunningStages
 from trimtok_cli.errors import ModelError
 from trimtok_cli.generation.continuous import Continuous
-from trimtok_cli.generation.plain import Batches, generate
+from trimtok_cli.generation.plain import Plain, generate
 from trimtok_cli.generation.rules import Rules
-from trimtok_cli.generation.types import Done, Take, Times, apart, done_of
+from trimtok_cli.generation.types import Finished, Loop
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.prepare.sample import Ask
 from trimtok_cli.pruners.base import Pruner
-from trimtok_cli.tokens import Prompt
 
-LOOPS = {"continuous": Continuous, "simple": Batches}
-
-
-def goes_inside(adapter: Adapter, pruner: Pruner | None) -> bool:
-    return pruner is not None and any(layer > 0 for layer in pruner.stages(adapter.num_layers))
+LOOPS = {"continuous": Continuous, "simple": Plain}
+"""The loops by the names that --decode has for them."""
 
 
-def language_model(adapter: Adapter, pruner: Pruner | None, ask: Ask, *, rows: int | None):
-    """The token loop of a run: its `run(take)` turns waiting prompts into answers as they end.
-
-    A pruner that goes on inside the model leaves caches of unequal lengths, layer by layer: its
-    samples run one at a time.
-    """
-    if goes_inside(adapter, pruner):
-        return _Inside(adapter, pruner, ask)
-    return LOOPS[ask.decode](
-        adapter, rows=rows, max_new_tokens=ask.max_new_tokens, sampling=ask.sampling
+def rules_for(adapter: Adapter, ask: Ask, *, stop: bool = True) -> Rules:
+    """The checkpoint's generation settings, overruled by what is asked. `stop`: see `Rules`."""
+    return Rules(
+        adapter.model,
+        adapter.processor.tokenizer,
+        name=adapter.name,
+        end_ids=adapter.end_ids,
+        max_new_tokens=ask.max_new_tokens,
+        sampling=ask.sampling if stop else None,
+        stop=stop,
     )
 
 
-class _Inside:
-    """Prompts one by one, under a pruner that reduces inside the language model."""
+def prunes_in_decoder(adapter: Adapter, pruner: Pruner | None) -> bool:
+    return pruner is not None and any(layer > 0 for layer in pruner.stages(adapter.num_layers))
 
-    def __init__(self, adapter: Adapter, pruner: Pruner, ask: Ask) -> None:
-        self.adapter, self.pruner = adapter, pruner
-        self.rules = Rules(adapter, max_new_tokens=ask.max_new_tokens, sampling=ask.sampling)
 
-    def run(self, take: Take) -> Iterator[Done]:
-        while taken := take(1):
-            group, lost = apart(taken)
-            yield from lost
-            for each, prompt in group:
-                try:
-                    yield self._one(each, prompt)
-                except ModelError:
-                    raise
-                except Exception as error:
-                    yield Done(each, None, Times(0.0, 0.0), 1, forget_frames(error))
+def loop_for(
+    adapter: Adapter,
+    pruner: Pruner | None,
+    rules: Rules,
+    *,
+    decode: str = "continuous",
+    batch_limit: int | None = 1,
+    keep_logits: bool = False,
+) -> Loop:
+    """The token loop of a run; its requests are `Pruned`.
 
-    def _one(self, each: Waiting, prompt: Prompt) -> Done:
+    A pruner that goes on inside the decoder leaves caches of unequal lengths, layer by layer: its
+    samples run one at a time.
+    """
+    if prunes_in_decoder(adapter, pruner):
+        return Layerwise(adapter, pruner, rules, keep_logits=keep_logits)
+    return LOOPS[decode](adapter, rules, batch_limit=batch_limit, keep_logits=keep_logits)
+
+
+class Layerwise:
+    """Requests one by one, under a pruner that reduces inside the decoder."""
+
+    def __init__(
+        self, adapter: Adapter, pruner: Pruner, rules: Rules, *, keep_logits: bool = False
+    ) -> None:
+        self.adapter, self.pruner, self.rules = adapter, pruner, rules
+        self.keep_logits = keep_logits
+        self.waiting: list[Pruned] = []
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.waiting)
+
+    def room(self) -> int:
+        return 0 if self.waiting else 1
+
+    def add(self, requests: Sequence[Pruned]) -> None:
+        self.waiting += requests
+
+    def step(self) -> list[Finished]:
+        """One request from its prefill to its last token. It comes back with what every stage kept,
+        and with the time of the pruner's choices in its own seconds.
+        """
+        request = self.waiting.pop(0)
+        try:
+            return [self._answer(request)]
+        except ModelError:
+            raise
+        except Exception as error:
+            return [Finished(request, None, error=forget_frames(error))]
+
+    def _answer(self, request: Pruned) -> Finished:
         decoder, renumber = self.adapter.model.get_decoder(), self.adapter.renumbers
-        with RunningStages(decoder, self.pruner, prompt, each.tokens, renumber=renumber) as stages:
-            (said,), times = generate(self.adapter, [stages.plain], rules=self.rules)
-        spent = replace(each.seconds, prune=each.seconds.prune + stages.seconds)
-        key = replace(each, kept=tuple(stages.kept), seconds=spent)
-        return done_of(key, said, Times(times.prefill - stages.seconds, times.decode), 1)
+        with RunningStages(
+            decoder, self.pruner, request.prompt, request.tokens, renumber=renumber
+        ) as stages:
+            (generated,), seconds = generate(
+                self.adapter, [stages.plain], self.rules, keep_logits=self.keep_logits
+            )
+        pruning = Seconds(prune=stages.seconds)
+        request = replace(request, kept=tuple(stages.kept), seconds=request.seconds + pruning)
+        seconds = replace(seconds, prefill=seconds.prefill - stages.seconds)
+        return Finished.of(request, generated, seconds, 1)

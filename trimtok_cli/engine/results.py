@@ -5,11 +5,12 @@ the record is to note.
 import logging
 from dataclasses import replace
 
-from trimtok_cli.data import Result, Sample, Setting, TokenCounts
+from trimtok_cli.data import Failed, Result, Setting, TokenCounts
 from trimtok_cli.device import out_of_memory, peak_bytes
+from trimtok_cli.engine.batch import Pruned
 from trimtok_cli.engine.prompt_stage import layer_mean
 from trimtok_cli.errors import SampleError, sentence
-from trimtok_cli.generation.types import Done
+from trimtok_cli.generation.types import Finished
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.models.positions import shortage, steps_that_fit
 from trimtok_cli.prepare.sample import Ask
@@ -24,49 +25,62 @@ NO_MEMORY = (
 log = logging.getLogger("trimtok")
 
 
-def result_of(adapter: Adapter, pruner: Pruner | None, done: Done) -> Result:
+def result_of(adapter: Adapter, pruner: Pruner | None, finished: Finished) -> Result:
     """An answer ends where the model's positions end, as at the most new tokens that it may
     have.
     """
-    each, said, limit, notes = done.key, done.said, adapter.num_positions, []
-    text, left = len(each.prompt) - len(each.prompt.visual), len(each.kept[-1].tokens)
-    dense = text + each.num_visual if adapter.renumbers else each.positions
-    if shortage(limit, dense, visual=each.num_visual):
+    request, answer, limit = finished.request, finished.generated, adapter.num_positions
+    text = len(request.prompt) - len(request.prompt.visual)
+    dense = text + request.num_visual if adapter.renumbers else request.positions
+    notes = []
+    if shortage(limit, dense, visual=request.num_visual):
         notes.append(
             f"not pruned, the prompt takes {dense:,} positions and the model has {limit:,}: "
             "dense cannot answer it"
         )
-    steps = steps_that_fit(limit, each.positions, said.steps)
-    if steps < said.steps:
-        said = replace(said, ids=said.ids[:steps], steps=steps, finish="length")
+    steps = steps_that_fit(limit, request.positions, answer.steps)
+    if steps < answer.steps:
+        answer = replace(answer, ids=answer.ids[:steps], steps=steps, finish="length")
         notes.append(f"the answer was cut off where the model's {limit:,} positions end")
-    counts = TokenCounts(
-        text, each.num_visual, left, layer_mean(each.kept, adapter.num_layers), said.steps
-    )
     return Result(
-        each.prepared.sample,
-        each.prepared.question,
-        adapter.decode(said.ids),
-        setting_of(pruner),
-        counts,
-        replace(each.seconds, prefill=done.times.prefill, decode=done.times.decode),
-        peak_bytes(adapter.device),
-        each.kept,
-        each.grid,
-        said.finish,
-        "",
-        each.prepared.inputs.text,
-        each.prepared.media,
-        done.beside,
-        tuple(notes),
+        sample=request.sample,
+        question=request.prepared.question,
+        answer=adapter.decode(answer.ids),
+        setting=setting_of(pruner),
+        tokens=TokenCounts(
+            text=text,
+            visual=request.num_visual,
+            kept=len(request.kept[-1].tokens),
+            layer_mean=layer_mean(request.kept, adapter.num_layers),
+            generated=answer.steps,
+        ),
+        seconds=request.seconds + finished.seconds,
+        peak_bytes=peak_bytes(adapter.device),
+        kept=request.kept,
+        grid=request.grid,
+        finish=answer.finish,
+        prompt_sent=request.prepared.inputs.text,
+        media=request.prepared.media,
+        batch_size=finished.peak_batch,
+        notes=tuple(notes),
     )
 
 
-def failure(sample: Sample, pruner: Pruner | None, ask: Ask, error: Exception) -> Result:
+def failure_of(finished: Finished) -> Failed:
+    """The failure of a request that ended in an error."""
+    return Failed(finished.request.sample, finished.error, finished.request.number)
+
+
+def failed_result(failed: Failed, pruner: Pruner | None, ask: Ask) -> Result:
     """The row of a sample that could not be answered."""
-    log.debug("sample %s failed", sample.id, exc_info=error)
-    said = NO_MEMORY if out_of_memory(error) else sentence(error)
-    return Result(sample, question_of(sample, ask), setting=setting_of(pruner), error=said)
+    log.debug("sample %s failed", failed.sample.id, exc_info=failed.error)
+    memory = out_of_memory(failed.error)
+    return Result(
+        sample=failed.sample,
+        question=ask.question(failed.sample),
+        setting=setting_of(pruner),
+        error=NO_MEMORY if memory else sentence(failed.error),
+    )
 
 
 def positions_used(adapter: Adapter, prompt: Prompt) -> int:
@@ -76,16 +90,10 @@ def positions_used(adapter: Adapter, prompt: Prompt) -> int:
     return len(prompt) if adapter.renumbers else int(prompt.positions.max()) + 1
 
 
-def too_long(adapter: Adapter, each) -> SampleError | None:
-    """The error of a sample (an engine's `Waiting`) whose prompt, pruned, is longer than the
-    model's positions.
-    """
-    said = shortage(adapter.num_positions, each.positions, visual=len(each.prompt.visual))
+def too_long(adapter: Adapter, pruned: Pruned) -> SampleError | None:
+    """The error of a sample whose prompt, pruned, is longer than the model's positions."""
+    said = shortage(adapter.num_positions, pruned.positions, visual=len(pruned.prompt.visual))
     return SampleError(said) if said else None
-
-
-def question_of(sample: Sample, ask: Ask) -> str:
-    return ask.prompt if sample.question is None else sample.question
 
 
 def setting_of(pruner: Pruner | None) -> Setting:

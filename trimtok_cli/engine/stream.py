@@ -1,24 +1,23 @@
-"""A stream of samples: read ahead, answered as they fit, handed over in input order."""
+"""The figure: prepare, encode, prune, prefill, decode; a stream of samples in, results out.
 
-from collections.abc import Iterable, Iterator
+Read `answer_all` first. It knows no method and no family.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
 from itertools import islice
 
-from trimtok_cli.data import Result, Sample
+from trimtok_cli.data import Failed, Result, Sample
 from trimtok_cli.device import reset_peak
-from trimtok_cli.engine.answer import encode, prune, seeded
-from trimtok_cli.engine.batch import Lost, Waiting
-from trimtok_cli.engine.loops import language_model
-from trimtok_cli.engine.results import failure, result_of, too_long
-from trimtok_cli.generation.capacity import MOST_ROWS
-from trimtok_cli.generation.retry import in_halves
+from trimtok_cli.engine.answer import reduce
+from trimtok_cli.engine.loops import loop_for, rules_for
+from trimtok_cli.engine.order import InOrder, numbered
+from trimtok_cli.engine.results import failed_result, failure_of, result_of
+from trimtok_cli.generation.capacity import MOST_AT_ONCE
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.prepare.pool import AHEAD, prepare_ahead
-from trimtok_cli.prepare.sample import Ask, Failed, Prepared
+from trimtok_cli.prepare.sample import Ask, Prepared
 from trimtok_cli.pruners.base import Pruner
-from trimtok_cli.pruners.registry import reads_tower
-from trimtok_cli.tokens import Prompt
 
 
 def answer_all(
@@ -36,57 +35,38 @@ def answer_all(
     A sample that fails becomes a Result with an error; only a ModelError ends the run. workers:
     processes that prepare samples ahead; 0 prepares each where it is due.
     """
-    ahead = max(
-        AHEAD * workers, 2 * (batch_size or MOST_ROWS[adapter.device.type])
-    )  # the next batch is prepared while this one runs
-    loop = language_model(adapter, pruner, ask, rows=batch_size)
+    rules = rules_for(adapter, ask)
+    loop = loop_for(adapter, pruner, rules, decode=ask.decode, batch_limit=batch_size)
+    turn = InOrder()
+    # The next batch is prepared while this one runs.
+    ahead = max(AHEAD * workers, 2 * (batch_size or MOST_AT_ONCE[adapter.device.type]))
     with closing(
         prepare_ahead(adapter.preprocessor, samples, ask, workers=workers, ahead=ahead)
     ) as prepared:
-        stream = (
-            seeded(prepared, ask) if loop.rules.samples else prepared
-        )  # what was asked before is only kept where it matters
-        yield from _in_order(adapter, pruner, enumerate(stream), ask, loop)
+        stream = numbered(prepared, ask, seeds=rules.samples)
+        while True:
+            group = list(islice(stream, loop.room()))
+            if not group and not loop.busy:
+                return
+            ready, failed = split(group)
+            if ready:
+                reset_peak(adapter.device)
+                ready, broken = reduce(adapter, pruner, ready)
+                loop.add(ready)
+                failed += broken
+            for finished in loop.step() if loop.busy else ():
+                if finished.error:
+                    failed.append(failure_of(finished))
+                else:
+                    turn.put(finished.request.number, result_of(adapter, pruner, finished))
+            for each in failed:
+                turn.put(each.number, failed_result(each, pruner, ask))
+            yield from turn.due()
 
 
-def _in_order(
-    adapter: Adapter,
-    pruner: Pruner | None,
-    stream: Iterator[tuple[int, Prepared | Failed]],
-    ask: Ask,
-    loop,
-) -> Iterator[Result]:
-    """Answers end in any order; each waits here for those before it."""
-    ready: dict[int, Result] = {}
-    upcoming, taps = 0, reads_tower(pruner)
-
-    def reduced(group: list[tuple[int, Prepared]]) -> list[Waiting]:
-        waiting = prune(adapter, pruner, encode(adapter, [each for _, each in group], taps=taps))
-        return [
-            replace(each, number=number) for (number, _), each in zip(group, waiting, strict=True)
-        ]
-
-    def take(count: int) -> list[tuple[Waiting | Lost, Prompt | Exception]]:
-        """As many samples as there are free places, through the vision tower and the pruner
-        together.
-        """
-        group = list(islice(stream, count))
-        reset_peak(adapter.device)
-        found = [
-            (Lost(each.sample, number), each.error)
-            for number, each in group
-            if isinstance(each, Failed)
-        ]
-        for (number, each), made in in_halves(
-            reduced, [one for one in group if isinstance(one[1], Prepared)], adapter.device
-        ):
-            error = made if isinstance(made, Exception) else too_long(adapter, made)
-            found.append((Lost(each.sample, number), error) if error else (made, made.prompt))
-        return found
-
-    for done in loop.run(take):
-        error = done.error and failure(done.key.sample, pruner, ask, done.error)
-        ready[done.key.number] = error or result_of(adapter, pruner, done)
-        while upcoming in ready:
-            yield ready.pop(upcoming)
-            upcoming += 1
+def split(group: Sequence[Prepared | Failed]) -> tuple[list[Prepared], list[Failed]]:
+    """Samples that are prepared, and those that failed: a file that cannot be opened never meets
+    the model.
+    """
+    ready = [each for each in group if isinstance(each, Prepared)]
+    return ready, [each for each in group if isinstance(each, Failed)]

@@ -3,16 +3,17 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from trimtok_cli.data import Comparison, Result, Sample
+from trimtok_cli.data import Comparison, Failed, Result, Sample
 from trimtok_cli.device import reset_peak
 from trimtok_cli.engine.answer import encode, finish
 from trimtok_cli.engine.batch import Encoded
-from trimtok_cli.engine.loops import goes_inside, language_model
-from trimtok_cli.engine.results import failure, question_of
+from trimtok_cli.engine.loops import loop_for, prunes_in_decoder, rules_for
+from trimtok_cli.engine.results import failed_result
 from trimtok_cli.errors import ModelError
 from trimtok_cli.generation.seeds import Lots
+from trimtok_cli.generation.types import Loop
 from trimtok_cli.models.adapter import Adapter
-from trimtok_cli.prepare.sample import Ask, prepare
+from trimtok_cli.prepare.sample import Ask, Prepared, prepare
 from trimtok_cli.pruners.base import Pruner
 from trimtok_cli.pruners.registry import reads_tower
 
@@ -26,65 +27,77 @@ def compare_all(
     The order of the pruners turns with each sample, so that none is always the first to run. The
     first sample is run once beforehand and thrown away: a first pass pays for kernels and caches.
     """
-    if any(goes_inside(adapter, pruner) for pruner in pruners):
-        ask = replace(
-            ask, decode="simple"
-        )  # methods that go on inside the model know no other: the same loop for all
-    shared = language_model(
-        adapter, None, ask, rows=1
-    )  # one cache for all of them, as each would have in a run of its own
-    loops = [
-        language_model(adapter, pruner, ask, rows=1) if goes_inside(adapter, pruner) else shared
-        for pruner in pruners
-    ]
-    taps, warm = reads_tower(*pruners), False
-    lots = Lots()
+    if any(prunes_in_decoder(adapter, pruner) for pruner in pruners):
+        # Methods that go on inside the decoder know no other loop: the same one for all.
+        ask = replace(ask, decode="simple")
+    loops = _loops(adapter, pruners, ask)
+    signals, warm, lots = reads_tower(*pruners), False, Lots()
     for number, sample in enumerate(samples):
         try:
             reset_peak(adapter.device)
-            seed = lots.number(sample.names, question_of(sample, ask))
-            batch = encode(
-                adapter, [replace(prepare(adapter.preprocessor, sample, ask), seed=seed)], taps=taps
-            )
+            seed = lots.number(sample.names, ask.question(sample))
+            prepared = replace(prepare(adapter.preprocessor, sample, ask), seed=seed)
+            (encoded,) = encode(adapter, [prepared], signals=signals)
             if not warm:
-                batch = encode(adapter, batch.prepared, taps=taps)
-                for pruner, loop in zip(pruners, loops, strict=True):
-                    if (
-                        adapter.device.type == "cuda"
-                    ):  # steps are recorded in the loop that replays them
-                        _attempt(adapter, pruner, batch, ask, loop)
-                    else:
-                        _attempt(adapter, pruner, batch, replace(ask, max_new_tokens=2))
-                batch, warm = encode(adapter, batch.prepared, taps=taps), True
+                _warm_up(adapter, pruners, prepared, loops, ask, signals)
+                (encoded,) = encode(adapter, [prepared], signals=signals)
+                warm = True
             order = [(i + number) % len(pruners) for i in range(len(pruners))]
-            done = {i: _attempt(adapter, pruners[i], batch, ask, loops[i]) for i in order}
-            tokens = batch.tokens[0]
-            boxes = tuple(tuple(round(x, 5) for x in box) for box in tokens.box.tolist())
-            yield Comparison(
-                sample,
-                tuple(done[i] for i in range(len(pruners))),
-                boxes,
-                tuple(tokens.visual_index.tolist()),
-                tuple(tokens.frame.tolist()) if tokens.frame is not None else (),
-                batch.prepared[0].inputs.kinds,
-            )
+            done = {i: _attempt(adapter, pruners[i], encoded, ask, loops[i]) for i in order}
+            yield _comparison(encoded, [done[i] for i in range(len(pruners))])
         except ModelError:
             raise
         except Exception as error:
-            yield Comparison(
-                sample, tuple(failure(sample, pruner, ask, error) for pruner in pruners)
-            )
+            failed = Failed(sample, error)
+            yield Comparison(sample, tuple(failed_result(failed, p, ask) for p in pruners))
+
+
+def _loops(adapter: Adapter, pruners: Sequence[Pruner | None], ask: Ask) -> list[Loop]:
+    """A loop for each pruner: one cache for all of them, as each would have in a run of its own."""
+    rules = rules_for(adapter, ask)
+    shared = loop_for(adapter, None, rules, decode=ask.decode)
+    return [
+        loop_for(adapter, pruner, rules) if prunes_in_decoder(adapter, pruner) else shared
+        for pruner in pruners
+    ]
+
+
+def _warm_up(
+    adapter: Adapter,
+    pruners: Sequence[Pruner | None],
+    prepared: Prepared,
+    loops: Sequence[Loop],
+    ask: Ask,
+    signals: bool,
+) -> None:
+    (encoded,) = encode(adapter, [prepared], signals=signals)
+    if adapter.device.type != "cuda":  # there steps are recorded in the loop that replays them
+        loops = _loops(adapter, pruners, replace(ask, max_new_tokens=2))
+    for pruner, loop in zip(pruners, loops, strict=True):
+        _attempt(adapter, pruner, encoded, ask, loop)
 
 
 def _attempt(
-    adapter: Adapter, pruner: Pruner | None, batch: Encoded, ask: Ask, loop=None
+    adapter: Adapter, pruner: Pruner | None, encoded: Encoded, ask: Ask, loop: Loop
 ) -> Result:
     """One sample, one way. A method that cannot run on this model fails alone; the others are still
     compared.
     """
     try:
-        return finish(adapter, pruner, batch, ask, loop)[0]
+        return finish(adapter, pruner, [encoded], loop)[0]
     except ModelError:
         raise
     except Exception as error:
-        return failure(batch.prepared[0].sample, pruner, ask, error)
+        return failed_result(Failed(encoded.prepared.sample, error), pruner, ask)
+
+
+def _comparison(encoded: Encoded, results: Sequence[Result]) -> Comparison:
+    tokens = encoded.tokens
+    return Comparison(
+        sample=encoded.prepared.sample,
+        results=tuple(results),
+        boxes=tuple(tuple(round(x, 5) for x in box) for box in tokens.box.tolist()),
+        visual_index=tuple(tokens.visual_index.tolist()),
+        frame=() if tokens.frame is None else tuple(tokens.frame.tolist()),
+        kinds=encoded.prepared.inputs.kinds,
+    )

@@ -5,39 +5,45 @@ From "Boosting Multimodal Large Language Models with Visual Tokens Withdrawal fo
 arXiv 2405.05803. Knows no file and no command line.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
-import torch
+from torch import Tensor
 
 from trimtok_cli.data import Sample
-from trimtok_cli.engine.answer import encode
-from trimtok_cli.engine.decoder_stages import RunningStages
-from trimtok_cli.generation.plain import generate
+from trimtok_cli.engine.answer import encode, prune
+from trimtok_cli.engine.batch import Encoded
+from trimtok_cli.engine.loops import loop_for, rules_for
+from trimtok_cli.generation.rules import Rules
+from trimtok_cli.generation.types import run
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.prepare.sample import Ask, prepare
+from trimtok_cli.pruners.base import Pruner
 from trimtok_cli.pruners.budget import Budget
 from trimtok_cli.pruners.methods.vtw import VTW, kl_of
 
 
-@torch.inference_mode()
 def withdrawal_kls(adapter: Adapter, samples: Iterable[Sample], ask: Ask) -> dict[int, float]:
     """{K: mean KL over the samples, in nats} for every layer K from 1 on. Raises what a sample
     raises that cannot be read.
     """
     found: dict[int, list[float]] = {layer: [] for layer in range(1, adapter.num_layers)}
+    rules = rules_for(adapter, replace(ask, max_new_tokens=1), stop=False)
     for sample in samples:
-        batch = encode(adapter, [prepare(adapter.preprocessor, sample, ask)])
-        prompt, tokens = batch.prompts[0], batch.tokens[0]
-        (dense,), _ = generate(adapter, [prompt], max_new_tokens=1, stop=False, keep_logits=True)
-        if dense.error:
-            raise dense.error
+        encoded = encode(adapter, [prepare(adapter.preprocessor, sample, ask)])
+        dense = _next_logits(adapter, None, encoded, rules)
         for layer, kls in found.items():
             pruner = VTW(Budget(tokens=1), layer=layer)
-            with RunningStages(
-                adapter.model.get_decoder(), pruner, prompt, tokens, renumber=adapter.renumbers
-            ) as stages:
-                (said,), _ = generate(
-                    adapter, [stages.plain], max_new_tokens=1, stop=False, keep_logits=True
-                )
-            kls.append(float(kl_of(dense.logits[0], said.logits[0])))
+            kls.append(float(kl_of(dense, _next_logits(adapter, pruner, encoded, rules))))
     return {layer: sum(kls) / len(kls) for layer, kls in found.items() if kls}
+
+
+def _next_logits(
+    adapter: Adapter, pruner: Pruner | None, encoded: Sequence[Encoded], rules: Rules
+) -> Tensor:
+    """(V,): logits of the first new token."""
+    loop = loop_for(adapter, pruner, rules, keep_logits=True)
+    (finished,) = run(loop, prune(adapter, pruner, encoded))
+    if finished.error:
+        raise finished.error
+    return finished.generated.logits[0]

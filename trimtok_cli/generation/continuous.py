@@ -1,10 +1,8 @@
-"""The token loop for many prompts: as an answer ends, a waiting prompt takes its slot (continuous
-batching).
+"""The continuous loop: as an answer ends, a waiting prompt takes its slot (continuous batching).
 
-Prompts are prefilled together, up to a number of tokens, left-padded as in `decoding.generate`;
-from then on each answer is a slot of a static cache, wherever it stands in its text. Slots in use
-are always the first ones. Greedy or sampled, the tokens are those of `generate`, which is its
-oracle. Knows no pruner and no image.
+Prompts are prefilled together, up to a number of tokens, left-padded as in `plain.generate`; from
+then on each answer is a slot of a static cache, wherever it stands in its text. Greedy or sampled,
+the tokens are those of `generate`, which is its oracle. Knows no pruner and no image.
 """
 
 import logging
@@ -12,35 +10,29 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trimtok_cli.data import Sampling
+from trimtok_cli.data import Seconds
 from trimtok_cli.device import Clock, forget_frames, out_of_memory, release
 from trimtok_cli.errors import ModelError
-from trimtok_cli.generation.capacity import PREFILL_TOKENS, likely_length, rows_for
+from trimtok_cli.generation.capacity import PREFILL_TOKENS, batch_limit_for
 from trimtok_cli.generation.choosing import Chooser
-from trimtok_cli.generation.cuda_graphs import Graphs
-from trimtok_cli.generation.kv_slots import Slots
-from trimtok_cli.generation.padding import pad_left
 from trimtok_cli.generation.rules import Answer, Rules
-from trimtok_cli.generation.types import Done, Generated, Take, Times, apart, done_of, generated
-from trimtok_cli.models.adapter import Adapter
+from trimtok_cli.generation.slot_steps import SlotSteps
+from trimtok_cli.generation.types import Finished, Generated, LanguageModel
 from trimtok_cli.tokens import Prompt
 
 log = logging.getLogger("trimtok")
 
 REFILL = 4  # a quarter of the slots must be free before the answers under way wait for a prefill
-
-# new tokens that a slot is made for; a longer answer makes its own room, for few are as long as
-# they may be
+# New tokens that a slot is made for; a longer answer makes its own room, for few are as long as
+# they may be.
 AT_ONCE = 512
-
 # CUDA: so many steps are launched before the host looks at their tokens; elsewhere looking costs
-# nothing
+# nothing.
 BLOCK = 4
 
 
@@ -48,17 +40,24 @@ BLOCK = 4
 class _Row:
     """One answer under way. Its slot is its place in the list of those."""
 
-    key: Any
-    prompt: Prompt
+    request: Any
     answer: Answer
     logits: list[Tensor] = field(default_factory=list)
     prefill: float = 0.0
     decode: float = 0.0
-    beside: int = 1
+    peak_batch: int = 1
+
+    @property
+    def prompt(self) -> Prompt:
+        return self.request.prompt
 
     @property
     def finish(self) -> str:
         return self.answer.finish
+
+    @property
+    def seconds(self) -> Seconds:
+        return Seconds(prefill=self.prefill, decode=self.decode)
 
     @property
     def length(self) -> int:
@@ -73,179 +72,146 @@ class _Row:
         return self.answer.limit - len(self.answer.ids)
 
 
-def longest_of(rows: Sequence[_Row]) -> int:
-    return max((len(row.prompt) for row in rows), default=0)
-
-
 class Continuous:
-    """At most `rows` answers at a time; None takes as many as memory allows, once the first prompt
-    shows what one takes.
+    """At most `batch_limit` answers at a time; None takes as many as memory allows, once the first
+    prompt shows what one takes.
 
-    Kept over a whole run: the cache and a device's recorded steps live here. `rows` shrinks for
-    good when memory runs out.
+    Kept over a whole run: the cache and a device's recorded steps live here. `batch_limit` shrinks
+    for good when memory runs out.
     """
 
     def __init__(
         self,
-        adapter: Adapter,
+        model: LanguageModel,
+        rules: Rules,
         *,
-        rows: int | None = 1,
-        max_new_tokens: int | None = None,
-        sampling: Sampling | None = None,
-        stop: bool = True,
+        batch_limit: int | None = 1,
         keep_logits: bool = False,
         prefill_tokens: int = PREFILL_TOKENS,
     ) -> None:
-        self.adapter, self.rows, self.keep_logits, self.prefill_tokens = (
-            adapter,
-            rows,
-            keep_logits,
-            prefill_tokens,
-        )
-        self.rules = Rules(adapter, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
-        self.chooser = Chooser(self.rules)
-        self.block = BLOCK if adapter.device.type == "cuda" else 1
-        self.config = adapter.model.get_decoder().config
-        self.slots = Slots(self.config.num_hidden_layers, adapter.device)
-        self.graphs = Graphs(adapter.device)
+        self.model, self.rules, self.batch_limit = model, rules, batch_limit
+        self.keep_logits, self.prefill_tokens = keep_logits, prefill_tokens
+        self.chooser = Chooser(rules)
+        self.block = BLOCK if model.device.type == "cuda" else 1
+        self.steps = SlotSteps(model)
         self.active: list[_Row] = []
-        self.careful = 0  # so many prompts still to be run alone, since one of them broke a batch
-        self.ids = torch.zeros(0, dtype=torch.long, device=adapter.device)
-        self.positions = self.ids
+        self.waiting: deque[_Row] = deque()
+        self.refused: list[Finished] = []
+        # So many prompts are still to be run alone, since one of them broke a batch.
+        self.singly = 0
 
-    def run(self, take: Take) -> Iterator[Done]:
-        """Answers as they end."""
-        again: deque[_Row] = deque()
-        dry = False
-        while True:
-            free = self._room() - len(self.active)
-            if free > 0 and (not self.active or free * REFILL >= self._room()):
-                fresh = [again.popleft() for _ in range(min(free, len(again)))]
-                if not fresh and not dry and not self.careful:
-                    taken = take(free)
-                    prompts, lost = apart(taken, self.rules)
-                    yield from lost
-                    dry, fresh = not taken, [self._row(key, prompt) for key, prompt in prompts]
-                # Room is made once for all of them: a cache that grows is there twice while it is
-                # copied.
-                admit = partial(
-                    self._admit, count=len(self.active) + len(fresh), longest=longest_of(fresh)
-                )
-                for group in self._groups(fresh):
-                    yield from self._attempt(admit, group, again)
-            if self.active:
-                yield from self._attempt(self._advance, self.active, again)
-            elif dry and not again:
-                return
+    @property
+    def busy(self) -> bool:
+        return bool(self.active or self.waiting or self.refused)
 
-    def batch(self, prompts: Sequence[Prompt]) -> tuple[list[Generated], Times]:
-        """One batch that begins together, answers in order, and the times of the whole of it.
-        Raises what any of it ends in.
+    def room(self) -> int:
+        """0 as well while what broke is run again, and while too few slots are free for a prefill
+        to be worth the wait of the answers under way.
         """
-        self.rows, left = len(prompts), iter(enumerate(prompts))
-        done = sorted(self.run(lambda count: list(islice(left, count))), key=lambda each: each.key)
-        for each in done:
-            if each.error:
-                raise each.error
-        if self.rows < len(prompts):
-            raise torch.OutOfMemoryError(f"{len(prompts)} answers at a time do not fit")
-        times = Times(
-            sum(each.times.prefill for each in done), sum(each.times.decode for each in done)
-        )
-        return [each.said for each in done], times
+        return 0 if self.waiting or (self.singly and self.active) else self._free()
 
-    def _room(self) -> int:
-        if self.careful:
-            return 1
-        return 1 if self.rows is None else self.rows  # the first prompt alone says what one takes
+    def add(self, requests: Sequence[Any]) -> None:
+        for request in requests:
+            if error := self.rules.refusal(request.prompt):
+                self.refused.append(Finished(request, None, error=error))
+            else:
+                self.waiting.append(self._row(request))
 
-    def _row(self, key: Any, prompt: Prompt) -> _Row:
-        if self.rows is None:
-            self.rows = rows_for(
-                self.adapter, len(prompt), likely_length(self.adapter, self.rules, prompt)
-            )
-        return _Row(key, prompt, self.rules.answer(prompt))
+    def step(self) -> list[Finished]:
+        """A prefill of what waits, if it fits, and a block of tokens for all that is under way."""
+        finished, self.refused = self.refused, []
+        fresh = [self.waiting.popleft() for _ in range(min(self._free(), len(self.waiting)))]
+        # Room is made once for all of them: a cache that grows is there twice while it is copied.
+        longest = max((len(row.prompt) for row in fresh), default=0)
+        admit = partial(self._admit, slots=len(self.active) + len(fresh), longest=longest)
+        for group in self._groups(fresh):
+            finished += self._attempt(admit, group)
+        if self.active:
+            finished += self._attempt(self._advance, self.active)
+        return finished
+
+    def _free(self) -> int:
+        """KVSlots that a prefill may fill now."""
+        # The first prompt alone says what one takes.
+        limit = 1 if self.singly or self.batch_limit is None else self.batch_limit
+        free = limit - len(self.active)
+        return max(free, 0) if not self.active or free * REFILL >= limit else 0
+
+    def _row(self, request: Any) -> _Row:
+        if self.batch_limit is None:
+            self.batch_limit = batch_limit_for(self.model, self.rules, request.prompt)
+        return _Row(request, self.rules.answer(request.prompt))
 
     def _groups(self, rows: list[_Row]) -> Iterator[list[_Row]]:
         """Prompts of like length together, so many that their padded tokens stay within bounds."""
         rows = sorted(rows, key=lambda row: len(row.prompt))
         while rows:
-            count = next(
-                (
-                    n
-                    for n in range(1, len(rows))
-                    if (n + 1) * len(rows[n].prompt) > self.prefill_tokens
-                ),
-                len(rows),
-            )
+            count = 1
+            while (
+                count < len(rows) and (count + 1) * len(rows[count].prompt) <= self.prefill_tokens
+            ):
+                count += 1
             yield rows[:count]
             rows = rows[count:]
 
     def _attempt(
-        self, step: Callable[[list[_Row]], list[_Row]], rows: list[_Row], again: deque[_Row]
-    ) -> Iterator[Done]:
-        """A step, and the answers that it ends. Where it breaks, everything under way is run again:
-        fewer at a time where memory ran out, one by one where anything else happened, so that no
-        prompt takes others along.
+        self, step: Callable[[list[_Row]], list[_Row]], rows: list[_Row]
+    ) -> list[Finished]:
+        """A step, and the answers that it ends. Where it breaks, everything under way waits to be
+        run again: fewer at a time where memory ran out, one by one where anything else happened, so
+        that no prompt takes others along.
         """
         try:
-            ended = step(rows)
+            return [self._finished(row) for row in step(rows)]
         except ModelError:
             raise
         except Exception as error:
             failed = forget_frames(error)
-        else:
-            yield from map(self._done, ended)
-            return
+        # Behind the handler, where the failed step's tensors are not held any more.
         under_way = set(map(id, self.active))
         broken = [*self.active, *(row for row in rows if id(row) not in under_way)]
         log.debug("a step of %d answers broke and is run again", len(broken), exc_info=failed)
         self.active = []
         self.chooser.clear()
-        self.slots.clear()
-        self.graphs.clear()
-        release(self.adapter.device)
+        self.steps.clear()
+        release(self.model.device)
         if len(broken) == 1:
-            self.careful = max(self.careful - 1, 0)
-            yield Done(broken[0].key, None, Times(broken[0].prefill, broken[0].decode), 1, failed)
-            return
-        again.extendleft(self._row(row.key, row.prompt) for row in reversed(broken))
+            self.singly = max(self.singly - 1, 0)
+            return [Finished(broken[0].request, None, broken[0].seconds, error=failed)]
+        self.waiting.extendleft(self._row(row.request) for row in reversed(broken))
         if out_of_memory(failed):
-            self.rows = max(1, len(broken) // 2)
+            self.batch_limit = max(1, len(broken) // 2)
         else:
-            self.careful = len(broken)
+            self.singly = len(broken)
+        return []
 
-    def _done(self, row: _Row) -> Done:
-        self.careful = max(self.careful - 1, 0)
-        logits = torch.stack(row.logits) if row.logits else None
-        return done_of(
-            row.key, generated(row.answer, logits), Times(row.prefill, row.decode), row.beside
-        )
+    def _finished(self, row: _Row) -> Finished:
+        self.singly = max(self.singly - 1, 0)
+        generated = Generated.of(row.answer, torch.stack(row.logits) if row.logits else None)
+        return Finished.of(row.request, generated, row.seconds, row.peak_batch)
 
     @torch.inference_mode()
-    def _admit(self, rows: list[_Row], *, count: int, longest: int) -> list[_Row]:
-        """Prefill, into the slots behind those in use; the answers that end with their first token.
+    def _admit(self, rows: list[_Row], *, slots: int, longest: int) -> list[_Row]:
+        """Prefills `rows`, into the slots behind those in use; returns the answers that end with
+        their first token.
 
-        count, longest: for so many slots, and prompts of so many tokens, there must be room.
+        Room is reserved for `slots` slots and prompts of `longest` tokens.
         """
-        clock, prompts, first = (
-            Clock(self.adapter.device),
-            [row.prompt for row in rows],
-            len(self.active),
-        )
-        embeds, mask, positions = pad_left(prompts)
+        clock, first = Clock(self.model.device), len(self.active)
         new_tokens = min(max(row.answer.limit for row in rows), AT_ONCE)
-        self._reserve(max(count, first + len(rows)), longest + new_tokens + self.block, positions)
-        with self.slots.filling(first, [len(prompt) for prompt in prompts]):
-            logits = self.adapter.forward(embeds, mask, positions, self.slots, prompts)
+        logits = self.steps.prefill(
+            first,
+            [row.prompt for row in rows],
+            slots=max(slots, first + len(rows)),
+            length=longest + new_tokens + self.block,
+        )
         self.chooser.admit([row.answer for row in rows])
         chosen = self.chooser(logits, first)
-        self.ids[first : first + len(rows)] = chosen.clamp(min=0)
-        self.positions[..., first : first + len(rows), :] = positions[..., -1:] + 1
+        self.steps.take(first, chosen)
         self.active += rows
         self._note([chosen], [logits], rows)
         for row in self.active:
-            row.beside = max(row.beside, len(self.active))
+            row.peak_batch = max(row.peak_batch, len(self.active))
         seconds = clock.mark()
         for row in rows:
             row.prefill = seconds / len(rows)
@@ -253,67 +219,23 @@ class Continuous:
 
     @torch.inference_mode()
     def _advance(self, rows: list[_Row]) -> list[_Row]:
-        """A block of steps for all answers under way; those that end in it."""
-        clock, count = Clock(self.adapter.device), len(rows)
-        longest = max(row.length for row in rows)
-        self._make_room(
-            longest + self.block, max(row.length + row.left for row in rows) + self.block
-        )
-        even = longest == min(row.length for row in rows)
+        """A block of tokens for all answers under way; returns those that end in it."""
+        clock, count = Clock(self.model.device), len(rows)
+        lengths = [row.length for row in rows]
+        most = max(row.length + row.left for row in rows)
+        self.steps.make_room(max(lengths) + self.block, most + self.block)
+        even = max(lengths) == min(lengths)
         chosen, logits = [], []
-        for step in range(min(self.block, max(row.left for row in rows))):
-            span = longest + step + 1
-            if self.graphs.used:
-                found = self.graphs(
-                    self._masked_step, count, span, self.slots.rows, self.slots.length
-                )
-            else:
-                found = self._step(count, span, None if even else self._masks(count, span))
+        for number in range(min(self.block, max(row.left for row in rows))):
+            found = self.steps.decode(count, max(lengths) + number + 1, even=even)
             logits.append(found.clone() if self.keep_logits else found)
             chosen.append(self.chooser(logits[-1]))
-            self.ids[:count] = chosen[-1].clamp(min=0)
-            self.positions[..., :count, :] += 1
-            self.slots.lengths[:count] += 1
+            self.steps.advance(count, chosen[-1])
         self._note(chosen, logits, rows)
         seconds = clock.mark()
         for row in rows:
             row.decode += seconds / count
         return self._leave()
-
-    def _masked_step(self, count: int, span: int) -> Tensor:
-        """As a step of slots of unequal length; every number it depends on lies on the device."""
-        return self._step(count, span, self._masks(count, span))
-
-    def _step(self, count: int, span: int, mask: Tensor | dict | None) -> Tensor:
-        """(count, V): one more token for each of the first slots, of which attention sees `span`
-        places.
-        """
-        self.slots.stepping(count, span, even=mask is None)
-        embeds = self.adapter.embed_ids(self.ids[:count, None])
-        return self.adapter.forward(embeds, mask, self.positions[..., :count, :], self.slots)
-
-    def _masks(self, count: int, span: int) -> Tensor | dict[str, Tensor]:
-        """What each slot has written so far, as scores to add, (count, 1, 1, span); by kind of
-        layer where there are several.
-        """
-        ends, places = (
-            self.slots.lengths[:count, None],
-            torch.arange(span, device=self.slots.lengths.device),
-        )
-        window = getattr(self.config, "sliding_window", None)
-        kinds = set(
-            getattr(self.config, "layer_types", None)
-            or ["sliding_attention" if window else "full_attention"]
-        )
-        low = torch.finfo(self.adapter.dtype).min
-        masks = {}
-        for kind in kinds:
-            seen = places <= ends
-            if kind == "sliding_attention":
-                seen &= places > ends - window
-            scores = torch.zeros(count, span, dtype=self.adapter.dtype, device=seen.device)
-            masks[kind] = scores.masked_fill_(~seen, low)[:, None, None]
-        return masks if len(masks) > 1 else next(iter(masks.values()))
 
     def _note(self, chosen: list[Tensor], logits: list[Tensor], rows: list[_Row]) -> None:
         """The tokens of some steps, up to each answer's end; what a row went on to say behind it
@@ -336,38 +258,12 @@ class Continuous:
         ended = [row for row in self.active if row.finish]
         for slot in reversed([i for i, row in enumerate(self.active) if row.finish]):
             if self.active[slot].finish == "error":
-                self.slots.wipe(slot)
+                self.steps.slots.wipe(slot)
             last = self.active.pop()
             self.chooser.remove(slot)
             if slot < len(self.active):
                 self.active[slot] = last
-                self.slots.move(len(self.active), slot, last.length)
-                self.ids[slot] = self.ids[len(self.active)]
-                self.positions[..., slot, :] = self.positions[..., len(self.active), :]
+                self.steps.move(len(self.active), slot, last.length)
         if ended:
-            # a recorded step takes in slots that nobody uses any more: they shall write where every
-            # slot has a place
-            self.slots.lengths[len(self.active) :] = 0
+            self.steps.leave(len(self.active))
         return ended
-
-    def _make_room(self, length: int, most: int) -> None:
-        """For slots of `length` places; where they are too short they double, up to as many as
-        could ever be needed.
-        """
-        if not self.slots.holds(self.slots.rows, length):
-            self._reserve(
-                self.slots.rows, max(length, min(2 * self.slots.length, most)), self.positions
-            )
-
-    def _reserve(self, rows: int, length: int, positions: Tensor) -> None:
-        if self.slots.holds(rows, length):
-            return
-        self.graphs.clear()  # they read the tensors that are made anew here
-        self.slots.reserve(rows, length)
-        if len(self.ids) < self.slots.rows:
-            more = self.slots.rows - len(self.ids)
-            self.ids = torch.cat([self.ids, self.ids.new_zeros(more)])
-            empty = positions.new_zeros(*positions.shape[:-2], self.slots.rows, 1)
-            if self.positions.dim() > 1:
-                empty[..., : self.positions.shape[-2], :] = self.positions
-            self.positions = empty

@@ -28,7 +28,7 @@ for nothing.
 """
 
 
-class Graphs:
+class CudaGraphs:
     def __init__(self, device: torch.device) -> None:
         self.used = device.type == "cuda"
         self.clear()

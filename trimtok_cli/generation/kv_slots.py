@@ -17,7 +17,7 @@ from transformers.cache_utils import CacheLayerMixin
 GRAIN = 64  # a cache that is too short grows by at least so many places: growing copies it
 
 
-class Slots(Cache):
+class KVSlots(Cache):
     """store (layers, 2, rows, heads, length, head_dim): keys and values. lengths (rows,): where
     each slot's next token goes.
 
@@ -134,7 +134,7 @@ class _Layer(CacheLayerMixin):
     is_sliding = False  # windows are masked; every slot keeps all of its places
     supports_early_init = False
 
-    def __init__(self, owner: Slots, number: int) -> None:
+    def __init__(self, owner: KVSlots, number: int) -> None:
         super().__init__()
         self.owner, self.number = (
             weakref.proxy(owner),

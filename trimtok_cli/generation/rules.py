@@ -20,7 +20,6 @@ from transformers.generation import GenerationMode
 from trimtok_cli.data import COLDEST, Sampling, check_length
 from trimtok_cli.errors import ModelError, SampleError
 from trimtok_cli.generation.seeds import mixed
-from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.tokens import Prompt
 
 NEW_TOKENS = 128  # where neither the user nor the checkpoint says
@@ -96,22 +95,26 @@ class Answer:
 class Rules:
     """The generation settings of a run. ModelError for what cannot be followed.
 
+    network: the model as transformers has it. name: the checkpoint's, for sentences.
     stop False ignores end tokens, for measuring, and with them the checkpoint's settings unless
     `sampling` is given.
     """
 
     def __init__(
         self,
-        adapter: Adapter,
+        network: Any,
+        tokenizer: Any,
         *,
+        name: str,
+        end_ids: Sequence[int],
         max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
         stop: bool = True,
     ) -> None:
         check_length(max_new_tokens)
-        self.model, self.name, self.device = adapter.model, adapter.name, adapter.device
+        self.model, self.name, self.device = network, name, network.device
         self.sampling, self.said_length = sampling or Sampling(), max_new_tokens
-        self.ends = frozenset(adapter.end_ids if stop else ())
+        self.ends = frozenset(end_ids if stop else ())
         self.dropped: dict[str, Any] = {}  # what --greedy does without
         self.criteria: Sequence[Any] = ()
         self.kinds: tuple[str, ...] = ()
@@ -121,9 +124,9 @@ class Rules:
             return
         try:
             self.config = self._config()
-            self._try(adapter.model.lm_head.weight.shape[0])
+            self._try(network.lm_head.weight.shape[0])
             criteria = self.model._get_stopping_criteria(
-                self.config, StoppingCriteriaList(), adapter.processor.tokenizer
+                self.config, StoppingCriteriaList(), tokenizer
             )
         except ModelError:
             raise
@@ -158,6 +161,14 @@ class Rules:
             else None
         )
         return Answer(self, ids, processors, die, limit)
+
+    def refusal(self, prompt: Prompt) -> SampleError | None:
+        """Why a prompt cannot be answered at all; None where it can."""
+        try:
+            self.limit(prompt)
+        except SampleError as error:
+            return error
+        return None
 
     def limit(self, prompt: Prompt) -> int:
         """The most new tokens behind a prompt: the user's number, then the checkpoint's, then our

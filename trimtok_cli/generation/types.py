@@ -1,19 +1,59 @@
-"""The records of generation."""
+"""What goes through generation, requests in and finished answers out, and what a loop is."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
+from trimtok_cli.data import Seconds
 from trimtok_cli.generation.rules import Answer, Rules
 from trimtok_cli.tokens import Prompt
 
 
+class LanguageModel(Protocol):
+    """All that a loop needs of a model. An Adapter is one."""
+
+    @property
+    def config(self) -> Any:
+        """The decoder's own: its layers, heads, widths, windows and positions."""
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The token ids that end an answer."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def embed_ids(self, ids: Tensor) -> Tensor:
+        """(...,) token ids -> (..., D)."""
+
+    def forward(
+        self,
+        embeds: Tensor,
+        mask: Tensor | dict[str, Tensor] | None,
+        positions: Tensor,
+        cache: Any,
+        prompts: Sequence[Prompt] = (),
+    ) -> Tensor:
+        """(B, S, D) -> logits (B, V) of the last row; fills `cache`. prompts: of a prefill."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt on its way through generation. number: by which whoever asks knows it."""
+
+    prompt: Prompt
+    number: int = 0
+
+
 @dataclass(frozen=True)
 class Generated:
-    """ids without the end token; steps counts it. finish: stop, length or error. logits (steps, V)
-    only where asked for.
+    """ids without the end token; steps counts it. finish: stop, length or error.
+
+    logits (steps, V) only where asked for.
     """
 
     ids: tuple[int, ...]
@@ -22,60 +62,66 @@ class Generated:
     logits: Tensor | None = None
     error: Exception | None = None
 
+    @classmethod
+    def of(cls, answer: Answer, logits: Tensor | None = None) -> "Generated":
+        """What an answer came to. What it went on to say beside its batch does not count."""
+        steps = len(answer.ids)
+        logits = None if logits is None else logits[:steps]
+        return cls(answer.said, steps, answer.finish, logits, answer.error)
+
 
 @dataclass(frozen=True)
-class Times:
-    prefill: float
-    decode: float
+class Finished:
+    """A request that has ended: its tokens, or the error it raised when run by itself.
 
-
-@dataclass(frozen=True)
-class Done:
-    """One answer, or the error that a prompt ends in even alone. beside: the most answers that ran
-    with it, itself counted.
+    seconds: its share of prefill and decode. peak_batch: the most answers that were under way with
+    it, itself counted.
     """
 
-    key: Any
-    said: Generated | None
-    times: Times
-    beside: int
+    request: Any
+    generated: Generated | None
+    seconds: Seconds = field(default_factory=Seconds)
+    peak_batch: int = 1
     error: Exception | None = None
 
-
-Take = Callable[[int], Sequence[tuple[Any, Prompt | Exception]]]
-
-"""take(count) hands over up to `count` prompts, each with a key to know it by, or what became of
-one instead; none at the end.
-"""
-
-
-def apart(
-    taken: Sequence[tuple[Any, Prompt | Exception]], rules: Rules | None = None
-) -> tuple[list[tuple[Any, Prompt]], list[Done]]:
-    """The prompts, and those that are lost already, or by `rules` leave no room for an answer."""
-    prompts, lost = [], []
-    for key, found in taken:
-        try:
-            if isinstance(found, Exception):
-                raise found
-            if rules is not None:
-                rules.limit(found)
-            prompts.append((key, found))
-        except Exception as error:
-            lost.append(Done(key, None, Times(0.0, 0.0), 1, error))
-    return prompts, lost
+    @classmethod
+    def of(
+        cls, request: Any, generated: Generated, seconds: Seconds, peak_batch: int
+    ) -> "Finished":
+        """An answer whose scores are no numbers is an error, and no answer."""
+        if generated.error:
+            return cls(request, None, seconds, peak_batch, generated.error)
+        return cls(request, generated, seconds, peak_batch)
 
 
-def done_of(key: Any, said: Generated, times: Times, beside: int) -> Done:
-    """What became of a prompt: its answer, or what kept it from one."""
-    return Done(key, None if said.error else said, times, beside, said.error)
+class Loop(Protocol):
+    """Requests under way: plain, continuous, inside the decoder, or an engine outside this package.
 
-
-def generated(answer: Answer, logits: Tensor | None = None) -> Generated:
-    """logits: (at least so many steps, V); what a finished answer went on to say beside its batch
-    does not count.
+    A request is any object with a `prompt`; it comes back as it was in its `Finished`.
     """
-    steps = len(answer.ids)
-    return Generated(
-        answer.said, steps, answer.finish, None if logits is None else logits[:steps], answer.error
-    )
+
+    rules: Rules
+
+    def room(self) -> int:
+        """How many requests it would admit now."""
+
+    def add(self, requests: Sequence[Any]) -> None:
+        """Takes requests, at most as many as there is room for."""
+
+    def step(self) -> list[Finished]:
+        """A prefill or a block of tokens, and what ended in it. ModelError ends the run."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is under way."""
+
+
+def run(loop: Loop, requests: Iterable[Any]) -> Iterator[Finished]:
+    """Every request through a loop, each handed over as it ends."""
+    left = iter(requests)
+    while True:
+        if room := loop.room():
+            loop.add(list(islice(left, room)))
+        if not loop.busy:
+            return
+        yield from loop.step()

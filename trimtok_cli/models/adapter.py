@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 from PIL import Image
@@ -115,6 +116,11 @@ class Adapter(ABC):
     @cached_property
     def cache_argument(self) -> str:
         return cache_argument(self.model.get_decoder().forward)
+
+    @property
+    def config(self) -> Any:
+        """The decoder's own configuration."""
+        return self.model.get_decoder().config
 
     @property
     def num_layers(self) -> int:

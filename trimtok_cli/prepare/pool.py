@@ -18,10 +18,10 @@ from dataclasses import replace
 from queue import LifoQueue
 
 from trimtok_cli.child_process import Child, Ended
-from trimtok_cli.data import Sample
+from trimtok_cli.data import Failed, Sample
 from trimtok_cli.errors import ModelError, SampleError, sentence
 from trimtok_cli.models.preprocessor import Preprocessor
-from trimtok_cli.prepare.sample import Ask, Failed, Prepared, attempt, overdue
+from trimtok_cli.prepare.sample import Ask, Prepared, attempt, overdue
 from trimtok_cli.prepare.worker import packed
 
 AHEAD = (

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from trimtok_cli.data import Media, Sample, Sampling, Seconds, check_length
+from trimtok_cli.data import Failed, Media, Sample, Sampling, Seconds, check_length
 from trimtok_cli.device import Clock, out_of_memory
 from trimtok_cli.errors import ModelError, SampleError, sentence
 from trimtok_cli.limits import TimeUp, within
@@ -49,6 +49,10 @@ class Ask:
     decode: str = "continuous"
     timeout: float = 120.0
 
+    def question(self, sample: Sample) -> str:
+        """A sample's own question, else the one of the run."""
+        return self.prompt if sample.question is None else sample.question
+
     def limit(self, sample: Sample) -> float:
         """Seconds until this sample fails."""
         return self.timeout + (self.frames.timeout if sample.video is not None else 0)
@@ -69,14 +73,7 @@ class Prepared:
     media: tuple[Media, ...]
     seconds: Seconds
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A sample that could not be prepared, and the sentence that its row is given."""
-
-    sample: Sample
-    error: SampleError
+    number: int = 0
 
 
 def attempt(preprocessor: Preprocessor, sample: Sample, ask: Ask) -> Prepared | Failed:
@@ -124,7 +121,7 @@ def _prepare(preprocessor: Preprocessor, sample: Sample, ask: Ask) -> Prepared:
     clock = Clock(torch.device("cpu"))
     loaded = _images(sample.images, ask.max_pixels)
     clip = load_video(sample.video, ask.frames) if sample.video is not None else None
-    load, question = clock.mark(), ask.prompt if sample.question is None else sample.question
+    load, question = clock.mark(), ask.question(sample)
     pictures, as_frames = [image for image, _ in loaded], ask.video_as == "frames"
     if clip is not None:
         clip = replace(clip, frames=tuple(shrunk(frame, ask.max_pixels) for frame in clip.frames))

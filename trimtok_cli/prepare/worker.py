@@ -17,8 +17,9 @@ from typing import Any, BinaryIO
 
 import torch
 
+from trimtok_cli.data import Failed
 from trimtok_cli.errors import ModelError, SampleError, sentence
-from trimtok_cli.prepare.sample import Failed, attempt
+from trimtok_cli.prepare.sample import attempt
 
 
 def packed(value: Any) -> bytes:

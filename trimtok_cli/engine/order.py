@@ -1,0 +1,38 @@
+"""The order of a run: a number and a seed for each sample, and results in that order."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from trimtok_cli.data import Failed, Result
+from trimtok_cli.generation.seeds import Lots
+from trimtok_cli.prepare.sample import Ask, Prepared
+
+
+def numbered(
+    prepared: Iterable[Prepared | Failed], ask: Ask, *, seeds: bool = True
+) -> Iterator[Prepared | Failed]:
+    """Each with its number, and with a seed of its own that hangs on what is asked.
+
+    seeds: without them nothing is kept of what was asked before.
+    """
+    lots = Lots()
+    for number, each in enumerate(prepared):
+        if seeds and isinstance(each, Prepared):
+            each = replace(each, seed=lots.number(each.sample.names, ask.question(each.sample)))
+        yield replace(each, number=number)
+
+
+class InOrder:
+    """Results end in any order; each waits here for those before it."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[int, Result] = {}
+        self.next = 0
+
+    def put(self, number: int, result: Result) -> None:
+        self.waiting[number] = result
+
+    def due(self) -> Iterator[Result]:
+        while self.next in self.waiting:
+            yield self.waiting.pop(self.next)
+            self.next += 1

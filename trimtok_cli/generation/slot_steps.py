@@ -1,0 +1,123 @@
+"""Prefills into KV slots and decode steps over them: the device's side of the continuous loop.
+
+The tensors that a step reads stay where they are, so that a step can be recorded. Slots in use are
+always the first ones. Knows no answer's end and no sampling.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trimtok_cli.generation.cuda_graphs import CudaGraphs
+from trimtok_cli.generation.kv_slots import KVSlots
+from trimtok_cli.generation.padding import pad_left
+from trimtok_cli.generation.types import LanguageModel
+from trimtok_cli.tokens import Prompt
+
+
+class SlotSteps:
+    """The cache, a device's recorded steps, and of each slot its last token's id and position."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.model = model
+        self.slots = KVSlots(model.config.num_hidden_layers, model.device)
+        self.graphs = CudaGraphs(model.device)
+        self.ids = torch.zeros(0, dtype=torch.long, device=model.device)
+        self.positions = self.ids
+
+    def clear(self) -> None:
+        """Gives the cache's memory back, and forgets the recordings that read it."""
+        self.slots.clear()
+        self.graphs.clear()
+
+    def prefill(self, first: int, prompts: Sequence[Prompt], *, slots: int, length: int) -> Tensor:
+        """(B, V): logits behind each prompt, its keys in the slots from `first` on.
+
+        There is room for `slots` slots of `length` places afterwards.
+        """
+        embeds, mask, positions = pad_left(prompts)
+        self._reserve(slots, length, positions)
+        with self.slots.filling(first, [len(prompt) for prompt in prompts]):
+            logits = self.model.forward(embeds, mask, positions, self.slots, prompts)
+        self.positions[..., first : first + len(prompts), :] = positions[..., -1:] + 1
+        return logits
+
+    def take(self, first: int, chosen: Tensor) -> None:
+        """The next tokens (B,) of the slots from `first` on; a negative one is none."""
+        self.ids[first : first + len(chosen)] = chosen.clamp(min=0)
+
+    def decode(self, count: int, span: int, *, even: bool) -> Tensor:
+        """(count, V): one more token for each of the first slots, of which attention sees `span`
+        places. even: the slots are all of one length.
+        """
+        if self.graphs.used:
+            step, slots = self._masked_step, self.slots
+            return self.graphs(step, count, span, slots.rows, slots.length)
+        return self._step(count, span, None if even else self._masks(count, span))
+
+    def advance(self, count: int, chosen: Tensor) -> None:
+        """Behind a step: its tokens are what the next one reads, a place further on."""
+        self.take(0, chosen)
+        self.positions[..., :count, :] += 1
+        self.slots.lengths[:count] += 1
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """What lies in slot `source`, `length` places, now lies in slot `target`."""
+        self.slots.move(source, target, length)
+        self.ids[target] = self.ids[source]
+        self.positions[..., target, :] = self.positions[..., source, :]
+
+    def leave(self, in_use: int) -> None:
+        """KVSlots from `in_use` on are free. A recorded step takes them in all the same, and they
+        write where every slot has a place.
+        """
+        self.slots.lengths[in_use:] = 0
+
+    def make_room(self, length: int, most: int) -> None:
+        """For slots of `length` places; where they are too short they double, up to as many as
+        could ever be needed.
+        """
+        if not self.slots.holds(self.slots.rows, length):
+            doubled = min(2 * self.slots.length, most)
+            self._reserve(self.slots.rows, max(length, doubled), self.positions)
+
+    def _reserve(self, rows: int, length: int, positions: Tensor) -> None:
+        if self.slots.holds(rows, length):
+            return
+        self.graphs.clear()  # they read the tensors that are made anew here
+        self.slots.reserve(rows, length)
+        if len(self.ids) < self.slots.rows:
+            more = self.slots.rows - len(self.ids)
+            self.ids = torch.cat([self.ids, self.ids.new_zeros(more)])
+            empty = positions.new_zeros(*positions.shape[:-2], self.slots.rows, 1)
+            if self.positions.dim() > 1:
+                empty[..., : self.positions.shape[-2], :] = self.positions
+            self.positions = empty
+
+    def _masked_step(self, count: int, span: int) -> Tensor:
+        """As a step of slots of unequal length; every number it depends on lies on the device."""
+        return self._step(count, span, self._masks(count, span))
+
+    def _step(self, count: int, span: int, mask: Tensor | dict[str, Tensor] | None) -> Tensor:
+        self.slots.stepping(count, span, even=mask is None)
+        embeds = self.model.embed_ids(self.ids[:count, None])
+        return self.model.forward(embeds, mask, self.positions[..., :count, :], self.slots)
+
+    def _masks(self, count: int, span: int) -> Tensor | dict[str, Tensor]:
+        """What each slot has written so far, as scores to add, (count, 1, 1, span); by kind of
+        layer where there are several.
+        """
+        config, ends = self.model.config, self.slots.lengths[:count, None]
+        places = torch.arange(span, device=ends.device)
+        window = getattr(config, "sliding_window", None)
+        usual = ["sliding_attention" if window else "full_attention"]
+        low = torch.finfo(self.model.dtype).min
+        masks = {}
+        for kind in set(getattr(config, "layer_types", None) or usual):
+            seen = places <= ends
+            if kind == "sliding_attention":
+                seen &= places > ends - window
+            scores = torch.zeros(count, span, dtype=self.model.dtype, device=seen.device)
+            masks[kind] = scores.masked_fill_(~seen, low)[:, None, None]
+        return masks if len(masks) > 1 else next(iter(masks.values()))
