@@ -76,6 +76,11 @@ class Setting:
     seed: int = 0
     params: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
+    @classmethod
+    def of(cls, pruner: Any) -> "Setting":
+        """The setting of a pruner; dense of None."""
+        return cls() if pruner is None else pruner.setting
+
     @property
     def name(self) -> str:
         """A label that tells any two settings apart, such as `trimtokenator@64 pool=0.9`."""

@@ -63,8 +63,8 @@ def test_caption_writes_a_record_an_image_in_order_and_a_manifest(llava_folder, 
         assert 1 <= meta["usage"]["completion_tokens"] <= 3
         assert set(meta["timing_ms"]) == {
             "load",
-            "preprocess",
-            "vision",
+            "prepare",
+            "encode",
             "prune",
             "prefill",
             "decode",
@@ -221,7 +221,7 @@ def test_compare_writes_records_and_a_page(llava_folder, pictures):
         assert [r["method"] for r in row["runs"]] == ["dense", "trimtokenator", "trimtokenator"]
         assert [len(r["kept_tokens"]) for r in row["runs"]] == [36, 3, 9]
         assert row["runs"][0]["identical_to_dense"] is True
-        assert len({r["metadata"]["timing_ms"]["vision"] for r in row["runs"]}) == 1, (
+        assert len({r["metadata"]["timing_ms"]["encode"] for r in row["runs"]}) == 1, (
             "the tower ran once"
         )
     page = Path("cmp/compare.html").read_text()

@@ -77,12 +77,12 @@ def start():
     fake("trimtok_cli.engine.stream", answer_all=answer_all)
     fake("trimtok_cli.engine.prompt_stage", check_method=lambda *_: None)
     run.load, run.describe, run.generation = load, lambda _: {}, lambda *_: {}
-    write = run.write_run
-    def write_run(*given, **facts):
-        if not facts["interrupted"]:
+    write = run.Manifest.write
+    def noted(manifest):
+        if not manifest.interrupted:
             at("the last line", 0.5)
-        write(*given, **facts)
-    run.write_run = write_run
+        write(manifest)
+    run.Manifest.write = noted
     from trimtok_cli.cli import app
     try:
         app()

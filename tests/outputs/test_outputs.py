@@ -22,8 +22,8 @@ from trimtok_cli.commands import run as run_command
 from trimtok_cli.errors import TrimtokError, UsageError
 from trimtok_cli.outputs import destination as places
 from trimtok_cli.outputs import whole_files as whole
-from trimtok_cli.outputs.answers_file import Output
 from trimtok_cli.outputs.destination import claimed
+from trimtok_cli.outputs.line_file import LineFile
 from trimtok_cli.outputs.lock import Busy, Lock
 
 SHORT = ["--max-new-tokens", 1]
@@ -470,7 +470,7 @@ def test_what_told_of_the_old_answers_goes_when_they_go():
         Path(name).write_text("old\n")
     place = places.Destination(*map(Path, names))
     seen = []
-    output = Output(
+    output = LineFile(
         place, begin=lambda: seen.append(sorted(path.name for path in Path().glob("a*")))
     )
     assert not seen and all(Path(name).read_text() == "old\n" for name in names)
@@ -536,13 +536,13 @@ def test_a_manifest_that_cannot_be_written_hides_nothing(
 ):
     written = []
 
-    def write_run(path, *_, **facts):
-        written.append(path)
+    def write(manifest):
+        written.append(manifest.destination.manifest)
         if len(written) > 1:
             raise OSError(errno.ENOSPC, "No space left on device")
-        path.write_text("{}")
+        written[0].write_text("{}")
 
-    monkeypatch.setattr(run_command, "write_run", write_run)
+    monkeypatch.setattr(run_command.Manifest, "write", write)
     if fails == "both":
         real = whole.Lines.append
 

@@ -390,7 +390,7 @@ def test_a_setting_without_a_sample_to_compare_shows_no_numbers(answers, tmp_pat
     [("stop", ""), ("length", "1 answer was"), ("length length stop", "2 answers were")],
 )
 def test_what_was_cut_off_is_counted_with_both_of_its_causes(finishes, said):
-    summary = RunSummary()
+    summary = RunSummary(Setting())
     for finish in finishes.split():
         summary.add(Result(Sample("a"), "?", answer="red", finish=finish))
     line = closing_line(summary, "images")

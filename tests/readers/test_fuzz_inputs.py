@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from tests.support.writing import as_written
 from trimtok_cli.data import Result, Sample
 from trimtok_cli.errors import UsageError
 from trimtok_cli.media.kinds import head_kind, media_kind
-from trimtok_cli.outputs.record import writable
 from trimtok_cli.readers import read_any
 from trimtok_cli.readers.paths import read_images
 from trimtok_cli.readers.questions import read_questions
@@ -120,7 +120,7 @@ def samples(call, *args, **options):
             isinstance(sample.id, float) and not math.isfinite(sample.id)
         )
         assert not sample.problem or not sample.images
-        _, line = writable(
+        _, line = as_written(
             Result(sample, sample.question or "", error=sample.problem), model="m", run="r"
         )
         assert json.loads(line)
@@ -291,7 +291,7 @@ def test_a_question_file_that_changes_is_never_taken_for_the_one_that_was_counte
     question=TEXTS,
 )
 def test_any_result_is_one_line_of_json(extra, key, names, question):
-    result, line = writable(
+    result, line = as_written(
         Result(Sample(key, names=tuple(names), extra=extra), question, answer=question),
         model="m",
         run="r",

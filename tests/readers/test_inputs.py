@@ -16,11 +16,11 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.conftest import picture
+from tests.support.writing import as_written
 from trimtok_cli.cli import app
 from trimtok_cli.data import Result, Sample
 from trimtok_cli.errors import MediaError, UsageError, sentence
 from trimtok_cli.outputs.jsonl import to_line
-from trimtok_cli.outputs.record import writable
 from trimtok_cli.readers import folders, read_any
 from trimtok_cli.readers import text as text_module
 from trimtok_cli.readers.paths import read_images
@@ -1086,7 +1086,7 @@ def test_a_result_whose_columns_cannot_be_written_has_failed_and_its_row_is_writ
     for _ in range(5000):
         deep = [deep]
     for extra in ({"x": deep}, {"x": {1, 2}}, {("a", "b"): 1}):
-        result, line = writable(
+        result, line = as_written(
             Result(Sample("one", extra=extra), "?", answer="yes", finish="stop"), model="m", run="r"
         )
         row = json.loads(line)
@@ -1112,14 +1112,14 @@ def test_no_number_is_written_that_json_does_not_know_however_deep_it_stands():
 def test_an_answers_id_is_the_uuid_it_was():
     result = Result(Sample("é", names=("a.png",)), "why?")
     wanted = uuid.uuid5(uuid.NAMESPACE_URL, "r/é/['a.png']/why?").hex
-    assert json.loads(writable(result, model="m", run="r")[1])["answer_id"] == wanted
+    assert json.loads(as_written(result, model="m", run="r")[1])["answer_id"] == wanted
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-16"])
 def test_standard_output_is_utf8_whatever_its_encoding_is_called(encoding):
     code = (
         "from trimtok_cli.outputs.whole_files import Printed\nfrom "
-        "trimtok_cli.outputs.record import line_of\nPrinted().append(line_of({'image': "
+        "trimtok_cli.outputs.jsonl import line_of\nPrinted().append(line_of({'image': "
         "'图\\udce9.png'}))"
     )
     done = subprocess.run(

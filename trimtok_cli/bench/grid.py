@@ -22,7 +22,6 @@ from trimtok_cli.bench.roofline import Ceilings, Text, Vision
 from trimtok_cli.bench.spec import Bench, Grid, Task
 from trimtok_cli.data import Sample, Setting
 from trimtok_cli.device import out_of_memory, release, reset_peak
-from trimtok_cli.engine.results import setting_of
 from trimtok_cli.errors import sentence
 from trimtok_cli.generation.types import Loop
 from trimtok_cli.models.adapter import Adapter
@@ -96,7 +95,7 @@ def _measure(
     inputs = filled(known, cell.batch)
     loops = Loops(adapter, decode=cell.decode, new_tokens=cell.new_tokens, batch=cell.batch)
     pairs = [
-        (pruner, _row(adapter, cell, setting_of(pruner)))
+        (pruner, _row(adapter, cell, Setting.of(pruner)))
         for pruner in pruners(cell.task, bench.seed)
     ]
 

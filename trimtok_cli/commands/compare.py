@@ -2,6 +2,7 @@
 
 import statistics
 import time
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,13 +26,13 @@ from trimtok_cli.commands.terminal.exit import guarded
 from trimtok_cli.commands.terminal.progress import FEW, Screen
 from trimtok_cli.commands.terminal.tables import sample_table, summary_table
 from trimtok_cli.config import RunConfig, resolve
-from trimtok_cli.data import Comparison
+from trimtok_cli.data import Comparison, Setting
 from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED
 from trimtok_cli.models.catalog import locate
-from trimtok_cli.outputs.answers_file import Output, finish
-from trimtok_cli.outputs.comparison import comparison_record
+from trimtok_cli.outputs.comparison import ComparisonLines
 from trimtok_cli.outputs.destination import Destination, claimed
-from trimtok_cli.outputs.jsonl import line_of
+from trimtok_cli.outputs.line_file import LineFile, finish
+from trimtok_cli.outputs.manifest import ComparisonSummary, Manifest
 from trimtok_cli.readers import read_any
 from trimtok_cli.readers.source import Source
 
@@ -138,46 +139,49 @@ def run_comparison(
         out, "compare", read, overwrite=overwrite, name="compare.jsonl", page=True
     ) as destination:
         adapter, ask = load(config, screen)
-        most = generation(adapter, ask, config, screen)["max_new_tokens"]["value"]
+        settings = generation(adapter, ask, config, screen)
         check_video(adapter, config)
         from trimtok_cli.evaluation.compare import compare_all
         from trimtok_cli.media.video import load_video
 
         with ending.under_way():
             results = compare_all(adapter, pruners, source.samples, ask)
+            facts = {"run": uuid.uuid4().hex[:12], "command": "compare", "model": describe(adapter)}
             show = verbose or (source.total is not None and source.total <= FEW)
-            load_clip = partial(load_video, rule=ask.frames)
             last = partial(
                 close,
-                most=most,
-                model=describe(adapter),
+                most=settings["max_new_tokens"]["value"],
+                model=facts["model"],
                 destination=destination,
                 screen=screen,
-                load_clip=load_clip,
+                load_clip=partial(load_video, rule=ask.frames),
             )
-            return write_all(results, source.total, destination, config.model, last, screen, show)
+            summary = ComparisonSummary([Setting.of(pruner) for pruner in pruners])
+            manifest = Manifest(destination, config, summary, facts | {"generation": settings})
+            return write_all(results, source.total, manifest, last, screen, show)
 
 
 def write_all(
     results: Iterable[Comparison],
     total: int | None,
-    destination: Destination,
-    model: str,
+    manifest: Manifest,
     last: Callable[[Sequence[Comparison]], None],
     screen: Screen,
     show: bool,
 ) -> int:
-    """Comparisons to the file and the screen as they come, and `last` with all of them; the exit
+    """Comparisons to the files and the screen as they come, and `last` with all of them; the exit
     code.
     """
     comparisons: list[Comparison] = []
     failure = None
-    file = Output(destination)
+    file = LineFile(manifest.destination, begin=manifest.write)
+    writer = ComparisonLines(file, **manifest.names)
     try:
         with screen.track(total):
             for comparison in results:
                 ending.look()
-                file.write(line_of(comparison_record(comparison, model)))
+                writer.write(comparison)
+                manifest.summary.add(comparison)
                 # The page shows the first of them; of the others the summary needs no places, which
                 # are most of the memory.
                 shown = len(comparisons) < PAGE_SAMPLES
@@ -191,13 +195,17 @@ def write_all(
                 elif errors := [result.error for result in comparison.results if result.error]:
                     screen.failure(comparison.sample, errors[0])
                 screen.advance(*comparison.results)
+        manifest.interrupted = False
     except BaseException as error:
         failure = error
         raise
     finally:
-        file.close(failure is not None and not isinstance(failure, KeyboardInterrupt))
-        finish(destination.page, partial(last, comparisons), failure is not None)
-    return EXIT_SOME_FAILED if any(r.error for c in comparisons for r in c.results) else EXIT_OK
+        failed = failure is not None and not isinstance(failure, KeyboardInterrupt)
+        writer.close(failed)
+        finish(manifest.destination.page, partial(last, comparisons), failure is not None)
+        if file.began and (file.count or not failed):
+            finish(manifest.destination.manifest, manifest.write, failure is not None)
+    return EXIT_SOME_FAILED if manifest.summary.failed else EXIT_OK
 
 
 def close(

@@ -5,7 +5,6 @@ manifest at the end.
 import uuid
 from collections.abc import Generator
 from contextlib import closing
-from typing import Any
 
 from trimtok_cli import interrupts as ending
 from trimtok_cli.bounds import flag
@@ -20,13 +19,13 @@ from trimtok_cli.commands.session import (
 )
 from trimtok_cli.commands.terminal.progress import FEW, Screen
 from trimtok_cli.config import RunConfig
-from trimtok_cli.data import Result
+from trimtok_cli.data import Result, Setting
 from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED
 from trimtok_cli.models.catalog import locate
-from trimtok_cli.outputs.answers_file import Output, finish
-from trimtok_cli.outputs.destination import Destination, claimed
-from trimtok_cli.outputs.manifest import RunSummary, write_run
-from trimtok_cli.outputs.record import writable
+from trimtok_cli.outputs.destination import claimed
+from trimtok_cli.outputs.formats import FORMATS
+from trimtok_cli.outputs.line_file import LineFile, finish
+from trimtok_cli.outputs.manifest import Manifest, RunSummary
 from trimtok_cli.readers.source import Source
 
 
@@ -70,51 +69,42 @@ def run(
                 adapter, pruner, source.samples, ask, batch_size=config.rows, workers=workers
             )
             facts |= {"run": uuid.uuid4().hex[:12], "command": command, "model": describe(adapter)}
+            summary = RunSummary(Setting.of(pruner))
+            manifest = Manifest(destination, config, summary, facts)
             show = verbose or (source.total is not None and source.total <= FEW)
-            return write_all(results, source.total, destination, config, facts, screen, show)
+            return write_all(results, source.total, manifest, screen, show)
 
 
 def write_all(
-    results: Generator[Result],
-    total: int | None,
-    destination: Destination,
-    config: RunConfig,
-    facts: dict[str, Any],
-    screen: Screen,
-    show: bool,
+    results: Generator[Result], total: int | None, manifest: Manifest, screen: Screen, show: bool
 ) -> int:
-    """Results to the file, the screen and the manifest, as they come; the exit code. `show`: every
-    answer, not failures alone.
+    """Results to the files and the screen, as they come; the exit code. show: every answer, not
+    failures alone.
     """
-    summary, interrupted, failure = RunSummary(), True, None
-
-    def manifest() -> None:
-        if destination.manifest:
-            write_run(destination.manifest, config, summary, interrupted=interrupted, **facts)
-
-    file = Output(destination, begin=manifest)
+    destination, summary, failure = manifest.destination, manifest.summary, None
+    file = LineFile(destination, begin=manifest.write)
+    writer = FORMATS["jsonl"](file, **manifest.names)
     try:
         with closing(results), screen.track(total):
             for result in results:
                 ending.look()
-                result, line = writable(result, model=config.model, run=facts["run"])
-                file.write(line)
+                result = writer.write(result)
                 summary.add(result)
                 if show or result.error:
                     screen.answer(result)
                 screen.advance(result)
-        interrupted = False
+        manifest.interrupted = False
     except BaseException as error:
         failure = error
         raise
     finally:
         failed = failure is not None and not isinstance(failure, KeyboardInterrupt)
-        file.close(failed)
+        writer.close(failed)
         screen.say(closing_line(summary, screen.noun))
         if file.began and file.count:
             screen.say(f"answers in {destination}", "dim")
         if file.began and (file.count or not failed):
-            finish(destination.manifest, manifest, failure is not None)
+            finish(destination.manifest, manifest.write, failure is not None)
     return EXIT_SOME_FAILED if summary.failed else EXIT_OK
 
 

@@ -46,7 +46,7 @@ def result_of(adapter: Adapter, pruner: Pruner | None, finished: Finished) -> Re
         sample=request.sample,
         question=request.prepared.question,
         answer=adapter.decode(answer.ids),
-        setting=setting_of(pruner),
+        setting=Setting.of(pruner),
         tokens=TokenCounts(
             text=text,
             visual=request.num_visual,
@@ -78,7 +78,7 @@ def failed_result(failed: Failed, pruner: Pruner | None, ask: Ask) -> Result:
     return Result(
         sample=failed.sample,
         question=ask.question(failed.sample),
-        setting=setting_of(pruner),
+        setting=Setting.of(pruner),
         error=NO_MEMORY if memory else sentence(failed.error),
     )
 
@@ -94,7 +94,3 @@ def too_long(adapter: Adapter, pruned: Pruned) -> SampleError | None:
     """The error of a sample whose prompt, pruned, is longer than the model's positions."""
     said = shortage(adapter.num_positions, pruned.positions, visual=len(pruned.prompt.visual))
     return SampleError(said) if said else None
-
-
-def setting_of(pruner: Pruner | None) -> Setting:
-    return Setting() if pruner is None else pruner.setting

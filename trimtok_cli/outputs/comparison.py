@@ -1,16 +1,31 @@
-"""compare.jsonl: one sample answered in several ways, dense first."""
+"""compare.jsonl: a line a sample, answered in several ways, dense first."""
 
 from typing import Any
 
 from trimtok_cli.data import Comparison
+from trimtok_cli.outputs.jsonl import line_of
+from trimtok_cli.outputs.line_file import LineFile
 from trimtok_cli.outputs.record import record
 
 
-def comparison_record(comparison: Comparison, model: str) -> dict[str, Any]:
+class ComparisonLines:
+    """model, run: names that every record repeats."""
+
+    def __init__(self, file: LineFile, *, model: str, run: str) -> None:
+        self.file, self.model, self.run = file, model, run
+
+    def write(self, comparison: Comparison) -> None:
+        self.file.write(line_of(comparison_record(comparison, model=self.model, run=self.run)))
+
+    def close(self, failed: bool) -> None:
+        self.file.close(failed)
+
+
+def comparison_record(comparison: Comparison, *, model: str, run: str) -> dict[str, Any]:
     """One line: the question, the references, and under `runs` a full record for each setting,
     dense first.
     """
-    records = [record(result, model=model, run="compare") for result in comparison.results]
+    records = [record(result, model=model, run=run) for result in comparison.results]
     shared = {key: records[0][key] for key in ("question_id", "image", "prompt")}
     dense = comparison.results[0].answer
     runs = [

@@ -83,7 +83,7 @@ def claimed(
     if it writes nothing.
 
     reads: the files that the run reads; a number is an open file. name: of the answers in a folder;
-    beside them lies run.json, or with `page` a page, or these plots. Raises UsageError where the
+    beside them lies run.json, and with `page` a page, or these plots. Raises UsageError where the
     name says nothing, one of `reads` would be written, something is there and `overwrite` is not
     set, or another run writes there; TrimtokError where the disk does not have it.
     """
@@ -102,7 +102,7 @@ def claimed(
             )
             destination = Destination(
                 answers,
-                None if page or plots else manifest,
+                None if plots else manifest,
                 answers.with_suffix(".html") if page else None,
                 tuple(answers.with_name(plot) for plot in plots),
             )

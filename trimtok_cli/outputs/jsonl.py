@@ -1,8 +1,39 @@
-"""A record as one line of JSON."""
+"""answers.jsonl: one record a line, one line an input, in input order, flushed as it comes."""
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
+
+from trimtok_cli.data import Result
+from trimtok_cli.errors import sentence
+from trimtok_cli.outputs.line_file import LineFile
+from trimtok_cli.outputs.record import record
+
+
+class JsonLines:
+    """The format jsonl. model, run: names that every record repeats."""
+
+    def __init__(self, file: LineFile, *, model: str, run: str) -> None:
+        self.file, self.model, self.run = file, model, run
+
+    def write(self, result: Result) -> Result:
+        """The result as it is written: one whose further columns cannot be written has failed."""
+        result, line = self._line(result)
+        self.file.write(line)
+        return result
+
+    def close(self, failed: bool) -> None:
+        self.file.close(failed)
+
+    def _line(self, result: Result) -> tuple[Result, bytes]:
+        try:
+            return result, line_of(record(result, model=self.model, run=self.run))
+        except Exception as error:
+            problem = f"the row's columns cannot be written ({sentence(error)})"
+        bare = replace(result.sample, extra={})
+        result = replace(result, sample=bare, answer="", finish="error", error=problem)
+        return result, line_of(record(result, model=self.model, run=self.run))
 
 
 def to_line(row: dict[str, Any]) -> str:

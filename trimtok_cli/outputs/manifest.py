@@ -9,23 +9,25 @@ import platform
 import statistics
 import time
 from collections import Counter
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trimtok_cli import __version__
 from trimtok_cli.config import RunConfig
-from trimtok_cli.data import Result, Seconds
+from trimtok_cli.data import Comparison, Result, Seconds, Setting
+from trimtok_cli.outputs.destination import Destination
 from trimtok_cli.outputs.whole_files import write_whole
 
 STAGES = tuple(field.name for field in dataclasses.fields(Seconds))
 
 
 class RunSummary:
-    """Counts and stage times of a run. Times are kept as a list of floats a stage: 56 bytes a
-    sample.
+    """Counts and stage times of a run with one setting. Times are kept as a list of floats a
+    stage: 56 bytes a sample.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
         self.started, self.start = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.perf_counter()
         self.done = self.failed = self.warned = self.visual = self.kept = self.generated = (
             self.peak_bytes
@@ -52,6 +54,9 @@ class RunSummary:
         return time.perf_counter() - self.start
 
     def as_dict(self) -> dict[str, Any]:
+        return {"settings": [self.setting.as_dict()], **self.figures()}
+
+    def figures(self) -> dict[str, Any]:
         seconds = self.seconds
         return {
             "counts": {
@@ -72,19 +77,64 @@ class RunSummary:
         }
 
 
-def write_run(path: Path, config: RunConfig, summary: RunSummary, **facts: Any) -> None:
-    """The manifest, written whole or not at all; `facts` are what only the caller knows: run,
-    command, model, interrupted.
+class ComparisonSummary:
+    """The same of a run with several settings: figures for each of them."""
+
+    def __init__(self, settings: Sequence[Setting]) -> None:
+        self.each = [RunSummary(setting) for setting in settings]
+        self.started = self.each[0].started
+        self.samples = self.failed = 0
+
+    def add(self, comparison: Comparison) -> None:
+        self.samples += 1
+        self.failed += any(result.error for result in comparison.results)
+        for summary, result in zip(self.each, comparison.results, strict=True):
+            summary.add(result)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "counts": {"done": self.samples - self.failed, "failed": self.failed},
+            "settings": [each.setting.as_dict() | each.figures() for each in self.each],
+        }
+
+
+class Manifest:
+    """run.json of one run: written when the run begins, and whole again when it ends.
+
+    facts: run, command, model, and what else only the caller knows. Until `interrupted` is set to
+    False the file says that the run is not over.
     """
-    document = {
-        **facts,
-        "trimtok": __version__,
-        "started": summary.started,
-        "config": dataclasses.asdict(config),
-        "versions": versions(),
-        **summary.as_dict(),
-    }
-    write_whole(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+    def __init__(
+        self,
+        destination: Destination,
+        config: RunConfig,
+        summary: RunSummary | ComparisonSummary,
+        facts: Mapping[str, Any],
+    ) -> None:
+        self.destination, self.config, self.summary = destination, config, summary
+        self.facts, self.interrupted = facts, True
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What every record repeats of it."""
+        return {"model": self.config.model, "run": self.facts["run"]}
+
+    def write(self) -> None:
+        """Whole or not at all; nothing where answers go to standard output."""
+        if self.destination.manifest is None:
+            return
+        document = {
+            "interrupted": self.interrupted,
+            **self.facts,
+            "trimtok": __version__,
+            "started": self.summary.started,
+            "config": dataclasses.asdict(self.config),
+            "versions": versions(),
+            **self.summary.as_dict(),
+        }
+        text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+        write_whole(self.destination.manifest, text)
 
 
 def versions() -> dict[str, str]:

@@ -1,18 +1,16 @@
-"""answers.jsonl: one LLaVA-compatible record per input, in input order, flushed as it comes.
+"""The record of one answer, which LLaVA's own scorers can read.
 
-LLaVA's own scorers read the first keys and ignore the rest; the same keys stand in every line,
-failed or not. Knows no model.
+They read the first keys and ignore the rest; the same keys stand in every record, failed or not.
+Knows no model and no file.
 """
 
 import hashlib
 import uuid
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict
 from typing import Any
 
 from trimtok_cli.data import Media, Result
-from trimtok_cli.errors import sentence
-from trimtok_cli.outputs.jsonl import line_of
 
 FIRST_KEYS = ("question_id", "prompt", "text", "answer_id", "model_id", "image")
 
@@ -24,17 +22,7 @@ def record(result: Result, *, model: str, run: str) -> dict[str, Any]:
     sample, tokens, seconds = result.sample, result.tokens, result.seconds
     media = result.media[0] if result.media else Media()
     names, frames = list(sample.names), sum(len(each.times) or 1 for each in result.media)
-    ms = {
-        name: round(1000 * value, 3)
-        for name, value in (
-            ("load", seconds.load),
-            ("preprocess", seconds.prepare),
-            ("vision", seconds.encode),
-            ("prune", seconds.prune),
-            ("prefill", seconds.prefill),
-            ("decode", seconds.decode),
-        )
-    }
+    ms = {name: round(1000 * value, 3) for name, value in asdict(seconds).items()}
     row: dict[str, Any] = {
         "question_id": sample.id,
         "prompt": result.question,
@@ -81,19 +69,6 @@ def record(result: Result, *, model: str, run: str) -> dict[str, Any]:
     for key, value in sample.extra.items():
         row[key if key not in row else f"input_{key}"] = value
     return row
-
-
-def writable(result: Result, **names: str) -> tuple[Result, bytes]:
-    """The result and its line. Where further columns of the input cannot be written, the result has
-    failed, and says so.
-    """
-    try:
-        return result, line_of(record(result, **names))
-    except Exception as error:
-        bare = replace(result.sample, extra={})
-        problem = f"the row's columns cannot be written ({sentence(error)})"
-        result = replace(result, sample=bare, answer="", finish="error", error=problem)
-        return result, line_of(record(result, **names))
 
 
 def _answer_id(text: str) -> str:

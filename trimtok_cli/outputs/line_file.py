@@ -11,7 +11,7 @@ from trimtok_cli.outputs.destination import Destination
 from trimtok_cli.outputs.whole_files import Lines, Printed, beside, discard
 
 
-class Output:
+class LineFile:
     """Open from the model's loading to the last answer. `begin` writes the manifest of a run that
     is not over.
 
