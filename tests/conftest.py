@@ -30,8 +30,8 @@ ORACLES = {
     "published",
     "stage_masks",
     "stages",
-    "taps",
-    "tower",
+    "tower_signals",
+    "tower_run",
     "user_text",
 }
 

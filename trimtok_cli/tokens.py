@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-class EncoderTap:
+class TowerSignals:
     """What a method may ask of the vision tower besides its output; nothing is computed before it
     is asked for.
 
@@ -33,9 +33,9 @@ class EncoderTap:
     def offers(self, name: str) -> bool:
         return name in self._offers
 
-    def offering(self, **more: Callable[..., Tensor]) -> "EncoderTap":
+    def offering(self, **more: Callable[..., Tensor]) -> "TowerSignals":
         """The same with further offers."""
-        return EncoderTap(**self._offers, **more)
+        return TowerSignals(**self._offers, **more)
 
     def __getattr__(self, name: str) -> Tensor:
         if name.startswith("_") or name not in self._offers:
@@ -64,7 +64,7 @@ class VisualTokens:
     box: Tensor
     frame: Tensor | None = None
     grids: tuple[tuple[int, ...], ...] = ()
-    encoder: EncoderTap = field(default_factory=EncoderTap)
+    signals: TowerSignals = field(default_factory=TowerSignals)
     deepstack: Tensor | None = None
 
     def __len__(self) -> int:

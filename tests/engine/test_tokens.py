@@ -11,7 +11,7 @@ from trimtok_cli.engine.prompt_stage import reduce_prompts
 from trimtok_cli.generation.padding import pad_left
 from trimtok_cli.pruners.base import Pruner, ScoringPruner, Stage, intra_diversity, padded
 from trimtok_cli.pruners.budget import Budget, share_out
-from trimtok_cli.tokens import EncoderTap, Prompt, Selection, VisualTokens
+from trimtok_cli.tokens import Prompt, Selection, TowerSignals, VisualTokens
 
 
 def prompt(mrope: bool = False) -> Prompt:
@@ -213,6 +213,6 @@ def test_padding_and_the_encoder_tap_are_lazy():
     rows, mask = padded([torch.ones(2, 3), torch.ones(1, 3)])
     assert rows.shape == (2, 2, 3) and mask.tolist() == [[True, True], [True, False]]
     calls = []
-    tap = EncoderTap(saliency=lambda: calls.append(1) or torch.arange(3))
+    tap = TowerSignals(saliency=lambda: calls.append(1) or torch.arange(3))
     assert tap.offers("saliency") and not tap.offers("keys") and not calls
     assert tap.saliency is tap.saliency and calls == [1]

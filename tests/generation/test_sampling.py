@@ -20,7 +20,7 @@ from trimtok_cli.errors import UsageError
 from trimtok_cli.evaluation.compare import compare_all
 from trimtok_cli.generation.capacity import likely_length
 from trimtok_cli.generation.continuous import AT_ONCE
-from trimtok_cli.generation.seeds import Lots
+from trimtok_cli.generation.seeds import SampleSeeds
 from trimtok_cli.generation.types import run as run_loop
 from trimtok_cli.prepare.sample import Ask
 from trimtok_cli.pruners.registry import build_pruner
@@ -88,7 +88,7 @@ def test_dense_and_pruned_are_drawn_by_the_same_lots(adapter, pictures):
 
 
 def test_lots_are_of_what_is_asked():
-    lots, again = Lots(), Lots()
+    lots, again = SampleSeeds(), SampleSeeds()
     first = [
         lots.number(names, question)
         for names, question in ((("a",), "x"), (("a",), "y"), (("b",), "x"), (("a",), "x"))

@@ -19,7 +19,7 @@ from trimtok_cli.errors import ModelError
 from trimtok_cli.generation import choosing
 from trimtok_cli.generation.continuous import Continuous
 from trimtok_cli.generation.plain import Plain
-from trimtok_cli.generation.told import described, notes
+from trimtok_cli.generation.settings_report import described, notes
 from trimtok_cli.models.loading import load_model
 from trimtok_cli.pruners.registry import build_pruner
 

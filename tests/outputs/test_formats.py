@@ -1,4 +1,6 @@
-"""Formats are given Results, times have one name in every file, and a comparison says what it ran."""
+"""Formats are given Results, times have one name in every file, and a comparison says what it
+ran.
+"""
 
 import json
 from dataclasses import fields

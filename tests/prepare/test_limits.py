@@ -25,7 +25,7 @@ from trimtok_cli.evaluation.compare import compare_all
 from trimtok_cli.limits import TimeUp, within
 from trimtok_cli.media.frames import FrameRule
 from trimtok_cli.prepare import sample as preparing
-from trimtok_cli.prepare.pool import prepare_ahead
+from trimtok_cli.prepare.pool import prefetch
 from trimtok_cli.prepare.sample import Ask, Prepared
 
 LATE = "it was not read and prepared within"
@@ -138,9 +138,7 @@ def test_without_workers_a_sample_that_takes_too_long_fails_alone(
             preparing, "by_content", lambda sample: sample
         )  # else a picture is no video, whatever it is called
     ask = Ask("What?", frames=FrameRule(timeout=0.1), timeout=0.3)
-    found = list(
-        prepare_ahead(adapter.preprocessor, [Sample(1), Sample(2, **slow), Sample(3)], ask)
-    )
+    found = list(prefetch(adapter.preprocessor, [Sample(1), Sample(2, **slow), Sample(3)], ask))
     assert [type(each) for each in found] == [Prepared, Failed, Prepared]
     assert str(found[1].error).startswith(
         f"{LATE} {ask.timeout + 0.1 * (place == 'load_video'):g} seconds"
@@ -220,7 +218,7 @@ def test_in_a_worker_too_late_too_large_or_not_to_be_sent_is_a_failed_row(adapte
     asked = ["Why?", "endless", "memory", "local", "half", "Why not?"]
     ask = Ask("What?", timeout=6)
     samples = [Sample(i, question=question) for i, question in enumerate(asked)]
-    found = list(prepare_ahead(Hooked(adapter.processor, "hooked"), samples, ask, workers=1))
+    found = list(prefetch(Hooked(adapter.processor, "hooked"), samples, ask, workers=1))
     assert [each.sample for each in found] == samples
     said = {each.sample.question: str(each.error) for each in found if isinstance(each, Failed)}
     assert list(said) == ["endless", "memory", "local"]
@@ -252,13 +250,13 @@ def test_pictures_that_together_would_fill_the_memory_fail_their_row_alone(
         for i, each in enumerate(names)
     ]
     start = time.perf_counter()
-    many, *others = prepare_ahead(adapter.preprocessor, samples, Ask("What?"), workers=workers)
+    many, *others = prefetch(adapter.preprocessor, samples, Ask("What?"), workers=workers)
     assert isinstance(
         many, Failed
     ) and "6 pictures have more than 358,000,000 pixels together" in str(many.error)
     assert all(isinstance(each, Prepared) for each in others) and time.perf_counter() - start < 60
     assert isinstance(
-        next(prepare_ahead(adapter.preprocessor, samples, Ask("What?", max_pixels=10_000))),
+        next(prefetch(adapter.preprocessor, samples, Ask("What?", max_pixels=10_000))),
         Prepared,
     )
 

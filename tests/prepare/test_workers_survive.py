@@ -15,12 +15,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.prepare.test_ahead import gone
+from tests.prepare.test_pool import gone
 from tests.support.light_worker import Light
 from trimtok_cli.child_process import Child, Ended
 from trimtok_cli.data import Sample
 from trimtok_cli.prepare import pool as ahead
-from trimtok_cli.prepare.pool import prepare_ahead
+from trimtok_cli.prepare.pool import prefetch
 from trimtok_cli.prepare.sample import Ask, Failed, Prepared
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +64,7 @@ def questions(*asked: str) -> list[Sample]:
 
 
 def run(samples: list[Sample], workers: int) -> list[Prepared | Failed]:
-    found = list(prepare_ahead(Light(), samples, ASK, workers=workers))
+    found = list(prefetch(Light(), samples, ASK, workers=workers))
     assert [each.sample for each in found] == samples
     return found
 

@@ -19,7 +19,7 @@ from trimtok_cli.pruners.methods.cdpruner import (
     scaled_relevance,
     text_similarity,
 )
-from trimtok_cli.tokens import EncoderTap
+from trimtok_cli.tokens import TowerSignals
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("cdpruner_*.npz"))
 
@@ -212,7 +212,7 @@ def test_no_value_leaves_the_device_in_the_loop():
 
 def with_clip(images: list[torch.Tensor], seed: int):
     similarity = torch.rand(sum(map(len, images)), generator=torch.Generator().manual_seed(seed))
-    return make_stage(images, EncoderTap(relevance=lambda: similarity), seed), similarity
+    return make_stage(images, TowerSignals(relevance=lambda: similarity), seed), similarity
 
 
 def test_the_pruner_keeps_what_every_pruner_owes():
@@ -257,7 +257,8 @@ def test_without_clip_s_text_tower_it_says_what_to_do():
     assert len(CDPruner(Budget(tokens=3), text="llm").select(stage).kept) == 3
     calls = []
     lazy = make_stage(
-        [tokens("random", 9, 8, 0)], EncoderTap(relevance=lambda: calls.append(1) or torch.rand(9))
+        [tokens("random", 9, 8, 0)],
+        TowerSignals(relevance=lambda: calls.append(1) or torch.rand(9)),
     )
     CDPruner(Budget(tokens=3), text="llm").select(lazy)
     assert not calls, "CLIP's relevance costs nothing where it is not asked for"
@@ -312,7 +313,7 @@ def test_relevance_by_a_clip_text_tower_and_the_flag_that_names_it(
     adapter = load_model(str(llava_folder), device="cpu", clip_text=str(tmp_path / "clip"))
     for question in ("Why?", "Why? " * 40):
         tokens = adapter.encode_many([adapter.prepare([picture(1)], question)])[0]
-        patches = clip.visual_projection(clip.vision_model.post_layernorm(tokens.encoder.features))
+        patches = clip.visual_projection(clip.vision_model.post_layernorm(tokens.signals.features))
         ids = words(question.strip()).input_ids
         said = []
         for at in range(0, len(ids), 77):
@@ -322,7 +323,7 @@ def test_relevance_by_a_clip_text_tower_and_the_flag_that_names_it(
         want = torch.stack(
             [torch.cosine_similarity(patches, each[None], dim=-1) for each in said]
         ).mean(0)
-        assert (tokens.encoder.relevance - want).abs().max() < 1e-5
+        assert (tokens.signals.relevance - want).abs().max() < 1e-5
     run(
         "caption",
         pictures[0],
@@ -342,6 +343,6 @@ def test_relevance_by_a_clip_text_tower_and_the_flag_that_names_it(
     other = load_model(str(llava_folder), device="cpu", clip_text=str(tmp_path / "wide"))
     tokens = other.encode_many([other.prepare([picture(1)], "Why?")])[0]
     with pytest.raises(ModelError, match="both must be the same CLIP"):
-        _ = tokens.encoder.relevance
+        _ = tokens.signals.relevance
     with pytest.raises(UsageError, match="--clip-text"):
         load_model(str(llava_folder), device="cpu", clip_text="nowhere")

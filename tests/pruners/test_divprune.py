@@ -18,7 +18,7 @@ from trimtok_cli.pruners.methods.divprune import (
     divprune_star,
     max_min_order,
 )
-from trimtok_cli.tokens import EncoderTap, Prompt, VisualTokens
+from trimtok_cli.tokens import Prompt, TowerSignals, VisualTokens
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("divprune_*.npz"))
 
@@ -39,7 +39,7 @@ def tokens(kind: str, n: int, d: int, seed: int) -> torch.Tensor:
 
 
 def make_stage(
-    visuals: list[torch.Tensor], encoder: EncoderTap | None = None, seed: int = 0
+    visuals: list[torch.Tensor], encoder: TowerSignals | None = None, seed: int = 0
 ) -> Stage:
     """Text, then each image's tokens with one row of text behind it, then four rows of instruction
     and one more.
@@ -58,7 +58,7 @@ def make_stage(
     embeds = torch.cat([*parts, words(5)])
     owner = torch.cat([torch.full((len(image),), number) for number, image in enumerate(visuals)])
     dense = VisualTokens(
-        torch.cat(visuals), owner, torch.zeros(len(owner), 4), encoder=encoder or EncoderTap()
+        torch.cat(visuals), owner, torch.zeros(len(owner), 4), signals=encoder or TowerSignals()
     )
     places = torch.arange(len(embeds))
     prompt = Prompt(

@@ -19,7 +19,7 @@ from trimtok_cli.pruners.budget import Budget
 from trimtok_cli.pruners.kernels import greedy, numerics
 from trimtok_cli.pruners.kernels.alignment import alignment, near_text
 from trimtok_cli.pruners.kernels.greedy_cpu import FEW, Rows
-from trimtok_cli.pruners.kernels.reference import literal_repmax
+from trimtok_cli.pruners.kernels.reference import repmax_reference
 from trimtok_cli.pruners.registry import PRUNERS
 from trimtok_cli.tokens import Prompt, VisualTokens
 
@@ -77,7 +77,7 @@ def test_rows_as_they_are_read_give_the_same_tokens_as_the_whole_matrix(kind, co
         if (
             kind != "twins" and width > 5 and count > 2
         ):  # two tokens are as far from each other: the rule for ties is ours
-            assert found[0].tolist() == literal_repmax(visual[0].double(), keep)
+            assert found[0].tolist() == repmax_reference(visual[0].double(), keep)
         assert greedy.max_min(visual, keep).tolist() == greedy.max_min_gram(visual, keep).tolist()
 
 

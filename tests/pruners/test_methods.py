@@ -29,7 +29,7 @@ ADDS = (
 )  # tokens of their own, which are of no image
 CELLS = [
     (kind, setting) for kind, setting in RUNS if setting != "tome by r"
-]  # in which keep has no say: tests/test_tome.py
+]  # in which keep has no say: tests/pruners/test_tome.py
 ASK = Ask(max_new_tokens=2)
 
 
@@ -157,7 +157,7 @@ def test_a_method_that_reads_nothing_of_the_tower_needs_nothing_noted(family, se
     asks in vain.
     """
     pruner = pruner_of(setting, budget_of(setting))
-    tokens = family.encode_many([each.prepared.inputs for each in batch], taps=False)
+    tokens = family.encode_many([each.prepared.inputs for each in batch], signals=False)
     bare = [
         replace(each, tokens=visual, prompt=family.embed(each.prepared.inputs, visual))
         for each, visual in zip(batch, tokens, strict=True)

@@ -20,21 +20,21 @@ from trimtok_cli.pruners.methods.prumerge import (
     outliers,
     prumerge,
 )
-from trimtok_cli.tokens import EncoderTap
+from trimtok_cli.tokens import TowerSignals
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("prumerge_*.npz"))
 
 
 def stage_with_last(sizes, **how) -> Stage:
     stage = stage_of(sizes, **how)
-    tap = stage.tokens.encoder
+    tap = stage.tokens.signals
     given = {
         "last_saliency": lambda: tap.saliency / 10,
         "last_keys": lambda: tap.keys,
         "features": lambda: tap.features,
         "project": tap.project,
     }
-    object.__setattr__(stage.tokens, "encoder", EncoderTap(**given))
+    object.__setattr__(stage.tokens, "signals", TowerSignals(**given))
     return stage
 
 
@@ -118,7 +118,7 @@ def test_indices_of_the_plus_variant():
 
 def test_the_pruner_is_the_function_with_the_projector_behind_it():
     stage = stage_with_last([60])
-    tap = stage.tokens.encoder
+    tap = stage.tokens.signals
     for plus in (True, False):
         index = fixed_indices(tap.last_saliency, 15, plus=plus)
         values, others = prumerge(tap.features, tap.last_keys, tap.last_saliency, index)
@@ -131,7 +131,7 @@ def test_the_pruner_is_the_function_with_the_projector_behind_it():
 
 def test_adaptive_keeps_what_the_image_asks_for_and_never_more_than_the_budget():
     stage = stage_with_last([60])
-    attention = stage.tokens.encoder.last_saliency  # kept by the tap: written to, it stays so
+    attention = stage.tokens.signals.last_saliency  # kept by the tap: written to, it stays so
     attention[[3, 50, 20]] = torch.tensor([3.0, 2.0, 1.0])
     chosen = PruMerge(Budget(tokens=50), plus=False, adaptive=True).select(stage)
     assert chosen.kept.tolist() == [3, 20, 50] and len(chosen.extra) == 1
@@ -169,13 +169,13 @@ def test_invariants(sizes, keep, twins, plus):
         assert torch.equal(first.embeds, again.embeds) and first.embeds.isfinite().all()
     if sizes == [9, 40, 1] and keep.tokens == 8:
         alone = stage_with_last([9], twins=twins)
-        tap, whole = alone.tokens.encoder, stage.tokens.encoder
+        tap, whole = alone.tokens.signals, stage.tokens.signals
         given = {
             "last_saliency": lambda: whole.last_saliency[:9],
             "last_keys": lambda: whole.last_keys[:9],
             "features": lambda: whole.features[:9],
         }
-        object.__setattr__(alone.tokens, "encoder", EncoderTap(project=tap.project, **given))
+        object.__setattr__(alone.tokens, "signals", TowerSignals(project=tap.project, **given))
         single = pruner.select(alone)
         assert single.kept.tolist() == first.kept[owner == 0].tolist() and torch.allclose(
             single.extra[0], first.extra[0], atol=1e-4

@@ -158,7 +158,7 @@ def test_vispruner_takes_the_published_share_by_attention():
     assert shares == {192: 0.5, 128: 0.5, 64: 0.75}
     assert [published_share(keep, 576, tiled=True) for keep in (128, 64, 32)] == [0.5, 0.5, 0.5]
     stage = tower_stage([576])
-    saliency, features = stage.tokens.encoder.saliency, stage.tokens.encoder.features
+    saliency, features = stage.tokens.signals.saliency, stage.tokens.signals.features
     for keep, share in shares.items():
         got = build_pruner("vispruner", {"keep": keep}).select(stage).kept
         assert got.tolist() == vispruner(saliency, features, keep, important=share).tolist()
@@ -200,7 +200,7 @@ def test_prumerge_as_many_as_there_are_outliers(tmp_path):
         found = build_pruner("prumerge", {"keep": "99%", "adaptive": True, "plus": plus}).select(
             stage
         )
-        want = adaptive_indices(stage.tokens.encoder.last_saliency, plus=plus)
+        want = adaptive_indices(stage.tokens.signals.last_saliency, plus=plus)
         assert found.kept.tolist() == sorted(want.tolist()) and len(found.extra) == 1
 
 
@@ -212,11 +212,11 @@ def test_cdpruner_gives_each_tile_its_share_and_scales_relevance_over_all_of_the
     adapter = load_model(str(FAMILIES["llava_next"](tmp_path / "m")), device="cpu")
     pruner = build_pruner("cdpruner", {"keep": 30, "text": text, "tiles": True})
     inputs = adapter.prepare([picture(4, 300, 300)], "What?")
-    tokens = adapter.encode_many([inputs], taps=pruner.reads_tower)[0]
+    tokens = adapter.encode_many([inputs], signals=pruner.reads_tower)[0]
     similarity = torch.rand(len(tokens), generator=torch.Generator().manual_seed(1))
-    tokens = replace(tokens, encoder=tokens.encoder.offering(relevance=lambda: similarity))
+    tokens = replace(tokens, signals=tokens.signals.offering(relevance=lambda: similarity))
     stage = Stage(0, (prompt := adapter.embed(inputs, tokens)).embeds, prompt, tokens)
-    tile = tokens.encoder.tile
+    tile = tokens.signals.tile
     shown, number = (tile >= 0).nonzero()[:, 0], tile.unique()[1:]
     assert len(number) == 5 and (tile < 0).any(), "a base tile, four others, and newlines"
     if text == "llm":

@@ -119,7 +119,7 @@ def test_the_table_is_what_is_said_before_a_run(family, request):
 def test_what_is_refused_before_a_run_is_what_every_image_would_be_refused(family, setting):
     pruner = pruner_of(setting)
     inputs = family.prepare([picture(1, 150, 90)], "What?")
-    tokens = family.encode_many([inputs], taps=pruner.reads_tower)[0]
+    tokens = family.encode_many([inputs], signals=pruner.reads_tower)[0]
     prompt = family.embed(inputs, tokens)
     with pytest.raises(UsageError):
         pruner.select(Stage(0, prompt.embeds, prompt, tokens))
@@ -132,8 +132,8 @@ def test_several_images_are_refused_in_their_rows_only_where_the_tower_offers_no
 ):
     kind, pruner = request.node.callspec.params["family"], pruner_of(setting)
     inputs = family.prepare([picture(1, 150, 90), picture(2, 80, 90)], "What?")
-    (tokens,) = family.encode_many([inputs], taps=pruner.reads_tower)
-    missing = [name for name in pruner.signals if not tokens.encoder.offers(name)]
+    (tokens,) = family.encode_many([inputs], signals=pruner.reads_tower)
+    missing = [name for name in pruner.signals if not tokens.signals.offers(name)]
     assert bool(missing) == (
         kind in REFUSED.get(setting, {}) or (kind in ALONE and bool(pruner.signals))
     )

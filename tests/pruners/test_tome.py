@@ -249,7 +249,7 @@ def test_in_the_tower_it_equals_a_loop_written_out(tmp_path, proportional):
         Stage(0, prompt.embeds, prompt, tokens)
     )
     layers = adapter.model.model.vision_tower.encoder.layers[:2]
-    hidden, groups = tokens.encoder.blocks.hidden[0], [[i] for i in range(37)]
+    hidden, groups = tokens.signals.blocks.hidden[0], [[i] for i in range(37)]
     for layer, r in zip(layers, r_schedule(36, 20, 2), strict=True):
         normed, attn = layer.layer_norm1(hidden), layer.self_attn
 

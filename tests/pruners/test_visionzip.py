@@ -12,7 +12,7 @@ from trimtok_cli.errors import UsageError
 from trimtok_cli.pruners.base import Stage
 from trimtok_cli.pruners.budget import Budget
 from trimtok_cli.pruners.methods.visionzip import VisionZip, contextual_groups, visionzip
-from trimtok_cli.tokens import EncoderTap, Prompt, VisualTokens
+from trimtok_cli.tokens import Prompt, TowerSignals, VisualTokens
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("visionzip_*.npz"))
 WEIGHT = torch.randn(6, 8, generator=torch.Generator().manual_seed(5))  # a projector
@@ -81,7 +81,7 @@ def stage_of(
     }
     owner = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     tokens = VisualTokens(
-        hidden[visual], owner, box, encoder=EncoderTap(**{name: given[name] for name in offers})
+        hidden[visual], owner, box, signals=TowerSignals(**{name: given[name] for name in offers})
     )
     prompt = Prompt(
         hidden,
@@ -170,7 +170,7 @@ def test_split_of_the_published_budgets():
 
 def test_the_pruner_is_the_function_with_the_projector_behind_it():
     stage = stage_of([40])
-    tap, budget = stage.tokens.encoder, 20
+    tap, budget = stage.tokens.signals, 20
     best, targets, values = visionzip(tap.saliency, tap.keys, tap.features, 17, 3)
     chosen = VisionZip(Budget(tokens=budget)).select(stage)
     assert chosen.extra is None and chosen.kept.tolist() == sorted(
@@ -204,7 +204,7 @@ def test_cls_is_one_of_the_dominant_tokens():
 
 def test_without_features_the_embeddings_are_merged():
     stage = stage_of([40], offers=("saliency", "keys"))
-    tap = stage.tokens.encoder
+    tap = stage.tokens.signals
     _, targets, values = visionzip(tap.saliency, tap.keys, stage.visual_embeds, 17, 3)
     chosen = VisionZip(Budget(tokens=20)).select(stage)
     assert torch.allclose(chosen.embeds[torch.isin(chosen.kept, targets)], values)
@@ -235,8 +235,8 @@ def test_images_are_independent():
     stage = stage_of([30, 20])
     both, alone = VisionZip(Budget(tokens=8)).select(stage), VisionZip(Budget(tokens=8))
     for name in ("saliency", "keys", "features"):
-        getattr(stage.tokens.encoder, name)[30:] = getattr(
-            stage_of([30, 20], seed=7).tokens.encoder, name
+        getattr(stage.tokens.signals, name)[30:] = getattr(
+            stage_of([30, 20], seed=7).tokens.signals, name
         )[30:]
     changed = alone.select(stage)
     assert both.kept[:8].tolist() == changed.kept[:8].tolist() and torch.allclose(

@@ -134,7 +134,7 @@ def test_invariants(sizes, keep, twins):
     ]
     assert first.embeds is None and first.extra is None
     if keep.tokens == 8:
-        tap, start = stage.tokens.encoder, 0
+        tap, start = stage.tokens.signals, 0
         for number, size in enumerate(sizes):
             span = slice(start, start + size)
             assert (first.kept[owner == number] - start).tolist() == vispruner(
@@ -157,7 +157,7 @@ def test_projected_tokens_where_there_are_no_features():
         VisPruner(Budget(tokens=5)).select(stage)
     kept = VisPruner(Budget(tokens=5), similarity="embeds").select(stage).kept
     assert (
-        kept.tolist() == vispruner(stage.tokens.encoder.saliency, stage.visual_embeds, 5).tolist()
+        kept.tolist() == vispruner(stage.tokens.signals.saliency, stage.visual_embeds, 5).tolist()
     )
     with pytest.raises(UsageError, match="needs saliency"):
         VisPruner(Budget(tokens=5)).select(stage_of([30], offers=("features",)))

@@ -25,7 +25,7 @@ from trimtok_cli.generation.padding import pad_left
 from trimtok_cli.generation.types import Loop, Request
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.pruners.kernels.greedy import repmax
-from trimtok_cli.pruners.kernels.reference import literal_repmax
+from trimtok_cli.pruners.kernels.reference import repmax_reference
 from trimtok_cli.pruners.registry import reads_tower
 from trimtok_cli.tokens import Prompt
 
@@ -62,9 +62,9 @@ def pruner_row(
         for width in (part.width, NARROW)
     )
     ways = {
-        "literal": lambda: [literal_repmax(each.float(), part.keep) for each in visual],
+        "literal": lambda: [repmax_reference(each.float(), part.keep) for each in visual],
         "ours": lambda: repmax(visual, part.keep),
-        "literal_loop": lambda: [literal_repmax(each.float(), part.keep) for each in narrow],
+        "literal_loop": lambda: [repmax_reference(each.float(), part.keep) for each in narrow],
         "our_loop": lambda: repmax(narrow, part.keep),
     }
     seconds, said = take_turns(ways, device, bench)

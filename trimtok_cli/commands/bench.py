@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trimtok_cli import interrupts as ending
+from trimtok_cli import interrupts
 from trimtok_cli.bench.derive import changes, derive
 from trimtok_cli.bench.document import NAME, read_document, write
 from trimtok_cli.bench.spec import PARTS, read_bench
@@ -112,10 +112,10 @@ def bench(
             write(destination, measured)
 
         def say(line: str) -> None:
-            ending.look()
+            interrupts.look()
             screen.say(line, "dim")
 
-        with ending.under_way():
+        with interrupts.under_way():
             try:
                 run_bench(asked, say, save)
             finally:  # of an interrupted run, what it measured

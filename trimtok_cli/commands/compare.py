@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from trimtok_cli import interrupts as ending
+from trimtok_cli import interrupts
 from trimtok_cli.commands import options as o
 from trimtok_cli.commands.session import (
     build_pruners,
@@ -144,7 +144,7 @@ def run_comparison(
         from trimtok_cli.evaluation.compare import compare_all
         from trimtok_cli.media.video import load_video
 
-        with ending.under_way():
+        with interrupts.under_way():
             results = compare_all(adapter, pruners, source.samples, ask)
             facts = {"run": uuid.uuid4().hex[:12], "command": "compare", "model": describe(adapter)}
             show = verbose or (source.total is not None and source.total <= FEW)
@@ -179,7 +179,7 @@ def write_all(
     try:
         with screen.track(total):
             for comparison in results:
-                ending.look()
+                interrupts.look()
                 writer.write(comparison)
                 manifest.summary.add(comparison)
                 # The page shows the first of them; of the others the summary needs no places, which

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Generator
 from contextlib import closing
 
-from trimtok_cli import interrupts as ending
+from trimtok_cli import interrupts
 from trimtok_cli.bounds import flag
 from trimtok_cli.commands.session import (
     check_video,
@@ -63,7 +63,7 @@ def run(
         from trimtok_cli.engine.stream import answer_all
 
         check_method(adapter, pruner)
-        with ending.under_way():
+        with interrupts.under_way():
             workers = count_workers(config.workers, adapter.device.type, source.total)
             results = answer_all(
                 adapter, pruner, source.samples, ask, batch_size=config.rows, workers=workers
@@ -87,7 +87,7 @@ def write_all(
     try:
         with closing(results), screen.track(total):
             for result in results:
-                ending.look()
+                interrupts.look()
                 result = writer.write(result)
                 summary.add(result)
                 if show or result.error:

@@ -92,7 +92,7 @@ def generation(adapter, ask, config: RunConfig, screen: Screen) -> dict[str, Any
     unusual is said at once.
     """
     from trimtok_cli.engine.loops import rules_for
-    from trimtok_cli.generation.told import described, notes
+    from trimtok_cli.generation.settings_report import described, notes
 
     rules = rules_for(adapter, ask)
     for note in notes(rules, config.sources):

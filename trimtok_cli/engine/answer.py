@@ -46,7 +46,7 @@ def encode(
     signals: whether a pruner may ask something of the tower.
     """
     clock = Clock(adapter.device)
-    tokens = adapter.encode_many([each.inputs for each in prepared], taps=signals)
+    tokens = adapter.encode_many([each.inputs for each in prepared], signals=signals)
     prompts = [
         replace(adapter.embed(each.inputs, visual), seed=each.seed)
         for each, visual in zip(prepared, tokens, strict=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from trimtok_cli.data import Failed, Result
-from trimtok_cli.generation.seeds import Lots
+from trimtok_cli.generation.seeds import SampleSeeds
 from trimtok_cli.prepare.sample import Ask, Prepared
 
 
@@ -15,7 +15,7 @@ def numbered(
 
     seeds: without them nothing is kept of what was asked before.
     """
-    lots = Lots()
+    lots = SampleSeeds()
     for number, each in enumerate(prepared):
         if seeds and isinstance(each, Prepared):
             each = replace(each, seed=lots.number(each.sample.names, ask.question(each.sample)))

@@ -15,7 +15,7 @@ from trimtok_cli.engine.order import InOrder, numbered
 from trimtok_cli.engine.results import failed_result, failure_of, result_of
 from trimtok_cli.generation.capacity import MOST_AT_ONCE
 from trimtok_cli.models.adapter import Adapter
-from trimtok_cli.prepare.pool import AHEAD, prepare_ahead
+from trimtok_cli.prepare.pool import PREFETCH, prefetch
 from trimtok_cli.prepare.sample import Ask, Prepared
 from trimtok_cli.pruners.base import Pruner
 
@@ -39,9 +39,9 @@ def answer_all(
     loop = loop_for(adapter, pruner, rules, decode=ask.decode, batch_limit=batch_size)
     turn = InOrder()
     # The next batch is prepared while this one runs.
-    ahead = max(AHEAD * workers, 2 * (batch_size or MOST_AT_ONCE[adapter.device.type]))
+    ahead = max(PREFETCH * workers, 2 * (batch_size or MOST_AT_ONCE[adapter.device.type]))
     with closing(
-        prepare_ahead(adapter.preprocessor, samples, ask, workers=workers, ahead=ahead)
+        prefetch(adapter.preprocessor, samples, ask, workers=workers, ahead=ahead)
     ) as prepared:
         stream = numbered(prepared, ask, seeds=rules.samples)
         while True:

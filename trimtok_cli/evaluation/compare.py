@@ -10,7 +10,7 @@ from trimtok_cli.engine.batch import Encoded
 from trimtok_cli.engine.loops import loop_for, prunes_in_decoder, rules_for
 from trimtok_cli.engine.results import failed_result
 from trimtok_cli.errors import ModelError
-from trimtok_cli.generation.seeds import Lots
+from trimtok_cli.generation.seeds import SampleSeeds
 from trimtok_cli.generation.types import Loop
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.prepare.sample import Ask, Prepared, prepare
@@ -31,7 +31,7 @@ def compare_all(
         # Methods that go on inside the decoder know no other loop: the same one for all.
         ask = replace(ask, decode="simple")
     loops = _loops(adapter, pruners, ask)
-    signals, warm, lots = reads_tower(*pruners), False, Lots()
+    signals, warm, lots = reads_tower(*pruners), False, SampleSeeds()
     for number, sample in enumerate(samples):
         try:
             reset_peak(adapter.device)

@@ -19,7 +19,7 @@ from transformers.generation import GenerationMode
 
 from trimtok_cli.data import COLDEST, Sampling, check_length
 from trimtok_cli.errors import ModelError, SampleError
-from trimtok_cli.generation.seeds import mixed
+from trimtok_cli.generation.seeds import mixed_seed
 from trimtok_cli.tokens import Prompt
 
 NEW_TOKENS = 128  # where neither the user nor the checkpoint says
@@ -156,7 +156,7 @@ class Rules:
         limit = self.limit(prompt)
         processors = self._processors(ids, limit, self.config, self.device) if self.kinds else ()
         die = (
-            torch.Generator(self.device).manual_seed(mixed(self.sampling.seed, prompt.seed))
+            torch.Generator(self.device).manual_seed(mixed_seed(self.sampling.seed, prompt.seed))
             if self.samples
             else None
         )

@@ -5,7 +5,7 @@ import json
 from collections import Counter
 
 
-class Lots:
+class SampleSeeds:
     """A number for every sample of a run, from what is asked and from how often the same was asked
     before.
 
@@ -19,9 +19,9 @@ class Lots:
         """Below 2**63."""
         key = hashlib.sha256(json.dumps([names, question]).encode()).digest()
         self.before[key] += 1
-        return mixed(key.hex(), self.before[key])
+        return mixed_seed(key.hex(), self.before[key])
 
 
-def mixed(*parts: object) -> int:
+def mixed_seed(*parts: object) -> int:
     """A number below 2**63 that depends on every part."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8]) >> 1

@@ -1,6 +1,6 @@
 """What a model family looks like from outside: an Adapter. Knows no pruning method.
 
-A family says where the visual tokens of an image or a video lie (`image_places`, `video_places`),
+A family says where the visual tokens of an image or a video lie (`image_layout`, `video_layout`),
 and overrides what else is its own: preprocessing, positions, what the language model is given
 besides embeddings. Visual tokens are *captured*: the model's own code turns pixels into them, and
 is stopped in front of the language model. So towers, projectors, tiling, newline tokens and pooling
@@ -22,11 +22,11 @@ from trimtok_cli.models.leaned_on import cache_argument
 from trimtok_cli.models.positions import num_positions
 from trimtok_cli.models.preprocessor import OF_THE_TEXT, Inputs, Preprocessor, Visual
 from trimtok_cli.models.vision.clip_text import ClipText
-from trimtok_cli.models.vision.token_layout import Places
-from trimtok_cli.models.vision.tower_batches import passes, starts
-from trimtok_cli.models.vision.tower_run import capture
-from trimtok_cli.models.vision.tower_signals import Tower
-from trimtok_cli.tokens import EncoderTap, Prompt, VisualTokens
+from trimtok_cli.models.vision.token_layout import TokenLayout
+from trimtok_cli.models.vision.tower_batches import batch_by_shape, tower_offsets
+from trimtok_cli.models.vision.tower_run import run_tower
+from trimtok_cli.models.vision.tower_signals import TowerRecorder
+from trimtok_cli.tokens import Prompt, TowerSignals, VisualTokens
 
 
 class Adapter(ABC):
@@ -56,10 +56,10 @@ class Adapter(ABC):
     # ---- what a family decides
 
     @abstractmethod
-    def image_places(self, inputs: Inputs, number: int, visual: Visual) -> Places:
+    def image_layout(self, inputs: Inputs, number: int, visual: Visual) -> TokenLayout:
         """Where the visual tokens of the prompt's image `number` lie in it."""
 
-    def video_places(self, inputs: Inputs, visual: Visual) -> Places:
+    def video_layout(self, inputs: Inputs, visual: Visual) -> TokenLayout:
         """The same of the prompt's video. Only families with a video path of their own are
         asked.
         """
@@ -97,9 +97,9 @@ class Adapter(ABC):
         """Further arguments of the language model."""
         return {}
 
-    def tower(self) -> Tower:
+    def tower(self) -> TowerRecorder:
         """What of the vision tower methods may ask about; by default nothing."""
-        return Tower()
+        return TowerRecorder()
 
     def reading(self) -> AbstractContextManager:
         """While it lasts, the vision tower runs no more than what is read of it; by default that is
@@ -148,19 +148,19 @@ class Adapter(ABC):
         """As `Preprocessor.prepare`, which needs no network: a convenience where there is one."""
         return self.preprocessor.prepare(images, question, **options)
 
-    def encode_many(self, batch: Sequence[Inputs], *, taps: bool = True) -> list[VisualTokens]:
+    def encode_many(self, batch: Sequence[Inputs], *, signals: bool = True) -> list[VisualTokens]:
         """Vision tower and projector over a batch: samples whose tensors fit together go through in
         one pass.
 
-        taps: whether a method may ask something of the tower; else nothing of it is kept but its
+        signals: whether a method may ask something of the tower; else nothing of it is kept but its
         output.
         """
         places = [self._places(inputs) for inputs in batch]
         tokens: list[VisualTokens] = [self._no_tokens()] * len(batch)
         media = [self._media(inputs) if inputs.visuals else {} for inputs in batch]
-        for members in passes(media, self.media_axis, self.crops):
+        for members in batch_by_shape(media, self.media_axis, self.crops):
             counts = [sum(len(p.box) for p in places[i]) for i in members]
-            with self.tower() if taps else Tower() as tower:
+            with self.tower() if signals else TowerRecorder() as tower:
                 embeds, layers = self._capture([batch[i] for i in members])
             deep = [None] * len(members) if layers is None else layers.split(counts, 1)
             # Where videos have tensors of their own, the library takes all of them behind all
@@ -169,41 +169,41 @@ class Adapter(ABC):
             later = [
                 [apart and visual.kind == "video" for visual in batch[i].visuals] for i in members
             ]
-            begin = starts([places[i] for i in members], later)
+            begin = tower_offsets([places[i] for i in members], later)
             for i, rows, each, at in zip(members, embeds.split(counts), deep, begin, strict=True):
-                tap = self._tap(tower, places[i], at, batch[i].words)
-                tokens[i] = self._tokens(rows, places[i], batch[i].visuals, each, tap)
+                signals = self._signals(tower, places[i], at, batch[i].words)
+                tokens[i] = self._tokens(rows, places[i], batch[i].visuals, each, signals)
         return tokens
 
-    def offered(self) -> EncoderTap:
+    def offered(self) -> TowerSignals:
         """What methods may ask of the vision tower about an image, for its `offers` alone: nothing
         is run, or can be read.
         """
         inputs = self.prepare([Image.new("RGB", (64, 64), "grey")], "?")
         places = self._places(inputs)
-        return self._tap(self.tower(), places, [0] * len(places), inputs.words)
+        return self._signals(self.tower(), places, [0] * len(places), inputs.words)
 
-    def _tap(
-        self, tower: Tower, places: Sequence[Places], at: Sequence[int], words: str
-    ) -> EncoderTap:
-        tap = tower.tap(places, at, self.project)
-        if self.clip_text is None or not tap.offers("features"):
-            return tap
-        return tap.offering(relevance=partial(self._relevance, tap, words))
+    def _signals(
+        self, tower: TowerRecorder, places: Sequence[TokenLayout], at: Sequence[int], words: str
+    ) -> TowerSignals:
+        signals = tower.signals(places, at, self.project)
+        if self.clip_text is None or not signals.offers("features"):
+            return signals
+        return signals.offering(relevance=partial(self._relevance, signals, words))
 
-    def _relevance(self, tap: EncoderTap, words: str) -> Tensor:
-        return self.clip_text.relevance(tap.features, words)
+    def _relevance(self, signals: TowerSignals, words: str) -> Tensor:
+        return self.clip_text.relevance(signals.features, words)
 
-    def _places(self, inputs: Inputs) -> list[Places]:
+    def _places(self, inputs: Inputs) -> list[TokenLayout]:
         """Where every image's and video's tokens lie, in the prompt's order. ModelError if the
         processor counted otherwise.
         """
         found, number = [], 0
         for visual in inputs.visuals:
             found.append(
-                self.video_places(inputs, visual)
+                self.video_layout(inputs, visual)
                 if visual.kind == "video"
-                else self.image_places(inputs, number, visual)
+                else self.image_layout(inputs, number, visual)
             )
             number += visual.kind == "image"
         written, counted = (
@@ -236,7 +236,7 @@ class Adapter(ABC):
         )
         try:
             with self.reading():
-                return capture(self.model, ids, self.tower_inputs(members))
+                return run_tower(self.model, ids, self.tower_inputs(members))
         except ValueError as error:
             if "do not match" in str(error):
                 said = " ".join(str(error).split())
@@ -274,10 +274,10 @@ class Adapter(ABC):
     def _tokens(
         self,
         embeds: Tensor,
-        places: Sequence[Places],
+        places: Sequence[TokenLayout],
         visuals: Sequence[Visual],
         deepstack: Tensor | None,
-        tap: EncoderTap,
+        signals: TowerSignals,
     ) -> VisualTokens:
         """The frames of a clip shown as images are one video: they share a number, and with it a
         budget.
@@ -297,7 +297,7 @@ class Adapter(ABC):
             torch.cat([place.box for place in places]),
             torch.cat(frames),
             tuple(place.grid for place in places),
-            tap,
+            signals,
             deepstack,
         )
 

@@ -1,10 +1,10 @@
 """What trimtok leans on inside other libraries, beyond their documented calls, and since which
 version it is so.
 
-The first place to look when a release moves something. tests/test_leaned_on.py finds every name in
-the installed versions, and sees that the package imports nothing from transformers' inner modules
-that does not stand here. The lower bounds in pyproject.toml follow from this table and from the
-tests' runs on the oldest versions.
+The first place to look when a release moves something. tests/oracles/test_leaned_on.py finds every
+name in the installed versions, and sees that the package imports nothing from transformers' inner
+modules that does not stand here. The lower bounds in pyproject.toml follow from this table and from
+the tests' runs on the oldest versions.
 """
 
 import inspect

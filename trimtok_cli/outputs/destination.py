@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from trimtok_cli import interrupts as ending
+from trimtok_cli import interrupts
 from trimtok_cli.errors import TrimtokError, UsageError
 from trimtok_cli.outputs.lock import Busy, Lock
 from trimtok_cli.outputs.whole_files import beside, create, discard, put
@@ -94,7 +94,7 @@ def claimed(
         yield Destination(None)
         return
     undo = ExitStack()
-    with ending.undone(undo.close):
+    with interrupts.undone(undo.close):
         try:
             answers = _answers(out, command, name, undo)
             manifest = answers.with_name(

@@ -24,7 +24,7 @@ from trimtok_cli.models.preprocessor import Preprocessor
 from trimtok_cli.prepare.sample import Ask, Prepared, attempt, overdue
 from trimtok_cli.prepare.worker import packed
 
-AHEAD = (
+PREFETCH = (
     4  # samples in flight for each worker: enough that none waits while the model takes its time
 )
 
@@ -48,7 +48,7 @@ _NONE_LEFT = object()
 log = logging.getLogger("trimtok")
 
 
-def prepare_ahead(
+def prefetch(
     preprocessor: Preprocessor,
     samples: Iterable[Sample],
     ask: Ask,
@@ -78,7 +78,7 @@ def prepare_ahead(
         for sample in samples:
             waiting.append((sample, pool.submit(sample)))
             # What is ready does not wait for further input, which may trickle in.
-            if waiting[0][1].done() or len(waiting) >= (ahead or AHEAD * workers):
+            if waiting[0][1].done() or len(waiting) >= (ahead or PREFETCH * workers):
                 yield first()
         while waiting:
             yield first()

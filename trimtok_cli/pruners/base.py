@@ -33,7 +33,7 @@ class Stage:
 
     hidden (S, D) enters the layer; `prompt` says which of its rows are visual, which dense numbers
     those have, and which rows hold the instruction; `tokens` are the dense visual tokens, with
-    their images, places and the encoder's signals. attention(rows, layer) -> (H, R, S) are rows of
+    their images, places and the tower's signals. attention(rows, layer) -> (H, R, S) are rows of
     attention of the layer that has just run, or of the one that is to come. num_layers: of the
     whole decoder.
     """
@@ -104,7 +104,7 @@ class Pruner:
     # Under which name it stands in tables and records; by default its class's, in small letters.
     name: ClassVar[str] = ""
     # What `trimtok methods` says of a method. needs: text, attention (of the language model), or an
-    # encoder's signals.
+    # tower's signals.
     where: ClassVar[str] = "prompt"
     needs: ClassVar[tuple[str, ...]] = ()
     paper: ClassVar[str] = ""

@@ -21,7 +21,7 @@ from trimtok_cli.pruners.methods.trimtokenator import TrimTokenator
 from trimtok_cli.pruners.methods.visionzip import VisionZip
 from trimtok_cli.pruners.methods.vispruner import VisPruner
 from trimtok_cli.pruners.methods.vtw import VTW
-from trimtok_cli.tokens import EncoderTap
+from trimtok_cli.tokens import TowerSignals
 from trimtok_cli.wording import brief, quoted, suggestion
 
 METHODS: tuple[type[Pruner], ...] = (
@@ -146,9 +146,9 @@ def own_params(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in params.items() if "." not in key} | own
 
 
-def check_signals(pruner: Pruner, encoder: EncoderTap) -> None:
+def check_signals(pruner: Pruner, signals: TowerSignals) -> None:
     """UsageError where a vision tower does not offer what the pruner cannot do without."""
-    missing = [name for name in pruner.signals if not encoder.offers(name)]
+    missing = [name for name in pruner.signals if not signals.offers(name)]
     if missing:
         raise UsageError(
             f"{pruner.name} cannot run on this model: it needs {' and '.join(missing)} of the "

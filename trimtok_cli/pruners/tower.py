@@ -48,8 +48,8 @@ def parts(stage: Stage, images: Iterable[tuple[Tensor, int]]) -> Iterator[tuple[
     for rows, count in images:
         rows, all_stay = candidates(stage, rows, count)
         groups = [rows]
-        if not all_stay and stage.tokens.encoder.offers("tile"):
-            tile = stage.tokens.encoder.tile.to(rows.device)[stage.prompt.alive[rows]]
+        if not all_stay and stage.tokens.signals.offers("tile"):
+            tile = stage.tokens.signals.tile.to(rows.device)[stage.prompt.alive[rows]]
             groups = [rows[tile == number] for number in tile.unique().tolist()]
         sizes = [len(group) for group in groups]
         if all_stay or count < len(
@@ -66,13 +66,13 @@ def signal(stage: Stage, method: str, name: str) -> Tensor:
     UsageError if it does not.
     """
     require(stage, method, name)
-    values = getattr(stage.tokens.encoder, name)
+    values = getattr(stage.tokens.signals, name)
     return values[stage.prompt.alive.to(values.device)].to(stage.prompt.alive.device)
 
 
 def require(stage: Stage, method: str, *names: str) -> None:
     """UsageError unless the vision tower offers all these."""
-    missing = [name for name in names if not stage.tokens.encoder.offers(name)]
+    missing = [name for name in names if not stage.tokens.signals.offers(name)]
     if missing:
         needed = f"{' and '.join(missing)} of the vision tower"
         raise UsageError(

@@ -15,13 +15,13 @@ from torch import Tensor
 from trimtok_cli.errors import ModelError
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.models.preprocessor import Inputs, Visual
-from trimtok_cli.models.vision.token_layout import Places, plain
-from trimtok_cli.models.vision.tower_signals import Tower
+from trimtok_cli.models.vision.token_layout import TokenLayout, single_grid
+from trimtok_cli.models.vision.tower_signals import TowerRecorder
 from trimtok_cli.tokens import Prompt
 
 
 class Gemma3(Adapter):
-    def image_places(self, inputs: Inputs, number: int, visual: Visual) -> Places:
+    def image_layout(self, inputs: Inputs, number: int, visual: Visual) -> TokenLayout:
         if self.processor.image_processor.do_pan_and_scan:
             raise ModelError(
                 f"{self.name} is set to pan and scan, which is not supported: set "
@@ -29,10 +29,10 @@ class Gemma3(Adapter):
             )
         side = math.isqrt(self.model.config.mm_tokens_per_image)
         vision = self.model.config.vision_config
-        return plain(side, side, vision.image_size // vision.patch_size // side)
+        return single_grid(side, side, vision.image_size // vision.patch_size // side)
 
-    def tower(self) -> Tower:
-        return Tower(
+    def tower(self) -> TowerRecorder:
+        return TowerRecorder(
             {"": self.model.model.vision_tower.encoder.layers[-1].self_attn}, None, has_cls=False
         )
 

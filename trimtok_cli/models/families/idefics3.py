@@ -11,8 +11,15 @@ from torch import Tensor
 
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.models.preprocessor import Inputs, Preprocessor, Visual
-from trimtok_cli.models.vision.token_layout import Places, blocks, per_frame, plain, raster, tiled
-from trimtok_cli.models.vision.tower_signals import Tower
+from trimtok_cli.models.vision.token_layout import (
+    TokenLayout,
+    grid_boxes,
+    per_frame,
+    single_grid,
+    source_blocks,
+    tiled_layout,
+)
+from trimtok_cli.models.vision.tower_signals import TowerRecorder
 
 
 class IdeficsPreprocessor(Preprocessor):
@@ -37,22 +44,22 @@ class Idefics3(Adapter):
     media_axis = 1  # (1, tiles, 3, H, W)
     preprocessing = IdeficsPreprocessor
 
-    def image_places(self, inputs: Inputs, number: int, visual: Visual) -> Places:
+    def image_layout(self, inputs: Inputs, number: int, visual: Visual) -> TokenLayout:
         width, height = visual.size
         _, rows, columns = self.processor.image_processor.get_number_of_image_patches(
             height, width, {}
         )
         if rows * columns <= 1:
-            return plain(self._side, self._side, self.model.config.scale_factor)
-        return tiled(rows, columns, self._side, self.model.config.scale_factor)
+            return single_grid(self._side, self._side, self.model.config.scale_factor)
+        return tiled_layout(rows, columns, self._side, self.model.config.scale_factor)
 
-    def video_places(self, inputs: Inputs, visual: Visual) -> Places:
+    def video_layout(self, inputs: Inputs, visual: Visual) -> TokenLayout:
         side = self._side
-        source = blocks(side, side, self.model.config.scale_factor)
-        return per_frame(raster(side, side), len(visual.times), (side, side), source=source)
+        source = source_blocks(side, side, self.model.config.scale_factor)
+        return per_frame(grid_boxes(side, side), len(visual.times), (side, side), source=source)
 
-    def tower(self) -> Tower:
-        return Tower(
+    def tower(self) -> TowerRecorder:
+        return TowerRecorder(
             {"": self.model.model.vision_model.encoder.layers[-1].self_attn}, None, has_cls=False
         )
 

@@ -10,8 +10,15 @@ import torch.nn.functional as F
 
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.models.preprocessor import Inputs, Preprocessor, Visual
-from trimtok_cli.models.vision.token_layout import Places, blocks, per_frame, plain, raster, tiled
-from trimtok_cli.models.vision.tower_signals import Tower
+from trimtok_cli.models.vision.token_layout import (
+    TokenLayout,
+    grid_boxes,
+    per_frame,
+    single_grid,
+    source_blocks,
+    tiled_layout,
+)
+from trimtok_cli.models.vision.tower_signals import TowerRecorder
 
 
 class InternVLPreprocessor(Preprocessor):
@@ -21,15 +28,15 @@ class InternVLPreprocessor(Preprocessor):
 class InternVL(Adapter):
     preprocessing = InternVLPreprocessor
 
-    def image_places(self, inputs: Inputs, number: int, visual: Visual) -> Places:
+    def image_layout(self, inputs: Inputs, number: int, visual: Visual) -> TokenLayout:
         images, side = self.processor.image_processor, self._side
         if self._tile_counts(inputs)[inputs.visuals.index(visual)] == 1:
-            return plain(side, side, self._merge)
+            return single_grid(side, side, self._merge)
         # The processor's own choice of rows and columns, a function beside its class.
         choose = sys.modules[type(images).__module__].get_optimal_tiled_canvas
         size = (images.size["height"], images.size["width"])
         columns, rows = choose(visual.size[::-1], size, images.min_patches, images.max_patches)
-        return tiled(rows, columns, side, self._merge)
+        return tiled_layout(rows, columns, side, self._merge)
 
     def _tile_counts(self, inputs: Inputs) -> list[int]:
         """Tiles of every image in the prompt's order, overview included; whether it was tiled at
@@ -41,18 +48,18 @@ class InternVL(Adapter):
             sum(next(runs) for _ in each.times or (0,)) // self._side**2 for each in inputs.visuals
         ]
 
-    def video_places(self, inputs: Inputs, visual: Visual) -> Places:
+    def video_layout(self, inputs: Inputs, visual: Visual) -> TokenLayout:
         side = self._side
         return per_frame(
-            raster(side, side),
+            grid_boxes(side, side),
             len(visual.times),
             (side, side),
-            source=blocks(side, side, self._merge),
+            source=source_blocks(side, side, self._merge),
         )
 
-    def tower(self) -> Tower:
+    def tower(self) -> TowerRecorder:
         read = self.model.model.vision_tower.encoder.layer[-1].attention
-        return Tower({"": read}, None, has_cls=True)
+        return TowerRecorder({"": read}, None, has_cls=True)
 
     @property
     def _merge(self) -> int:

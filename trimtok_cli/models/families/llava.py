@@ -13,9 +13,9 @@ from torch import Tensor
 
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.models.preprocessor import Inputs, Preprocessor, Visual
-from trimtok_cli.models.vision.token_layout import Places, nowhere, plain
-from trimtok_cli.models.vision.tower_run import ending_at
-from trimtok_cli.models.vision.tower_signals import Tower
+from trimtok_cli.models.vision.token_layout import TokenLayout, no_boxes, single_grid
+from trimtok_cli.models.vision.tower_run import truncated
+from trimtok_cli.models.vision.tower_signals import TowerRecorder
 
 
 class ClipAdapter(Adapter):
@@ -23,23 +23,23 @@ class ClipAdapter(Adapter):
     each token one visual token.
 
     `llava` may also have Pixtral's tower, where attention goes over whatever sizes the images have,
-    all in one row: it has no taps.
+    all in one row: it has no signals.
     """
 
-    def tower(self) -> Tower:
+    def tower(self) -> TowerRecorder:
         if not hasattr(self._vision, "encoder"):
-            return Tower()
+            return TowerRecorder()
         layers, last = self._layers, max(self._states_read)
         attention = {"": layers[last - 1].self_attn, "last_": layers[-1].self_attn}
         projector = self.model.model.multi_modal_projector
-        return Tower(
+        return TowerRecorder(
             attention, projector, has_cls=self._has_cls, layers=layers[:last], behind=layers[last:]
         )
 
     def reading(self) -> AbstractContextManager:
         if getattr(self._vision.config, "tie_last_hidden_states", None):
             return nullcontext()  # then the last hidden state is not what leaves the last layer
-        return ending_at(self._vision, self._layers, self._states_read)
+        return truncated(self._vision, self._layers, self._states_read)
 
     @property
     def _has_cls(self) -> bool:
@@ -89,7 +89,7 @@ class Llava(ClipAdapter):
 
     preprocessing = LlavaPreprocessor
 
-    def image_places(self, inputs: Inputs, number: int, visual: Visual) -> Places:
+    def image_layout(self, inputs: Inputs, number: int, visual: Visual) -> TokenLayout:
         patch, pixels = (
             self.model.config.vision_config.patch_size,
             inputs.tensors["pixel_values"].shape[-2:],
@@ -97,13 +97,13 @@ class Llava(ClipAdapter):
         if "image_sizes" in inputs.tensors:
             pixels = inputs.tensors["image_sizes"][number].tolist()
         rows, columns = pixels[0] // patch, pixels[1] // patch
-        place = plain(rows, columns, 1, self._view(visual.size))
+        place = single_grid(rows, columns, 1, self._view(visual.size))
         drops = self.model.config.vision_feature_select_strategy == "default"
         if self._has_cls and not drops:
-            return Places(torch.cat([nowhere(1), place.box]))
+            return TokenLayout(torch.cat([no_boxes(1), place.box]))
         # A tower without a class token loses its first patch where the checkpoint drops one all the
         # same.
-        return Places(place.box[1:]) if drops and not self._has_cls else place
+        return TokenLayout(place.box[1:]) if drops and not self._has_cls else place
 
     def _view(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
         """xyxy of the processor's center crop, as shares of the image; beyond 0 and 1 where it

@@ -17,12 +17,12 @@ from trimtok_cli.models.families.llava import ClipAdapter
 from trimtok_cli.models.preprocessor import Inputs, Visual
 from trimtok_cli.models.vision.token_layout import (
     WHOLE,
-    Places,
-    blocks,
-    cells,
-    nowhere,
+    TokenLayout,
+    boxes_between,
+    grid_boxes,
+    no_boxes,
     per_frame,
-    raster,
+    source_blocks,
 )
 
 
@@ -31,17 +31,17 @@ class LlavaNext(ClipAdapter):
 
     on_host = ("image_sizes", "batch_num_images")
 
-    def image_places(self, inputs: Inputs, number: int, visual: Visual) -> Places:
+    def image_layout(self, inputs: Inputs, number: int, visual: Visual) -> TokenLayout:
         side = self._side
         height, width = self._best_resolution(visual.size)
         y, x = self._canvas(height), self._canvas(width)
         rows, columns = len(y) - 1, len(x) - 1
         cut_y, cut_x = self._padding(rows, columns, visual.size)
         edges_y, edges_x = self._edges(y, x, (cut_y, cut_x), (height, width), visual.size)
-        tiled = cells(edges_y, edges_x).reshape(
+        tiled = boxes_between(edges_y, edges_x).reshape(
             len(edges_y) - 1, len(edges_x) - 1, 4
         )  # a very long image may have no rows
-        lines = torch.cat([tiled, nowhere(len(tiled))[:, None]], 1).reshape(-1, 4)
+        lines = torch.cat([tiled, no_boxes(len(tiled))[:, None]], 1).reshape(-1, 4)
         # The tower's tokens come tile by tile; here they lie as in the whole grid.
         whole = (
             torch.arange(rows * columns)
@@ -57,18 +57,21 @@ class LlavaNext(ClipAdapter):
         )
         behind = torch.nn.functional.pad(made_of, (0, 0, 0, 1), value=-1).flatten(0, 1)
         overview = torch.arange(side * side)[:, None].expand(-1, behind.shape[1])
-        return Places(
-            torch.cat([raster(side, side), lines]),
+        return TokenLayout(
+            torch.cat([grid_boxes(side, side), lines]),
             source=torch.cat([overview, behind]),
             tower=rows * columns + side * side,
             tiles=rows * columns // side**2 + 1,
         )
 
-    def video_places(self, inputs: Inputs, visual: Visual) -> Places:
+    def video_layout(self, inputs: Inputs, visual: Visual) -> TokenLayout:
         stride = self.model.config.spatial_pool_stride
         side = self._side // stride
         return per_frame(
-            raster(side, side), len(visual.times), (side, side), source=blocks(side, side, stride)
+            grid_boxes(side, side),
+            len(visual.times),
+            (side, side),
+            source=source_blocks(side, side, stride),
         )
 
     @property
@@ -125,21 +128,21 @@ class LlavaOnevision(LlavaNext):
     tile; pooled video frames.
     """
 
-    def image_places(self, inputs: Inputs, number: int, visual: Visual) -> Places:
+    def image_layout(self, inputs: Inputs, number: int, visual: Visual) -> TokenLayout:
         if sum(each.kind == "image" for each in inputs.visuals) == 1:
-            return super().image_places(inputs, number, visual)
+            return super().image_layout(inputs, number, visual)
         (width, height), square = visual.size, max(visual.size)
         view = (-(square - width) // 2 / width, -(square - height) // 2 / height)
-        padded = raster(
+        padded = grid_boxes(
             self._side, self._side, (*view, view[0] + square / width, view[1] + square / height)
         )
-        return Places(torch.cat([padded, nowhere(1)]))
+        return TokenLayout(torch.cat([padded, no_boxes(1)]))
 
-    def video_places(self, inputs: Inputs, visual: Visual) -> Places:
+    def video_layout(self, inputs: Inputs, visual: Visual) -> TokenLayout:
         side = math.ceil(self._side / 2)
-        frames = per_frame(raster(side, side, WHOLE), len(visual.times), (side, side))
-        return Places(
-            torch.cat([frames.box, nowhere(1)]), (), torch.cat([frames.frame, frames.frame[-1:]])
+        frames = per_frame(grid_boxes(side, side, WHOLE), len(visual.times), (side, side))
+        return TokenLayout(
+            torch.cat([frames.box, no_boxes(1)]), (), torch.cat([frames.frame, frames.frame[-1:]])
         )
 
     def _edges(

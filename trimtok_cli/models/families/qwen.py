@@ -14,8 +14,8 @@ from torch import Tensor
 from trimtok_cli.media.frames import Clip
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.models.preprocessor import Inputs, Preprocessor, Visual
-from trimtok_cli.models.vision.token_layout import Places, raster
-from trimtok_cli.models.vision.tower_signals import Tower
+from trimtok_cli.models.vision.token_layout import TokenLayout, grid_boxes
+from trimtok_cli.models.vision.tower_signals import TowerRecorder
 from trimtok_cli.tokens import Prompt
 
 _FOR_POSITIONS = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
@@ -45,16 +45,16 @@ class Qwen2VL(Adapter):
     renumbers = False
     preprocessing = QwenPreprocessor
 
-    def image_places(self, inputs: Inputs, number: int, visual: Visual) -> Places:
+    def image_layout(self, inputs: Inputs, number: int, visual: Visual) -> TokenLayout:
         _, rows, columns = self._grid(inputs.tensors["image_grid_thw"][number])
         return replace(self._layers(1, rows, columns), frame=None)
 
-    def video_places(self, inputs: Inputs, visual: Visual) -> Places:
+    def video_layout(self, inputs: Inputs, visual: Visual) -> TokenLayout:
         layers, rows, columns = self._grid(inputs.tensors["video_grid_thw"][0])
         return self._layers(layers, rows, columns)
 
-    def tower(self) -> Tower:
-        return Tower({"": self.model.model.visual.blocks[-1].attn}, None, has_cls=False)
+    def tower(self) -> TowerRecorder:
+        return TowerRecorder({"": self.model.model.visual.blocks[-1].attn}, None, has_cls=False)
 
     def positions(self, inputs: Inputs) -> Tensor:
         """(3, S): time, row and column of every token, as the model itself works them out for the
@@ -70,15 +70,19 @@ class Qwen2VL(Adapter):
             ]
         )
 
-    def _layers(self, layers: int, rows: int, columns: int) -> Places:
+    def _layers(self, layers: int, rows: int, columns: int) -> TokenLayout:
         """Layers of rows x columns tokens. The processor lays the patches of a token side by side
         already.
         """
         spots, vision = self._tower_order(layers, rows, columns), self.model.config.vision_config
         source = spots[:, None] * self._merge**2 + torch.arange(self._merge**2)
         frame = torch.arange(layers).repeat_interleave(rows * columns) * vision.temporal_patch_size
-        return Places(
-            raster(rows, columns).repeat(layers, 1), (rows, columns), frame, source, source.numel()
+        return TokenLayout(
+            grid_boxes(rows, columns).repeat(layers, 1),
+            (rows, columns),
+            frame,
+            source,
+            source.numel(),
         )
 
     def _tower_order(self, layers: int, rows: int, columns: int) -> Tensor:

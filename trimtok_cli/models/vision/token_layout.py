@@ -9,7 +9,7 @@ WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
-class Places:
+class TokenLayout:
     """The tokens of one image or video. box (n, 4): xyxy in [0, 1] of it, all zero where a token
     shows no place.
 
@@ -26,13 +26,15 @@ class Places:
     tiles: int = 1
 
 
-def raster(rows: int, columns: int, view: tuple[float, float, float, float] = WHOLE) -> Tensor:
+def grid_boxes(rows: int, columns: int, view: tuple[float, float, float, float] = WHOLE) -> Tensor:
     """(rows * columns, 4) equal cells in raster order over `view`, clamped to the image."""
     left, top, right, bottom = view
-    return cells(torch.linspace(top, bottom, rows + 1), torch.linspace(left, right, columns + 1))
+    return boxes_between(
+        torch.linspace(top, bottom, rows + 1), torch.linspace(left, right, columns + 1)
+    )
 
 
-def cells(y: Tensor, x: Tensor) -> Tensor:
+def boxes_between(y: Tensor, x: Tensor) -> Tensor:
     """Cells between the edges y (rows + 1,) and x (columns + 1,), in raster order, clamped to the
     image.
     """
@@ -49,7 +51,7 @@ def cells(y: Tensor, x: Tensor) -> Tensor:
     return boxes.reshape(-1, 4).clamp(0, 1)
 
 
-def nowhere(count: int) -> Tensor:
+def no_boxes(count: int) -> Tensor:
     """Tokens that show no place: newlines, a CLS row."""
     return torch.zeros(count, 4)
 
@@ -58,7 +60,7 @@ def tiles(rows: int, columns: int, side: int) -> Tensor:
     """An image cut into rows x columns tiles of side x side tokens each, tile by tile."""
     return torch.cat(
         [
-            raster(side, side, (c / columns, r / rows, (c + 1) / columns, (r + 1) / rows))
+            grid_boxes(side, side, (c / columns, r / rows, (c + 1) / columns, (r + 1) / rows))
             for r in range(rows)
             for c in range(columns)
         ]
@@ -71,19 +73,19 @@ def per_frame(
     grid: tuple[int, ...] = (),
     step: int = 1,
     source: Tensor | None = None,
-) -> Places:
+) -> TokenLayout:
     """The same boxes for each of `frames`, of which every one stands for `step` frames of the clip.
 
     source (n, g): of one frame; each frame has tower tokens of its own, all of them in it.
     """
     number = torch.arange(frames).repeat_interleave(len(box))
     if source is None:
-        return Places(box.repeat(frames, 1), grid, number * step)
+        return TokenLayout(box.repeat(frames, 1), grid, number * step)
     whole = source.repeat(frames, 1) + number[:, None] * source.numel()
-    return Places(box.repeat(frames, 1), grid, number * step, whole, whole.numel())
+    return TokenLayout(box.repeat(frames, 1), grid, number * step, whole, whole.numel())
 
 
-def blocks(rows: int, columns: int, side: int = 1, tile: int = 0) -> Tensor:
+def source_blocks(rows: int, columns: int, side: int = 1, tile: int = 0) -> Tensor:
     """(rows * columns, side * side): tower tokens in raster order that each token of a rows x
     columns grid is made of.
 
@@ -96,16 +98,20 @@ def blocks(rows: int, columns: int, side: int = 1, tile: int = 0) -> Tensor:
     return first + inner + tile * rows * columns * side * side
 
 
-def plain(
+def single_grid(
     rows: int, columns: int, side: int = 1, view: tuple[float, float, float, float] = WHOLE
-) -> Places:
+) -> TokenLayout:
     """One grid over `view`, each token of side x side tower tokens."""
-    source = blocks(rows, columns, side)
-    return Places(raster(rows, columns, view), (rows, columns), None, source, source.numel())
+    source = source_blocks(rows, columns, side)
+    return TokenLayout(
+        grid_boxes(rows, columns, view), (rows, columns), None, source, source.numel()
+    )
 
 
-def tiled(rows: int, columns: int, side: int, merge: int) -> Places:
+def tiled_layout(rows: int, columns: int, side: int, merge: int) -> TokenLayout:
     """rows x columns tiles of side x side tokens, and behind them one of the whole image."""
-    box = torch.cat([tiles(rows, columns, side), raster(side, side)])
-    source = torch.cat([blocks(side, side, merge, tile) for tile in range(rows * columns + 1)])
-    return Places(box, (), None, source, source.numel(), rows * columns + 1)
+    box = torch.cat([tiles(rows, columns, side), grid_boxes(side, side)])
+    source = torch.cat(
+        [source_blocks(side, side, merge, tile) for tile in range(rows * columns + 1)]
+    )
+    return TokenLayout(box, (), None, source, source.numel(), rows * columns + 1)

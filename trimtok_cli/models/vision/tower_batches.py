@@ -7,7 +7,7 @@ from itertools import accumulate
 
 from torch import Tensor
 
-from trimtok_cli.models.vision.token_layout import Places
+from trimtok_cli.models.vision.token_layout import TokenLayout
 
 CROP = (
     3 * 336 * 336
@@ -16,7 +16,9 @@ CROP = (
 )
 
 
-def passes(media: Sequence[Mapping[str, Tensor]], axis: int, crops: float) -> list[list[int]]:
+def batch_by_shape(
+    media: Sequence[Mapping[str, Tensor]], axis: int, crops: float
+) -> list[list[int]]:
     """The numbers of the samples of each pass, from their tensors: those that can be laid together
     along `axis`.
 
@@ -48,7 +50,9 @@ def passes(media: Sequence[Mapping[str, Tensor]], axis: int, crops: float) -> li
     return found
 
 
-def starts(places: Sequence[Sequence[Places]], later: Sequence[Sequence[bool]]) -> list[list[int]]:
+def tower_offsets(
+    places: Sequence[Sequence[TokenLayout]], later: Sequence[Sequence[bool]]
+) -> list[list[int]]:
     """For each sample of a pass, where the tower tokens of its images and videos begin: what is
     `later` behind all others.
     """

@@ -18,7 +18,7 @@ class _Reached(Exception):
     """Ends a forward pass whose first part was all that was wanted."""
 
 
-def capture(model, ids: Tensor, media: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+def run_tower(model, ids: Tensor, media: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
     """ids (N,), placeholders only -> what belongs in their rows, (N, D), and a deepstack family's
     layers (L, N, D) or None.
 
@@ -29,12 +29,12 @@ def capture(model, ids: Tensor, media: dict[str, Tensor]) -> tuple[Tensor, Tenso
     run = partial(
         model.model, input_ids=ids[None], position_ids=positions, use_cache=False, **media
     )
-    _, caught = entering(model.get_decoder(), run)
+    _, caught = inputs_of(model.get_decoder(), run)
     layers = caught.get("deepstack_visual_embeds")
     return caught["inputs_embeds"][0], torch.stack(list(layers)) if layers else None
 
 
-def entering(module: torch.nn.Module, run: Callable[[], object]) -> tuple[tuple, Mapping]:
+def inputs_of(module: torch.nn.Module, run: Callable[[], object]) -> tuple[tuple, Mapping]:
     """The arguments that `module` is first called with when run() runs, which ends there."""
     caught: list[tuple[tuple, Mapping]] = []
 
@@ -52,7 +52,7 @@ def entering(module: torch.nn.Module, run: Callable[[], object]) -> tuple[tuple,
 
 
 @contextmanager
-def ending_at(
+def truncated(
     tower: torch.nn.Module, layers: Sequence[torch.nn.Module], read: Collection[int]
 ) -> Iterator[None]:
     """While it lasts, `tower` ends behind the last of its `layers` whose hidden state is read, and

@@ -1,8 +1,8 @@
 """What methods may ask of a vision tower: noted while it runs, worked out only when asked for.
 Knows no family and no method.
 
-`Tower` is hooked around one capture; each sample's EncoderTap then reads its own rows, through the
-map from visual tokens to tower tokens that the family's Places hold.
+`TowerRecorder` is hooked around one capture; each sample's TowerSignals then reads its own rows,
+through the map from visual tokens to tower tokens that the family's TokenLayouts hold.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from trimtok_cli.models.attention import attention_received, queries_and_keys
-from trimtok_cli.models.vision.token_layout import Places
-from trimtok_cli.models.vision.tower_run import entering
-from trimtok_cli.tokens import EncoderTap
+from trimtok_cli.models.vision.token_layout import TokenLayout
+from trimtok_cli.models.vision.tower_run import inputs_of
+from trimtok_cli.tokens import TowerSignals
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Blocks:
         return hidden + layer.mlp(layer.layer_norm2(hidden))
 
 
-class Tower:
+class TowerRecorder:
     """Attention modules by name (`""` is the layer whose output is read, `last_` the tower's last)
     and the projector.
 
@@ -80,7 +80,7 @@ class Tower:
         self.features: list[Tensor] = []
         self.worked_out: dict[tuple[str, str], Tensor] = {}
 
-    def __enter__(self) -> "Tower":
+    def __enter__(self) -> "TowerRecorder":
         self.hooks = []
         for name, module in self.attention.items():
 
@@ -132,7 +132,7 @@ class Tower:
         """What would have entered the last layer's attention."""
         for layer in self.behind[:-1]:
             args = (layer(*args, **kwargs), *args[1:])
-        return entering(self.attention["last_"], partial(self.behind[-1], *args, **kwargs))
+        return inputs_of(self.attention["last_"], partial(self.behind[-1], *args, **kwargs))
 
     def _once(self, signal: Callable[[str], Tensor], name: str) -> Tensor:
         """A batch's samples share one pass over the tower's chunks."""
@@ -169,16 +169,19 @@ class Tower:
         """(tower tokens, F): what enters the projector."""
         return torch.cat([each.flatten(0, -2) for each in self.features])
 
-    def tap(
-        self, places: Sequence[Places], starts: Sequence[int], project: Callable[[Tensor], Tensor]
-    ) -> EncoderTap:
+    def signals(
+        self,
+        places: Sequence[TokenLayout],
+        starts: Sequence[int],
+        project: Callable[[Tensor], Tensor],
+    ) -> TowerSignals:
         """The signals of one sample, each of whose images and videos has its tower tokens from one
         of `starts` on.
 
         A visual token made of several has their mean.
         """
         if any(place.source is None for place in places):
-            return EncoderTap()
+            return TowerSignals()
         sources = [
             torch.where(p.source < 0, -1, p.source + start)
             for p, start in zip(places, starts, strict=True)
@@ -213,7 +216,7 @@ class Tower:
                 self.layers,
                 self.has_cls,
             )
-        return EncoderTap(**offers)
+        return TowerSignals(**offers)
 
     @staticmethod
     def _gather(whole: Tensor, source: Tensor) -> Tensor:

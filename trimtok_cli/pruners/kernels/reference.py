@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def literal_repmax(visual: Tensor, keep: int) -> list[int]:
+def repmax_reference(visual: Tensor, keep: int) -> list[int]:
     """(N1, D) floating point -> `keep` <= N1 indices in the order of selection; of equal vectors
     any may come first.
 

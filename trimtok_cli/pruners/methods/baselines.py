@@ -19,7 +19,7 @@ from trimtok_cli.pruners.params import param
 from trimtok_cli.tokens import Selection
 
 
-def random_places(num_visual: int, keep: int, *, seed: int = 0, number: int = 0) -> list[int]:
+def random_indices(num_visual: int, keep: int, *, seed: int = 0, number: int = 0) -> list[int]:
     """`keep` of the places 0..N-1, ascending: a draw of equal chances that depends on seed, N and
     the image's number alone.
 
@@ -33,7 +33,7 @@ def random_places(num_visual: int, keep: int, *, seed: int = 0, number: int = 0)
     return sorted(sorted(range(num_visual), key=lambda i: (lot[i], i))[:keep])
 
 
-def uniform_places(num_visual: int, keep: int) -> list[int]:
+def uniform_indices(num_visual: int, keep: int) -> list[int]:
     """`keep` of the places 0..N-1, ascending: the middles of `keep` equal stretches, floor((i +
     1/2) N / keep).
 
@@ -72,7 +72,7 @@ class Random(Pruner):
                     stage.prompt.alive[rows[0]].to(stage.tokens.visual_index.device)
                 ]
             )
-            places = random_places(len(rows), count, seed=self.seed, number=number)
+            places = random_indices(len(rows), count, seed=self.seed, number=number)
             kept.append(rows[torch.tensor(places, device=rows.device)])
         return _selection(stage, kept)
 
@@ -90,7 +90,7 @@ class Uniform(Pruner):
         return _selection(
             stage,
             [
-                rows[torch.tensor(uniform_places(len(rows), count), device=rows.device)]
+                rows[torch.tensor(uniform_indices(len(rows), count), device=rows.device)]
                 for rows, count in self.budgets(stage)
             ],
         )

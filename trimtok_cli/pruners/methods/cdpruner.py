@@ -9,10 +9,10 @@ tokens.
 Relevance is CLIP's similarity of patch and question, NEGATED: that is what the published code does,
 and its authors say that they saw CLIP's patches answer the wrong way round and no other model's
 (issues 9, 14 and 19). It needs CLIP's text tower, which no LLaVA checkpoint carries; where the
-encoder does not offer `relevance`, `text=llm` compares projected visual tokens with the language
+tower does not offer `relevance`, `text=llm` compares projected visual tokens with the language
 model's own text embeddings, not negated. That is not the paper's measure: say so next to a number.
 
-A further offer of EncoderTap: relevance () -> (N,) float32, the mean over the question's 77-token
+A further offer of TowerSignals: relevance () -> (N,) float32, the mean over the question's 77-token
 segments (without the suffix "Answer the question using a single word or phrase.", as in the
 published evaluation) of the cosine of a patch (tower output, CLIP's post_layernorm and
 visual_projection) and the segment's text_embeds; neither negated nor scaled.
@@ -146,7 +146,7 @@ def _check(visual: Tensor, relevance: Tensor, keep: int) -> None:
 
 @dataclass(frozen=True)
 class CDPruner(Pruner):
-    """The paper's pruner. text: `clip` takes relevance from the encoder's `relevance`, `llm` from
+    """The paper's pruner. text: `clip` takes relevance from the tower's `relevance`, `llm` from
     the language model's words.
 
     sign: `negative` or `positive` similarity makes a token relevant; `auto` is negative for CLIP,
@@ -182,10 +182,10 @@ class CDPruner(Pruner):
     def select_many(self, stages: Sequence[Stage]) -> list[Selection]:
         """Every image of every sample at once, grouped by token count and budget.
 
-        Raises UsageError where relevance is to come from CLIP and the encoder offers none.
+        Raises UsageError where relevance is to come from CLIP and the tower offers none.
         """
         if self.text == "clip" and not all(
-            stage.tokens.encoder.offers("relevance") for stage in stages
+            stage.tokens.signals.offers("relevance") for stage in stages
         ):
             raise UsageError(
                 "cdpruner weighs tokens with CLIP's text tower, and this checkpoint has "
@@ -227,7 +227,7 @@ class CDPruner(Pruner):
         else:
             similarity = torch.stack(
                 [
-                    stage.tokens.encoder.relevance.to(stage.hidden.device)[stage.prompt.alive[rows]]
+                    stage.tokens.signals.relevance.to(stage.hidden.device)[stage.prompt.alive[rows]]
                     for stage, rows in images
                 ]
             )

@@ -161,7 +161,7 @@ class PruMerge(Pruner):
             else:
                 chosen = fixed_indices(attention[rows], room, plus=self.plus)
             values, others = prumerge(features[rows], keys[rows], attention[rows], chosen)
-            projected = stage.tokens.encoder.project(
+            projected = stage.tokens.signals.project(
                 torch.cat([values, others[None]]).to(features.dtype)
             )
             kept.append(rows[chosen])

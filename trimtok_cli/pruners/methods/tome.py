@@ -244,19 +244,19 @@ class ToMe(Pruner):
 
     def select(self, stage: Stage) -> Selection:
         require(stage, "tome", "blocks", "project")
-        encoder, kept, merged = stage.tokens.encoder, [], []
+        signals, kept, merged = stage.tokens.signals, [], []
         for rows, count in self.budgets(stage):
             if self.r is None and count >= len(rows):
                 kept.append(rows)
                 continue
             image = int(stage.tokens.visual_index[int(stage.prompt.alive[rows[0]])])
-            if len(rows) != encoder.blocks.hidden.shape[1] - encoder.blocks.has_cls:
+            if len(rows) != signals.blocks.hidden.shape[1] - signals.blocks.has_cls:
                 raise UsageError(
                     "tome needs images of one tile each, not frames of a video: use tome-projected."
                 )
-            index, features = self._run(encoder.blocks, image, count)
+            index, features = self._run(signals.blocks, image, count)
             kept.append(rows[index])
-            merged.append((rows[index], encoder.project(features)))
+            merged.append((rows[index], signals.project(features)))
         return answer(stage, kept, merged)
 
     def _schedule(self, num_tokens: int, count: int, num_layers: int) -> list[int]:

@@ -144,13 +144,13 @@ class VisionZip(Pruner):
         return count - contextual, contextual
 
     def select(self, stage: Stage) -> Selection:
-        encoder, name = stage.tokens.encoder, "visionzip"
+        signals, name = stage.tokens.signals, "visionzip"
         require(stage, name, *self.signals)
-        before = encoder.offers("features") and encoder.offers("project")
+        before = signals.offers("features") and signals.offers("project")
         saliency, keys = signal(stage, name, "saliency"), signal(stage, name, "keys")
         features = signal(stage, name, "features") if before else stage.visual_embeds
         project = (
-            (lambda values: encoder.project(values.to(features.dtype)))
+            (lambda values: signals.project(values.to(features.dtype)))
             if before
             else (lambda values: values)
         )
@@ -167,7 +167,7 @@ class VisionZip(Pruner):
             kept.append(rows[best])
             if with_cls:
                 number = stage.tokens.visual_index.to(rows.device)[stage.prompt.alive[rows[:1]]]
-                extra.append(project(encoder.cls.to(features)[number]))
+                extra.append(project(signals.cls.to(features)[number]))
             if contextual and self.append:
                 extra.append(project(values))
             elif contextual:

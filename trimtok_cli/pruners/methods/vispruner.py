@@ -125,7 +125,7 @@ class VisPruner(Pruner):
             if self.similarity == "features"
             else stage.visual_embeds
         )
-        kept, tiled = [], stage.tokens.encoder.offers("tile")
+        kept, tiled = [], stage.tokens.signals.offers("tile")
         for rows, count, all_stay in parts(stage, self.budgets(stage)):
             if not all_stay:
                 share = (

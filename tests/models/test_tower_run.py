@@ -14,8 +14,8 @@ from tests.support import tiny
 from tests.support.families import FAMILIES, VIDEO_FAMILIES
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.models.loading import load_model
-from trimtok_cli.models.vision.tower_batches import CROP, passes, starts
-from trimtok_cli.models.vision.tower_run import capture
+from trimtok_cli.models.vision.tower_batches import CROP, batch_by_shape, tower_offsets
+from trimtok_cli.models.vision.tower_run import run_tower
 
 # vision_feature_layer of a tower of three layers, and the layers that have to run for it
 READ = {
@@ -71,9 +71,9 @@ def test_tokens_and_signals_are_those_of_the_whole_tower(family, monkeypatch):
             one.deepstack, other.deepstack
         )
         for name in SIGNALS:
-            assert one.encoder.offers(name) == other.encoder.offers(name)
-            assert not one.encoder.offers(name) or torch.equal(
-                getattr(one.encoder, name), getattr(other.encoder, name)
+            assert one.signals.offers(name) == other.signals.offers(name)
+            assert not one.signals.offers(name) or torch.equal(
+                getattr(one.signals, name), getattr(other.signals, name)
             ), name
 
 
@@ -95,9 +95,9 @@ def test_layers_behind_run_only_for_a_signal_of_the_last_one_which_is_the_whole_
         layer.register_forward_pre_hook(lambda *_, number=number: ran.append(number))
     vision.post_layernorm.register_forward_pre_hook(lambda *_: ran.append("norm"))
     (tokens,) = adapter.encode_many([inputs])
-    _ = tokens.encoder.saliency, tokens.encoder.keys, tokens.encoder.features, tokens.embeds
+    _ = tokens.signals.saliency, tokens.signals.keys, tokens.signals.features, tokens.embeds
     assert ran == list(range(1, depth + 1))
-    found = tokens.encoder.last_saliency, tokens.encoder.last_keys
+    found = tokens.signals.last_saliency, tokens.signals.last_keys
     assert ran == list(range(1, len(layers) + 1))
     # The oracle: what enters the last layer's attention when the library's own forward pass goes to
     # its end.
@@ -108,9 +108,9 @@ def test_layers_behind_run_only_for_a_signal_of_the_last_one_which_is_the_whole_
     adapter.model.model(input_ids=inputs.input_ids[None], **adapter.tower_inputs([inputs]))
     ((args, kwargs),) = entered
     tower.inputs["last_"], tower.behind = [(args, kwargs)], ()
-    whole = tower.tap(
+    whole = tower.signals(
         adapter._places(inputs),
-        starts([adapter._places(inputs)], [[False] * 2])[0],
+        tower_offsets([adapter._places(inputs)], [[False] * 2])[0],
         adapter.project,
     )
     assert torch.equal(found[0], whole.last_saliency) and torch.equal(found[1], whole.last_keys)
@@ -143,12 +143,12 @@ def test_no_hidden_state_is_alive_that_nobody_reads(tmp_path):
         projector.register_forward_pre_hook(
             lambda *_, alive=alive, count=count: alive.append(count())
         )
-        tokens = adapter.encode_many([adapter.prepare([picture(1, 150, 60)], "?")], taps=False)
+        tokens = adapter.encode_many([adapter.prepare([picture(1, 150, 60)], "?")], signals=False)
         assert alive == [states], name
         gc.collect()
         assert count() == 0 and len(tokens[0]) > 0
         assert not any(
-            tokens[0].encoder.offers(signal) for signal in (*SIGNALS, "blocks", "project")
+            tokens[0].signals.offers(signal) for signal in (*SIGNALS, "blocks", "project")
         )
 
 
@@ -196,7 +196,7 @@ def test_a_pass_takes_no_more_crops_than_it_may(family, monkeypatch):
 
     def counted(model, ids, media):
         seen.append(len(ids))
-        return capture(model, ids, media)
+        return run_tower(model, ids, media)
 
     monkeypatch.setattr(base, "capture", counted)
     monkeypatch.setattr(family, "crops", 0.0, raising=False)
@@ -206,9 +206,9 @@ def test_a_pass_takes_no_more_crops_than_it_may(family, monkeypatch):
         assert one.embeds.shape == other.embeds.shape
         assert not len(one) or (one.embeds - other.embeds).abs().max() < 1e-4
         for name in ("saliency", "last_keys", "features", "cls"):
-            if one.encoder.offers(name):
+            if one.signals.offers(name):
                 assert (
-                    getattr(one.encoder, name) - getattr(other.encoder, name)
+                    getattr(one.signals, name) - getattr(other.signals, name)
                 ).abs().max() < 1e-4
 
 
@@ -233,11 +233,11 @@ def test_signals_of_a_prompt_with_an_image_and_a_video_are_each_ones_own(family)
             ]
             image, video = family.encode_many([alone[0]])[0], family.encode_many([alone[1]])[0]
             order = (image, video) if words == "?" else (video, image)
-            offered = [name for name in SIGNALS if tokens.encoder.offers(name)]
+            offered = [name for name in SIGNALS if tokens.signals.offers(name)]
             assert "saliency" in offered
             for name in offered:
-                want = torch.cat([getattr(each.encoder, name) for each in order if len(each)])
-                assert (getattr(tokens.encoder, name) - want).abs().max() < 1e-4, name
+                want = torch.cat([getattr(each.signals, name) for each in order if len(each)])
+                assert (getattr(tokens.signals, name) - want).abs().max() < 1e-4, name
 
 
 def test_passes():
@@ -251,13 +251,15 @@ def test_passes():
         sample(1, 3, side, 2 * side),
     )
     assert one["pixel_values"].numel() == CROP
-    assert passes([one, three, {}, one, other, one, one], 0, 4) == [[0, 1], [3, 5, 6], [4]]
-    assert passes([three, three, one], 0, 2) == [[0], [1], [2]], "a larger sample is alone"
-    assert passes([one, one], 0, float("inf")) == [[0, 1]] and passes([], 0, 4) == []
-    assert passes([one | sample(1, 9, name="image_sizes"), one], 0, 4) == [[0], [1]]
+    assert batch_by_shape([one, three, {}, one, other, one, one], 0, 4) == [[0, 1], [3, 5, 6], [4]]
+    assert batch_by_shape([three, three, one], 0, 2) == [[0], [1], [2]], "a larger sample is alone"
+    assert (
+        batch_by_shape([one, one], 0, float("inf")) == [[0, 1]] and batch_by_shape([], 0, 4) == []
+    )
+    assert batch_by_shape([one | sample(1, 9, name="image_sizes"), one], 0, 4) == [[0], [1]]
     tiled = [sample(1, tiles, 3, side, side) for tiles in (2, 5, 3)]
     assert (
-        passes(tiled, 1, 64) == [[0, 1, 2]]
-        and passes(tiled, 0, 64) == [[0], [1], [2]]
-        and passes(tiled, 1, 7) == [[0, 1], [2]]
+        batch_by_shape(tiled, 1, 64) == [[0, 1, 2]]
+        and batch_by_shape(tiled, 0, 64) == [[0], [1], [2]]
+        and batch_by_shape(tiled, 1, 7) == [[0, 1], [2]]
     )

@@ -24,7 +24,7 @@ from trimtok_cli.data import Sample
 from trimtok_cli.engine.stream import answer_all
 from trimtok_cli.errors import ModelError
 from trimtok_cli.media.frames import FrameRule
-from trimtok_cli.prepare.pool import prepare_ahead
+from trimtok_cli.prepare.pool import prefetch
 from trimtok_cli.prepare.sample import Ask, Failed, Prepared
 
 ROOT = Path(__file__).parents[2]
@@ -94,7 +94,7 @@ def run(adapter, samples, tmp_path_factory):
     hooked = Hooked(adapter.processor, "hooked")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("here"))
-        stream = prepare_ahead(hooked, endless(), ASK, workers=2, ahead=5)
+        stream = prefetch(hooked, endless(), ASK, workers=2, ahead=5)
         found, distance = [], []
         for _ in samples[:-1]:
             found.append(next(stream))
@@ -127,7 +127,7 @@ def test_what_is_prepared_is_the_same_bit_for_bit(run, adapter, samples):
     ]
     assert [each.sample.id for each, _ in harmless] == [0, 3, 5, 7, 8, 9, 10]
     for got, (want,) in (
-        (each, prepare_ahead(adapter.preprocessor, [sample], ASK)) for each, sample in harmless
+        (each, prefetch(adapter.preprocessor, [sample], ASK)) for each, sample in harmless
     ):
         assert (got.question, got.media) == (want.question, want.media) and got.seconds.prepare > 0
         assert replace(got.inputs, tensors={}, input_ids=0, instruction=0, words="") == replace(
@@ -181,11 +181,11 @@ def test_a_model_error_ends_the_run_and_what_cannot_be_sent_is_said(adapter, mon
         pass
 
     with pytest.raises(ModelError, match="cannot be sent to worker processes"):
-        next(prepare_ahead(Local(adapter.processor, "x"), asked, ASK, workers=1))
+        next(prefetch(Local(adapter.processor, "x"), asked, ASK, workers=1))
     monkeypatch.setattr(sys.modules["__main__"], "Local", Local, raising=False)
     Local.__module__, Local.__qualname__ = "__main__", "Local"
     with pytest.raises(ModelError, match="the workers cannot load the preprocessor"):
-        next(prepare_ahead(Local(adapter.processor, "x"), asked, ASK, workers=1))
+        next(prefetch(Local(adapter.processor, "x"), asked, ASK, workers=1))
 
 
 def test_errors_of_ours_survive_the_border():

@@ -8,14 +8,14 @@ import torch
 
 from tests.pruners.test_divprune import check_invariants, make_stage, samples, tokens
 from trimtok_cli.pruners.budget import Budget
-from trimtok_cli.pruners.methods.baselines import Random, Uniform, random_places, uniform_places
+from trimtok_cli.pruners.methods.baselines import Random, Uniform, random_indices, uniform_indices
 
 SIZES = [(1, 1), (2, 1), (3, 2), (7, 7), (24, 5), (576, 64), (576, 192), (577, 576), (2880, 320)]
 
 
 @pytest.mark.parametrize(("n", "keep"), SIZES)
 def test_exact_unique_ascending_in_range(n, keep):
-    for places in (random_places(n, keep, seed=3, number=1), uniform_places(n, keep)):
+    for places in (random_indices(n, keep, seed=3, number=1), uniform_indices(n, keep)):
         assert (
             len(places) == keep
             and places == sorted(set(places))
@@ -23,12 +23,12 @@ def test_exact_unique_ascending_in_range(n, keep):
             and places[-1] < n
         )
     for more in (n, n + 1, 10 * n):
-        assert random_places(n, more) == uniform_places(n, more) == list(range(n))
+        assert random_indices(n, more) == uniform_indices(n, more) == list(range(n))
 
 
 @pytest.mark.parametrize(("n", "keep"), SIZES)
 def test_uniform_is_the_middle_of_equal_stretches(n, keep):
-    places = uniform_places(n, keep)
+    places = uniform_indices(n, keep)
     assert places == [math.floor((i + 0.5) * n / keep + 1e-9) for i in range(keep)]
     gaps = {b - a for a, b in itertools.pairwise(places)}
     assert gaps <= {n // keep, -(-n // keep)}
@@ -36,18 +36,18 @@ def test_uniform_is_the_middle_of_equal_stretches(n, keep):
 
 
 def test_random_depends_on_seed_count_and_number_alone():
-    draw = random_places(576, 64, seed=1, number=0)
-    assert draw == random_places(576, 64, seed=1, number=0)
+    draw = random_indices(576, 64, seed=1, number=0)
+    assert draw == random_indices(576, 64, seed=1, number=0)
     for other in (
-        random_places(576, 64, seed=2),
-        random_places(576, 64, seed=1, number=1),
-        random_places(577, 64, seed=1),
+        random_indices(576, 64, seed=2),
+        random_indices(576, 64, seed=1, number=1),
+        random_indices(577, 64, seed=1),
     ):
         assert other != draw
-    assert set(draw) < set(random_places(576, 128, seed=1)), (
+    assert set(draw) < set(random_indices(576, 128, seed=1)), (
         "a smaller budget is a part of a larger one"
     )
-    assert random_places(20, 5, seed=7, number=2) == [0, 1, 5, 10, 11], (
+    assert random_indices(20, 5, seed=7, number=2) == [0, 1, 5, 10, 11], (
         "the same draw wherever and whenever it is made"
     )
     state = torch.random.get_rng_state()
@@ -58,7 +58,7 @@ def test_random_depends_on_seed_count_and_number_alone():
 def test_random_is_fair():
     counts = torch.zeros(20)
     for seed in range(2000):
-        counts[random_places(20, 5, seed=seed)] += 1
+        counts[random_indices(20, 5, seed=seed)] += 1
     assert (counts - 500).abs().max() < 100  # 5 standard deviations of about 19
 
 
@@ -70,7 +70,7 @@ def test_the_pruners_keep_what_every_pruner_owes(kind):
 def test_a_draw_is_the_image_s_own_whatever_stands_beside_it():
     images = [tokens("random", 30, 8, i) for i in range(3)]
     three = Random(Budget(tokens=6), seed=4).select(make_stage(images)).kept.tolist()
-    want = [30 * i + place for i in range(3) for place in random_places(30, 6, seed=4, number=i)]
+    want = [30 * i + place for i in range(3) for place in random_indices(30, 6, seed=4, number=i)]
     assert three == want
     assert (
         Random(Budget(tokens=6), seed=4).select(make_stage(images[1:])).kept.tolist() == want[:12]
@@ -79,13 +79,13 @@ def test_a_draw_is_the_image_s_own_whatever_stands_beside_it():
         [make_stage(images), make_stage(images[2:])]
     )
     assert [s.kept.tolist() for s in twice] == [want, want[:6]]
-    later = [30 * i + place for i in range(3) for place in uniform_places(30, 6)]
+    later = [30 * i + place for i in range(3) for place in uniform_indices(30, 6)]
     assert Uniform(Budget(tokens=6)).select(make_stage(images)).kept.tolist() == later
 
 
 def test_nonsense_is_refused_in_a_sentence():
     for n, keep in ((0, 1), (5, 0)):
-        for function in (random_places, uniform_places):
+        for function in (random_indices, uniform_indices):
             with pytest.raises(ValueError, match="must be at least 1"):
                 function(n, keep)
     for seed in ("one", 1.5, True, None):

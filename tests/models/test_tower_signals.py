@@ -28,15 +28,15 @@ def test_signals_have_a_row_for_every_visual_token_and_lie_where_the_pixels_came
         [family.prepare([picture(1, 80, 90), plain], "?"), family.prepare([plain], "?")]
     )[1]
     count = len(base)
-    assert base.encoder.saliency.shape == (count,) and len(base.encoder.keys) == count
+    assert base.signals.saliency.shape == (count,) and len(base.signals.keys) == count
     nowhere = (base.box == 0).all(-1)
     assert (
-        bool((base.encoder.saliency[~nowhere] > 0).all())
-        and not base.encoder.saliency[nowhere].any()
+        bool((base.signals.saliency[~nowhere] > 0).all())
+        and not base.signals.saliency[nowhere].any()
     )
     for x, y in ((0.2, 0.25), (0.7, 0.4), (0.45, 0.8)):
         changed = family.encode_many([family.prepare([painted(plain, x, y)], "?")])[0]
-        moved = (changed.encoder.keys - base.encoder.keys).norm(dim=-1)
+        moved = (changed.signals.keys - base.signals.keys).norm(dim=-1)
         x0, y0, x1, y1 = base.box[moved.argmax()].tolist()
         assert x0 - 0.1 <= x <= x1 + 0.1 and y0 - 0.1 <= y <= y1 + 0.1, (x, y, (x0, y0, x1, y1))
 
@@ -53,7 +53,7 @@ ONE_TO_ONE = [
 @torch.inference_mode()
 def test_a_tower_has_features_of_tokens_where_they_are_one_to_one(family, request):
     tokens = family.encode_many([family.prepare([picture(1, 150, 60)], "?")])[0]
-    assert tokens.encoder.offers("features") == (
+    assert tokens.signals.offers("features") == (
         request.node.callspec.params["family"] in ONE_TO_ONE
     )
 
@@ -62,10 +62,10 @@ def test_a_tower_has_features_of_tokens_where_they_are_one_to_one(family, reques
 @pytest.mark.parametrize("family", ONE_TO_ONE, indirect=True)
 def test_features_projected_are_the_visual_tokens(family):
     tokens = family.encode_many([family.prepare([picture(1, 150, 60)], "?")])[0]
-    assert tokens.encoder.offers("features") and tokens.encoder.offers("project")
+    assert tokens.signals.offers("features") and tokens.signals.offers("project")
     shown = ~(tokens.box == 0).all(-1)
     assert (
-        tokens.encoder.project(tokens.encoder.features)[shown] - tokens.embeds[shown]
+        tokens.signals.project(tokens.signals.features)[shown] - tokens.embeds[shown]
     ).abs().max() < 1e-4
 
 
@@ -76,9 +76,9 @@ def test_nothing_is_worked_out_before_it_is_asked_for(family, monkeypatch):
     calls = []
     monkeypatch.setattr(taps, "queries_and_keys", lambda *a, **k: calls.append(1) or 1 / 0)
     tokens = family.encode_many([family.prepare([picture(1)], "?")])[0]
-    assert not calls and tokens.encoder.offers("saliency")
+    assert not calls and tokens.signals.offers("saliency")
     with pytest.raises(ZeroDivisionError):
-        _ = tokens.encoder.keys
+        _ = tokens.signals.keys
 
 
 @torch.inference_mode()
@@ -94,7 +94,7 @@ def test_saliency_equals_the_librarys_eager_attention(build, cls, tmp_path):
     found = attentions[-2 if cls else -1].mean(1)
     want = found[:, 0, 1:] if cls else found.mean(1)
     assert (
-        torch.cat([each.encoder.saliency for each in tokens]) - want.flatten()
+        torch.cat([each.signals.saliency for each in tokens]) - want.flatten()
     ).abs().max() < 1e-6
     # The last layer's heads as one: PruMerge's definition, written out.
     layer = vision.encoder.layers[-1]
@@ -103,10 +103,10 @@ def test_saliency_equals_the_librarys_eager_attention(build, cls, tmp_path):
     found = (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1)
     want = found[:, 0, 1:] if cls else found.mean(1)
     assert (
-        torch.cat([each.encoder.last_saliency for each in tokens]) - want.flatten()
+        torch.cat([each.signals.last_saliency for each in tokens]) - want.flatten()
     ).abs().max() < 1e-6
     assert (
-        torch.cat([each.encoder.last_keys for each in tokens]) - key[:, cls:].flatten(0, 1)
+        torch.cat([each.signals.last_keys for each in tokens]) - key[:, cls:].flatten(0, 1)
     ).abs().max() < 1e-5
 
 
@@ -116,14 +116,14 @@ def test_a_towers_layers_run_by_halves_give_its_features(tmp_path):
     tokens = adapter.encode_many(
         [adapter.prepare([picture(9)], "?"), adapter.prepare([picture(1), picture(2)], "?")]
     )[1]
-    blocks = tokens.encoder.blocks
+    blocks = tokens.signals.blocks
     hidden = blocks.hidden
     for number in range(len(blocks.layers)):
         hidden, keys = blocks.attend(number, hidden)
         hidden = blocks.feed(number, hidden)
-    assert (hidden[:, 1:].flatten(0, 1) - tokens.encoder.features).abs().max() < 1e-5
-    assert (keys[:, 1:].flatten(0, 1) - tokens.encoder.keys).abs().max() < 1e-5
-    assert (hidden[:, 0] - tokens.encoder.cls).abs().max() < 1e-5
+    assert (hidden[:, 1:].flatten(0, 1) - tokens.signals.features).abs().max() < 1e-5
+    assert (keys[:, 1:].flatten(0, 1) - tokens.signals.keys).abs().max() < 1e-5
+    assert (hidden[:, 0] - tokens.signals.cls).abs().max() < 1e-5
 
 
 @torch.inference_mode()
@@ -143,7 +143,7 @@ def test_visionzip_with_cls_adds_it_within_the_budget(tmp_path):
         )
         assert len(found.kept) + len(found.extra) == 20
         if build is tiny.llava:
-            assert (found.extra - adapter.project(tokens.encoder.cls)).abs().max() < 1e-4
+            assert (found.extra - adapter.project(tokens.signals.cls)).abs().max() < 1e-4
 
 
 @torch.inference_mode()
@@ -160,7 +160,7 @@ def test_visionzip_and_vispruner_give_every_tile_its_share(tmp_path):
     adapter = load_model(str(FAMILIES["llava_next"](tmp_path / "m")), device="cpu")
     inputs = adapter.prepare([picture(4, 300, 300)], "?")
     tokens = adapter.encode_many([inputs])[0]
-    prompt, encoder = adapter.embed(inputs, tokens), tokens.encoder
+    prompt, encoder = adapter.embed(inputs, tokens), tokens.signals
     shown = (tokens.box != 0).any(-1).nonzero()[:, 0]
     middle = (tokens.box[:, :2] + tokens.box[:, 2:])[shown] / 2
     quarter = torch.where(
