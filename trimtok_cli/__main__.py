@@ -1,6 +1,4 @@
-"""The command `trimtok`, and `python -m trimtok_cli`: signals are handled before anything that
-takes time is imported.
-"""
+"""The command `trimtok`, and `python -m trimtok_cli`: handles signals before slow imports."""
 
 from trimtok_cli.interrupts import protected
 

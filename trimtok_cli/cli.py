@@ -1,6 +1,4 @@
-"""The Typer app: adds the commands. What goes wrong in one becomes a line on stderr and an exit
-code in `guard.py`.
-"""
+"""The Typer app, with its commands. `commands/terminal/exit.py` turns errors into exit codes."""
 
 from typing import Annotated
 

@@ -1,10 +1,9 @@
-"""How the program ends when a signal asks it to: SIGINT, SIGTERM or SIGHUP, at any moment, once or
-several times.
+"""Interruptions: SIGINT, SIGTERM or SIGHUP, at any moment, once or several times.
 
-While arguments are read, libraries imported and a model loaded there is nothing to save: what was
-begun is undone and the process leaves at once. (An exception would not do: imports are known to
-swallow one.) While a run is under way the first signal becomes an exception, so that files are
-closed; later ones change nothing. Imports nothing that takes time.
+While arguments are read, libraries imported and a model loaded, there is nothing to save: the
+process undoes what was begun and leaves at once. (An exception would not do: imports are known to
+swallow one.) While a run is under way, the first signal becomes an exception, so that files are
+closed; later signals change nothing. Imports nothing that takes time.
 """
 
 import os
@@ -30,7 +29,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class _Ending:
-    """What the process is at, and what it was asked."""
+    """The state of the process: what it is doing, and which signal it got."""
 
     def __init__(self) -> None:
         self.running = self.closed = False
@@ -57,13 +56,12 @@ _ending = _Ending()
 
 
 def protected(start: Callable[[], None]) -> None:
-    """Runs the whole program with its signals handled and its standard streams there; raises
-    SystemExit as `start` does.
+    """Runs the whole program with signals handled and standard streams open; raises SystemExit as
+    `start` does.
     """
     _open_streams()
     for number in SIGNALS:
-        # What is already ignored stays so: nohup and shells in the background ask for it in this
-        # way.
+        # A signal that is ignored already stays ignored: nohup and shells ask for it in this way.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _ending.signalled)
     real = sys.unraisablehook
@@ -79,8 +77,8 @@ def protected(start: Callable[[], None]) -> None:
 
 @contextmanager
 def under_way() -> Iterator[None]:
-    """From here on a signal is an Interrupted; after the block all is written, and no signal
-    changes that.
+    """While it lasts, a signal is an Interrupted. Afterwards all is written, and signals change
+    nothing.
     """
     _ending.running = True
     try:
@@ -91,7 +89,7 @@ def under_way() -> Iterator[None]:
 
 @contextmanager
 def undone(job: Callable[[], None]) -> Iterator[None]:
-    """`job` is done at the end of the block, and where a signal ends the process before."""
+    """Does `job` at the end of the block, or when a signal ends the process before."""
     _ending.undo.append(job)
     try:
         yield
@@ -101,9 +99,7 @@ def undone(job: Callable[[], None]) -> Iterator[None]:
 
 
 def look() -> None:
-    """Raises Interrupted if a signal came whose exception got lost: code that is called back may
-    swallow one.
-    """
+    """Raises Interrupted if a signal came and its exception was swallowed, as callbacks may do."""
     if _ending.asked and _ending.running:
         raise Interrupted(_ending.asked)
 
@@ -117,11 +113,11 @@ def _leave(number: int) -> None:
 
 
 def _open_streams() -> None:
-    """A closed standard stream is opened on nothing, so that no file of ours takes its number; no
-    character is too strange.
+    """Opens closed standard streams on the null device, so that no file of ours takes their
+    numbers, and makes every character printable.
 
-    sys.__stdin__ and sys.__stdout__ stay None where they were closed: what wants to read or write
-    there has to say so.
+    sys.__stdin__ and sys.__stdout__ stay None where they were closed, for code that wants to read
+    or write there.
     """
     for number in range(3):
         try:

@@ -232,7 +232,7 @@ def same_shares(asked: Asked, monkeypatch, **options) -> None:
 
             rules = rules_of(asked.adapter, max_new_tokens=STEPS)
             prompts = [replace(prompt, seed=i) for i, prompt in enumerate(asked.prompts)]
-            seeds = [rules.answer(prompt).die.initial_seed() for prompt in prompts]
+            seeds = [rules.answer(prompt).generator.initial_seed() for prompt in prompts]
 
             def forced(shares, dice, found=found, seeds=seeds):
                 """Says what `generate` said; whose row it is, its own lot tells."""
@@ -433,7 +433,7 @@ def test_flags_overrule_the_checkpoint(llava):
     assert rules_of(llava.adapter).most == 9 and rules_of(llava.adapter, max_new_tokens=4).most == 4
     set_config(llava)
     assert rules_of(llava.adapter).most == 128 and rules_of(llava.adapter).plain
-    assert not rules_of(llava.adapter, stop=False).kinds, "what is measured is bare"
+    assert not rules_of(llava.adapter, stop=False).processor_names, "what is measured is bare"
 
 
 def test_who_said_what_is_told(llava):

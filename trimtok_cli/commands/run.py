@@ -1,5 +1,5 @@
-"""The run that `caption` and `vqa` share: model, pruner, stream of samples, answers to disk,
-manifest at the end.
+"""The run that `caption` and `vqa` share: samples through the model, answers and manifest to
+disk.
 """
 
 import uuid
@@ -40,8 +40,9 @@ def run(
     verbose: bool,
     config_file: str | None = None,
 ) -> int:
-    """Answers every sample; the exit code. A signal keeps what is written, and run.json says that
-    the run was interrupted.
+    """Answers every sample; returns the exit code.
+
+    A signal keeps what is written, and run.json says that the run was interrupted.
     """
     locate(config.model)  # a name that is none is said before torch is imported
     from trimtok_cli.pruners.registry import build_pruner, check_idle
@@ -78,8 +79,9 @@ def run(
 def write_all(
     results: Generator[Result], total: int | None, manifest: Manifest, screen: Screen, show: bool
 ) -> int:
-    """Results to the files and the screen, as they come; the exit code. show: every answer, not
-    failures alone.
+    """Hands results to the files and the screen as they come; returns the exit code.
+
+    show: prints every answer, not failures alone.
     """
     destination, summary, failure = manifest.destination, manifest.summary, None
     file = LineFile(destination, begin=manifest.write)

@@ -1,5 +1,6 @@
-"""One batch, step by step: encode, prune, and the language model. A pruner is a value (None is
-dense), a model is an Adapter.
+"""The steps of one batch: encode, prune, and the language model.
+
+A pruner is a value, and None is dense; a model is an Adapter.
 """
 
 from collections.abc import Sequence
@@ -25,9 +26,7 @@ from trimtok_cli.pruners.registry import reads_tower
 def answer(
     adapter: Adapter, pruner: Pruner | None, samples: Sequence[Sample], ask: Ask
 ) -> list[Result]:
-    """One batch, top to bottom. Raises SampleError (or what the libraries raise) if any of the
-    samples cannot be answered.
-    """
+    """Answers one batch. Raises the first sample's error: SampleError, or what a library raises."""
     reset_peak(adapter.device)
     prepared = [prepare(adapter.preprocessor, sample, ask) for sample in samples]
     encoded = encode(adapter, list(numbered(prepared, ask)), signals=reads_tower(pruner))
@@ -41,7 +40,7 @@ def answer(
 def encode(
     adapter: Adapter, prepared: Sequence[Prepared], *, signals: bool = True
 ) -> list[Encoded]:
-    """The vision tower and the projector, and the dense prompts.
+    """Runs the vision tower and the projector, and lays out the dense prompts.
 
     signals: whether a pruner may ask something of the tower.
     """
@@ -60,9 +59,7 @@ def encode(
 
 @torch.inference_mode()
 def prune(adapter: Adapter, pruner: Pruner | None, encoded: Sequence[Encoded]) -> list[Pruned]:
-    """What the language model is to read of each sample. The dense visual tokens are released where
-    no later stage needs them.
-    """
+    """Prunes each prompt. Dense visual tokens are released unless a later stage needs them."""
     clock = Clock(adapter.device)
     prompts, kept = reduce_prompts(
         pruner,
@@ -92,7 +89,7 @@ def prune(adapter: Adapter, pruner: Pruner | None, encoded: Sequence[Encoded]) -
 def reduce(
     adapter: Adapter, pruner: Pruner | None, prepared: Sequence[Prepared]
 ) -> tuple[list[Pruned], list[Failed]]:
-    """Encodes and prunes samples together: those that are ready, and those that failed.
+    """Encodes and prunes samples together; returns those that are ready and those that failed.
 
     A batch that breaks is tried again in halves, so that a sample fails only by itself.
     """
@@ -113,7 +110,7 @@ def reduce(
 def finish(
     adapter: Adapter, pruner: Pruner | None, encoded: Sequence[Encoded], loop: Loop
 ) -> list[Result]:
-    """Prune, prefill, decode: a batch in its order. Raises the error of the first that fails."""
+    """Prunes and generates a batch; results in its order. Raises the first sample's error."""
     pruned = prune(adapter, pruner, encoded)
     for each in pruned:
         if error := too_long(adapter, each):

@@ -1,5 +1,7 @@
-"""Stages in front of later layers: a pruner reduces inside of a running decoder. Knows no method
-and no family.
+"""Stages inside the decoder: a pruner reduces the visual rows between two of its layers.
+
+This is the only file that knows how a decoder layer is called. Knows no method and no family by
+name. Hooks live for one answer and are removed whatever happens; nothing of the model is patched.
 """
 
 import inspect
@@ -16,13 +18,13 @@ from trimtok_cli.tokens import Prompt, VisualTokens
 
 
 class RunningStages:
-    """One prompt's way through the decoder under a pruner with stages above 0. A context manager
-    around its generation.
+    """Reduces one prompt inside the decoder. A context manager around the prompt's generation.
 
-    Between the prefill's layers the visual rows that a stage drops leave the hidden states; the
-    layers behind see shorter sequences, so their caches are shorter, and in decoding their masks
-    and positions are their own. One prompt at a time and no padding: a batch's samples would each
-    need caches of their own lengths. `kept` and `seconds` (of selecting) are there afterwards.
+    Between the prefill's layers the visual rows that a stage drops leave the hidden states. The
+    layers behind see shorter sequences and have shorter caches; in decoding their masks and
+    positions are their own. It takes one prompt and no padding: a batch's samples would each need
+    caches of their own lengths. Afterwards `kept` holds what each stage left, and `seconds` the
+    time of the pruner's choices.
     """
 
     def __init__(
@@ -32,26 +34,24 @@ class RunningStages:
         self.renumber = renumber and pruner.renumbers
         first = len(prompt.deepstack) if prompt.deepstack is not None else 1
         wanted = sorted(layer for layer in set(pruner.stages(len(decoder.layers))) if layer > 0)
-        # Deepstack features are added behind the first layers: until then every visual row must be
-        # there.
+        # Deepstack features are added to all visual rows behind the first layers, so no stage comes
+        # before those.
         self.layers = sorted({max(layer, first) for layer in wanted})
         self.prompt, self.start = prompt, prompt
         self.kept: list[Kept] = [Kept(0, tuple(prompt.alive.tolist()))]
         self.seconds, self.steps = 0.0, -1
         self.lengths: dict[int, int] = {}  # rows in the prefill of each layer behind a stage
         self.before: Tensor | None = None
-        self.masks: dict[
-            int, Tensor | None
-        ] = {}  # what the model masks each layer with, for the prompt as it started
-        self.shorter: dict[tuple[int, int], Tensor] = {}  # and for the rows that are left
+        # The model's own mask of each layer, for the prompt as it started; and the same for the
+        # rows that are left.
+        self.masks: dict[int, Tensor | None] = {}
+        self.shorter: dict[tuple[int, int], Tensor] = {}
         self.kinded = "layer_type" in inspect.signature(decoder.rotary_emb.forward).parameters
         self.known: dict[tuple, tuple[Tensor, Tensor]] = {}
 
     @property
     def plain(self) -> Prompt:
-        """The prompt as the decoder is to be given it: deepstack is added here, row by row, not by
-        the decoder.
-        """
+        """The prompt that the decoder is given: without deepstack, which `_prefill` adds."""
         return replace(self.start, deepstack=None)
 
     def __enter__(self) -> "RunningStages":
@@ -141,11 +141,10 @@ class RunningStages:
     def _mask(
         self, number: int, layer, hidden: Tensor, embeddings: tuple[Tensor, Tensor]
     ) -> Tensor | None:
-        """(1, 1, S, S) in the form of the model's own mask, for the rows that are left; layers of
-        one mask share it.
+        """The mask (1, 1, S, S) of the rows that are left, in the form of the model's own.
 
-        None, where the model left all to its kernel, stays None: fewer rows are as causal, and
-        reach no window anew.
+        Layers that share the model's mask share this one. None, where the model leaves masking to
+        its kernel, stays None: fewer rows are as causal, and no window becomes narrower for them.
         """
         given, length = self.masks[number], hidden.shape[1]
         if given is None and (
@@ -164,8 +163,9 @@ class RunningStages:
         return self.shorter[key]
 
     def _blocks(self, number: int) -> Tensor | None:
-        """(S,) for `seen`: each run of visual rows is a block where the model's mask lets rows see
-        what stands behind them.
+        """Block numbers (S,) for `seen`, or None where the model's mask is causal throughout.
+
+        Where the mask lets rows see later rows, each run of visual rows is a block.
         """
         given = self.masks[number]
         if given is None or not bool(
@@ -174,16 +174,15 @@ class RunningStages:
             return None
         blocks = torch.full((len(self.prompt),), -1, device=given.device)
         visual = self.prompt.visual
-        blocks[visual] = visual - torch.arange(
-            len(visual), device=visual.device
-        )  # equal along a run, and only there
+        # The difference is equal along a run, and only there.
+        blocks[visual] = visual - torch.arange(len(visual), device=visual.device)
         return blocks
 
     def _decode(self, number: int, layer, hidden: Tensor, kwargs: dict):
         if number not in self.lengths:
             return None
-        # One query that sees all of its layer's cache needs no mask; the one given is as long as
-        # layer 0's.
+        # A query that sees its layer's whole cache needs no mask, and the given one has the length
+        # of layer 0's cache.
         kwargs = kwargs | {"attention_mask": None}
         if self.renumber:
             position = self.lengths[number] + self.steps - 1
@@ -193,7 +192,7 @@ class RunningStages:
     def _embeddings(
         self, layer, hidden: Tensor, positions: Tensor | int, name: int
     ) -> tuple[Tensor, Tensor]:
-        """Of these positions; layers of one step that name the same ones share them."""
+        """Rotary embeddings of these positions. Layers of one step share them by `name`."""
         more = (self.decoder.config.layer_types[layer.self_attn.layer_idx],) if self.kinded else ()
         key = (self.steps, name, *more)
         if key not in self.known:

@@ -1,4 +1,4 @@
-"""Which token loop a run takes, and the loop of methods that prune inside the decoder."""
+"""The token loop that a run takes, and the loop of methods that prune inside the decoder."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -19,13 +19,10 @@ def reduce_prompts(
     num_layers: int,
     renumber: bool,
 ) -> tuple[list[Prompt], list[tuple[Kept, ...]]]:
-    """The prompts that the language model reads, and for each the visual tokens alive, as dense
-    numbers. Dense is None.
-    """
+    """The reduced prompts, and for each the visual tokens left, as numbers in the dense prompt."""
     reduced = list(prompts)
     if pruner is not None and 0 in pruner.stages(num_layers):
-        # A question without images has nothing to reduce, and a method should not have to think of
-        # it.
+        # A prompt without images has nothing to reduce, so that no method has to think of one.
         some = [i for i, prompt in enumerate(prompts) if len(prompt.visual)]
         selections = pruner.select_many(
             [Stage(0, prompts[i].embeds, prompts[i], tokens[i]) for i in some]
@@ -34,14 +31,13 @@ def reduce_prompts(
             reduced[i] = prompts[i].reduced(
                 selection, num_dense=len(tokens[i]), renumber=renumber and pruner.renumbers
             )
-    alive = iter(
-        torch.cat([prompt.alive for prompt in reduced]).tolist()
-    )  # the device is asked once for all of them
+    # The device is asked once for all of them.
+    alive = iter(torch.cat([prompt.alive for prompt in reduced]).tolist())
     return reduced, [(Kept(0, tuple(islice(alive, len(prompt.alive)))),) for prompt in reduced]
 
 
 def check_method(adapter, pruner: Pruner | None) -> None:
-    """UsageError where a pruner cannot run on a model at all: said once, and before a run."""
+    """Raises UsageError, before a run, where a pruner cannot run on a model at all."""
     if pruner is None:
         return
     pruner.stages(adapter.num_layers)  # raises for layers that the model does not have
@@ -50,7 +46,7 @@ def check_method(adapter, pruner: Pruner | None) -> None:
 
 
 def layer_mean(kept: Sequence[Kept], num_layers: int) -> float:
-    """Visual tokens that a decoder layer processes, averaged over the layers."""
+    """The number of visual tokens in a decoder layer, averaged over the layers."""
     ends = [stage.layer for stage in kept[1:]] + [num_layers]
     return (
         sum(len(stage.tokens) * (end - stage.layer) for stage, end in zip(kept, ends, strict=True))

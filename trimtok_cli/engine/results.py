@@ -1,6 +1,4 @@
-"""From what the language model said, or from an error, to a Result: the counts, the times, and what
-the record is to note.
-"""
+"""Results of finished requests and of failures: counts, times, and notes for the record."""
 
 import logging
 from dataclasses import replace
@@ -26,9 +24,7 @@ log = logging.getLogger("trimtok")
 
 
 def result_of(adapter: Adapter, pruner: Pruner | None, finished: Finished) -> Result:
-    """An answer ends where the model's positions end, as at the most new tokens that it may
-    have.
-    """
+    """The Result of a finished request. An answer is cut off where the model's positions end."""
     request, answer, limit = finished.request, finished.generated, adapter.num_positions
     text = len(request.prompt) - len(request.prompt.visual)
     dense = text + request.num_visual if adapter.renumbers else request.positions
@@ -72,7 +68,7 @@ def failure_of(finished: Finished) -> Failed:
 
 
 def failed_result(failed: Failed, pruner: Pruner | None, ask: Ask) -> Result:
-    """The row of a sample that could not be answered."""
+    """The Result of a sample that could not be answered."""
     log.debug("sample %s failed", failed.sample.id, exc_info=failed.error)
     memory = out_of_memory(failed.error)
     return Result(
@@ -84,8 +80,9 @@ def failed_result(failed: Failed, pruner: Pruner | None, ask: Ask) -> Result:
 
 
 def positions_used(adapter: Adapter, prompt: Prompt) -> int:
-    """Up to a prompt's last position. The ids of M-RoPE are not its tokens' numbers, and pruning
-    does not change them.
+    """The number of positions up to a prompt's last one.
+
+    Under M-RoPE a position is no token's number, and pruning does not change it.
     """
     return len(prompt) if adapter.renumbers else int(prompt.positions.max()) + 1
 

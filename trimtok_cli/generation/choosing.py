@@ -1,7 +1,7 @@
-"""From logits to tokens, for all answers under way at once: their rules' processors, then the
-likeliest token or a lot.
+"""Chooses tokens from logits, for all answers under way at once.
 
-Knows no cache, no prompt's embeddings and no setting by name.
+The rules' processors run first, then the likeliest token or a drawn one is taken. Knows no cache,
+no prompt's embeddings and no setting by name.
 """
 
 from collections.abc import Sequence
@@ -31,8 +31,9 @@ OF_WHICH_IDS = {"RepetitionPenaltyLogitsProcessor"}
 
 
 class Chooser:
-    """Chooses a token for each of the answers under way, answer by answer a row of the logits.
-    Waits for nothing by itself.
+    """Chooses a token for each answer under way; answer i is row i of the logits.
+
+    It waits for the device only where a processor does.
     """
 
     def __init__(self, rules: Rules) -> None:
@@ -45,30 +46,31 @@ class Chooser:
         self.seen = torch.zeros(0, 0, dtype=torch.long, device=self.rules.device)
 
     def admit(self, answers: Sequence[Answer]) -> None:
-        """New rows behind those there are."""
+        """Appends answers as new rows."""
         first, lengths = len(self.answers), [len(answer.prompt) for answer in answers]
         self.answers += answers
         self.lengths += lengths
-        if not self.rules.kinds:
+        if not self.rules.processor_names:
             return
         self._room(len(self.answers), max(lengths) + 1)
         for row, (answer, length) in enumerate(zip(answers, lengths, strict=True), first):
-            # What stands behind the last id is the first one over again, so that no id is seen that
-            # is not there.
+            # The places behind the last id repeat the first one, so that no foreign id is seen.
             self.seen[row] = answer.prompt[0] if length else 0
             self.seen[row, :length] = answer.prompt
 
     def remove(self, row: int) -> None:
-        """The last row takes the place of one that has ended."""
+        """Removes a row whose answer has ended; the last row takes its place."""
         last = len(self.answers) - 1
         self.answers[row], self.lengths[row] = self.answers[last], self.lengths[last]
-        if self.rules.kinds:
+        if self.rules.processor_names:
             self.seen[row] = self.seen[last]
         self.answers.pop()
         self.lengths.pop()
 
     def __call__(self, logits: Tensor, first: int = 0) -> Tensor:
-        """(B, V) of the rows from `first` on -> (B,) token ids; -1 where no score is a number."""
+        """Token ids (B,) for logits (B, V) of the rows from `first` on; -1 where no score is a
+        number.
+        """
         answers = self.answers[first : first + len(logits)]
         scores = (
             logits
@@ -77,14 +79,14 @@ class Chooser:
         )
         if self.rules.samples:
             chosen, top = (
-                draw(scores.softmax(-1), [answer.die for answer in answers]),
+                draw(scores.softmax(-1), [answer.generator for answer in answers]),
                 scores.amax(-1),
             )
         else:
             chosen = scores.argmax(-1)
             top = scores.gather(-1, chosen[:, None]).squeeze(-1)
         chosen = chosen.where(top.isfinite(), -1)
-        if self.rules.kinds:
+        if self.rules.processor_names:
             self._note(chosen.clamp(min=0), first)
         return chosen
 
@@ -130,15 +132,15 @@ class Chooser:
         self.seen = more
 
 
-def draw(shares: Tensor, dice: Sequence[torch.Generator]) -> Tensor:
-    """(B, V) shares -> (B,) one id of each row, by that row's own lot.
+def draw(shares: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Draws one id of each row (B,) from shares (B, V), each row by its own generator.
 
-    As torch.multinomial draws one, which checks its shares on the host and so waits for the device.
+    It draws as torch.multinomial does, which checks its shares on the host and so waits.
     """
     times = torch.stack(
         [
-            torch.empty_like(row).exponential_(generator=die)
-            for row, die in zip(shares, dice, strict=True)
+            torch.empty_like(row).exponential_(generator=generator)
+            for row, generator in zip(shares, generators, strict=True)
         ]
     )
     return (shares / times).argmax(-1)

@@ -1,8 +1,7 @@
-"""A decode step recorded once as a CUDA graph and replayed: one launch in place of the thousand
-that an eager step takes.
+"""Decode steps recorded as CUDA graphs and replayed: one launch in place of a thousand.
 
-A graph is of one shape, so slots and places are rounded up to a few sizes; what is too many is
-masked. Knows no model.
+A graph has one shape, so slots and places are rounded up to a few sizes, and the surplus is masked.
+Knows no model.
 """
 
 import gc
@@ -16,16 +15,11 @@ from torch import Tensor
 
 log = logging.getLogger("trimtok")
 
-# steps of one shape before it is recorded: recording costs about as much as so many eager ones
+# Steps of one shape before it is recorded: recording costs about as much as so many eager steps.
 PAYS = 8
-
 PLACES = 256  # shapes are so many places apart
-
 Step = Callable[[int, int], Tensor]
-
-"""step(count, span) -> logits; it reads its inputs from tensors that stay where they are, and waits
-for nothing.
-"""
+"""step(count, span) -> logits. It reads tensors that stay where they are, and waits for nothing."""
 
 
 class CudaGraphs:
@@ -40,8 +34,9 @@ class CudaGraphs:
         self.pool = None
 
     def __call__(self, step: Step, count: int, span: int, rows: int, places: int) -> Tensor:
-        """(count, V). rows, places: how many there are in all. Recorded or not, the shapes and so
-        the numbers are the same.
+        """Logits (count, V) of a step, replayed where its shape was recorded.
+
+        rows, places: the whole cache's. Recorded or not, shapes and numbers are the same.
         """
         shape = min(1 << (count - 1).bit_length(), rows), min(-(-span // PLACES) * PLACES, places)
         self.asked[shape] += 1
@@ -66,10 +61,10 @@ class CudaGraphs:
             self.clear()
 
     def _check(self, step: Step, shape: tuple[int, int]) -> None:
-        """Raises if the step waits for the device anywhere: found out during a recording, that
-        would leave the allocator in it.
+        """Raises if the step waits for the device: during a recording that would leave the
+        allocator in it.
 
-        The step may be run as often as one likes: it writes the same keys to the same places.
+        A step may be run any number of times: it writes the same keys to the same places.
         """
         before = torch.cuda.get_sync_debug_mode()
         with warnings.catch_warnings():
@@ -81,7 +76,8 @@ class CudaGraphs:
                 torch.cuda.set_sync_debug_mode(before)
 
     def _record(self, step: Step, shape: tuple[int, int]) -> None:
-        gc.collect()  # an old graph that is destroyed during a recording spoils it
+        # An old graph that is destroyed during a recording spoils the new one.
+        gc.collect()
         graph = torch.cuda.CUDAGraph()
         with (
             torch.cuda.stream(torch.cuda.current_stream()),

@@ -44,7 +44,7 @@ class KVSlots(Cache):
         return rows <= self.rows and length <= self.length
 
     def reserve(self, rows: int, length: int) -> None:
-        """Room for so many slots of so many places, in new tensors; what is in use stays."""
+        """Makes room for `rows` slots of `length` places, in new tensors; what is in use stays."""
         self.seen = self.last = ()
         self.place = None
         if length > self.length:
@@ -59,15 +59,16 @@ class KVSlots(Cache):
             self.store[:, :, : old.shape[2], :, : old.shape[4]] = old
 
     def _make(self, like: Tensor) -> None:
-        """Zeros, not whatever lay there: a masked place counts nothing, but nothing times NaN is
-        NaN.
-        """
+        """Makes the store, of zeros: a masked place weighs 0, and 0 times a leftover NaN is NaN."""
         heads, width = like.shape[-3], like.shape[-1]
         self.store = like.new_zeros(len(self.layers), 2, self.rows, heads, self.length, width)
 
     @contextmanager
     def filling(self, first: int, lengths: Sequence[int]):
-        """A prefill of left-padded prompts of these lengths, into the slots from `first` on."""
+        """While it lasts, a prefill of left-padded prompts fills the slots from `first` on.
+
+        lengths: of the prompts, without padding.
+        """
         self.new, self.first, self.past = lengths, first, 0
         try:
             yield
@@ -78,33 +79,30 @@ class KVSlots(Cache):
         )
 
     def stepping(self, count: int, span: int, *, even: bool) -> None:
-        """From here on one token for each of the first `count` slots, of which attention sees the
-        first `span` places.
+        """From here on, takes one token for each of the first `count` slots, and shows attention
+        their first `span` places.
 
-        even: they are all of one length, span - 1. Else where each one writes is read from
-        `lengths`, on the device.
+        even: all slots have the length span - 1. Otherwise the place that each writes to is read
+        from `lengths`, on the device.
         """
         self.past = span - 1
         self.place = None if even else (self.numbers[:count], slice(None), self.lengths[:count])
-        # Views of all layers at once: made layer by layer they would cost a small model's step 5 %
-        # of its time.
+        # Views of all layers are made at once: one by one they take 5 % of a small model's step.
         seen = self.store[:, :, :count, :, :span].flatten(0, 1)
         self.seen, self.last = seen.unbind(), seen[:, :, :, -1:].unbind()
 
     def move(self, source: int, target: int, length: int) -> None:
-        """What lies in slot `source` now lies in slot `target`."""
+        """Moves `length` places from slot `source` to slot `target`."""
         self.store[:, :, target, :, :length] = self.store[:, :, source, :, :length]
         self.lengths[target] = self.lengths[source]
 
     def wipe(self, slot: int) -> None:
-        """Zeros in place of what an answer left that was not made of numbers: whoever comes next
-        masks it, not more.
-        """
+        """Zeros a slot whose answer left NaN, which the next answer's mask would not hide."""
         self.store[:, :, slot] = 0
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """keys and values (B, heads, S, head_dim) of one layer -> those that its attention is to
-        see.
+        """Stores keys and values (B, heads, S, head_dim) of one layer; returns those that its
+        attention sees.
         """
         if self.store is None:
             self._make(keys)
@@ -127,8 +125,8 @@ class KVSlots(Cache):
 
 
 class _Layer(CacheLayerMixin):
-    """What the library asks of one layer's cache. A prefill starts from nothing, whatever lies in
-    other slots.
+    """One layer's cache as the library asks for it. A prefill starts from an empty one, whatever
+    lies in other slots.
     """
 
     is_sliding = False  # windows are masked; every slot keeps all of its places
@@ -136,10 +134,8 @@ class _Layer(CacheLayerMixin):
 
     def __init__(self, owner: KVSlots, number: int) -> None:
         super().__init__()
-        self.owner, self.number = (
-            weakref.proxy(owner),
-            number,
-        )  # a cycle would keep the cache until the next collection
+        # A cycle would keep the cache until the next collection.
+        self.owner, self.number = weakref.proxy(owner), number
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         pass

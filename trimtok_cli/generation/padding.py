@@ -1,4 +1,4 @@
-"""Prompts of unequal length as one batch."""
+"""Left padding: prompts of unequal length as one batch."""
 
 from collections.abc import Sequence
 

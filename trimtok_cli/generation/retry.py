@@ -1,4 +1,4 @@
-"""A batch that breaks is tried again in halves."""
+"""Retry in halves, for work on a batch that may break or not fit."""
 
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -9,16 +9,16 @@ from trimtok_cli.device import forget_frames, out_of_memory, release
 from trimtok_cli.errors import ModelError
 
 Item = TypeVar("Item")
-
-Made = TypeVar("Made")
+Output = TypeVar("Output")
 
 
 def in_halves(
-    work: Callable[[list[Item]], list[Made]], items: list[Item], device: torch.device
-) -> Iterator[tuple[Item, Made | Exception]]:
-    """Each item with what `work` makes of it. A batch that fails is tried again in halves, so that
-    only the item fails that cannot be done even alone, and a batch that is too large for the memory
-    finds its size.
+    work: Callable[[list[Item]], list[Output]], items: list[Item], device: torch.device
+) -> Iterator[tuple[Item, Output | Exception]]:
+    """Each item with its result, or with the error that it raised when run by itself.
+
+    A batch that fails is tried again in halves, so that a bad item fails alone, and a batch that is
+    too large for the memory finds its size. ModelError ends everything.
     """
     if not items:
         return

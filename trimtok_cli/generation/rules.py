@@ -1,10 +1,9 @@
-"""What decides about an answer's tokens: the checkpoint's generation settings, overruled by the
-user's, as in `generate`.
+"""The rules of an answer's tokens: the checkpoint's generation settings, overruled by the user's.
 
-The processors and the stopping criteria are those that transformers itself makes of a generation
-config, one set for each answer, which sees what it would see in a `generate` of its own: the ids of
+Logits processors and stopping criteria are transformers' own, made of the generation config, one
+set for each answer. They see what they would see in a `generate` of that answer alone: the ids of
 the dense prompt, placeholders included, then the answer so far. Pruning takes rows from the prompt,
-not ids from what is penalised. Knows no pruner, no cache and no image.
+not ids from the processors. Knows no pruner, no cache and no image.
 """
 
 import copy
@@ -26,7 +25,7 @@ NEW_TOKENS = 128  # where neither the user nor the checkpoint says
 
 FILE = "generation_config.json"
 
-# What one token after the other cannot give: the setting, and its values that ask for nothing.
+# Settings that a loop of single tokens cannot follow, with the values that ask for nothing.
 SEARCHES: dict[str, tuple] = {
     "num_beams": (None, 1),
     "num_beam_groups": (None, 1),
@@ -59,7 +58,7 @@ class Answer:
     rules: "Rules"
     prompt: Tensor
     processors: Sequence[Any]
-    die: torch.Generator | None
+    generator: torch.Generator | None
     limit: int
     ids: list[int] = field(default_factory=list)
     finish: str = ""
@@ -76,7 +75,7 @@ class Answer:
             self.finish = "length"
 
     @property
-    def said(self) -> tuple[int, ...]:
+    def text_ids(self) -> tuple[int, ...]:
         """The ids without the end token."""
         return tuple(self.ids[:-1] if self.ids and self.ids[-1] in self.rules.ends else self.ids)
 
@@ -113,11 +112,11 @@ class Rules:
     ) -> None:
         check_length(max_new_tokens)
         self.model, self.name, self.device = network, name, network.device
-        self.sampling, self.said_length = sampling or Sampling(), max_new_tokens
+        self.sampling, self.given_length = sampling or Sampling(), max_new_tokens
         self.ends = frozenset(end_ids if stop else ())
         self.dropped: dict[str, Any] = {}  # what --greedy does without
         self.criteria: Sequence[Any] = ()
-        self.kinds: tuple[str, ...] = ()
+        self.processor_names: tuple[str, ...] = ()
         self.samples = False
         if not stop and sampling is None:
             self.config = GenerationConfig(max_new_tokens=max_new_tokens)
@@ -144,7 +143,7 @@ class Rules:
     @property
     def plain(self) -> bool:
         """Whether the likeliest token is all there is to it."""
-        return not self.kinds and not self.samples
+        return not self.processor_names and not self.samples
 
     def answer(self, prompt: Prompt) -> Answer:
         """A new answer to a prompt. SampleError where the prompt leaves no room for one."""
@@ -154,13 +153,15 @@ class Rules:
             else torch.empty(0, dtype=torch.long, device=self.device)
         )
         limit = self.limit(prompt)
-        processors = self._processors(ids, limit, self.config, self.device) if self.kinds else ()
-        die = (
+        processors = (
+            self._processors(ids, limit, self.config, self.device) if self.processor_names else ()
+        )
+        generator = (
             torch.Generator(self.device).manual_seed(mixed_seed(self.sampling.seed, prompt.seed))
             if self.samples
             else None
         )
-        return Answer(self, ids, processors, die, limit)
+        return Answer(self, ids, processors, generator, limit)
 
     def refusal(self, prompt: Prompt) -> SampleError | None:
         """Why a prompt cannot be answered at all; None where it can."""
@@ -188,14 +189,14 @@ class Rules:
     @property
     def most(self) -> int:
         """The most new tokens that any answer may have."""
-        return self.own_length or self.said_length or self.config.max_new_tokens or NEW_TOKENS
+        return self.own_length or self.given_length or self.config.max_new_tokens or NEW_TOKENS
 
     @property
     def own_length(self) -> int | None:
         """The checkpoint's max_length, which counts the dense prompt; None where a number of new
         tokens is said.
         """
-        counted = self.said_length is None and self.config.max_new_tokens is None
+        counted = self.given_length is None and self.config.max_new_tokens is None
         return self.model.generation_config.max_length if counted else None
 
     def stops(self, answer: Answer) -> bool:
@@ -273,10 +274,10 @@ class Rules:
         self.model._prepare_special_tokens(config, True, device=host)
         ids, scores = torch.zeros(2, dtype=torch.long), torch.linspace(-20, 20, vocabulary)[None]
         found = self._processors(ids, 2, config, host)
-        self.kinds = tuple(type(each).__name__ for each in found)
+        self.processor_names = tuple(type(each).__name__ for each in found)
         for each in found:
             scores = each(ids[None], scores)
         if scores.shape != (1, vocabulary) or bool((scores.isnan() | (scores == torch.inf)).any()):
             raise ValueError(
-                f"its settings ({', '.join(self.kinds)}) make scores that are no numbers"
+                f"its settings ({', '.join(self.processor_names)}) make scores that are no numbers"
             )

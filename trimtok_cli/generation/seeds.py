@@ -1,4 +1,4 @@
-"""A seed for every sample of a run."""
+"""Seeds: one for every sample of a run, and one made of several parts."""
 
 import hashlib
 import json

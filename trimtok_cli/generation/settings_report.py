@@ -1,5 +1,6 @@
-"""What is told of a run's generation settings: each with its value and who said it in run.json,
-what is unusual on the screen.
+"""The report of a run's generation settings, for run.json and for the screen.
+
+run.json has every setting with its value and its source; the screen shows what is unusual.
 """
 
 from collections.abc import Mapping
@@ -7,8 +8,8 @@ from typing import Any
 
 from trimtok_cli.generation.rules import Rules
 
-# What is said in any case, what only sampling looks at, and what says nothing of tokens.
-SAID = {
+# Settings that are always reported.
+ALWAYS = {
     "max_new_tokens",
     "seed",
     "eos_token_id",
@@ -19,7 +20,8 @@ SAID = {
     "repetition_penalty",
 }
 
-WARPING = (
+# Settings that only sampling looks at.
+SAMPLING_ONLY = (
     "temperature",
     "top_p",
     "top_k",
@@ -30,7 +32,8 @@ WARPING = (
     "eta_cutoff",
 )
 
-SILENT = {
+# Settings that no token depends on.
+IRRELEVANT = {
     "transformers_version",
     "bos_token_id",
     "pad_token_id",
@@ -52,18 +55,21 @@ LONG = 60  # a value of so many characters is not for the screen
 
 
 def described(rules: Rules, sources: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """{setting: {value, from}} of all that decides about tokens. sources: where the user gave what,
-    by RunConfig's names.
+    """{setting: {value, from}} for every setting that decides about tokens.
+
+    sources: for each setting that the user gave, by RunConfig's names, where it was given.
     """
     own = rules.model.generation_config.to_dict()
-    own = {name: value for name, value in own.items() if value is not None and name not in SILENT}
+    own = {
+        name: value for name, value in own.items() if value is not None and name not in IRRELEVANT
+    }
     said, greedy = rules.sampling.overrides, rules.sampling.greedy
     user = {name: sources.get(name, "given") for name in said} | {
         "seed": sources.get("seed", "default")
     }
     if "do_sample" in said:
         user["do_sample"] = sources.get("greedy" if greedy else "temperature", "given")
-    if rules.said_length is not None:
+    if rules.given_length is not None:
         user["max_new_tokens"] = sources.get("max_new_tokens", "given")
     if rules.dropped:
         user |= dict.fromkeys(rules.dropped, user["do_sample"])
@@ -76,7 +82,8 @@ def described(rules: Rules, sources: Mapping[str, str]) -> dict[str, dict[str, A
         "eos_token_id": sorted(rules.ends),
     }
     found |= {
-        name: getattr(rules.config, name) for name in ("do_sample", *WARPING, "repetition_penalty")
+        name: getattr(rules.config, name)
+        for name in ("do_sample", *SAMPLING_ONLY, "repetition_penalty")
     }
     found |= {
         name: getattr(rules.config, name, None)
@@ -84,7 +91,9 @@ def described(rules: Rules, sources: Mapping[str, str]) -> dict[str, dict[str, A
         if not name.startswith("_") and name not in found
     }
     found = {
-        name: value for name, value in found.items() if name in user or name in own or name in SAID
+        name: value
+        for name, value in found.items()
+        if name in user or name in own or name in ALWAYS
     }
     return {
         name: {
@@ -109,13 +118,13 @@ def notes(rules: Rules, sources: Mapping[str, str]) -> list[str]:
         "max_new_tokens",
         "max_length",
         "do_sample",
-        *(() if rules.samples else WARPING),
+        *(() if rules.samples else SAMPLING_ONLY),
     }
     asked = ["sampling"] * (settings["do_sample"] == {"value": True, "from": "checkpoint"})
     for name, each in settings.items():
         if each["from"] == "checkpoint" and name not in idle and each["value"] != usual.get(name):
             asked.append(f"{name} {each['value']}" if len(str(each["value"])) < LONG else name)
-    if asked and (rules.kinds or rules.criteria or rules.samples):
+    if asked and (rules.processor_names or rules.criteria or rules.samples):
         lines.append(
             f"the checkpoint asks for {', '.join(asked)}"
             + "; --greedy answers without sampling" * rules.samples

@@ -1,4 +1,4 @@
-"""What goes through generation, requests in and finished answers out, and what a loop is."""
+"""Requests, finished answers, and the two protocols of generation: LanguageModel and Loop."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -67,7 +67,7 @@ class Generated:
         """What an answer came to. What it went on to say beside its batch does not count."""
         steps = len(answer.ids)
         logits = None if logits is None else logits[:steps]
-        return cls(answer.said, steps, answer.finish, logits, answer.error)
+        return cls(answer.text_ids, steps, answer.finish, logits, answer.error)
 
 
 @dataclass(frozen=True)

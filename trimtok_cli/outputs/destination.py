@@ -1,8 +1,8 @@
-"""Where a run writes: a new folder in trimtok-out, a folder, a .jsonl file with run.json beside it,
-or standard output.
+"""The destination of a run: a new folder in trimtok-out, a named folder, a .jsonl file, or standard
+output.
 
-Everything is decided and tried before a model is loaded: no output is an input, no other run writes
-there, the disk takes it.
+It is found and tried before a model is loaded: no output is an input, no other run writes there,
+and the disk takes it. run.json stands beside the answers.
 """
 
 import errno
@@ -24,20 +24,15 @@ from trimtok_cli.outputs.lock import Busy, Lock
 from trimtok_cli.outputs.whole_files import beside, create, discard, put
 from trimtok_cli.wording import brief
 
-OWN = Path("trimtok-out")  # where the folders lie that nobody named
-
+OWN = Path("trimtok-out")  # holds the folders of runs without --out
 TRIED = 64 * 1024  # bytes that the disk must take before a model is loaded
-
-_ENDING = re.compile(
-    r"\.[a-z][a-z0-9]{0,6}", re.IGNORECASE
-)  # of a file; v1.5 and qwen-0.5b are names of folders
+# The ending of a file's name. v1.5 and qwen-0.5b are names of folders.
+_ENDING = re.compile(r"\.[a-z][a-z0-9]{0,6}", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Destination:
-    """answers is None for standard output, which has nothing beside it. `beside` are the other
-    files that the command writes.
-    """
+    """The files of a run. answers is None for standard output, which has nothing beside it."""
 
     answers: Path | None
     manifest: Path | None = None
@@ -49,6 +44,7 @@ class Destination:
 
     @property
     def beside(self) -> list[Path]:
+        """The other files that the command writes."""
         return [path for path in (self.manifest, self.page, *self.plots) if path]
 
     @property
@@ -79,13 +75,13 @@ def claimed(
     page: bool = False,
     plots: Sequence[str] = (),
 ) -> Iterator[Destination]:
-    """Finds the place that `out` names and holds it for a run; what was made for the run goes again
-    if it writes nothing.
+    """Finds the destination that `out` names, and holds it for a run.
 
-    reads: the files that the run reads; a number is an open file. name: of the answers in a folder;
-    beside them lies run.json, and with `page` a page, or these plots. Raises UsageError where the
-    name says nothing, one of `reads` would be written, something is there and `overwrite` is not
-    set, or another run writes there; TrimtokError where the disk does not have it.
+    Folders made for the run are removed if it writes nothing. reads: the files that the run reads;
+    a number is an open file. name: of the answers in a folder, beside which stands run.json, with
+    `page` a page, and `plots` without run.json. Raises UsageError where the name says nothing, one
+    of `reads` would be written, something is there and `overwrite` is not set, or another run
+    writes there; TrimtokError where the disk refuses.
     """
     if out == "-":
         if sys.__stdout__ is None:
@@ -107,9 +103,8 @@ def claimed(
                 tuple(answers.with_name(plot) for plot in plots),
             )
             refuse_inputs(destination, reads)
-            if (
-                answers.suffix.lower() not in (".jsonl", ".json") and answers.is_file()
-            ):  # a picture that a row names, say
+            # A link may lead to a picture that a row names.
+            if answers.suffix.lower() not in (".jsonl", ".json") and answers.is_file():
                 raise UsageError(
                     f"--out leads to {answers}, which is no file of JSON lines: choose "
                     "another --out."
@@ -129,7 +124,7 @@ def claimed(
 
 
 def _hold(destination: Destination, overwrite: bool, undo: ExitStack) -> None:
-    """The folder made, the lock taken, and the disk tried, with every name that is written."""
+    """Makes the folder, takes the lock, and tries the disk with every name that is written."""
     _make_folder(destination.answers.parent, undo)
     lock = Lock(destination.lock)
     undo.callback(lock.release)
@@ -147,9 +142,7 @@ def _hold(destination: Destination, overwrite: bool, undo: ExitStack) -> None:
 
 
 def refuse_inputs(destination: Destination, reads: Iterable[str | Path | int]) -> None:
-    """UsageError if the run would write what it reads: the same file, by whatever name, link or
-    redirection.
-    """
+    """Raises UsageError if the run would write a file that it reads, by whatever name or link."""
     there = {found: path for path in destination.written if (found := _identity(path))}
     for read in reads if there else ():
         if (twice := there.get(_identity(read))) is not None:
@@ -161,9 +154,7 @@ def refuse_inputs(destination: Destination, reads: Iterable[str | Path | int]) -
 
 
 def listed(name: str | Path) -> list[Path]:
-    """The file of this name, or the files of the folder; nothing where there is neither. For
-    `reads` of `claimed`.
-    """
+    """The file of this name, or the files of that folder; none where there is neither."""
     try:
         path = Path(name).expanduser()
         return [*path.iterdir()] if path.is_dir() else [path] * path.is_file()
@@ -172,8 +163,8 @@ def listed(name: str | Path) -> list[Path]:
 
 
 def _refuse_others(destination: Destination, overwrite: bool) -> None:
-    """UsageError if something would be replaced without leave; an empty file and the manifest of a
-    run without answers may be.
+    """Raises UsageError if a file would be replaced without leave. An empty file, and the manifest
+    of a run without answers, may be replaced.
     """
     holds = destination.answers.exists() and destination.answers.stat().st_size > 0
     began = holds or destination.manifest is None or not _never_began(destination.manifest)
@@ -208,9 +199,9 @@ def _answers(out: str | None, command: str, name: str, undo: ExitStack) -> Path:
     except OSError:  # not there yet, or what is wrong shows when it is tried
         mode = 0
     folder = stat.S_ISDIR(mode) or out.endswith(("/", os.sep))
-    if (
-        mode and not folder and (not stat.S_ISREG(mode) or out.startswith(("/dev/", "/proc/")))
-    ):  # /dev/stdout may be a file
+    # /dev/stdout may be a regular file.
+    odd = not stat.S_ISREG(mode) or out.startswith(("/dev/", "/proc/"))
+    if mode and not folder and odd:
         raise UsageError(
             f"--out {brief(out)} is no plain file and no folder: use -o - and redirect "
             "standard output to it."
@@ -232,9 +223,7 @@ def _answers(out: str | None, command: str, name: str, undo: ExitStack) -> Path:
 
 
 def _followed(path: Path) -> Path:
-    """A link is followed once, here: what is replaced is the file that it leads to, beside which
-    all is written.
-    """
+    """The path that a link leads to: that file is replaced, and all is written beside it."""
     path = Path(os.path.realpath(path)) if os.path.islink(path) else path
     mode = path.stat().st_mode if os.path.exists(path) else stat.S_IFREG
     if stat.S_ISDIR(mode):
@@ -247,7 +236,7 @@ def _followed(path: Path) -> Path:
 
 
 def _free_folder(name: str, undo: ExitStack) -> Path:
-    """A new folder, made at once: two runs in one second must not share it."""
+    """Makes a new folder at once: two runs in one second must not share it."""
     for i in count(1):
         folder = OWN / (name if i == 1 else f"{name}-{i}")
         _make_folder(folder.parent, undo)
@@ -258,7 +247,7 @@ def _free_folder(name: str, undo: ExitStack) -> Path:
 
 
 def _make_folder(folder: Path, undo: ExitStack) -> None:
-    """The folder with those above it; those that were not there go again if they stay empty."""
+    """Makes a folder and those above it; new ones are removed again if they stay empty."""
     for path in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
         undo.callback(_remove, path)
         path.mkdir(exist_ok=True)
@@ -270,7 +259,7 @@ def _remove(folder: Path) -> None:
 
 
 def _identity(file: str | Path | int) -> tuple[int, int] | None:
-    """What is one file under all its names; None for what is no regular file."""
+    """Device and number of a regular file, equal under all its names; None for anything else."""
     try:
         found = os.stat(file)
     except (OSError, ValueError):
@@ -279,7 +268,7 @@ def _identity(file: str | Path | int) -> tuple[int, int] | None:
 
 
 def _never_began(manifest: Path) -> bool:
-    """Is this the manifest of a run that was interrupted before its first answer?"""
+    """Whether this is the manifest of a run that was interrupted before its first answer."""
     if not manifest.is_file():  # a pipe would be waited for
         return False
     try:

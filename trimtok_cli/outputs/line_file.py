@@ -1,5 +1,6 @@
-"""The answers of a run on their way to disk: whole lines, the old ones kept until the first new
-one, and what is said when the disk fails. Knows no model.
+"""The file of a run's lines: only whole lines, and old ones kept until the first new one is there.
+
+It says what is safe when the disk fails. Knows no model and no format.
 """
 
 from collections.abc import Callable
@@ -12,12 +13,12 @@ from trimtok_cli.outputs.whole_files import Lines, Printed, beside, discard
 
 
 class LineFile:
-    """Open from the model's loading to the last answer. `begin` writes the manifest of a run that
-    is not over.
+    """The open file, from the model's loading to the last answer, or standard output.
 
-    A new destination holds its files from the start. What is overwritten stays whole until the
-    first answer is there; then the answers take the place of the old ones, and what lay beside
-    those and told of them goes: a killed run leaves no two that do not belong together.
+    begin: writes the manifest of a run that is not over. A new destination has its files from the
+    start. An old one stays whole until the first answer is there; then the new file takes its
+    place, and the files beside the old answers are removed, so that a killed run never leaves two
+    files that do not belong together.
     """
 
     def __init__(self, destination: Destination, begin: Callable[[], None] = lambda: None) -> None:
@@ -25,19 +26,19 @@ class LineFile:
         self.lines: Lines | None = None
         self.printed = Printed() if destination.answers is None else None
         if destination.answers is not None:
-            self.lines = self._told(lambda: Lines(beside(destination.answers, "new")))
+            self.lines = self._or_say(lambda: Lines(beside(destination.answers, "new")))
             if not any(path.exists() for path in [destination.answers, *destination.beside]):
-                self._told(self._take_place)
+                self._or_say(self._take_place)
 
     def write(self, line: bytes) -> None:
-        """One answer. TrimtokError with what is safe if it cannot be written; BrokenPipeError if
-        nobody reads standard output.
+        """Writes one line. TrimtokError, which says what is safe, if the disk refuses it;
+        BrokenPipeError if nobody reads standard output.
         """
-        self._told(lambda: self._write(line))
+        self._or_say(lambda: self._write(line))
         self.count += 1
 
     def close(self, failed: bool) -> None:
-        """A run that wrote nothing leaves nothing but, if it did not fail, its manifest."""
+        """Closes the file. A run without a line leaves only its manifest, and none if it failed."""
         if self.lines is None:
             return
         self.lines.close()
@@ -63,7 +64,7 @@ class LineFile:
         self.began = True
         self.begin()
 
-    def _told(self, job: Callable[[], Any]) -> Any:
+    def _or_say(self, job: Callable[[], Any]) -> Any:
         try:
             return job()
         except BrokenPipeError:
@@ -72,7 +73,8 @@ class LineFile:
             raise TrimtokError(self._sentence(error)) from error
 
     def _sentence(self, error: OSError) -> str:
-        place, answers = self.destination, f"{self.count} answer{'s' * (self.count != 1)}"
+        place = self.destination
+        answers = "1 answer" if self.count == 1 else f"{self.count} answers"
         if isinstance(error, FileNotFoundError):
             return (
                 f"{place} was removed while the run went on, with {answers} in it: run again "
@@ -91,8 +93,8 @@ class LineFile:
 
 
 def finish(path: Path, write: Callable[[], None], failed: bool) -> None:
-    """Writes a file at the end of a run. TrimtokError if that fails, unless the run had `failed`:
-    then its own error is told.
+    """Writes a file at the end of a run. TrimtokError if that fails, unless the run itself failed:
+    its own error comes first.
     """
     try:
         write()
@@ -101,8 +103,8 @@ def finish(path: Path, write: Callable[[], None], failed: bool) -> None:
             raise
     except OSError as error:
         if not failed:
-            said = (
+            problem = (
                 f"{path} cannot be written ({error.strerror or error}): the answers "
                 "themselves are safe"
             )
-            raise TrimtokError(f"{said}; run again with --overwrite to have it.") from error
+            raise TrimtokError(f"{problem}; run again with --overwrite to have it.") from error

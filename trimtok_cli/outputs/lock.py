@@ -1,8 +1,7 @@
-"""A file beside an output that says which run writes it, so that a second run on the same output is
-refused.
+"""The lock file beside an output: a second run on the same output is refused.
 
-The system's own lock (flock) tells a run that is alive from one that was killed; where there is
-none, the process number does.
+The system's own lock (flock) tells a live run from a killed one; where there is none, the process
+number does.
 """
 
 import contextlib
@@ -22,15 +21,11 @@ _UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, err
 
 
 class Busy(Exception):
-    """Another run holds the lock, or what stands there is no lock of ours; the message says
-    which.
-    """
+    """Raised where another run holds the lock, or another program's file is in the way."""
 
 
 class Lock:
-    """Taken by `take`, given back by `release`; a killed run leaves the file, and the next one on
-    that machine takes it over.
-    """
+    """A lock on one output. A killed run leaves its file, which the next run takes over."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.file = path, -1
@@ -44,8 +39,7 @@ class Lock:
             file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
             try:
                 self._hold(file)
-                # Whoever held it before may have removed the file in between: then ours is another
-                # one.
+                # The holder before may have removed the file in between: then ours is another one.
                 if _same(file, self.path):
                     text = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n"
                     os.ftruncate(file, 0)
@@ -88,9 +82,7 @@ class Lock:
             raise Busy(f"another run ({who}) is writing it")
 
     def _holder(self, file: int) -> dict:
-        """What the lock says; empty where it says nothing yet. Busy if the file is somebody
-        else's.
-        """
+        """The run that the lock names, or {} for a new file. Busy if the file is not ours."""
         foreign = Busy(f"{self.path} is in the way and is not trimtok's")
         if not stat.S_ISREG(os.fstat(file).st_mode):
             raise foreign

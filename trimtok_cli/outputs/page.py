@@ -1,8 +1,8 @@
-"""Comparisons become one HTML file that needs nothing else: pictures inside, kept tokens drawn over
-them, answers beside.
+"""The page of a comparison: one HTML file with the pictures, the kept tokens drawn over them, and
+the answers beside.
 
-Everything a sample brings (names, questions, answers, errors) is untrusted text; the template
-escapes all of it. Knows no model; where the tokens lie comes with each Comparison.
+Names, questions, answers and errors are untrusted text, and the template escapes all of it. Knows
+no model: each Comparison brings the boxes of its tokens.
 """
 
 import re
@@ -23,7 +23,9 @@ from trimtok_cli.evaluation import summary
 from trimtok_cli.media.kinds import by_content
 from trimtok_cli.outputs.whole_files import write_whole
 
-LONGEST_SIDE, JPEG_QUALITY, FLAT_COLORS = 640, 85, 256
+LONGEST_SIDE = 640  # pixels of a picture on the page
+JPEG_QUALITY = 85
+FLAT_COLORS = 256  # a picture of no more colors may be smaller as PNG
 
 BARS = (
     ("load", "load, prepare"),
@@ -45,12 +47,11 @@ def write_page(
     load_clip: Callable[[Path], Any] | None = None,
     limit: int = 200,
 ) -> None:
-    """Write the page to `path`, a card for each of the first `limit` samples; the summary counts
-    all of them.
+    """Writes the page: a card for each of the first `limit` samples, and a summary of all of them.
 
-    `facts` are the conditions, in order; `sentence` says where the time goes. `load` gives an
-    upright RGB image and its Media (by default `media.images.load_image`), `load_clip` a video's
-    Clip (by default `media.video.load_video`); what they refuse becomes a box with the reason.
+    facts: the conditions, in order; sentence: where the time goes. load: gives an upright RGB image
+    and its Media (by default `media.images.load_image`); load_clip: gives a video's Clip (by
+    default `media.video.load_video`). A file that they refuse becomes a box with the reason.
     """
     if load is None:
         from trimtok_cli.media.images import load_image as load
@@ -59,11 +60,13 @@ def write_page(
         from trimtok_cli.media.video import load_video
 
         load_clip = partial(load_video, rule=FrameRule())
-    folder, tidy = (
-        FileSystemLoader(Path(__file__).parent),
-        {"trim_blocks": True, "lstrip_blocks": True},
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, **tidy)
     environment.filters |= {
         "duration": summary.duration,
         "percent": summary.percent,
@@ -90,10 +93,10 @@ def write_page(
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An image, or a frame of a video, as the page shows it; `uri` is empty and `problem` says why
-    where it could not be read.
+    """An image, or a frame of a video, as the page shows it.
 
-    `number` is its visual index; `frame` its number in a video.
+    uri is empty where the file could not be read, and problem says why. number: its visual index;
+    frame: its number in a video.
     """
 
     name: str
@@ -107,9 +110,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Overlay:
-    """SVG path data, in pixels of the picture: `clear` is what stays unveiled, `outline` the edges
-    of kept tokens.
-    """
+    """SVG path data in pixels of a picture: `clear` stays unveiled, `outline` edges kept tokens."""
 
     kept: int
     dense: int
@@ -118,8 +119,8 @@ class Overlay:
 
 
 def diff(dense: str, pruned: str) -> list[tuple[str, str]]:
-    """The pruned answer in pieces (kind, text): equal, replace and insert hold its own words,
-    delete what it lacks of dense's.
+    """The pruned answer in pieces (kind, text): equal, replace and insert hold its own words, and
+    delete holds dense's words that it lacks.
     """
     old, new, pieces = dense.split(), re.findall(r"\S+\s*", pruned), []
     for kind, i, j, k, end in SequenceMatcher(
@@ -216,10 +217,9 @@ def _data_uri(image: Any) -> str:
 
 
 def _overlay(comparison: Comparison, result: Result, picture: Picture) -> Overlay | None:
-    """What to draw over a picture; None where no token of it has a place or where nothing was
-    dropped.
+    """The overlay of a picture; None where none of its tokens has a box, or none was dropped.
 
-    Dense gets a veil only where the processor cut the image off, so that no token sees it.
+    Dense has a veil only where the processor cropped the image, so that no token sees that part.
     """
     frames = comparison.frame or (0,) * len(comparison.boxes)
     places = enumerate(zip(comparison.boxes, comparison.visual_index, frames, strict=False))
@@ -235,19 +235,15 @@ def _overlay(comparison: Comparison, result: Result, picture: Picture) -> Overla
         kept = [boxes[token] for token in result.kept[-1].tokens if token in boxes]
         edges = _edges(kept, picture)
         return Overlay(len(kept), len(boxes), edges, edges)
-    low, high = (
-        [min(side) for side in zip(*shown, strict=True)],
-        [max(side) for side in zip(*shown, strict=True)],
-    )
+    low = [min(side) for side in zip(*shown, strict=True)]
+    high = [max(side) for side in zip(*shown, strict=True)]
     seen = (low[0], low[1], high[2], high[3])
     whole = (seen[2] - seen[0]) * (seen[3] - seen[1]) > 0.99
     return None if whole else Overlay(len(boxes), len(boxes), _edges([seen], picture), "")
 
 
 def _edges(boxes: Sequence[tuple[float, float, float, float]], picture: Picture) -> str:
-    """The boxes as SVG path data, larger ones first, so that a fine token lies over a coarse
-    one.
-    """
+    """Boxes as SVG path data, larger ones first, so that fine tokens lie over coarse ones."""
     boxes = sorted(
         (box for box in boxes if box[2] > box[0] and box[3] > box[1]),
         key=lambda b: (b[0] - b[2]) * (b[3] - b[1]),
@@ -263,8 +259,9 @@ def _edges(boxes: Sequence[tuple[float, float, float, float]], picture: Picture)
 
 
 def _bars(seconds: Seconds, longest: float) -> list[tuple[str, float, float, float]]:
-    """(stage, start, width, seconds) of a stacked bar, in parts of 100 where 100 is `longest`
-    seconds; load holds prepare too.
+    """The parts of a stacked bar: (stage, start, width, seconds), where 100 is `longest` seconds.
+
+    load includes prepare.
     """
     bars, start = [], 0.0
     for stage, _ in BARS:

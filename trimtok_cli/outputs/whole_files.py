@@ -1,6 +1,4 @@
-"""Files that are whole or not there: documents that are written beside their place and moved, lines
-that are never cut.
-"""
+"""Files that are whole or not there: documents moved into place, and lines that are never cut."""
 
 import errno
 import os

@@ -1,6 +1,4 @@
-"""The rim of every command: an error becomes one line and an exit code, Ctrl-C ends cleanly,
---debug shows everything.
-"""
+"""The end of every command: an error becomes one line and an exit code; --debug shows it all."""
 
 import functools
 import logging
@@ -17,7 +15,7 @@ from trimtok_cli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, TrimtokError
 
 
 def guarded(command: Callable[..., int]) -> Callable[..., None]:
-    """Runs a command that returns its exit code, with --debug among its options."""
+    """Wraps a command that returns its exit code, with --debug among its options."""
 
     @functools.wraps(command)
     def run(*args, **options) -> None:
@@ -66,9 +64,7 @@ def _flush() -> None:
 
 
 def _give_up_stdout() -> None:
-    """What standard output did not take is thrown away, or Python would try once more at its exit
-    and complain.
-    """
+    """Drops what standard output did not take: Python would try again at its exit and complain."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -1,8 +1,7 @@
-"""What the user sees while a run goes on, on stderr: a progress bar on a terminal, plain lines
-elsewhere.
+"""Progress and lines on stderr: a bar on a terminal, plain lines elsewhere.
 
-File names and answers are other people's text: they are printed by `shown`, never as markup and
-never as commands of the terminal. Knows no model.
+File names and answers are other people's text: `shown` prints them, never as markup and never as
+commands of the terminal. Knows no model.
 """
 
 import os
@@ -27,14 +26,12 @@ from trimtok_cli.data import Result, Sample
 from trimtok_cli.wording import brief, shortened, shown
 
 PLAIN_EVERY = 10.0  # seconds between plain lines where there is no terminal
-
 FEW = 50  # so many answers are shown without -v
-
 LONGEST_NAME, LONGEST_WORD = 160, 300
 
 
 def names(sample: Sample) -> str:
-    """What a sample is about, on one line."""
+    """The names of a sample's images, on one line."""
     return (
         brief(", ".join(shortened(name, LONGEST_NAME) for name in sample.names), 4 * LONGEST_NAME)
         or "(no image)"
@@ -54,11 +51,8 @@ class Screen:
     def __init__(self, *, quiet: bool = False, noun: str = "images") -> None:
         # Where there is no terminal rich assumes 80 columns, which would fold tables in a log file.
         width = None if sys.stderr.isatty() or "COLUMNS" in os.environ else 120
-        self.console, self.quiet, self.noun = (
-            Console(stderr=True, highlight=False, width=width),
-            quiet,
-            noun,
-        )
+        self.console = Console(stderr=True, highlight=False, width=width)
+        self.quiet, self.noun = quiet, noun
         self.bar: Progress | None = None
         self.total: int | None = None
         self.done = self.failed = self.kept = self.visual = 0
@@ -84,8 +78,8 @@ class Screen:
         self._print(line, soft_wrap=True)
 
     def _print(self, what, **options) -> None:
-        """A full disk under a log of standard error must not end the run; a reader that has gone
-        away does.
+        """Prints. A full disk under a log must not end the run; a reader that has gone away
+        does.
         """
         try:
             self.console.print(what, **options)
@@ -145,7 +139,7 @@ class Screen:
         )
 
     def answer(self, result: Result) -> None:
-        """One answer in two lines: what it was about and what it cost, then the answer."""
+        """Prints an answer in two lines: the sample and its cost, then the answer."""
         if result.error:
             self.failure(result.sample, result.error)
             return
@@ -153,7 +147,7 @@ class Screen:
         cost = (
             f"  {tokens.visual} → {tokens.kept} visual tokens, {tokens.generated} generated, "
             f"{1000 * seconds.total:.0f} ms"
-            f" (vision {1000 * seconds.encode:.0f}, prune {1000 * seconds.prune:.1f},"
+            f" (encode {1000 * seconds.encode:.0f}, prune {1000 * seconds.prune:.1f},"
             f" prefill {1000 * seconds.prefill:.0f}, decode {1000 * seconds.decode:.0f})"
         )
         self.say(Text(names(result.sample), "bold").append(cost, "dim not bold"))

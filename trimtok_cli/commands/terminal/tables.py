@@ -1,6 +1,4 @@
-"""The tables of `compare` on the terminal: one sample as in the paper's Figure 2, and the summary
-over all.
-"""
+"""The tables of `compare` on the terminal: a sample as in the paper's Figure 2, and the summary."""
 
 from collections.abc import Sequence
 
@@ -29,7 +27,7 @@ def sample_table(comparison: Comparison) -> Table:
     table = Table(title=title, title_justify="left", expand=False, show_edge=False, pad_edge=False)
     table.add_column("setting")
     table.add_column("answer", ratio=1, overflow="fold")
-    for name in ("visual", "vision", "prune", "prefill", "decode", "total"):
+    for name in ("visual", "encode", "prune", "prefill", "decode", "total"):
         table.add_column(name, justify="right", no_wrap=True)
     for result in comparison.results:
         table.add_row(*_cells(result, first))
@@ -54,9 +52,7 @@ def _cells(result: Result, dense: Result) -> list[Text]:
 
 
 def summary_table(rows: Sequence[Row]) -> Table:
-    """A line for each setting: agreement with dense, correctness against references, tokens, median
-    times, speed-ups.
-    """
+    """A line for each setting: agreement with dense, correctness, tokens, times, speed-ups."""
     table = Table(
         title="Medians over samples", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
     )
@@ -65,7 +61,7 @@ def summary_table(rows: Sequence[Row]) -> Table:
         "same as dense",
         "correct",
         "visual tokens",
-        "vision",
+        "encode",
         "prune",
         "prefill",
         "decode",
@@ -74,13 +70,10 @@ def summary_table(rows: Sequence[Row]) -> Table:
         whole = name in ("same as dense", "prefill", "total")  # a time and its ratio stay together
         table.add_column(name, justify="right", no_wrap=whole)
     for i, row in enumerate(rows):
-        if not row.samples:
+        if not row.samples:  # nothing was measured, which is not a measurement of 0
             table.add_row(Text(shown(row.label)), "nothing to compare")
             continue
         now, pace = row.median, lambda value: f" ({value:.1f}×)" if value else ""
-        if not row.samples:  # nothing was measured, which is not a measurement of 0
-            table.add_row(Text(shown(row.label)), *["–"] * 8)
-            continue
         table.add_row(
             Text(shown(row.label)),
             f"{row.same} of {row.samples}" if i else "",
