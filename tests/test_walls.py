@@ -92,6 +92,13 @@ def test_every_folder_has_its_walls():
     assert folders == MAY.keys()
 
 
+def test_the_figure_has_no_arrow_that_runs_back():
+    order: list[str] = []
+    while left := [folder for folder in MAY if folder not in order and MAY[folder] <= {*order}]:
+        order += left
+    assert sorted(order) == sorted(MAY)
+
+
 @pytest.mark.parametrize("folder", MAY)
 def test_a_folder_imports_only_what_it_may(folder):
     shared = {path.stem for path in PACKAGE.glob("*.py")} | {""}
