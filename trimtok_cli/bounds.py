@@ -1,63 +1,188 @@
-"""What a setting's value may be, said where its field is, and checked alike from a command line, a
-file and Python.
+"""What a setting is, said once where its field is: its words for `--help`, and the values it takes,
+checked alike from a command line, a file, the environment and Python.
 
 Knows no setting.
 """
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+import types
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin
 
 from trimtok_cli.errors import UsageError
-from trimtok_cli.wording import brief
+from trimtok_cli.wording import brief, suggestion
+
+_WORDS = {
+    bool: "true or false",
+    float: "a number",
+    int: "a whole number",
+    str: "text",
+}
 
 
-def setting(
-    default: Any,
-    *,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    choices: Sequence[str] = (),
-    empty: bool = False,
-    path: bool = False,
-) -> Any:
-    """A dataclass field and what its values may be: bounds (`above` is exclusive), choices; a text
-    may be empty, or a path.
+@dataclass(frozen=True)
+class Facts:
+    """All that is said of one setting. A field without `help` is no option.
+
+    panel: the part of `--help` that it stands in. flags: its spellings, where they are not its name
+    alone. shown: what its default is called. name: the setting's, where the field has another.
+    least and most bound a number, `above` excludes itself. A text may be `empty`, or a `path`.
     """
-    bounds = {
-        "least": least,
-        "above": above,
-        "most": most,
-        "choices": tuple(choices),
-        "empty": empty,
-        "path": path,
-    }
-    return dataclasses.field(default=default, metadata=bounds)
+
+    help: str = ""
+    panel: str | None = None
+    flags: tuple[str, ...] = ()
+    shown: str = ""
+    name: str = ""
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    choices: tuple[str, ...] = ()
+    empty: bool = False
+    path: bool = False
 
 
-def like(owner: type, name: str) -> Any:
-    """A field with the default and the bounds of another dataclass's field."""
-    field = {each.name: each for each in dataclasses.fields(owner)}[name]
-    return dataclasses.field(default=field.default, metadata=field.metadata)
+_NOTHING_SAID = Facts(empty=True)
 
 
-def check_number(bounds: Mapping[str, Any], value: float, where: str) -> None:
+def setting(default: Any, help: str = "", **facts: Any) -> Any:
+    """A dataclass field and its `Facts`."""
+    return dataclasses.field(default=default, metadata={"facts": Facts(help, **facts)})
+
+
+def like(owner: type, name: str, **changes: Any) -> Any:
+    """A field with the default and the facts of another record's field, but for `changes`."""
+    field = field_of(owner, name)
+    default = changes.pop("default", field.default)
+    facts = dataclasses.replace(facts_of(field), **changes)
+    return dataclasses.field(default=default, metadata={"facts": facts})
+
+
+def facts_of(field: dataclasses.Field) -> Facts:
+    return field.metadata.get("facts", _NOTHING_SAID)
+
+
+def field_of(record: type, name: str) -> dataclasses.Field:
+    return next(field for field in dataclasses.fields(record) if field.name == name)
+
+
+def flag(field: dataclasses.Field) -> str:
+    """A setting as an option: `--top-p`."""
+    facts = facts_of(field)
+    own = "--" + (facts.name or field.name).replace("_", "-")
+    return facts.flags[0].split("/")[0] if facts.flags else own
+
+
+def check_record(record: Any) -> None:
+    """UsageError where a field with facts holds what it may not."""
+    for field in dataclasses.fields(record):
+        if "facts" in field.metadata:
+            check(field.type, facts_of(field), getattr(record, field.name), flag(field))
+
+
+def check_settings(record: type, **values: Any) -> None:
+    """UsageError where a field of `record` may not hold what is given by its name."""
+    for name, value in values.items():
+        field = field_of(record, name)
+        check(field.type, facts_of(field), value, flag(field))
+
+
+def check(kind: Any, facts: Facts, value: Any, where: str) -> None:
+    """UsageError where a value is not of the type `kind`, or beyond what `facts` allow. `where`
+    begins the sentence.
+    """
+    kinds = kinds_of(kind)
+    if dict in kinds:
+        return _check_names(value, where)
+    if value is None and type(None) in get_args(kind):
+        return None
+    if isinstance(value, str) and str in kinds:
+        if len(kinds) > 1 and value == "auto":
+            return None
+        if len(kinds) == 1:
+            return _check_text(facts, value, where)
+    auto = "auto or " if len(kinds) > 1 and str in kinds else ""
+    fits = isinstance(value, (*kinds, int) if float in kinds else kinds)
+    if not fits or isinstance(value, str) or isinstance(value, bool) != (bool in kinds):
+        said = next(word for each, word in _WORDS.items() if each in kinds)
+        raise UsageError(f"{where} must be {auto}{said}, got {brief(value)}.")
+    check_number(facts, value, f"{where} must be {auto}".rstrip())
+
+
+def check_number(facts: Facts, value: float, where: str) -> None:
     """UsageError where a number is none, or is not within its bounds. `where` begins the sentence,
     up to `must be`.
     """
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{where} a finite number, got {value}.")
-    least, above, most = (bounds.get(name) for name in ("least", "above", "most"))
-    if least is not None and value < least:
-        raise UsageError(f"{where} at least {least:,}, got {brief(value)}.")
-    if above is not None and value <= above:
-        raise UsageError(f"{where} more than {above:,}, got {brief(value)}.")
-    if most is not None and value > most:
-        raise UsageError(f"{where} at most {most:,}, got {brief(value)}.")
+    if facts.least is not None and value < facts.least:
+        raise UsageError(f"{where} at least {facts.least:,}, got {brief(value)}.")
+    if facts.above is not None and value <= facts.above:
+        raise UsageError(f"{where} more than {facts.above:,}, got {brief(value)}.")
+    if facts.most is not None and value > facts.most:
+        raise UsageError(f"{where} at most {facts.most:,}, got {brief(value)}.")
 
 
-def flag(name: str) -> str:
-    """A setting's name as an option: `--top-p`."""
-    return "--param" if name == "params" else "--" + name.replace("_", "-")
+def _check_text(facts: Facts, value: str, where: str) -> None:
+    if "\0" in value:
+        raise UsageError(f"{where} must not hold a NUL character.")
+    if not facts.path and value.encode("utf-8", "replace") != value.encode(
+        "utf-8", "surrogatepass"
+    ):
+        raise UsageError(
+            f"{where} holds bytes that are no UTF-8, or half a character; write it as UTF-8 text."
+        )
+    if not value.strip() and not facts.empty:
+        raise UsageError(f"{where} must not be empty.")
+    if facts.choices and value not in facts.choices:
+        near = suggestion(value, facts.choices)
+        raise UsageError(
+            f"{where} must be one of {', '.join(facts.choices)}, got {brief(value)!r}{near}."
+        )
+    if facts.path and value.startswith("~"):
+        try:
+            Path(value).expanduser()
+        except RuntimeError:
+            raise UsageError(
+                f"{where} {brief(value)}: there is no such user; write the path in full."
+            ) from None
+
+
+def _check_names(value: Any, where: str) -> None:
+    """Names with plain values: what is made of them is the affair of whoever reads them."""
+    odd = (
+        [key for key in value if not (isinstance(key, str) and key)]
+        if isinstance(value, dict)
+        else []
+    )
+    if odd or not isinstance(value, dict):
+        got = f"the name {brief(odd[0])!r}, which is no text" if odd else brief(value)
+        raise UsageError(
+            f"{where} must hold names and values, for example {{pool: 0.9}}, got {got}."
+        )
+    waiting = [(f"{where}: {brief(key)}", each) for key, each in value.items()]
+    while waiting:
+        name, each = waiting.pop()
+        if isinstance(each, (list, tuple)):
+            waiting += [(name, item) for item in each]
+        elif isinstance(each, dict):
+            _check_names(each, name)
+        elif isinstance(each, float) and not math.isfinite(each):
+            raise UsageError(f"{name} must be a finite number, got {each}.")
+        elif isinstance(each, int) and abs(each) >= 2**63:
+            raise UsageError(f"{name} is too large a number, got {brief(each)}.")
+        elif not isinstance(each, (str, int, float, type(None))):
+            raise UsageError(
+                f"{name} must be a number, text or true or false, got {brief(each)}; put it "
+                "in quotes to mean text."
+            )
+
+
+def kinds_of(kind: Any) -> tuple[type, ...]:
+    """The types that a field may have: (int, str) of `int | str`, (float,) of `float | None`,
+    (dict,) of `dict[str, Any]`.
+    """
+    options = get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    return tuple(get_origin(each) or each for each in options if each is not type(None))

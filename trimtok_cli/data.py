@@ -5,11 +5,11 @@ Knows no file format: readers make Samples, writers and the report read Results.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trimtok_cli.bounds import check_number, flag, setting
+from trimtok_cli.bounds import Facts, check_number, check_record, setting
 from trimtok_cli.errors import UsageError
 
 
@@ -216,11 +216,35 @@ class Comparison:
     kinds: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class FrameRule:
+    """Which frames of a video are read: at most `frames`, evenly spaced from `start` to `end`
+    (seconds, None: to its end).
+
+    With `fps` so many per second instead, and `frames` is the cap. `timeout` is the time for
+    decoding one file, in seconds. UsageError where a value makes no sense.
+    """
+
+    frames: int = setting(8, least=1, most=10_000)
+    fps: float | None = setting(None, above=0, most=1000)
+    start: float = setting(0.0, least=0, most=10**7)
+    end: float | None = setting(None, above=0, most=10**7)
+    backend: str = setting("auto", name="video_backend", choices=("auto", "decord", "pyav"))
+    timeout: float = setting(120.0, name="video_timeout", above=0, most=86_400)
+
+    def __post_init__(self) -> None:
+        check_record(self)
+        if self.end is not None and self.end <= self.start:
+            raise UsageError(
+                f"--end must be later than --start, got {self.end:g} and {self.start:g} seconds."
+            )
+
+
 COLDEST = 1e-30  # below it scores divided by the temperature leave float32
 
 MOST_TOKENS = 2**31 - 1
 
-LENGTH = {"least": 1, "most": MOST_TOKENS}  # of an answer
+LENGTH = Facts(least=1, most=MOST_TOKENS)  # of an answer
 
 
 @dataclass(frozen=True)
@@ -243,9 +267,7 @@ class Sampling:
     greedy: bool = setting(False)
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            if (value := getattr(self, each.name)) is not None:
-                check_number(each.metadata, value, f"{flag(each.name)} must be")
+        check_record(self)
         heat = self.temperature
         if heat and heat < COLDEST:
             raise UsageError(

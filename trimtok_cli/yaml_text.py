@@ -1,11 +1,13 @@
 """YAML that somebody else may have written, read within bounds: of size, depth and work, with no
-tags and no key twice.
+tags and no key twice. Files are named by their path, those that ship with the package by a name.
 
 Knows no setting.
 """
 
+import os
 from collections import Counter
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,12 +17,62 @@ from trimtok_cli.wording import brief
 
 MOST_CHARACTERS, MOST_DEPTH, MOST_VALUES = 100_000, 50, 20_000
 
+PRESETS = tuple(
+    path
+    for path in (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
+    if path.is_dir()
+)
+
 _TAG = "tag:yaml.org,2002:"
 
 _TAGS = {
     _TAG + name
     for name in ("str", "int", "float", "bool", "null", "map", "seq", "merge", "timestamp")
 }
+
+
+def preset_names(inside: str = ".") -> list[str]:
+    """The presets in the folder `inside` of configs/."""
+    return sorted({path.stem for folder in PRESETS for path in (folder / inside).glob("*.yaml")})
+
+
+def read_yaml(
+    name: str, *, inside: str = ".", flag: str = "--config", as_text: Collection[str] = ()
+) -> tuple[str, dict[str, Any]]:
+    """A YAML file by path, or a shipped preset by its name (`demo`); presets lie in the
+    folder `inside` of configs/.
+
+    as_text: keys whose values are taken as they are written, not as YAML's numbers and truth
+    values.
+    """
+    path, where = Path(name), f"{flag} {brief(name)}"
+    if not name.strip():
+        raise UsageError(f"{flag} must not be empty: name a YAML file or a preset.")
+    try:
+        if not path.is_file():
+            named = [folder / inside / f"{name.removesuffix('.yaml')}.yaml" for folder in PRESETS]
+            path = next((p for p in named if p.is_file()), path)
+        if not path.is_file() and os.path.lexists(name):
+            raise UsageError(
+                f"{where}: is no plain file; write the settings into a YAML file and name that."
+            )
+        if not path.is_file():
+            raise UsageError(
+                f"{where}: there is no such file, and no preset of that name; presets are "
+                f"{', '.join(preset_names(inside))}."
+            )
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(MOST_CHARACTERS + 1)
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a name that no file can have
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UsageError(f"{where}: cannot be read as YAML ({reason}).") from None
+    values = load(text, f"{where}:", as_text=as_text)
+    if not isinstance(values, dict):
+        raise UsageError(f"{where}: must hold `key: value` lines.")
+    found = {str(key).replace("-", "_"): value for key, value in values.items()}
+    if len(found) < len(values):
+        raise UsageError(f"{where}: holds one key twice, with - and with _; keep one of them.")
+    return str(path), found
 
 
 def load(text: str, where: str, *, as_text: Collection[str] = ()) -> Any:

@@ -26,13 +26,13 @@ from trimtok_cli.bench.plots import write_plots
 from trimtok_cli.bench.roofline import Ceilings
 from trimtok_cli.bench.spec import Bench, Grid, MemoryPart, PrunerPart, build, read_bench
 from trimtok_cli.bench.tables import change_table, tables
-from trimtok_cli.config import PRESETS
 from trimtok_cli.data import Sample, Seconds, Setting
 from trimtok_cli.engine.loops import LOOPS
 from trimtok_cli.engine.stream import answer_all
 from trimtok_cli.errors import UsageError
 from trimtok_cli.prepare.sample import Ask, Prepared
 from trimtok_cli.pruners.registry import build_pruner
+from trimtok_cli.yaml_text import PRESETS
 
 STAGES = ("encode", "prune", "prefill", "decode")
 MANY = Ceilings(1e12, 1e11)
@@ -261,7 +261,10 @@ def test_presets_can_be_run_and_stand_beside_the_packaged_ones():
             assert bench.described(name)["model_type"]
         for task in bench.grid:
             grid.pruners(task, 0)
-    assert read_bench("cpu", rounds=2).rounds == 2 and read_bench("cpu", rounds=None).rounds == 5
+    assert (
+        read_bench("cpu", {"rounds": 2}).rounds == 2
+        and read_bench("cpu", {"rounds": None}).rounds == 5
+    )
     table4 = read_bench("table4").grid[0]
     assert {Setting.of(pruner).name for pruner in grid.pruners(table4, 0)} == set(
         table4.reference["rows"]

@@ -10,8 +10,8 @@ from transformers import AutoModelForImageTextToText
 from tests.conftest import picture
 from tests.support.generating import generate
 from trimtok_cli.bench.random_models import describe, random_model
-from trimtok_cli.config import PRESETS
 from trimtok_cli.errors import UsageError
+from trimtok_cli.yaml_text import PRESETS
 
 FOLDER = next(folder for folder in PRESETS if (folder / "bench").is_dir()) / "bench" / "models"
 NEXT_TOKENS = 576 + 2304 + 48

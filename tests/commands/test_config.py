@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from trimtok_cli.config import PRESETS, RunConfig, parse_params, resolve
+from trimtok_cli.bounds import check, facts_of, setting
+from trimtok_cli.config import RunConfig
 from trimtok_cli.errors import UsageError
 from trimtok_cli.models.catalog import ALIASES
 from trimtok_cli.pruners.budget import parse_budget
 from trimtok_cli.pruners.registry import build_pruner
+from trimtok_cli.resolve import convert, parse_params, resolve
+from trimtok_cli.yaml_text import preset_names
 
 
 def test_each_source_lies_over_the_one_before():
@@ -43,9 +46,8 @@ def test_a_value_that_does_not_fit_is_named(text, says):
 
 
 def test_presets_load_by_name_and_build_their_method():
-    names = [path.stem for folder in PRESETS for path in folder.glob("*.yaml")]
-    assert set(names) == {*ALIASES, "demo"}, "every short name has a preset"
-    for name in names:
+    assert set(preset_names()) == {*ALIASES, "demo"}, "every short name has a preset"
+    for name in preset_names():
         config = resolve({}, name, {})
         assert build_pruner(config.method, {"keep": config.keep, **config.params}) is not None
         assert config.model == ALIASES.get(name, config.model)
@@ -165,8 +167,6 @@ def test_a_field_of_any_type_is_converted_and_checked():
     """Truth values, and numbers that may be left to the checkpoint, beside those that RunConfig has
     today.
     """
-    from trimtok_cli.bounds import setting
-    from trimtok_cli.config import _check, _convert
 
     @dataclasses.dataclass
     class Fields:
@@ -175,14 +175,18 @@ def test_a_field_of_any_type_is_converted_and_checked():
         share: float | None = setting(None, above=0, most=1)
 
     trust, top_k, share = dataclasses.fields(Fields)
-    assert [_convert(trust, value, "x") for value in ("yes", "False", "1", True)] == [
+
+    def read(wanted, value, where):
+        return convert(wanted.type, facts_of(wanted), value, where)
+
+    assert [read(trust, value, "x") for value in ("yes", "False", "1", True)] == [
         True,
         False,
         True,
         True,
     ]
-    assert [_convert(top_k, value, "x") for value in ("3", 3, None, 3.0)] == [3, 3, None, 3]
-    assert [_convert(share, value, "x") for value in ("0.5", 1, None)] == [0.5, 1.0, None]
+    assert [read(top_k, value, "x") for value in ("3", 3, None, 3.0)] == [3, 3, None, 3]
+    assert [read(share, value, "x") for value in ("0.5", 1, None)] == [0.5, 1.0, None]
     for wanted, value in (
         (trust, "maybe"),
         (trust, 1),
@@ -195,10 +199,10 @@ def test_a_field_of_any_type_is_converted_and_checked():
         (share, "2"),
     ):
         with pytest.raises(UsageError, match="x must be"):
-            _convert(wanted, value, "x")
+            read(wanted, value, "x")
         if not isinstance(value, str):
             with pytest.raises(UsageError, match="x must be"):
-                _check(wanted, value, "x")
+                check(wanted.type, facts_of(wanted), value, "x")
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trimtok_cli.config import RunConfig, parse_params, resolve
+from trimtok_cli.bounds import facts_of
+from trimtok_cli.config import RunConfig
 from trimtok_cli.errors import UsageError
+from trimtok_cli.resolve import parse_params, resolve
 
 FIELDS = {field.name: field for field in dataclasses.fields(RunConfig) if field.init}
 NUMBERS = [
     name
     for name, field in FIELDS.items()
-    if {"least", "above"} & {k for k, v in field.metadata.items() if v is not None}
+    if (facts_of(field).least, facts_of(field).above) != (None, None)
 ]
 TEXTS = [name for name, field in FIELDS.items() if field.type is str]
 fuzz = settings(
@@ -143,8 +145,8 @@ def test_a_number_that_means_nothing_is_refused_however_it_is_given(name, value)
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_the_bounds_themselves_are_allowed(name):
-    bounds = FIELDS[name].metadata
-    values = [value for value in (bounds["least"], bounds["most"]) if value is not None]
+    facts = facts_of(FIELDS[name])
+    values = [value for value in (facts.least, facts.most) if value is not None]
     assert values
     for value in values:
         for way in every_way(name, value):
@@ -158,7 +160,7 @@ def test_the_bounds_themselves_are_allowed(name):
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_a_text_that_means_nothing_is_refused(name):
-    for value in ("x\0y", "" if not FIELDS[name].metadata["empty"] else "\0"):
+    for value in ("x\0y", "" if not facts_of(FIELDS[name]).empty else "\0"):
         refused(lambda value=value: RunConfig(**{name: value}), "--" + name.replace("_", "-"))
         refused(lambda value=value: resolve({name: value}, None, {}), "--" + name.replace("_", "-"))
     for value in (3, None, ["a"], b"a", True):

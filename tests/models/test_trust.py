@@ -309,7 +309,7 @@ def test_code_runs_where_it_is_trusted(captioned):
 
 
 def test_a_run_says_in_its_manifest_whether_code_was_trusted():
-    from trimtok_cli.config import resolve
+    from trimtok_cli.resolve import resolve
 
     assert resolve({}, None, {}).trust_remote_code is False
     assert resolve({"trust_remote_code": True}, None, {}).trust_remote_code is True

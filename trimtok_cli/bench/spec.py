@@ -4,18 +4,23 @@ torch and no model.
 Lists may be written as single values: `batch: 8` is `batch: [8]`.
 """
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trimtok_cli.config import CAPTION_PROMPT, read_yaml
+from trimtok_cli.bounds import like, setting
+from trimtok_cli.config import RunConfig
 from trimtok_cli.errors import UsageError
-from trimtok_cli.wording import brief, suggestion
+from trimtok_cli.resolve import build
+from trimtok_cli.wording import brief
+from trimtok_cli.yaml_text import read_yaml
 
-Numbers, Names = tuple[int, ...], tuple[str, ...]
+MOST = 10**9
+
+number = partial(setting, least=1, most=MOST)
 
 
 @dataclass(frozen=True)
@@ -27,11 +32,11 @@ class Task:
     """
 
     model: str = ""
-    method: str = "trimtokenator"
-    keep: str = "11.1%"
+    method: str = like(RunConfig, "method")
+    keep: str = like(RunConfig, "keep")
     params: dict[str, Any] = field(default_factory=dict)
     image: str = "640x480"
-    prompt: str = CAPTION_PROMPT
+    prompt: str = like(RunConfig, "prompt")
 
 
 @dataclass(frozen=True)
@@ -43,13 +48,13 @@ class Grid(Task):
     memory_gib: ...}}}`, where a SETTING is `dense` or `METHOD@KEEP`.
     """
 
-    model: Names = ()
-    method: Names = ("trimtokenator",)
-    keep: Names = ("11.1%",)
-    batch: Numbers = (1,)
-    new_tokens: Numbers = (16,)
-    decode: Names = ("continuous",)
-    rounds: int = 0  # 0 is the benchmark's
+    model: tuple[str, ...] = ()
+    method: tuple[str, ...] = like(RunConfig, "method", default=(RunConfig.method,))
+    keep: tuple[str, ...] = like(RunConfig, "keep", default=(RunConfig.keep,))
+    batch: tuple[int, ...] = number((1,))
+    new_tokens: tuple[int, ...] = number((16,))
+    decode: tuple[str, ...] = like(RunConfig, "decode", default=(RunConfig.decode,))
+    rounds: int = setting(0, least=0, most=MOST)  # 0 is the benchmark's
     reference: dict[str, Any] = field(default_factory=dict)
 
 
@@ -59,18 +64,18 @@ class PrunerPart:
     `keep` of them chosen.
     """
 
-    candidates: int = 2304
-    keep: int = 288
-    width: int = 4096
-    batch: int = 1
+    candidates: int = number(2304)
+    keep: int = number(288)
+    width: int = number(4096)
+    batch: int = number(1)
 
 
 @dataclass(frozen=True)
 class DecodePart(Task):
     """Our decode loops against transformers' own `generate` on the same embeddings."""
 
-    batch: Numbers = (1,)
-    new_tokens: int = 32
+    batch: tuple[int, ...] = number((1,))
+    new_tokens: int = number(32)
 
 
 @dataclass(frozen=True)
@@ -79,19 +84,19 @@ class OverheadPart(Task):
     arithmetic of the model.
     """
 
-    method: Names = ("dense", "trimtokenator")
-    batch: Numbers = (1,)
-    new_tokens: int = 16
-    samples: int = 32
+    method: tuple[str, ...] = like(RunConfig, "method", default=("dense", RunConfig.method))
+    batch: tuple[int, ...] = number((1,))
+    new_tokens: int = number(16)
+    samples: int = number(32)
 
 
 @dataclass(frozen=True)
 class MemoryPart(Task):
     """Resident memory of a whole run after each of `inputs` inputs."""
 
-    inputs: Numbers = (200, 20000)
-    batch: int = 8
-    new_tokens: int = 2
+    inputs: tuple[int, ...] = number((200, 20000))
+    batch: int = number(8)
+    new_tokens: int = number(2)
 
 
 PARTS = ("grid", "pruner", "decode", "overhead", "memory")
@@ -112,12 +117,14 @@ class Bench:
     overhead: tuple[OverheadPart, ...] = ()
     memory: tuple[MemoryPart, ...] = ()
     models: dict[str, Any] = field(default_factory=dict)
-    random_weights: bool = False
-    device: str = "auto"
-    dtype: str = "auto"
-    rounds: int = 5
-    warmups: int = 3
-    seed: int = 0
+    random_weights: bool = setting(
+        False, "Build models of the real size instead of loading them; no hub, no network."
+    )
+    device: str = like(RunConfig, "device")
+    dtype: str = like(RunConfig, "dtype")
+    rounds: int = number(5, "Times that everything is measured.", shown="the preset's")
+    warmups: int = setting(3, least=0, most=MOST)
+    seed: int = like(RunConfig, "seed", most=MOST)
 
     def described(self, name: str) -> Mapping[str, Any]:
         """The architecture of a model: from the benchmark's own, or from a file."""
@@ -146,96 +153,32 @@ class Bench:
         return list(dict.fromkeys(task.image for task in self.tasks))
 
 
-def read_bench(name: str, **flags: Any) -> Bench:
+def read_bench(
+    file: str, flags: Mapping[str, Any] | None = None, record: type[Bench] = Bench
+) -> Bench:
     """A file, or a preset of configs/bench by its name; flags that are not None replace its
     settings. Raises UsageError.
     """
-    path, values = read_yaml(name, inside="bench", flag="PRESET")
-    return build(
-        Bench,
-        {**values, **{key: value for key, value in flags.items() if value is not None}},
-        Path(path).name,
-    )
-
-
-def build(kind: type, values: Any, where: str) -> Any:
-    """A dataclass of this file from plain values."""
-    if not isinstance(values, Mapping):
-        raise UsageError(f"{where} must hold `key: value` lines, got {brief(values)}.")
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    given = {}
-    for key, value in values.items():
-        name = str(key).replace("-", "_")
-        if name not in fields:
-            near = suggestion(name, fields)
-            raise UsageError(
-                f"{where}: unknown key {brief(name)!r}{near}; known keys are {', '.join(fields)}."
-            )
-        given[name] = _convert(fields[name].type, value, f"{where}: {name}")
-    made = kind(**given)
-    _check(made, where)
-    return made
-
-
-def _convert(wanted: Any, value: Any, where: str) -> Any:
-    """The value in a field's type."""
-    item = wanted.__args__[0] if getattr(wanted, "__origin__", None) is tuple else None
-    if item is not None:
-        values = value if isinstance(value, (list, tuple)) else [value]
-        return tuple(_convert(item, each, where) for each in values)
-    if dataclasses.is_dataclass(wanted):
-        return build(wanted, value, where)
-    if getattr(wanted, "__origin__", wanted) is dict:
-        if not isinstance(value, dict):
-            raise UsageError(f"{where} must hold names and values, got {brief(value)}.")
-        return value
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    fits = {
-        int: whole,
-        bool: isinstance(value, bool),
-        str: isinstance(value, (str, int, float)) and not isinstance(value, bool),
-    }
-    if not fits[wanted]:
-        kind = {int: "a whole number", bool: "true or false", str: "text"}[wanted]
-        raise UsageError(f"{where} must be {kind}, got {brief(value)}.")
-    return wanted(value)
-
-
-LEAST = {"rounds": 0, "warmups": 0, "seed": 0}  # every other number is at least 1
-
-MOST = 10**9
-
-
-def _check(made: Any, where: str) -> None:
-    for each in dataclasses.fields(made):
-        value = getattr(made, each.name)
-        numbers = [n for n in (value if isinstance(value, tuple) else [value]) if type(n) is int]
-        if any(n < LEAST.get(each.name, 1) for n in numbers):
-            raise UsageError(
-                f"{where}: {each.name} must be at least {LEAST.get(each.name, 1)}, got "
-                f"{brief(min(numbers))}."
-            )
-        if any(n > MOST for n in numbers):
-            raise UsageError(
-                f"{where}: {each.name} must be at most {MOST:,}, got {brief(max(numbers))}."
-            )
-        if each.name == "model" and not value:
-            raise UsageError(f"{where} names no model.")
-        if (
-            each.name == "image"
-            and re.fullmatch(r"\d+x\d+", value) is None
-            and not Path(value).exists()
-        ):
-            raise UsageError(
-                f"{where}: image must be WIDTHxHEIGHT, or a file or folder that is there, "
-                f"got {brief(value)!r}."
-            )
-    if isinstance(made, Bench) and not made.rounds:
-        raise UsageError(f"{where}: rounds must be at least 1.")
-    if isinstance(made, Bench) and not (
-        made.grid or made.pruner or made.decode or made.overhead or made.memory
-    ):
+    path, values = read_yaml(file, inside="bench", flag="PRESET")
+    where = Path(path).name
+    given = {key: value for key, value in (flags or {}).items() if value is not None}
+    bench = build(record, {**values, **given}, where)
+    for part in ("grid", "decode", "overhead", "memory"):
+        for task in getattr(bench, part):
+            _check_task(task, f"{where}: {part}")
+    if not any(getattr(bench, part) for part in PARTS):
         raise UsageError(
             f"{where} measures nothing: give it a grid, or a pruner, decode, overhead or "
             "memory part."
+        )
+    return bench
+
+
+def _check_task(task: Task, where: str) -> None:
+    if not task.model:
+        raise UsageError(f"{where} names no model.")
+    if re.fullmatch(r"\d+x\d+", task.image) is None and not Path(task.image).exists():
+        raise UsageError(
+            f"{where}: image must be WIDTHxHEIGHT, or a file or folder that is there, "
+            f"got {brief(task.image)!r}."
         )

@@ -12,13 +12,14 @@ import typer
 from trimtok_cli import interrupts
 from trimtok_cli.bench.derive import changes, derive
 from trimtok_cli.bench.document import NAME, read_document, write
-from trimtok_cli.bench.spec import PARTS, read_bench
+from trimtok_cli.bench.spec import PARTS, Bench, read_bench
 from trimtok_cli.bench.tables import ceilings_line, change_table, tables
 from trimtok_cli.commands import options as o
 from trimtok_cli.commands.terminal.exit import guarded
 from trimtok_cli.commands.terminal.progress import Screen
 from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED, TrimtokError
 from trimtok_cli.outputs.destination import Destination, claimed, listed
+from trimtok_cli.yaml_text import preset_names
 
 PLOTS = ("kept.png", "batch.png")
 
@@ -36,7 +37,8 @@ EXAMPLES = (
 Preset = Annotated[
     str,
     typer.Argument(
-        help="A YAML file, or a preset of configs/bench: cpu, table4, ladder, methods, smoke."
+        help="A YAML file, or a preset of configs/bench: cpu, table4, ladder, methods, smoke.",
+        autocompletion=o.completing(preset_names("bench")),
     ),
 ]
 
@@ -58,45 +60,20 @@ Against = Annotated[
     ),
 ]
 
-RandomWeights = Annotated[
-    bool,
-    typer.Option(
-        "--random-weights",
-        help="Build models of the real size instead of loading them; no hub, no network.",
-    ),
-]
-
-Rounds = Annotated[
-    int | None,
-    typer.Option(
-        "--rounds", help="Times that everything is measured.", show_default="the preset's"
-    ),
-]
-
 
 @guarded
+@o.settings(read_bench, file="preset")
 def bench(
     preset: Preset = "cpu",
+    *,
     out: Out = None,
-    overwrite: o.Overwrite = False,
     against: Against = None,
-    random_weights: RandomWeights = False,
-    rounds: Rounds = None,
-    device: o.Device = None,
-    dtype: o.DType = None,
-    seed: o.Seed = None,
+    asked: Bench,
+    overwrite: o.Overwrite = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> int:
     """Measure dense against pruned in turn, stage by stage, beside what the hardware allows."""
-    asked = read_bench(
-        preset,
-        random_weights=random_weights or None,
-        rounds=rounds,
-        device=device,
-        dtype=dtype,
-        seed=seed,
-    )
     earlier = read_document(against) if against is not None else None
     screen = Screen(quiet=quiet)
     read = [preset, *([against / NAME if against.is_dir() else against] if against else [])]

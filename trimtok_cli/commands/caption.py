@@ -10,7 +10,7 @@ from trimtok_cli.commands.run import run
 from trimtok_cli.commands.session import check_stdin, tell
 from trimtok_cli.commands.terminal.exit import guarded
 from trimtok_cli.commands.terminal.progress import Screen
-from trimtok_cli.config import resolve
+from trimtok_cli.config import RunConfig
 from trimtok_cli.readers.paths import read_images
 
 EXAMPLES = (
@@ -30,64 +30,22 @@ Sources = Annotated[
 
 
 @guarded
+@o.settings()
 def caption(
-    sources: Sources,
-    model: o.Model = None,
-    revision: o.Revision = None,
-    trust_remote_code: o.TrustRemoteCode = None,
-    device: o.Device = None,
-    dtype: o.DType = None,
-    max_pixels: o.MaxPixels = None,
-    keep: o.Keep = None,
-    method: o.Method = None,
-    param: o.Param = None,
-    clip_text: o.ClipText = None,
-    budget: o.Budget = None,
-    budget_counts: o.BudgetCounts = None,
-    prompt: o.Prompt = None,
-    system: o.System = None,
-    batch_size: o.BatchSize = None,
-    decode: o.Decode = None,
-    workers: o.Workers = None,
-    timeout: o.Timeout = None,
-    max_new_tokens: o.MaxNewTokens = None,
-    temperature: o.Temperature = None,
-    top_p: o.TopP = None,
-    top_k: o.TopK = None,
-    repetition_penalty: o.RepetitionPenalty = None,
-    greedy: o.Greedy = None,
-    seed: o.Seed = None,
-    frames: o.Frames = None,
-    fps: o.Fps = None,
-    start: o.Start = None,
-    end: o.End = None,
-    video_backend: o.VideoBackend = None,
-    video_as: o.VideoAs = None,
-    video_timeout: o.VideoTimeout = None,
-    recursive: o.Recursive = False,
-    limit: o.Limit = None,
-    out: o.Out = None,
-    overwrite: o.Overwrite = False,
-    config: o.Config = None,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
-    debug: o.Debug = False,
+    sources: Sources, *, recursive: o.Recursive = False, config: RunConfig, options: o.RunOptions
 ) -> int:
     """Caption images: one answer per image, in input order, with token counts and times."""
-    settings = resolve(o.flags(locals()), config)
     check_stdin(*sources)
-    source = read_images(
-        sources, recursive=recursive, limit=settings.limit or None, stdin=sys.stdin
-    )
-    screen = Screen(quiet=quiet)
+    source = read_images(sources, recursive=recursive, limit=config.limit or None, stdin=sys.stdin)
+    screen = Screen(quiet=options.quiet)
     tell(source, screen)
     return run(
         "caption",
-        settings,
+        config,
         source,
-        out=out,
-        overwrite=overwrite,
+        out=options.out,
+        overwrite=options.overwrite,
         screen=screen,
-        verbose=verbose,
-        config_file=config,
+        verbose=options.verbose,
+        config_file=options.config,
     )

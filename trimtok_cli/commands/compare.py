@@ -25,7 +25,7 @@ from trimtok_cli.commands.session import (
 from trimtok_cli.commands.terminal.exit import guarded
 from trimtok_cli.commands.terminal.progress import FEW, Screen
 from trimtok_cli.commands.terminal.tables import sample_table, summary_table
-from trimtok_cli.config import RunConfig, resolve
+from trimtok_cli.config import RunConfig
 from trimtok_cli.data import Comparison, Setting
 from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED
 from trimtok_cli.models.catalog import locate
@@ -55,67 +55,49 @@ Sources = Annotated[
 PAGE_SAMPLES = 200
 
 
+SEVERAL = {
+    "keep": {"help": "One or more budgets: 64, or 192,128,64; shares (11%) as well."},
+    "method": {
+        "help": "One or more methods with commas between, or all.",
+        "flags": ("--methods", "--method"),
+    },
+}
+
+
 @guarded
+@o.settings(without=("batch_size", "decode", "workers"), instead=SEVERAL)
 def compare(
     sources: Sources,
-    model: o.Model = None,
-    revision: o.Revision = None,
-    trust_remote_code: o.TrustRemoteCode = None,
-    device: o.Device = None,
-    dtype: o.DType = None,
-    max_pixels: o.MaxPixels = None,
-    keep: o.Keeps = None,
-    method: o.Methods = None,
-    param: o.Param = None,
-    clip_text: o.ClipText = None,
-    budget: o.Budget = None,
-    budget_counts: o.BudgetCounts = None,
-    prompt: o.Prompt = None,
-    system: o.System = None,
-    timeout: o.Timeout = None,
-    max_new_tokens: o.MaxNewTokens = None,
-    temperature: o.Temperature = None,
-    top_p: o.TopP = None,
-    top_k: o.TopK = None,
-    repetition_penalty: o.RepetitionPenalty = None,
-    greedy: o.Greedy = None,
-    seed: o.Seed = None,
-    frames: o.Frames = None,
-    fps: o.Fps = None,
-    start: o.Start = None,
-    end: o.End = None,
-    video_backend: o.VideoBackend = None,
-    video_as: o.VideoAs = None,
-    video_timeout: o.VideoTimeout = None,
+    *,
     image_root: o.Root = None,
     allow_text_only: o.TextOnly = False,
     allow_outside: o.Outside = False,
     recursive: o.Recursive = False,
-    limit: o.Limit = None,
-    out: o.Out = None,
-    overwrite: o.Overwrite = False,
-    config: o.Config = None,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
-    debug: o.Debug = False,
+    config: RunConfig,
+    options: o.RunOptions,
 ) -> int:
     """Answer every sample dense and pruned, the vision tower run once for both, and say what
     changed and what it saved.
     """
-    settings = resolve(o.flags(locals()), config)
     check_stdin(*sources)
     source = read_any(
         sources,
         recursive=recursive,
         image_root=image_root,
-        limit=settings.limit or None,
+        limit=config.limit or None,
         allow_text_only=allow_text_only,
         allow_outside=allow_outside,
     )
-    screen = Screen(quiet=quiet, noun="samples")
+    screen = Screen(quiet=options.quiet, noun="samples")
     tell(source, screen)
     return run_comparison(
-        settings, source, screen, out=out, overwrite=overwrite, verbose=verbose, config_file=config
+        config,
+        source,
+        screen,
+        out=options.out,
+        overwrite=options.overwrite,
+        verbose=options.verbose,
+        config_file=options.config,
     )
 
 

@@ -11,7 +11,7 @@ from trimtok_cli.commands.models import Plain
 from trimtok_cli.commands.session import load
 from trimtok_cli.commands.terminal.exit import guarded
 from trimtok_cli.commands.terminal.progress import Screen
-from trimtok_cli.config import RunConfig, resolve
+from trimtok_cli.config import RunConfig
 from trimtok_cli.errors import EXIT_OK
 from trimtok_cli.readers import read_any
 
@@ -49,23 +49,21 @@ SIGNALS = LLAVA_ONLY | {"saliency", "keys", "relevance"}
 
 
 @guarded
+@o.settings(file="config_file", only=("model", "device", "dtype", "params", "limit"))
 def methods(
+    *,
     plain: Plain = False,
     find_vtw_layer: Search = None,
     eta: Eta = 0.003,
-    model: o.Model = None,
-    device: o.Device = None,
-    dtype: o.DType = None,
-    limit: o.Limit = None,
-    param: o.Param = None,
-    config: o.Config = None,
+    config: RunConfig,
+    config_file: o.Config = None,
     debug: o.Debug = False,
 ) -> int:
     """List the pruning methods: where they prune, what they need, on which families, paper, licence
     of the published code.
     """
     if find_vtw_layer is not None:
-        return find_layer(find_vtw_layer, eta, resolve(o.flags(locals()), config))
+        return find_layer(find_vtw_layer, eta, config)
     from trimtok_cli.pruners.registry import PRUNERS
 
     head = (

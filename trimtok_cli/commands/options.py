@@ -1,379 +1,92 @@
-"""The options that commands share, said once. None means "not given": the value then comes from the
-config or its default.
+"""The options of commands. Those that are settings are made of a record's fields, where each is
+said; None is "not given", and the value then comes from the config or its default.
 """
 
-import dataclasses
-from collections.abc import Mapping
+import functools
+import inspect
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
-from trimtok_cli.config import CAPTION_PROMPT, RunConfig, parse_params
+from trimtok_cli.bounds import Facts, facts_of, flag, kinds_of
+from trimtok_cli.config import OUTPUT, PANELS
+from trimtok_cli.models.catalog import ALIASES
+from trimtok_cli.resolve import parse_params, resolve
+from trimtok_cli.yaml_text import preset_names
 
-MODEL, PRUNING, ANSWERS, VIDEO, OUTPUT = "Model", "Pruning", "Answers", "Video", "Output"
+Command = Callable[..., int]
+
+# The names in the pruners' registry, which takes seconds to import.
+METHODS = (
+    "dense",
+    "trimtokenator",
+    "divprune",
+    "divprune-star",
+    "cdpruner",
+    "visionzip",
+    "vispruner",
+    "prumerge",
+    "tome",
+    "tome-projected",
+    "fastv",
+    "sparsevlm",
+    "pyramiddrop",
+    "vtw",
+    "random",
+    "uniform",
+)
+
+# What a shell completes where a setting takes more than its choices.
+OFFERED = {
+    "model": tuple(ALIASES),
+    "device": ("auto", "cuda", "mps", "cpu"),
+    "method": METHODS,
+    "keep": ("all",),
+    "batch_size": ("auto",),
+    "workers": ("auto",),
+}
 
 
-def flags(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a command's arguments is a setting of the run (its `locals()` on entry), by the names
-    of RunConfig.
-    """
-    names = {field.name for field in dataclasses.fields(RunConfig) if field.init}
-    return {name: value for name, value in given.items() if name in names} | {
-        "params": parse_params(given["param"])
-    }
+def _output(*names: str, help: str, **more: Any) -> Any:
+    return typer.Option(*names, rich_help_panel=OUTPUT, help=help, **more)
 
 
-def _option(*names: str, shown: str | None = None, panel: str, help: str):
-    return typer.Option(*names, show_default=shown or False, rich_help_panel=panel, help=help)
+def completing(names: Iterable[str]) -> Callable[[str], list[str]] | None:
+    """What a shell is told of these names; of several with commas between the last is completed."""
+
+    def complete(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")
+        return [f"{before}{comma}{name}" for name in names if name.startswith(last)]
+
+    return complete if names else None
 
 
-Model = Annotated[
-    str | None,
-    _option(
-        "--model", "-m", shown=RunConfig.model, panel=MODEL, help="Alias, hub id or local folder."
-    ),
-]
-
-Revision = Annotated[
-    str | None,
-    _option("--revision", shown="main", panel=MODEL, help="Branch, tag or commit on the hub."),
-]
-
-TrustRemoteCode = Annotated[
-    bool | None,
-    _option(
-        "--trust-remote-code",
-        panel=MODEL,
-        help="Run Python files of the model's own folder where it asks for it: they can do all "
-        "that you can. Read them first.",
-    ),
-]
-
-Device = Annotated[
-    str | None,
-    _option("--device", shown="auto", panel=MODEL, help="auto, cuda, cuda:N, mps or cpu."),
-]
-
-DType = Annotated[
-    str | None,
-    _option(
-        "--dtype",
-        shown="auto",
-        panel=MODEL,
-        help="auto (bfloat16 on CUDA, float32 on a CPU), bfloat16, float16 or float32.",
-    ),
-]
-
-Keep = Annotated[
-    str | None,
-    _option(
-        "--keep",
-        "-k",
-        shown=RunConfig.keep,
-        panel=PRUNING,
-        help="Visual tokens left of each image and of each whole video: a count (64), a share "
-        "(11% or 0.11), or all.",
-    ),
-]
-
-Keeps = Annotated[
-    str | None,
-    _option(
-        "--keep",
-        "-k",
-        shown=RunConfig.keep,
-        panel=PRUNING,
-        help="One or more budgets: 64, or 192,128,64; shares (11%) as well.",
-    ),
-]
-
-Method = Annotated[
-    str | None,
-    _option(
-        "--method", shown=RunConfig.method, panel=PRUNING, help="Pruning method; dense for none."
-    ),
-]
-
-Methods = Annotated[
-    str | None,
-    _option(
-        "--methods",
-        "--method",
-        shown=RunConfig.method,
-        panel=PRUNING,
-        help="One or more methods with commas between, or all.",
-    ),
-]
-
-Param = Annotated[
-    list[str] | None,
-    _option(
-        "--param",
-        panel=PRUNING,
-        help="NAME=VALUE of the method, or METHOD.NAME=VALUE; may be repeated.",
-    ),
-]
-
-Budget = Annotated[
-    str | None,
-    _option(
-        "--budget",
-        shown=RunConfig.budget,
-        panel=PRUNING,
-        help="How a prompt of several images shares what --keep allows: equal, tokens (by size) "
-        "or diversity (by content).",
-    ),
-]
-
-BudgetCounts = Annotated[
-    str | None,
-    _option(
-        "--budget-counts",
-        shown=RunConfig.budget_counts,
-        panel=PRUNING,
-        help="What --keep counts in methods that prune inside the model: what is left (final) or "
-        "the layers' mean (layer-mean).",
-    ),
-]
-
-Frames = Annotated[
-    int | None,
-    _option(
-        "--frames",
-        shown=str(RunConfig.frames),
-        panel=VIDEO,
-        help="Frames of a video, evenly spaced in time.",
-    ),
-]
-
-Fps = Annotated[
-    float | None, _option("--fps", panel=VIDEO, help="Frames a second instead, --frames at most.")
-]
-
-Start = Annotated[
-    float | None, _option("--start", shown="0", panel=VIDEO, help="Read from this second on.")
-]
-
-End = Annotated[
-    float | None,
-    _option("--end", shown="the video's end", panel=VIDEO, help="Read up to this second."),
-]
-
-VideoBackend = Annotated[
-    str | None,
-    _option(
-        "--video-backend",
-        shown="auto",
-        panel=VIDEO,
-        help="decord, pyav, or auto: decord, where it fails pyav.",
-    ),
-]
-
-VideoAs = Annotated[
-    str | None,
-    _option(
-        "--video-as",
-        shown="auto",
-        panel=VIDEO,
-        help="video (the model's own path), frames (as so many images), or auto.",
-    ),
-]
-
-VideoTimeout = Annotated[
-    float | None,
-    _option(
-        "--video-timeout",
-        shown=f"{RunConfig.video_timeout:g}",
-        panel=VIDEO,
-        help="Seconds for decoding one video.",
-    ),
-]
-
-Prompt = Annotated[
-    str | None,
-    _option(
-        "--prompt", "-p", shown=CAPTION_PROMPT, panel=ANSWERS, help="What to ask of every image."
-    ),
-]
-
-System = Annotated[
-    str | None,
-    _option(
-        "--system",
-        panel=ANSWERS,
-        help="System prompt, where the model's chat template has a place for one.",
-    ),
-]
-
-ClipText = Annotated[
-    str | None,
-    _option(
-        "--clip-text",
-        panel=PRUNING,
-        help="A CLIP checkpoint with the model's own tower: its text half, for cdpruner.",
-    ),
-]
-
-MaxPixels = Annotated[
-    int | None,
-    _option(
-        "--max-pixels",
-        panel=MODEL,
-        help="Shrink images and frames with more pixels than this before the model's own "
-        "processor.",
-    ),
-]
-
-BatchSize = Annotated[
-    str | None,
-    _option(
-        "--batch-size",
-        "-b",
-        shown="1",
-        panel=ANSWERS,
-        help="Samples that run together; auto: as many as the memory holds.",
-    ),
-]
-
-Decode = Annotated[
-    str | None,
-    _option(
-        "--decode",
-        shown="continuous",
-        panel=ANSWERS,
-        help="continuous (a waiting sample takes the place of an answer that ends) or simple "
-        "(batch by batch).",
-    ),
-]
-
-Workers = Annotated[
-    str | None,
-    _option(
-        "--workers",
-        shown="auto",
-        panel=ANSWERS,
-        help="Processes that read and prepare inputs ahead of the model; 0 for none; auto: none "
-        "on a CPU or for few inputs.",
-    ),
-]
-
-Timeout = Annotated[
-    float | None,
-    _option(
-        "--timeout",
-        shown=f"{RunConfig.timeout:g}",
-        panel=ANSWERS,
-        help="Seconds for reading and preparing one input; one that takes longer fails. A video's "
-        "decoding comes on top.",
-    ),
-]
-
-MaxNewTokens = Annotated[
-    int | None,
-    _option(
-        "--max-new-tokens",
-        shown="the checkpoint's, else 128",
-        panel=ANSWERS,
-        help="Longest answer, in tokens.",
-    ),
-]
-
-Temperature = Annotated[
-    float | None,
-    _option(
-        "--temperature",
-        shown="the checkpoint's, else greedy",
-        panel=ANSWERS,
-        help="Sample at this temperature; 0 is greedy.",
-    ),
-]
-
-TopP = Annotated[
-    float | None,
-    _option(
-        "--top-p",
-        shown="the checkpoint's, else 1",
-        panel=ANSWERS,
-        help="Where answers are sampled: among the likeliest tokens that hold this share.",
-    ),
-]
-
-TopK = Annotated[
-    int | None,
-    _option(
-        "--top-k",
-        shown="the checkpoint's, else 50",
-        panel=ANSWERS,
-        help="Where answers are sampled: among so many of the likeliest tokens; 0 for all.",
-    ),
-]
-
-RepetitionPenalty = Annotated[
-    float | None,
-    _option(
-        "--repetition-penalty",
-        shown="the checkpoint's, else 1",
-        panel=ANSWERS,
-        help="Divides the scores of tokens that the prompt or the answer has; 1 is none.",
-    ),
-]
-
-Greedy = Annotated[
-    bool | None,
-    typer.Option(
-        "--greedy/--no-greedy",
-        show_default=False,
-        rich_help_panel=ANSWERS,
-        help="The likeliest token each time, whatever the checkpoint says of sampling, beams and "
-        "other searches.",
-    ),
-]
-
-Seed = Annotated[
-    int | None,
-    _option(
-        "--seed", shown="0", panel=ANSWERS, help="For sampling, and for methods that draw lots."
-    ),
-]
-
-Limit = Annotated[
-    int | None, _option("--limit", "-n", panel=OUTPUT, help="Stop after this many samples.")
-]
-
-Recursive = Annotated[
-    bool,
-    typer.Option(
-        "--recursive", "-r", rich_help_panel=OUTPUT, help="Search folders within folders."
-    ),
-]
+Recursive = Annotated[bool, _output("--recursive", "-r", help="Search folders within folders.")]
 
 Root = Annotated[
     Path | None,
-    typer.Option(
+    _output(
         "--image-root",
+        help="Where image paths in a question file start, and what they may not leave.",
         show_default="the question file's folder",
-        rich_help_panel=OUTPUT,
         exists=True,
         file_okay=False,
-        help="Where image paths in a question file start, and what they may not leave.",
     ),
 ]
 
 TextOnly = Annotated[
     bool,
-    typer.Option(
-        "--allow-text-only",
-        rich_help_panel=OUTPUT,
-        help="Ask rows without a picture, too; otherwise they fail.",
-    ),
+    _output("--allow-text-only", help="Ask rows without a picture, too; otherwise they fail."),
 ]
 
 Outside = Annotated[
     bool,
-    typer.Option(
+    _output(
         "--allow-outside",
-        rich_help_panel=OUTPUT,
         help="Open pictures outside of --image-root, too, that absolute paths, .. or links of a "
         "question file lead to.",
     ),
@@ -381,44 +94,146 @@ Outside = Annotated[
 
 Out = Annotated[
     str | None,
-    _option(
+    _output(
         "--out",
         "-o",
-        shown="a new folder in trimtok-out",
-        panel=OUTPUT,
         help="A folder, a .jsonl file, or - for standard output.",
+        show_default="a new folder in trimtok-out",
     ),
 ]
 
-Overwrite = Annotated[
-    bool,
-    typer.Option(
-        "--overwrite", rich_help_panel=OUTPUT, help="Replace answers that are already there."
-    ),
-]
+Overwrite = Annotated[bool, _output("--overwrite", help="Replace answers that are already there.")]
 
 Config = Annotated[
     str | None,
-    _option(
+    _output(
         "--config",
         "-c",
-        panel=OUTPUT,
         help="YAML file with any of these settings, or a preset's name.",
+        show_default=False,
+        autocompletion=completing(preset_names()),
     ),
 ]
 
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", rich_help_panel=OUTPUT, help="Nothing but errors.")
-]
+Quiet = Annotated[bool, _output("--quiet", "-q", help="Nothing but errors.")]
 
-Verbose = Annotated[
-    bool,
-    typer.Option("--verbose", "-v", rich_help_panel=OUTPUT, help="Every answer, however many."),
-]
+Verbose = Annotated[bool, _output("--verbose", "-v", help="Every answer, however many.")]
 
-Debug = Annotated[
-    bool,
-    typer.Option(
-        "--debug", rich_help_panel=OUTPUT, help="Tracebacks and the libraries' own warnings."
-    ),
-]
+Debug = Annotated[bool, _output("--debug", help="Tracebacks and the libraries' own warnings.")]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run is told besides its settings: where answers go, what is said meanwhile."""
+
+    out: Out = None
+    overwrite: Overwrite = False
+    config: Config = None
+    quiet: Quiet = False
+    verbose: Verbose = False
+    debug: Debug = False
+
+
+def settings(
+    read: Callable[..., Any] = resolve,
+    *,
+    file: str = "config",
+    only: Collection[str] = (),
+    without: Collection[str] = (),
+    instead: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Callable[[Command], Command]:
+    """Makes options of a command's parameters that are records.
+
+    A record of settings has an option for each field with a help: for those in `only`, or for all
+    but those in `without`, with the facts that `instead` has for some. The command is handed
+    `read(flags, file, record)`; `file` is the parameter that names the file. Any other record, such
+    as RunOptions, has an option for each field.
+    """
+
+    def wanted(name: str) -> bool:
+        return name in only if only else name not in without
+
+    def decorate(command: Command) -> Command:
+        own = inspect.signature(command).parameters.values()
+        options = {each.name: _options(each, wanted, instead or {}) for each in own}
+        records = {each.name: each.annotation for each in own if is_dataclass(each.annotation)}
+
+        @functools.wraps(command)
+        def run(**given: Any) -> int:
+            path, made = given.get(file), {}
+            for name, record in records.items():
+                values = {option.name: given.pop(option.name) for option in options[name]}
+                made[name] = (
+                    read(flags=_flags(values), file=path, record=record)
+                    if _has_settings(record)
+                    else record(**values)
+                )
+            return command(**given, **made)
+
+        every = sorted(chain(*options.values()), key=_panel)
+        run.__signature__ = inspect.Signature(every)
+        run.__annotations__ = {option.name: option.annotation for option in every}
+        return run
+
+    return decorate
+
+
+def _has_settings(record: type) -> bool:
+    return any(facts_of(field).help for field in fields(record))
+
+
+def _options(
+    parameter: inspect.Parameter,
+    wanted: Callable[[str], bool],
+    instead: Mapping[str, Mapping[str, Any]],
+) -> list[inspect.Parameter]:
+    """What a command's parameter stands for: an option for each field of its record, or itself."""
+    record, named = parameter.annotation, inspect.Parameter.KEYWORD_ONLY
+    if not is_dataclass(record):
+        return [parameter.replace(kind=named)]
+    if not _has_settings(record):
+        return [
+            inspect.Parameter(field.name, named, default=field.default, annotation=field.type)
+            for field in fields(record)
+        ]
+    return [
+        inspect.Parameter(
+            field.name,
+            named,
+            default=None,
+            annotation=_option(field, replace(facts_of(field), **instead.get(field.name, {}))),
+        )
+        for field in fields(record)
+        if facts_of(field).help and wanted(field.name)
+    ]
+
+
+def _option(field: Field, facts: Facts) -> Any:
+    """A setting as Typer takes it; None is "not given"."""
+    kinds = kinds_of(field.type)
+    kind = list[str] if dict in kinds else str if str in kinds else kinds[0]
+    shown = facts.shown
+    if not shown and field.default and field.default is not MISSING:
+        shown = f"{field.default:g}" if kind is float else str(field.default)
+    option = typer.Option(
+        *(facts.flags or [flag(field)]),
+        show_default=shown or False,
+        rich_help_panel=facts.panel,
+        help=facts.help,
+        autocompletion=completing(facts.choices or OFFERED.get(field.name, ())),
+    )
+    return Annotated[kind | None, option]
+
+
+def _panel(parameter: inspect.Parameter) -> int:
+    """Where an option's panel stands in `--help`: in the same order for every command."""
+    panel = get_args(parameter.annotation)[1].rich_help_panel
+    return PANELS.index(panel) + 1 if panel in PANELS else 0
+
+
+def _flags(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as settings: one that may be repeated holds NAME=VALUE."""
+    return {
+        name: parse_params(value) if isinstance(value, list) else value
+        for name, value in values.items()
+    }

@@ -54,7 +54,6 @@ def load(config: RunConfig, screen: Screen):
     been looked at.
     """
     screen.say(f"loading {config.model} ...", "dim")
-    from trimtok_cli.media.frames import FrameRule
     from trimtok_cli.models.loading import load_model
     from trimtok_cli.prepare.sample import Ask
 
@@ -66,20 +65,12 @@ def load(config: RunConfig, screen: Screen):
         clip_text=config.clip_text or None,
         trust_remote_code=config.trust_remote_code,
     )
-    frames = FrameRule(
-        config.frames,
-        config.fps or None,
-        config.start,
-        config.end or None,
-        config.video_backend,
-        config.video_timeout,
-    )
     return adapter, Ask(
         config.prompt,
         config.system,
         config.max_new_tokens,
         config.sampling,
-        frames,
+        config.frame_rule,
         config.video_as,
         config.max_pixels,
         config.decode,

@@ -1,58 +1,19 @@
 """Which frames of a video are read, and what they come as."""
 
 import math
-import threading
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
 
-from trimtok_cli.errors import UsageError
+from trimtok_cli.data import FrameRule
 
 _PACKAGES = {"decord": "decord", "pyav": "av"}
 
 _FINEST = 1e9  # frames a second: more are no more
 
 _SLACK = 1e-3  # seconds: decord tells times in 32-bit floats, Matroska rounds them to milliseconds
-
-
-@dataclass(frozen=True, slots=True)
-class FrameRule:
-    """Which frames of a video are read: at most `frames`, evenly spaced from `start` to `end`
-    (seconds, None: to its end).
-
-    With `fps` so many per second instead, and `frames` is the cap. `timeout` is the time for
-    decoding one file, in seconds. UsageError where a value makes no sense.
-    """
-
-    frames: int = 8
-    fps: float | None = None
-    start: float = 0.0
-    end: float | None = None
-    backend: str = "auto"
-    timeout: float = 120.0
-
-    def __post_init__(self) -> None:
-        if self.frames < 1:
-            raise UsageError(
-                f"{self.frames} frames cannot be taken from a video; ask for 1 or more"
-            )
-        if self.fps is not None and not 0 < self.fps < math.inf:
-            raise UsageError(
-                f"{self.fps:g} frames a second cannot be taken from a video; ask for more than 0"
-            )
-        if not 0 <= self.start < math.inf or (self.end is not None and not self.start < self.end):
-            raise UsageError(
-                f"a video has no span from {self.start} to {self.end} seconds; --end must be "
-                "after --start"
-            )
-        if self.backend not in ("auto", *_PACKAGES):
-            raise UsageError(f"{self.backend!r} is no video decoder; use auto, decord or pyav")
-        if not 0 < self.timeout <= threading.TIMEOUT_MAX:
-            raise UsageError(
-                f"{self.timeout:g} seconds cannot be a time limit; ask for more than 0"
-            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,181 @@
+"""Where settings come from: defaults < YAML (--config) < environment (TRIMTOK_*) < flags. An
+unknown key is an error.
+
+Plain values become those of a record's fields here, be it a run's settings or a benchmark's.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, get_args, get_origin
+
+from trimtok_cli.bounds import Facts, check, facts_of, flag, kinds_of
+from trimtok_cli.config import RunConfig
+from trimtok_cli.errors import UsageError
+from trimtok_cli.wording import brief, suggestion
+from trimtok_cli.yaml_text import load, read_yaml
+
+PREFIX = "TRIMTOK_"  # of environment variables
+
+YES, NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+Given = Iterable[tuple[str, Any, str]]
+"""Settings of one source: the field, the value, and how a sentence about it begins."""
+
+
+def resolve(
+    flags: Mapping[str, Any],
+    file: str | None = None,
+    environ: Mapping[str, str] = os.environ,
+    record: type[RunConfig] = RunConfig,
+) -> RunConfig:
+    """Lay the sources over each other; a flag that is None was not given. Raises UsageError."""
+    fields = fields_of(record)
+    given: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    layers: dict[str, Given] = {
+        "config file": _of_file(fields, file),
+        "environment": _of_environment(fields, environ),
+        "flag": [
+            (key, value, flag(fields[key])) for key, value in flags.items() if value is not None
+        ],
+    }
+    for source, layer in layers.items():
+        for key, value, where in layer:
+            value = convert(fields[key].type, facts_of(fields[key]), value, where)
+            if source == "flag" and isinstance(value, dict):
+                value = given.get(key, {}) | value
+            given[key], sources[key] = value, source
+    _settle(given, sources)
+    config = record(**given)
+    config.sources.update(
+        {key: source for key, source in sources.items() if given[key] is not None}
+    )
+    return config
+
+
+def _of_file(fields: Mapping[str, dataclasses.Field], name: str | None) -> Iterator:
+    if name is None:
+        return
+    as_text = [key for key, field in fields.items() if dict not in kinds_of(field.type)]
+    path, values = read_yaml(name, as_text=as_text)
+    for key, value in values.items():
+        yield key, value, f"{path}: {key} ({flag(_known(fields, key, path))})"
+
+
+def _of_environment(
+    fields: Mapping[str, dataclasses.Field], environ: Mapping[str, str]
+) -> Iterator:
+    for variable, value in environ.items():
+        if variable.startswith(PREFIX) and value:
+            key = variable.removeprefix(PREFIX).lower()
+            if key not in fields:
+                known = [PREFIX + name.upper() for name in fields]
+                raise UsageError(
+                    f"environment variable {brief(variable)} is no "
+                    f"setting{suggestion(variable, known)}; settings are "
+                    f"{PREFIX} and one of {', '.join(fields).upper()}."
+                )
+            yield key, value, f"environment variable {variable}"
+
+
+def _settle(given: dict[str, Any], sources: dict[str, str]) -> None:
+    """Of greedy and a temperature, which contradict each other, what is said nearer to the run
+    holds; of one place both stay.
+    """
+    if given.get("greedy") and given.get("temperature"):
+        order = ["config file", "environment", "flag"]
+        far, near = sorted(("greedy", "temperature"), key=lambda name: order.index(sources[name]))
+        if sources[far] != sources[near]:
+            del given[far], sources[far]
+
+
+def build(record: type, values: Any, where: str) -> Any:
+    """A record from plain values by its fields' names. UsageError where there is no such field, or
+    a value does not fit.
+    """
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{where} must hold `key: value` lines, got {brief(values)}.")
+    fields, given = fields_of(record), {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        field = _known(fields, name, where)
+        given[name] = convert(field.type, facts_of(field), value, f"{where}: {name}")
+    return record(**given)
+
+
+def fields_of(record: type) -> dict[str, dataclasses.Field]:
+    return {field.name: field for field in dataclasses.fields(record) if field.init}
+
+
+def _known(fields: Mapping[str, dataclasses.Field], key: str, where: str) -> dataclasses.Field:
+    if key not in fields:
+        near = suggestion(key, fields)
+        raise UsageError(
+            f"{where}: unknown key {brief(key)!r}{near}; known keys are {', '.join(fields)}."
+        )
+    return fields[key]
+
+
+def convert(kind: Any, facts: Facts, value: Any, where: str) -> Any:
+    """The value in the type `kind`, and within its bounds. A text is read as a number where one is
+    wanted, and a value alone as a list of one.
+    """
+    if get_origin(kind) is tuple:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(convert(get_args(kind)[0], facts, item, where) for item in items)
+    if dataclasses.is_dataclass(kind):
+        return build(kind, value, where)
+    kinds = kinds_of(kind)
+    if isinstance(value, str):
+        value = _read(kinds, value, where)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        if kinds == (str,) and abs(value) < 2**63:
+            value = str(value)
+        elif int in kinds and isinstance(value, float) and value.is_integer():
+            value = int(value)
+    check(kind, facts, value, where)
+    return float(value) if float in kinds and isinstance(value, int) else value
+
+
+def _read(kinds: tuple[type, ...], value: str, where: str) -> Any:
+    """What a text says where one of `kinds` is wanted; the text itself where it says none of them,
+    for the check to refuse.
+    """
+    text = value.strip()
+    if dict in kinds:
+        return load(value, where)
+    if bool in kinds:
+        return {**dict.fromkeys(YES, True), **dict.fromkeys(NO, False)}.get(text.lower(), value)
+    if kinds == (str,):
+        return value
+    if str in kinds and text == "auto":
+        return text
+    return _number(int if int in kinds else float, text, value)
+
+
+def _number(kind: type, text: str, value: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        pass
+    try:
+        number = float(text)
+    except ValueError:
+        return value
+    return int(number) if number.is_integer() else value
+
+
+def parse_params(pairs: list[str] | None) -> dict[str, Any] | None:
+    """`["pool=0.9", "align=cosine"]` -> a dict, values read as YAML."""
+    if not pairs:
+        return None
+    params = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(
+                f"--param {brief(pair)}: write it as NAME=VALUE, for example --param pool=0.9."
+            )
+        params[key.strip()] = load(value, f"--param {brief(pair)}")
+    return params
