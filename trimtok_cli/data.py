@@ -5,7 +5,7 @@ Knows no file format: readers make Samples, writers and the report read Results.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 

@@ -9,6 +9,8 @@ import traceback
 
 import torch
 
+from trimtok_cli.bounds import check_settings
+from trimtok_cli.config import RunConfig
 from trimtok_cli.errors import UsageError
 
 
@@ -78,12 +80,12 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on CUDA (float16 before Ampere), float16 on mps, float32 on a CPU."""
+    """`auto` is bfloat16 on CUDA (float16 before Ampere), float16 on mps, float32 on a CPU.
+    UsageError for a name that --dtype does not take.
+    """
+    check_settings(RunConfig, dtype=name)
     if name != "auto":
-        known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-        if name not in known:
-            raise UsageError(f"--dtype {name} is not known: use auto, {', '.join(known)}.")
-        return known[name]
+        return getattr(torch, name)
     if device.type == "cuda":
         return (
             torch.bfloat16

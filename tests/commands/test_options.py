@@ -3,6 +3,7 @@ YAML, and what its field refuses is refused by every record that carries the set
 """
 
 import dataclasses
+import math
 import os
 import subprocess
 import sys
@@ -10,18 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
 from trimtok_cli.bench.spec import Bench
-from trimtok_cli.bounds import facts_of, flag, setting
+from trimtok_cli.bounds import facts_of, flag, kinds_of, setting
 from trimtok_cli.cli import app
 from trimtok_cli.commands.options import METHODS, RunOptions, settings
 from trimtok_cli.commands.terminal.exit import guarded
 from trimtok_cli.config import ANSWERS, PANELS, RunConfig
+from trimtok_cli.data import FrameRule, Sampling
+from trimtok_cli.device import pick_dtype
 from trimtok_cli.errors import UsageError
+from trimtok_cli.media.frames import _PACKAGES
 from trimtok_cli.models.catalog import ALIASES
-from trimtok_cli.pruners.registry import PRUNERS
+from trimtok_cli.models.loading import load_model
+from trimtok_cli.prepare.sample import Ask
+from trimtok_cli.pruners.registry import PRUNERS, SHARED, build_pruner
 from trimtok_cli.resolve import build
 from trimtok_cli.yaml_text import preset_names
 
@@ -118,6 +125,92 @@ def test_a_setting_of_a_benchmark_is_one_of_a_run_too():
     for asked, says in (({"dtype": "float12"}, "b: dtype"), ({"seed": 10**10}, "b: seed")):
         with pytest.raises(UsageError, match=f"{says} must be"):
             build(Bench, asked, "b")
+
+
+# What is refused is refused by every way in.
+
+
+def by(call, name):
+    return lambda value: call(**{name: value})
+
+
+def load(**given):
+    load_model(**({"model": "./nowhere"} | given))
+
+
+def build_every(**given):
+    for method in PRUNERS:
+        with pytest.raises(UsageError):
+            build_pruner(method, {"keep": 8, **given})
+    build_pruner("dense", given)
+
+
+RECORDS = {
+    facts_of(field).name or field.name: by(record, field.name)
+    for record in (Sampling, FrameRule, Ask)
+    for field in dataclasses.fields(record)
+    if "facts" in field.metadata
+}
+LOADING = ("model", "device", "dtype", "revision", "clip_text", "trust_remote_code")
+CARRIED = (
+    RECORDS
+    | {name: by(load, name) for name in LOADING}
+    | {name: by(build_every, own) for own, name in SHARED.items()}
+)
+ALONE = {"keep", "method", "params", "batch_size", "workers", "limit"}  # said to RunConfig only
+
+
+def refused(field: dataclasses.Field) -> list:
+    """Values that a setting does not take, whatever its bounds are."""
+    facts, kinds = facts_of(field), kinds_of(field.type)
+    values = [["a"], {"a": 1}, b"a", object()]
+    if bool in kinds:
+        return [*values, 1, 0.0, "yes"]
+    if kinds == (str,):
+        return [*values, 3, True, "a\0b", *(["fair", "Auto", ""] if facts.choices else [])]
+    values += [True, "many", math.nan, math.inf, -math.inf, *([1.5] if int in kinds else [])]
+    values += [facts.least - 1] if facts.least is not None else [facts.above, facts.above - 1]
+    return [*values, facts.most + 1, facts.most * 10]
+
+
+def test_every_setting_is_carried_by_a_record_or_known_to_be_alone():
+    assert CARRIED.keys() | ALONE == FIELDS.keys() and not CARRIED.keys() & ALONE
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_what_a_setting_refuses_every_record_that_carries_it_refuses(name):
+    said = rf"{flag(FIELDS[name])} |{name.removeprefix('budget_')} must be"
+    for value in [] if name == "params" else refused(FIELDS[name]):
+        for way in (by(RunConfig, name), CARRIED.get(name)):
+            if way is not None:
+                with pytest.raises(UsageError, match=said):
+                    way(value)
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_what_a_setting_takes_at_its_bounds_every_record_takes(name):
+    facts = facts_of(FIELDS[name])
+    for value in (*facts.choices, facts.least, facts.most):
+        if value is not None and not (value == 0 and name in ("fps", "end")):  # None in FrameRule
+            RECORDS[name](value)
+
+
+def test_choices_are_what_is_there_to_choose_from():
+    from trimtok_cli.bench.batch import DECODERS
+    from trimtok_cli.engine.loops import LOOPS
+    from trimtok_cli.pruners.base import BUDGETS
+    from trimtok_cli.pruners.layerwise import COUNTS
+
+    for name, there in {
+        "budget": BUDGETS,
+        "budget_counts": COUNTS,
+        "decode": LOOPS,
+        "video_backend": ("auto", *_PACKAGES),
+    }.items():
+        assert facts_of(FIELDS[name]).choices == tuple(there), name
+    assert tuple(DECODERS) == tuple(LOOPS)
+    for name in facts_of(FIELDS["dtype"]).choices[1:]:
+        assert str(pick_dtype(name, torch.device("cpu"))) == f"torch.{name}"
 
 
 # What a shell completes.

@@ -67,7 +67,7 @@ TAKES = {
         ),
     },
     "vtw": {"layer": LAYER, "counts": COUNTS},
-    "random": {"seed": ([0, 7, -1], [1.5])},
+    "random": {"seed": ([0, 7, 2**63 - 1], [1.5, -1])},
     "uniform": {},
 }
 NEVER = [
@@ -132,6 +132,17 @@ def test_budget_is_one_of_three_for_every_method(method):
     for value in (*NEVER, None, "fair", 1, True):
         with pytest.raises(UsageError, match="budget must be one of equal, tokens, diversity"):
             build_pruner(method, {"keep": 8, "budget": value})
+
+
+@pytest.mark.parametrize("method", PRUNERS)
+@pytest.mark.parametrize(
+    ("name", "value"), [("budget", "fair"), ("counts", "fair"), ("seed", -1), ("seed", "x")]
+)
+def test_a_setting_of_the_run_is_checked_where_the_method_has_no_use_for_it_too(
+    method, name, value
+):
+    with pytest.raises(UsageError, match=name):
+        build_pruner(method, {"keep": 8, name: value})
 
 
 @pytest.mark.parametrize("bad", [1, None, True, 2.5, (1, 2)])

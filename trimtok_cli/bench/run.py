@@ -21,7 +21,6 @@ from trimtok_cli.bench.roofline import Ceilings
 from trimtok_cli.bench.spec import PARTS, Bench, MemoryPart
 from trimtok_cli.bench.whole_runs import memory_row, overhead_rows
 from trimtok_cli.device import pick_device, pick_dtype, release
-from trimtok_cli.engine.loops import LOOPS
 from trimtok_cli.errors import UsageError
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.models.loading import load_model
@@ -138,8 +137,8 @@ def load(bench: Bench, name: str, say: Say) -> Adapter:
 
 
 def check(bench: Bench, folder: Path) -> None:
-    """UsageError for what can be known to fail before any model is loaded: decode loops, methods,
-    pictures, descriptions.
+    """UsageError for what can be known to fail before any model is loaded: methods, pictures,
+    descriptions.
     """
     for task in bench.grid:
         for pruner in pruners(task, bench.seed):
@@ -149,9 +148,6 @@ def check(bench: Bench, folder: Path) -> None:
                     f"grid: {pruner.name} prunes inside the model: give it a grid of its own "
                     "with `decode: simple`."
                 )
-        for name in task.decode:
-            if name not in LOOPS:
-                raise UsageError(f"grid: decode must be one of {', '.join(LOOPS)}, got {name!r}.")
     for task in (*bench.decode, *bench.overhead, *bench.memory):
         for method in [task.method] if isinstance(task.method, str) else task.method:
             make_pruner(method, task.keep, task.params, bench.seed)

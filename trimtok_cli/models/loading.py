@@ -13,6 +13,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.utils import is_accelerate_available
 
+from trimtok_cli.bounds import check_settings
+from trimtok_cli.config import RunConfig
 from trimtok_cli.device import pick_device, pick_dtype
 from trimtok_cli.errors import ModelError, UsageError
 from trimtok_cli.models.adapter import Adapter
@@ -42,12 +44,21 @@ def load_model(
     trust_remote_code: bool = False,
 ) -> Adapter:
     """An alias, a hub id or a local folder, on its device and ready to answer. ModelError with one
-    sentence if it cannot be.
+    sentence if it cannot be, UsageError for a value that the option of that name refuses.
 
     clip_text: a CLIP checkpoint whose text tower says how relevant each patch is to the question
     (CDPruner asks for it). trust_remote_code: run Python files of the checkpoint where it asks for
     it; what they do is nobody's but theirs.
     """
+    check_settings(
+        RunConfig,
+        model=model,
+        device=device,
+        dtype=dtype,
+        revision=revision or "",
+        clip_text=clip_text or "",
+        trust_remote_code=trust_remote_code,
+    )
     place = pick_device(device)
     kind = pick_dtype(dtype, place)
     folder, commit = find_folder(model, "--model", revision=revision, trusted=trust_remote_code)

@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from trimtok_cli.data import Failed, Media, Sample, Sampling, Seconds, check_length
+from trimtok_cli.bounds import check_record, like
+from trimtok_cli.config import RunConfig
+from trimtok_cli.data import Failed, Media, Sample, Sampling, Seconds
 from trimtok_cli.device import Clock, out_of_memory
 from trimtok_cli.errors import ModelError, SampleError, sentence
 from trimtok_cli.limits import TimeUp, within
@@ -36,18 +38,19 @@ class Ask:
     takes the place of an answer that ends) or `simple` (batch by batch, a cache that grows).
     timeout: seconds for reading and preparing one sample; decoding its video comes on top, with the
     time of `frames`. max_new_tokens: None is the checkpoint's own number, else 128; sampling: what
-    overrules its generation settings.
+    overrules its generation settings. UsageError for a value that the option of that
+    name refuses.
     """
 
-    prompt: str = ""
-    system: str = ""
-    max_new_tokens: int | None = None
+    prompt: str = like(RunConfig, "prompt", default="", empty=True)
+    system: str = like(RunConfig, "system")
+    max_new_tokens: int | None = like(RunConfig, "max_new_tokens")
     sampling: Sampling = field(default_factory=Sampling)
     frames: FrameRule = field(default_factory=FrameRule)
-    video_as: str = "auto"
-    max_pixels: int = 0
-    decode: str = "continuous"
-    timeout: float = 120.0
+    video_as: str = like(RunConfig, "video_as")
+    max_pixels: int = like(RunConfig, "max_pixels")
+    decode: str = like(RunConfig, "decode")
+    timeout: float = like(RunConfig, "timeout")
 
     def question(self, sample: Sample) -> str:
         """A sample's own question, else the one of the run."""
@@ -58,7 +61,7 @@ class Ask:
         return self.timeout + (self.frames.timeout if sample.video is not None else 0)
 
     def __post_init__(self) -> None:
-        check_length(self.max_new_tokens)
+        check_record(self)
 
 
 @dataclass(frozen=True)

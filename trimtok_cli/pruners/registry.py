@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from trimtok_cli.bounds import check_settings
+from trimtok_cli.config import RunConfig
 from trimtok_cli.errors import UsageError
 from trimtok_cli.pruners.base import Pruner, ScoringPruner, Stage
 from trimtok_cli.pruners.budget import Budget, parse_budget
@@ -49,6 +51,9 @@ OPTIONS = {"keep": "--keep", "budget": "--budget", "counts": "--budget-counts", 
 own.
 """
 
+# Settings of a whole run, which are checked for every method, by their names in RunConfig.
+SHARED = {"budget": "budget", "counts": "budget_counts", "seed": "seed"}
+
 __all__ = [
     "PRUNERS",
     "Budget",
@@ -83,14 +88,13 @@ def build_pruner(name: str, params: Mapping[str, Any]) -> Pruner | None:
         keep = parse_budget(params.get("keep", "all"))
     except ValueError as error:
         raise UsageError(f"--keep: {error}.") from None
+    own = {f.name for f in dataclasses.fields(kind)} if kind else set()
+    unused = (SHARED.keys() - own) & params.keys()  # not every method has a use for all of them
+    check_settings(RunConfig, **{SHARED[key]: params[key] for key in unused})
     if kind is None:
         return None
     known = [f.name for f in dataclasses.fields(kind) if f.name not in ("keep", "budget")]
-    unused = {
-        "keep",
-        *({"seed", "counts"} - set(known)),
-    }  # settings of a whole run, which not every method has a use for
-    given = {key: value for key, value in params.items() if key not in unused}
+    given = {key: value for key, value in params.items() if key not in {"keep", *unused}}
     for key in given.keys() - {"budget"}:
         if key not in known:
             raise UsageError(

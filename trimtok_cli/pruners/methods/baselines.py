@@ -62,7 +62,7 @@ class Random(Pruner):
     name: ClassVar[str] = "random"
     licence: ClassVar[str] = ""
 
-    seed: int = param(0)
+    seed: int = param(0, least=0)
 
     def select(self, stage: Stage) -> Selection:
         kept = []
