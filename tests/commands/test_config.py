@@ -45,13 +45,15 @@ def test_a_value_that_does_not_fit_is_named(text, says):
         resolve({}, "c.yaml", {})
 
 
-def test_presets_load_by_name_and_build_their_method():
-    assert set(preset_names()) == {*ALIASES, "demo"}, "every short name has a preset"
+def test_presets_load_by_name_and_each_says_more_than_a_models_name():
+    assert preset_names()
     for name in preset_names():
         config = resolve({}, name, {})
         assert build_pruner(config.method, {"keep": config.keep, **config.params}) is not None
         assert config.model == ALIASES.get(name, config.model)
-    assert resolve({}, "llava-1.5-7b", {}).keep == "64"
+        assert set(config.sources) > {"model"}
+        for key in config.sources:
+            assert getattr(config, key) != getattr(RunConfig, key), "a default is not said again"
 
 
 @pytest.mark.parametrize(
