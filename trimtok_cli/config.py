@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trimtok_cli.bounds import Facts, check_record, like, setting
-from trimtok_cli.data import MOST_TOKENS, FrameRule, Sampling
+from trimtok_cli.data import FrameRule
+from trimtok_cli.sampling import MOST_TOKENS, Sampling
 
 CAPTION_PROMPT = "Describe the image in one sentence."
 

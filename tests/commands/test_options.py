@@ -21,7 +21,7 @@ from trimtok_cli.cli import app
 from trimtok_cli.commands.options import METHODS, RunOptions, settings
 from trimtok_cli.commands.terminal.exit import guarded
 from trimtok_cli.config import ANSWERS, PANELS, RunConfig
-from trimtok_cli.data import FrameRule, Sampling
+from trimtok_cli.data import FrameRule
 from trimtok_cli.device import pick_dtype
 from trimtok_cli.errors import UsageError
 from trimtok_cli.media.frames import _PACKAGES
@@ -30,6 +30,7 @@ from trimtok_cli.models.loading import load_model
 from trimtok_cli.prepare.sample import Ask
 from trimtok_cli.pruners.registry import PRUNERS, SHARED, build_pruner
 from trimtok_cli.resolve import build
+from trimtok_cli.sampling import Sampling
 from trimtok_cli.yaml_text import preset_names
 
 ROOT = Path(__file__).parents[2]
@@ -196,7 +197,6 @@ def test_what_a_setting_takes_at_its_bounds_every_record_takes(name):
 
 
 def test_choices_are_what_is_there_to_choose_from():
-    from trimtok_cli.bench.batch import DECODERS
     from trimtok_cli.engine.loops import LOOPS
     from trimtok_cli.pruners.base import BUDGETS
     from trimtok_cli.pruners.layerwise import COUNTS
@@ -208,7 +208,6 @@ def test_choices_are_what_is_there_to_choose_from():
         "video_backend": ("auto", *_PACKAGES),
     }.items():
         assert facts_of(FIELDS[name]).choices == tuple(there), name
-    assert tuple(DECODERS) == tuple(LOOPS)
     for name in facts_of(FIELDS["dtype"]).choices[1:]:
         assert str(pick_dtype(name, torch.device("cpu"))) == f"torch.{name}"
 

@@ -10,7 +10,6 @@ from tests.conftest import picture
 from tests.support import tiny
 from tests.support.families import FAMILIES
 from tests.support.generating import continuous, generate, loop_of, requests, run_all
-from trimtok_cli.data import Sampling
 from trimtok_cli.generation import slot_steps
 from trimtok_cli.generation.capacity import answers_that_fit, cache_bytes
 from trimtok_cli.generation.continuous import Continuous
@@ -18,6 +17,7 @@ from trimtok_cli.generation.cuda_graphs import CudaGraphs
 from trimtok_cli.generation.plain import Plain
 from trimtok_cli.generation.retry import in_halves
 from trimtok_cli.models.loading import load_model
+from trimtok_cli.sampling import Sampling
 
 STEPS = 12
 

@@ -14,7 +14,7 @@ from tests.conftest import picture
 from tests.support.generating import continuous, generate, requests, rules, run_all
 from trimtok_cli.cli import app
 from trimtok_cli.config import RunConfig
-from trimtok_cli.data import Sample, Sampling
+from trimtok_cli.data import Sample
 from trimtok_cli.engine.stream import answer_all
 from trimtok_cli.errors import UsageError
 from trimtok_cli.evaluation.compare import compare_all
@@ -25,6 +25,7 @@ from trimtok_cli.generation.types import run as run_loop
 from trimtok_cli.prepare.sample import Ask
 from trimtok_cli.pruners.registry import build_pruner
 from trimtok_cli.resolve import resolve
+from trimtok_cli.sampling import Sampling
 
 HOT = Ask("What?", max_new_tokens=8, sampling=Sampling(1.5, seed=3))
 

@@ -13,7 +13,6 @@ from tests.support import tiny
 from tests.support.families import FAMILIES
 from tests.support.generating import loop_of, run_all
 from tests.support.generating import rules as rules_of
-from trimtok_cli.data import Sampling
 from trimtok_cli.engine.prompt_stage import reduce_prompts
 from trimtok_cli.errors import ModelError
 from trimtok_cli.generation import choosing
@@ -22,6 +21,7 @@ from trimtok_cli.generation.plain import Plain
 from trimtok_cli.generation.settings_report import described, notes
 from trimtok_cli.models.loading import load_model
 from trimtok_cli.pruners.registry import build_pruner
+from trimtok_cli.sampling import Sampling
 
 STEPS = 6
 LOOPS = {"continuous": Continuous, "simple": Plain}

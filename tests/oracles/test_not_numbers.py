@@ -12,7 +12,7 @@ from tests.support import tiny
 from tests.support.families import FAMILIES
 from tests.support.generating import generate, loop_of, run_all
 from tests.support.generating import rules as rules_of
-from trimtok_cli.data import Sample, Sampling
+from trimtok_cli.data import Sample
 from trimtok_cli.engine.answer import answer
 from trimtok_cli.engine.stream import answer_all
 from trimtok_cli.evaluation.compare import compare_all
@@ -21,6 +21,7 @@ from trimtok_cli.generation.plain import Plain
 from trimtok_cli.models.loading import load_model
 from trimtok_cli.prepare.sample import Ask
 from trimtok_cli.pruners.registry import build_pruner
+from trimtok_cli.sampling import Sampling
 
 STEPS = 5
 SAYS = "no next token has a number as its score"

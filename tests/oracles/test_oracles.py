@@ -10,7 +10,7 @@ import torch
 from tests.conftest import picture
 from tests.support import tiny
 from tests.support.generating import finish, generate
-from trimtok_cli.data import Sample, Sampling
+from trimtok_cli.data import Sample
 from trimtok_cli.engine.answer import answer, encode, prune
 from trimtok_cli.engine.order import numbered
 from trimtok_cli.engine.prompt_stage import reduce_prompts
@@ -20,6 +20,7 @@ from trimtok_cli.evaluation.compare import compare_all
 from trimtok_cli.models.loading import load_model
 from trimtok_cli.prepare.sample import Ask, prepare
 from trimtok_cli.pruners.registry import build_pruner
+from trimtok_cli.sampling import Sampling
 
 STEPS = 6
 QUESTION = "What is to the left of it?"

@@ -14,13 +14,14 @@ from transformers import AutoProcessor
 
 from tests.conftest import picture
 from tests.support.published import PUBLISHED
-from trimtok_cli.data import Sample, Sampling
+from trimtok_cli.data import Sample
 from trimtok_cli.engine.stream import answer_all
 from trimtok_cli.models.catalog import ALIASES, CHECKPOINTS
 from trimtok_cli.models.chat import has_start
 from trimtok_cli.models.loading import load_model
 from trimtok_cli.prepare.sample import Ask
 from trimtok_cli.pruners.registry import build_pruner
+from trimtok_cli.sampling import Sampling
 
 QUESTION = "What is it? a b"
 COMPLETED = {

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from trimtok_cli.data import Result, Sampling, Seconds
+from trimtok_cli.data import Result, Seconds
 from trimtok_cli.engine import answer
 from trimtok_cli.engine.batch import Encoded
 from trimtok_cli.engine.loops import loop_for, rules_for
@@ -14,6 +14,7 @@ from trimtok_cli.generation.rules import Rules
 from trimtok_cli.generation.types import Finished, Generated, Loop, Request, run
 from trimtok_cli.prepare.sample import Ask
 from trimtok_cli.pruners.base import Pruner
+from trimtok_cli.sampling import Sampling
 from trimtok_cli.tokens import Prompt
 
 

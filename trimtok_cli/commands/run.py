@@ -7,7 +7,7 @@ from collections.abc import Generator
 from contextlib import closing
 
 from trimtok_cli import interrupts
-from trimtok_cli.bounds import flag
+from trimtok_cli.bounds import field_of, flag
 from trimtok_cli.commands.session import (
     check_video,
     count_workers,
@@ -48,7 +48,7 @@ def run(
     from trimtok_cli.pruners.registry import build_pruner, check_idle
 
     given = {
-        flag(name): getattr(config, name)
+        flag(field_of(RunConfig, name)): getattr(config, name)
         for name in ("keep", "params")
         if config.sources.get(name) == "flag"
     }

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 
+from trimtok_cli.bounds import check_settings
+from trimtok_cli.config import RunConfig
 from trimtok_cli.data import Failed, Result, Sample
 from trimtok_cli.device import reset_peak
 from trimtok_cli.engine.answer import reduce
@@ -35,6 +37,7 @@ def answer_all(
     A sample that fails becomes a Result with an error; only a ModelError ends the run. workers:
     processes that prepare samples ahead; 0 prepares each where it is due.
     """
+    check_settings(RunConfig, batch_size=batch_size or "auto", workers=workers)
     rules = rules_for(adapter, ask)
     loop = loop_for(adapter, pruner, rules, decode=ask.decode, batch_limit=batch_size)
     turn = InOrder()

@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation import GenerationMode
 
-from trimtok_cli.data import COLDEST, Sampling, check_length
 from trimtok_cli.errors import ModelError, SampleError
 from trimtok_cli.generation.seeds import mixed_seed
+from trimtok_cli.sampling import COLDEST, Sampling, check_length
 from trimtok_cli.tokens import Prompt
 
 NEW_TOKENS = 128  # where neither the user nor the checkpoint says

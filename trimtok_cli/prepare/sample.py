@@ -12,7 +12,7 @@ from PIL import Image
 
 from trimtok_cli.bounds import check_record, like
 from trimtok_cli.config import RunConfig
-from trimtok_cli.data import Failed, Media, Sample, Sampling, Seconds
+from trimtok_cli.data import Failed, Media, Sample, Seconds
 from trimtok_cli.device import Clock, out_of_memory
 from trimtok_cli.errors import ModelError, SampleError, sentence
 from trimtok_cli.limits import TimeUp, within
@@ -21,6 +21,7 @@ from trimtok_cli.media.images import MOST_PIXELS, load_image, shrunk
 from trimtok_cli.media.kinds import by_content
 from trimtok_cli.media.video import load_video
 from trimtok_cli.models.preprocessor import Inputs, Preprocessor
+from trimtok_cli.sampling import Sampling
 
 MOST_TOGETHER = 2 * MOST_PIXELS  # pixels of all pictures of one prompt: 1 GB of RGB
 
