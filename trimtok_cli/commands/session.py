@@ -1,5 +1,6 @@
-"""From a RunConfig to the model, the pruners and what is asked: what every command that runs a
-model shares.
+"""The session of a run: a RunConfig becomes the model, the pruners, and what is asked.
+
+Every command that runs a model shares it.
 """
 
 import os
@@ -14,44 +15,18 @@ from trimtok_cli.outputs.destination import listed
 from trimtok_cli.readers.source import Source
 
 
-def build_pruners(config: RunConfig) -> list[Any]:
-    """None for dense, then a pruner for each method and each budget, both given with commas
-    between.
-    """
-    from trimtok_cli.pruners.registry import PRUNERS, build_pruner
-
-    every = [name for name, kind in PRUNERS.items() if kind]
-    names = [
-        each
-        for name in config.method.split(",")
-        for each in (every if name.strip() == "all" else [name.strip()])
-    ]
-    built = [
-        build_pruner(method, {**pruning(config, method), "keep": keep.strip()})
-        for method in names
-        for keep in config.keep.split(",")
-    ]
-    pruners = [pruner for pruner in dict.fromkeys(built) if pruner is not None]
-    if not pruners:
-        raise UsageError(
-            "nothing to compare with dense: give --keep fewer tokens than all, and a "
-            "--methods other than dense."
-        )
-    return [None, *pruners]
-
-
-FEW_INPUTS = 32  # a worker takes seconds to start
+FEW_INPUTS = 32  # for fewer inputs no worker is started, which takes seconds
 
 
 def tell(source: Source, screen: Screen) -> None:
-    """What was noticed while the inputs were looked for."""
+    """Shows the notes of the readers."""
     for note in source.notes:
         screen.say(f"note: {note}", "yellow")
 
 
 def load(config: RunConfig, screen: Screen):
-    """The adapter and what to ask of it. Heavy imports happen here, after arguments and inputs have
-    been looked at.
+    """The adapter, and what to ask of it. Heavy imports happen here, after arguments and inputs
+    were checked.
     """
     screen.say(f"loading {config.model} ...", "dim")
     from trimtok_cli.models.loading import load_model
@@ -66,21 +41,21 @@ def load(config: RunConfig, screen: Screen):
         trust_remote_code=config.trust_remote_code,
     )
     return adapter, Ask(
-        config.prompt,
-        config.system,
-        config.max_new_tokens,
-        config.sampling,
-        config.frame_rule,
-        config.video_as,
-        config.max_pixels,
-        config.decode,
+        prompt=config.prompt,
+        system=config.system,
+        max_new_tokens=config.max_new_tokens,
+        sampling=config.sampling,
+        frames=config.frame_rule,
+        video_as=config.video_as,
+        max_pixels=config.max_pixels,
+        decode=config.decode,
         timeout=config.timeout,
     )
 
 
 def generation(adapter, ask, config: RunConfig, screen: Screen) -> dict[str, Any]:
-    """What run.json says of how answers are made: each setting, its value, and who said it. What is
-    unusual is said at once.
+    """The generation settings for run.json, each with its value and its source. Unusual ones are
+    shown at once.
     """
     from trimtok_cli.engine.loops import rules_for
     from trimtok_cli.generation.settings_report import described, notes
@@ -92,9 +67,7 @@ def generation(adapter, ask, config: RunConfig, screen: Screen) -> dict[str, Any
 
 
 def pruning(config: RunConfig, method: str) -> dict[str, Any]:
-    """What a method is built with: the settings that all share, and its parameters; not every one
-    has a use for all of them.
-    """
+    """The arguments of `build_pruner`: the settings that all methods share, and its parameters."""
     from trimtok_cli.pruners.registry import own_params
 
     shared = {
@@ -106,8 +79,30 @@ def pruning(config: RunConfig, method: str) -> dict[str, Any]:
     return shared | own_params(method, config.params)
 
 
+def build_pruners(config: RunConfig) -> list[Any]:
+    """The pruners of a comparison: None for dense, then one for each method and each budget."""
+    from trimtok_cli.pruners.registry import PRUNERS, build_pruner
+
+    every = [name for name, method in PRUNERS.items() if method]
+    names = []
+    for name in config.method.split(","):
+        names += every if name.strip() == "all" else [name.strip()]
+    built = [
+        build_pruner(method, {**pruning(config, method), "keep": keep.strip()})
+        for method in names
+        for keep in config.keep.split(",")
+    ]
+    pruners = [pruner for pruner in dict.fromkeys(built) if pruner is not None]
+    if not pruners:
+        raise UsageError(
+            "nothing to compare with dense: give --keep fewer tokens than all, and a "
+            "--methods other than dense."
+        )
+    return [None, *pruners]
+
+
 def describe(adapter) -> dict[str, str]:
-    """What run.json and the report say of the model."""
+    """Facts about the model, for run.json and the page."""
     import torch
 
     device = (
@@ -128,8 +123,9 @@ def describe(adapter) -> dict[str, str]:
 
 
 def count_workers(setting: int | str, device: str, total: int | None) -> int:
-    """How many processes prepare inputs; `total` is None where their number is not known. A CPU has
-    none to spare.
+    """The number of worker processes. total: of inputs, None where it is not known.
+
+    `auto` is none on a CPU, which has no core to spare, and for few inputs.
     """
     if setting != "auto":
         return setting
@@ -142,9 +138,7 @@ def count_workers(setting: int | str, device: str, total: int | None) -> int:
 
 
 def reads(config: RunConfig, source: Source, config_file: str | None) -> list[Path | str | int]:
-    """All files that a run reads, as far as they are known: what the samples come from, the
-    settings, a model's own folder.
-    """
+    """The files that a run reads, as far as they are known: sources, settings, model folders."""
     folders = [name for name in (config.model, config.clip_text) if name]  # or names of checkpoints
     return [
         *source.files,
@@ -154,7 +148,7 @@ def reads(config: RunConfig, source: Source, config_file: str | None) -> list[Pa
 
 
 def check_stdin(*sources: str) -> None:
-    """UsageError if paths or questions are to come from a standard input that is closed."""
+    """Raises UsageError if standard input is to be read and is closed."""
     if "-" in sources and sys.stdin is None:
         raise UsageError(
             "standard input is closed, so nothing can be read from -; name a file or a folder."
@@ -162,9 +156,7 @@ def check_stdin(*sources: str) -> None:
 
 
 def check_video(adapter, config: RunConfig) -> None:
-    """ModelError if videos shall take a path that the family does not have: said before the run,
-    not at the first video.
-    """
+    """Raises ModelError, before the run, if the family lacks the video path that is asked for."""
     if config.video_as == "video" and not adapter.preprocessor.has_video:
         raise ModelError(
             f"--video-as video: {config.model} has no video path of its own; use --video-as frames."
