@@ -14,7 +14,6 @@ from trimtok_cli.errors import ModelError, UsageError
 from trimtok_cli.outputs.destination import listed
 from trimtok_cli.readers.source import Source
 
-
 FEW_INPUTS = 32  # for fewer inputs no worker is started, which takes seconds
 
 
