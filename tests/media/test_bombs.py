@@ -19,7 +19,7 @@ from PIL import Image
 
 from tests.media.test_pixels_true import chunk, encoded
 from trimtok_cli.errors import MediaError
-from trimtok_cli.media import images, mend
+from trimtok_cli.media import frame_counts, image_limits, jpeg_marks
 from trimtok_cli.media.frames import FrameRule
 from trimtok_cli.media.images import load_image
 from trimtok_cli.media.video import load_video
@@ -220,10 +220,10 @@ def moving_png(frames):
 
 
 READ = {  # what -> (file, frames that are told)
-    "a million pages": (lambda: tiff_of_pages(200_000), images.MOST_FRAMES),
+    "a million pages": (lambda: tiff_of_pages(200_000), frame_counts.MOST_FRAMES),
     "a hundred pages": (lambda: tiff_of_pages(100), 100),
     "pages in a circle": (loop_of_pages, 1),
-    "a gif of 500,000 frames": (lambda: gif_of_frames(500_000), images.MOST_FRAMES),
+    "a gif of 500,000 frames": (lambda: gif_of_frames(500_000), frame_counts.MOST_FRAMES),
     "a gif of 300 frames": (lambda: gif_of_frames(300), 300),
     "a png that claims a billion frames": (lambda: moving_png(10**9), None),
     "text in a png": (
@@ -313,7 +313,7 @@ def test_the_largest_pictures_stay_within_the_stated_memory(tmp_path, what):
         text=True,
         check=True,
     )
-    assert int(done.stdout) <= images.MOST_BYTES
+    assert int(done.stdout) <= image_limits.MOST_BYTES
 
 
 # What is said of a file that is none
@@ -433,7 +433,8 @@ def test_pillow_logs_nothing_where_nobody_has_asked_for_logs(tmp_path):
 
 def test_scans_are_counted_without_decoding(tmp_path):
     assert (
-        mend._marks(jpeg_of_scans(20)).scans == 25 and mend._marks(encoded(RED, "jpeg")).scans == 1
+        jpeg_marks.read_marks(jpeg_of_scans(20)).scans == 25
+        and jpeg_marks.read_marks(encoded(RED, "jpeg")).scans == 1
     )
     with BytesIO(jpeg_of_scans(5)) as file, Image.open(file) as image:
         image.load()  # the bomb of the tests is a sound JPEG

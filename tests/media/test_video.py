@@ -18,24 +18,24 @@ import pytest
 
 from tests.support.clips import HEIGHT, WIDTH, make_clip, mark_rotation, number_in
 from trimtok_cli.errors import MediaError, UsageError
-from trimtok_cli.media import decoder_child as decoders
 from trimtok_cli.media import video
+from trimtok_cli.media.decoders.answer import choose_frames
 from trimtok_cli.media.frames import FrameRule, pick_times
 from trimtok_cli.media.video import load_video
 
 ROOT = Path(__file__).parents[2]
 B_FRAMES = {"bf": "3", "g": "12"}
 HANGS = (
-    "from trimtok_cli.media import decoder_child as decoders; import os, time; from pathlib "
+    "from trimtok_cli.media import decoder_child as child; import os, time; from pathlib "
     "import Path; "
 )
 HANGS += (
-    "decoders._read_pyav = lambda path, *rest: (Path(path + "
-    "'.pid').write_text(str(os.getpid())), time.sleep(60)); decoders.main()"
+    "child.DECODERS['pyav'] = lambda path, *rest: (Path(path + "
+    "'.pid').write_text(str(os.getpid())), time.sleep(60)); child.main()"
 )
 NO_AV = (
-    "from trimtok_cli.media import decoder_child as decoders; decoders.find_spec = lambda "
-    "name: None; decoders.main()"
+    "from trimtok_cli.media import decoder_child; from trimtok_cli.media.decoders import decord; "
+    "decord.find_spec = lambda name: None; decoder_child.main()"
 )
 PATHS = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
 
@@ -132,7 +132,7 @@ def test_a_rule_without_sense_is_a_usage_error(values):
 
 @pytest.mark.parametrize("backend", ["decord", "pyav"])
 def test_b_frames(plain, backend):
-    pytest.importorskip(video._PACKAGES[backend])
+    pytest.importorskip(video.DECODER_PACKAGES[backend])
     clip = load_video(plain, FrameRule(backend=backend))
     assert numbers(clip) == [2, 7, 12, 17, 22, 27, 32, 37]
     assert clip.times == pytest.approx([0.2, 0.7, 1.2, 1.7, 2.2, 2.7, 3.2, 3.7])
@@ -149,7 +149,7 @@ def test_b_frames(plain, backend):
 
 @pytest.mark.parametrize("backend", ["decord", "pyav"])
 def test_variable_frame_rate(clips, backend):
-    pytest.importorskip(video._PACKAGES[backend])
+    pytest.importorskip(video.DECODER_PACKAGES[backend])
     path = clips("vfr.mp4", [0, 1, 2, 3, 20, 21, 22, 50, 51, 80, 81, 82], options=B_FRAMES)
     clip = load_video(path, FrameRule(backend=backend, frames=5, end=8.2))
     assert numbers(clip) == [3, 6, 8] and clip.times == pytest.approx([0.3, 2.2, 5.1])
@@ -159,7 +159,7 @@ def test_variable_frame_rate(clips, backend):
 @pytest.mark.parametrize("backend", ["decord", "pyav"])
 @pytest.mark.parametrize("degrees", [90, 180, 270])
 def test_rotation_is_undone_once(clips, degrees, backend):
-    pytest.importorskip(video._PACKAGES[backend])
+    pytest.importorskip(video.DECODER_PACKAGES[backend])
     path = clips(f"turned{degrees}.mp4", 12, turn=360 - degrees)
     clip = load_video(mark_rotation(path, degrees), FrameRule(backend=backend, frames=3))
     assert numbers(clip) == [2, 6, 10] and clip.rotation == degrees
@@ -238,11 +238,11 @@ def test_times_count_from_the_first_frame(plain, tmp_path):
 
 
 def test_a_last_frame_that_stays_long_is_a_warning():
-    chosen, said = decoders._answer("talk.mp4", [0.0, 0.1, 0.2], 30.0, FrameRule(frames=4))
+    chosen, said = choose_frames("talk.mp4", [0.0, 0.1, 0.2], 30.0, FrameRule(frames=4))
     assert chosen == [2] and said["warnings"] == [
         "its last frame is shown for 29.8 seconds; it may be cut short"
     ]
-    assert decoders._answer("talk.mp4", [0.0, 0.1, 0.2], 0.3, FrameRule())[1]["warnings"] == []
+    assert choose_frames("talk.mp4", [0.0, 0.1, 0.2], 0.3, FrameRule())[1]["warnings"] == []
 
 
 def test_an_edit_list_hides_the_frames_before_it(plain, tmp_path):

@@ -20,8 +20,8 @@ from PIL import Image
 from tests.support.clips import HEIGHT, WIDTH, make_clip, mark_rotation, number_in, picture
 from trimtok_cli.data import Sample
 from trimtok_cli.errors import MediaError
-from trimtok_cli.media import decoder_child as decoders
 from trimtok_cli.media import kinds, video
+from trimtok_cli.media.decoders import pyav
 from trimtok_cli.media.frames import FrameRule, pick_times
 from trimtok_cli.media.images import load_image
 from trimtok_cli.media.kinds import by_content, kind_of
@@ -106,7 +106,7 @@ def test_what_pyav_decodes_is_read_whatever_it_is_called(tmp_path, ending):
     "shape", [Fraction(4, 3), Fraction(2), Fraction(8, 9), Fraction(1, 2), Fraction(1)]
 )
 def test_pixels_that_are_not_square_are_drawn_out(tmp_path, shape, turn, backend):
-    pytest.importorskip(video._PACKAGES[backend])
+    pytest.importorskip(video.DECODER_PACKAGES[backend])
     path = tmp_path / "dvd.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=10)
@@ -132,9 +132,9 @@ def test_pixels_that_are_not_square_are_drawn_out(tmp_path, shape, turn, backend
 
 def test_a_strange_shape_is_not_believed():
     stream = type("Stream", (), {"sample_aspect_ratio": Fraction(1000, 1)})
-    assert decoders._shape(stream) == 1
+    assert pyav.pixel_shape_of(stream) == 1
     stream.sample_aspect_ratio = None
-    assert decoders._shape(stream) == 1
+    assert pyav.pixel_shape_of(stream) == 1
 
 
 # Moving pictures
@@ -273,7 +273,7 @@ def test_the_demuxer_is_named_and_the_protocol_is_file(tmp_path, monkeypatch):
     ):
         (tmp_path / "x").write_bytes(head)
         with pytest.raises(ValueError, match="enough"):
-            decoders._open(str(tmp_path / "x"), "x")
+            pyav.open_stream(str(tmp_path / "x"), "x")
         assert asked.pop() == {
             "format": kinds.DEMUXERS[kind],
             "options": {"protocol_whitelist": "file"},
@@ -287,12 +287,12 @@ def test_frames_that_do_not_fit_are_shrunk_and_it_is_said(tmp_path, monkeypatch)
     monkeypatch.setattr(
         video,
         "_CHILD",
-        PATHS + "from trimtok_cli.media import decoder_child as decoders; decoders.MOST_PIXELS = "
-        "12288; decoders.main()",
+        PATHS + "from trimtok_cli.media import decoder_child; from trimtok_cli.media.decoders "
+        "import decord, pyav; decord.MOST_PIXELS = pyav.MOST_PIXELS = 12288; decoder_child.main()",
     )
     path = make_clip(tmp_path / "a.mp4", 20)
     for backend in ("pyav", "decord"):
-        if not video.find_spec(video._PACKAGES[backend]):
+        if not video.find_spec(video.DECODER_PACKAGES[backend]):
             continue
         clip = load_video(path, FrameRule(frames=8, backend=backend))
         assert (clip.width, clip.height) == clip.frames[0].size == (48, 32)
@@ -317,8 +317,8 @@ def test_a_frame_over_the_limit_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(
         video,
         "_CHILD",
-        PATHS + "from trimtok_cli.media import decoder_child as decoders; decoders.MOST_FRAME = "
-        "6000; decoders.main()",
+        PATHS + "from trimtok_cli.media import decoder_child; from trimtok_cli.media.decoders "
+        "import pyav; pyav.MOST_FRAME = 6000; decoder_child.main()",
     )
     with pytest.raises(
         MediaError, match=r"frames of 96 x 64 pixels, more than the limit of 6000; make it smaller"
@@ -330,8 +330,8 @@ def test_large_frames_are_left_to_pyav_which_holds_few(tmp_path, monkeypatch):
     monkeypatch.setattr(
         video,
         "_CHILD",
-        PATHS + "from trimtok_cli.media import decoder_child as decoders; decoders._MANY = 6000; "
-        "decoders.main()",
+        PATHS + "from trimtok_cli.media import decoder_child; from trimtok_cli.media.decoders "
+        "import pyav; pyav.LARGE_FRAME = 6000; decoder_child.main()",
     )
     clip = load_video(make_clip(tmp_path / "a.mp4", 4), FrameRule(frames=2))
     assert numbers(clip) == [1, 3] and clip.decoder == "pyav"

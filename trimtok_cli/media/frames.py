@@ -10,7 +10,7 @@ from PIL import Image
 
 from trimtok_cli.errors import UsageError
 
-_PACKAGES = {"decord": "decord", "pyav": "av"}
+DECODER_PACKAGES = {"decord": "decord", "pyav": "av"}
 
 _FINEST = 1e9  # frames a second: more are no more
 
@@ -47,7 +47,7 @@ class FrameRule:
                 f"a video has no span from {self.start} to {self.end} seconds; --end must be "
                 "after --start"
             )
-        if self.backend not in ("auto", *_PACKAGES):
+        if self.backend not in ("auto", *DECODER_PACKAGES):
             raise UsageError(f"{self.backend!r} is no video decoder; use auto, decord or pyav")
         if not 0 < self.timeout <= threading.TIMEOUT_MAX:
             raise UsageError(

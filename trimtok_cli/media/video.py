@@ -23,7 +23,7 @@ from trimtok_cli.child_process import command
 from trimtok_cli.errors import MediaError
 from trimtok_cli.media.containers import missing
 from trimtok_cli.media.files import blamed, machine_fault, refuse_irregular
-from trimtok_cli.media.frames import _PACKAGES, Clip, FrameRule
+from trimtok_cli.media.frames import DECODER_PACKAGES, Clip, FrameRule
 from trimtok_cli.media.kinds import HEAD, container, looks_like, picture
 from trimtok_cli.wording import shortened
 
@@ -80,10 +80,12 @@ def load_video(path: Path | str, rule: FrameRule) -> Clip:
     with blamed(name):
         if not _check(path, name):
             return _decode(path, name, rule, ["pillow"])
-        wanted = [rule.backend] if rule.backend != "auto" else list(_PACKAGES)
-        decoders = [decoder for decoder in wanted if find_spec(_PACKAGES[decoder])]
+        wanted = [rule.backend] if rule.backend != "auto" else list(DECODER_PACKAGES)
+        decoders = [decoder for decoder in wanted if find_spec(DECODER_PACKAGES[decoder])]
         if not decoders:
-            commands = " or: ".join(f"pip install {_PACKAGES[decoder]}" for decoder in wanted)
+            commands = " or: ".join(
+                f"pip install {DECODER_PACKAGES[decoder]}" for decoder in wanted
+            )
             raise MediaError(f"{name} is a video, which needs one more package; run: {commands}")
         return _decode(path, name, rule, decoders)
 
