@@ -26,7 +26,7 @@ _TICK = 0.5
 _DEATH_OF_PARENT = 1
 
 
-def command(code: str, *arguments: str) -> list[str]:
+def python_command(code: str, *arguments: str) -> list[str]:
     """The command line of a child that runs `code`; its arguments begin at sys.argv[2]."""
     paths = json.dumps([entry for entry in sys.path if isinstance(entry, str)])
     return [sys.executable, "-P", "-c", _PATHS + code, paths, *arguments]
@@ -94,7 +94,7 @@ class Child:
 
     def __init__(self, code: str, environment: dict[str, str]) -> None:
         self.process = subprocess.Popen(
-            command(code),
+            python_command(code),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,

@@ -19,7 +19,7 @@ from typing import Any
 
 from PIL import Image
 
-from trimtok_cli.child_process import command
+from trimtok_cli.child_process import python_command
 from trimtok_cli.errors import MediaError
 from trimtok_cli.media.containers import missing
 from trimtok_cli.media.files import blamed, machine_fault, refuse_irregular
@@ -124,7 +124,7 @@ def _ask_child(request: dict[str, Any], seconds: float) -> Clip | dict[str, str]
         # The pipe closes with this process, however that ends, and the child ends with the pipe.
         pipe = os.pipe()
         process = subprocess.Popen(
-            command(_CHILD, json.dumps(request | {"seconds": seconds})),
+            python_command(_CHILD, json.dumps(request | {"seconds": seconds})),
             # numpy computes nothing in the child.
             env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
             stdin=pipe[0],
