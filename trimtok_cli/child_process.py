@@ -33,7 +33,7 @@ def python_command(code: str, *arguments: str) -> list[str]:
 
 
 def end_with_parent(listen: Callable[[], Any]) -> None:
-    """Called in a child: ends the child with its parent, however the parent ends.
+    """Ends this process, a child, with its parent, however the parent ends.
 
     listen: reads from a pipe that the parent holds, and returns or raises at the pipe's end; the
     child ends then. On Linux the system sends a signal as well, as native code may not let a thread
@@ -53,11 +53,10 @@ def end_with_parent(listen: Callable[[], Any]) -> None:
 
 
 def inbox() -> SimpleQueue[bytes]:
-    """Called in the process of a `Child`, before anything heavy is imported: the messages, as they
-    come.
+    """The messages to this process as they come, for the process of a `Child`.
 
-    The process ends with its parent from then on. It ignores Ctrl-C, which is for the parent: the
-    parent ends its children.
+    To be called before anything heavy is imported. From then on the process ends with its parent,
+    and ignores Ctrl-C, which is for the parent: the parent ends its children.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     source = os.fdopen(os.dup(0), "rb")

@@ -37,7 +37,8 @@ def within(seconds: float, work: Callable[[], Returned]) -> Returned:
     ):
         return work()
     num_ticks = max(1, math.ceil(seconds))
-    num_passed, over = 0, False
+    num_passed = 0
+    over = False
 
     def tick(*args: object) -> None:
         nonlocal num_passed, due
@@ -69,8 +70,8 @@ def within(seconds: float, work: Callable[[], Returned]) -> Returned:
 
 
 @contextmanager
-def at_most(more: int) -> Iterator[None]:
-    """Inside this context the process may take `more` bytes than it has; beyond, a MemoryError.
+def at_most(num_bytes: int) -> Iterator[None]:
+    """Lets the process take `num_bytes` beyond what it has; taking more is a MemoryError.
 
     The limit is that of the whole process, threads included. There is none where the system does
     not tell what a process has (all but Linux).
@@ -84,7 +85,7 @@ def at_most(more: int) -> Iterator[None]:
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     limits = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
-    lowest = min([pages * resource.getpagesize() + more, *limits])
+    lowest = min([pages * resource.getpagesize() + num_bytes, *limits])
     resource.setrlimit(resource.RLIMIT_AS, (lowest, hard))
     try:
         yield

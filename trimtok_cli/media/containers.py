@@ -1,4 +1,4 @@
-"""What a video file's own boxes say of it: whether its end is missing, and how it is turned.
+"""A video file by its own boxes: whether its end is missing, and how its picture is turned.
 
 A file that was cut short is known without decoding. Knows no decoder.
 """

@@ -20,7 +20,9 @@ MOST_ICON = 8_000_000
 # Bytes a pixel that a decoder holds beside the picture itself.
 _DECODER = {"WEBP": 12, "JPEG2000": 16, "AVIF": 12, "HEIF": 12, "TIFF": 1}
 
-_TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags
+# TIFF tags.
+_TILE_WIDTH = 322
+_TILE_LENGTH = 323
 
 
 def refuse_large(width: int, height: int, name: str, max_pixels: int) -> None:
@@ -39,7 +41,8 @@ def refuse_costly(image: Image.Image, mended: mend.Mended, name: str) -> None:
     A pixel of 16 bits, of floats or with transparency takes more memory than one of plain RGB, so
     fewer of them are allowed.
     """
-    area, size = image.width * image.height, f"{image.width} x {image.height}"
+    area = image.width * image.height
+    size = f"{image.width} x {image.height}"
     if mended.jpeg and mended.jpeg.scans * area > jpeg_marks.MOST_SCANNED:
         raise MediaError(
             f"{name} is a JPEG of {mended.jpeg.scans} scans of {size} pixels, which takes "

@@ -137,9 +137,9 @@ def open_picture(file: BinaryIO, name: str, max_pixels: int) -> tuple[Image.Imag
     head = file.read(kinds.HEAD)
     format, start = kinds.picture(head)
     if not format:
-        what = f"it looks like {kinds.looks_like(head)}"
+        looks = f"it looks like {kinds.looks_like(head)}"
         raise MediaError(
-            f"{name} is not an image that Pillow can read ({what}); save it as PNG or JPEG"
+            f"{name} is not an image that Pillow can read ({looks}); save it as PNG or JPEG"
         )
     mended = mend.mend(file, format, start, name)
     refuse_large(*mended.size, name, max_pixels)
@@ -188,9 +188,7 @@ def _load(
 
 
 def _is_cut_short(image: Image.Image, marks: jpeg_marks.Marks) -> bool:
-    """Whether pixels of a decoded JPEG are not from the file. Only suspicious files are decoded
-    twice.
-    """
+    """Whether pixels of a decoded JPEG are not from the file. Decodes suspicious files again."""
     suspicious = not marks.ended or jpeg_marks.ends_in_grey(image)
     return suspicious and not jpeg_marks.all_there(marks)
 

@@ -21,7 +21,12 @@ _FILLER = bytes((170 + 73 * i) % 251 for i in range(64))
 
 # The second byte of each kind of mark.
 _FRAME_KINDS = (0xC0, 0xC1, 0xC2)
-_PROGRESSIVE, _START, _END, _SCAN, _COMMENT, _ADOBE = 0xC2, 0xD8, 0xD9, 0xDA, 0xFE, 0xEE
+_PROGRESSIVE = 0xC2
+_START = 0xD8
+_END = 0xD9
+_SCAN = 0xDA
+_ADOBE = 0xEE
+_COMMENT = 0xFE
 _APPLICATION = range(0xE0, 0xF0)
 
 _MARK = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
@@ -45,7 +50,8 @@ class Marks:
 
 def read_marks(data: bytes) -> Marks:
     """The marks of a JPEG. Decodes nothing, and never raises."""
-    scans, end = 0, len(data)
+    scans = 0
+    end = len(data)
     ended = progressive = False
     # component -> for each of its 64 coefficients, the bits that are still to come
     bits_left: dict[int, list[int]] = {}
@@ -65,7 +71,8 @@ def read_marks(data: bytes) -> Marks:
                     count = last + 1 - first
                     bits_left[component][first : first + count] = [low] * count
         if kind == _END:
-            ended, end = True, offset
+            ended = True
+            end = offset
     whole = scans > 0 and not any(map(any, bits_left.values()))
     return Marks(data=data, scans=scans, end=end, ended=ended, whole=whole, progressive=progressive)
 
@@ -93,7 +100,8 @@ def without_notes(data: bytes) -> bytes:
 
     Adobe's segment stays: it tells how the colours are stored.
     """
-    kept, at = [], 0
+    kept: list[bytes] = []
+    at = 0
     for kind, offset, body in _segments(data):
         if kind == _COMMENT or (kind in _APPLICATION and kind != _ADOBE):
             kept.append(data[at:offset])

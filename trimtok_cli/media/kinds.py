@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, whatever its name ends with.
+"""The kind of a file by its first bytes, whatever its name ends with.
 
 Knows no decoder, and does not say whether a file is sound.
 """
@@ -69,7 +69,7 @@ _CONTAINERS = {
     b"\0\0\0\1@\1": "hevc",
 }
 
-# What else a file may be, for messages, which quote no byte of it. The first that fits is taken.
+# Other kinds of files, for messages, which quote no byte of a file. The first that fits is taken.
 _OTHERS = (
     (rb"\s*$", "nothing but white space"),
     (rb"\0+$", "nothing but zeros"),
@@ -148,7 +148,7 @@ def container(head: bytes) -> str:
 
 
 def looks_like(head: bytes) -> str:
-    """What a file looks like, in a few words for the user, without a byte of the file."""
+    """The look of a file in a few words for the user, without a byte of the file."""
     if container(head):
         return "a video"
     if format := picture(head)[0]:

@@ -102,7 +102,8 @@ def _png(file: BinaryIO, start: int, name: str) -> Mended:
     """Only the chunks that make the picture. Text and unknown chunks are passed over unread."""
     mended = Mended(file)
     kept = [b"\x89PNG\r\n\x1a\n"]
-    num_kept_bytes, damaged = 0, False
+    num_kept_bytes = 0
+    damaged = False
     at = start + 8
     while True:
         file.seek(at)
@@ -186,7 +187,8 @@ def _webp(file: BinaryIO, start: int, name: str) -> Mended:
     told_length = int.from_bytes(data[4:8], "little")
     chunks: list[bytes] = []
     notes: list[str] = []
-    has_picture, at = False, 12
+    has_picture = False
+    at = 12
     while at + 8 <= len(data):
         kind, length = struct.unpack_from("<4sI", data, at)
         body = data[at + 8 : at + 8 + length]

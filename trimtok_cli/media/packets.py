@@ -31,6 +31,7 @@ class Clock:
 
     @classmethod
     def of(cls, stream: Any) -> "Clock":
+        """The clock of a video stream; 25 frames per second where the file gives no rate."""
         end = None if stream.duration is None else (stream.start_time or 0) + stream.duration
         return cls(stream.time_base, float(stream.average_rate or stream.guessed_rate or 25), end)
 
@@ -68,6 +69,7 @@ class Packets:
 
     @classmethod
     def of(cls, container: Any, stream: Any) -> "Packets":
+        """The packets of a video stream, all of which are read. MediaError for too many of them."""
         restarts = SEEKS.get(stream.codec_context.name, ())
         size = _nal_size(stream)
         shown: list[int] = []
@@ -107,10 +109,12 @@ def _restarts(data: bytes, size: int, kinds: tuple[int, ...]) -> bool:
 
     If not, pictures before the packet may be needed for those after it.
     """
-    at, hevc = 0, 19 in kinds
+    is_hevc = 19 in kinds
+    at = 0
     while at + size < len(data):
-        kind = data[at + size] >> 1 & 63 if hevc else data[at + size] & 31
-        if kind < 32 if hevc else 1 <= kind <= 5:
+        kind = data[at + size] >> 1 & 63 if is_hevc else data[at + size] & 31
+        is_picture = kind < 32 if is_hevc else 1 <= kind <= 5
+        if is_picture:
             return kind in kinds
         at += size + int.from_bytes(data[at : at + size], "big")
     return False

@@ -26,7 +26,11 @@ _DEPTHS = (8, 10, 12, 14)
 _GREY = ("1", "L", "LA", "La")
 
 # TIFF tags.
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _MAX_SAMPLE_VALUE = 258, 262, 281
+_BITS_PER_SAMPLE = 258
+_PHOTOMETRIC = 262
+_MAX_SAMPLE_VALUE = 281
+
+# A value of _PHOTOMETRIC.
 _WHITE_IS_ZERO = 0
 
 _NO_PROFILE = "its colour profile cannot be used; its colours are taken for sRGB"
@@ -143,7 +147,8 @@ def _range(image: Image.Image) -> tuple[float, float, bool]:
     """The least and the greatest finite value, and whether all values are finite."""
     import numpy as np
 
-    lows, highs, all_finite = [], [], True
+    lows, highs = [], []
+    all_finite = True
     for _, values in _bands(image):
         finite = np.isfinite(values)
         all_finite &= bool(finite.all())
@@ -170,9 +175,7 @@ def _tag(image: Image.Image, number: int) -> Any:
 
 
 def tiff_bits(image: Image.Image) -> tuple[int, bool]:
-    """How many bits of a grey sample a TIFF says are used (0: not said), and whether its colours
-    have 16 bits each.
-    """
+    """(bits, deep) of a TIFF, as `to_rgb` takes them."""
     depths, greatest = _tag(image, _BITS_PER_SAMPLE), _tag(image, _MAX_SAMPLE_VALUE)
     if isinstance(depths, int):
         depths = (depths,)
@@ -207,7 +210,7 @@ def _srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, _Note
         return image.convert("RGB"), (_NO_PROFILE,)
     try:
         change = _to_srgb(profile, mode)
-    except (OSError, ValueError, TypeError):  # lcms raises no other for what is no profile
+    except (OSError, ValueError, TypeError):  # all that lcms raises for broken profiles
         return image.convert("RGB"), (_NO_PROFILE,)
     if change is None:
         return image.convert("RGB"), ()

@@ -60,8 +60,9 @@ def load_video(path: Path | str, rule: FrameRule) -> Clip:
 
 
 def _is_video(path: Path, name: str) -> bool:
-    """True for a video, False for a picture. MediaError for any other file, by an allow-list, and
-    for one that was cut short.
+    """True for a video, False for a picture, by an allow-list of kinds.
+
+    MediaError for any other file, and for a video that was cut short.
     """
     status = path.stat()
     refuse_irregular(status, name, "video")
@@ -117,7 +118,8 @@ def _ask_child(request: dict[str, Any], seconds: float) -> Clip | dict[str, str]
 
     `final` is a sentence for the user; `reason` leaves the file to the next decoder.
     """
-    name, late = request["name"], threading.Event()
+    name = request["name"]
+    late = threading.Event()
     process = timer = None
     pipe: tuple[int, ...] = ()
     try:

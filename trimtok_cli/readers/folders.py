@@ -35,9 +35,9 @@ _SYSTEM_FOLDERS = frozenset(
     | {"lost+found", "found.000", "__macosx"}
 )
 
-_MOST_TROUBLES = 5  # that are told one by one
-
-_MOST_ENDINGS = 6  # that are told
+# Entries and endings that a note lists one by one.
+_MOST_TROUBLES = 5
+_MOST_ENDINGS = 6
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,8 +105,7 @@ def _files_of(samples: Iterable[Sample]) -> Iterator[Path]:
 
 
 def _expand(source: str, recursive: bool, alone: bool, passed: Passed) -> list[Sample]:
-    """The samples of one source: a file or folder if one has this name, else a list, else a
-    pattern.
+    """The samples of one source: a file or folder of this name, else a list, else a pattern.
 
     alone: nothing else was named. Among many names, as a shell's * gives them, a file that is no
     picture is passed over. UsageError where the source is nothing of the kind.

@@ -112,8 +112,10 @@ class _Reading:
         return Source(chain(seen, self._late(samples)), None, self.files)
 
     def file(self) -> Source:
-        """The source of a regular file: read to the first sound row, counted to the end, and read
-        again as samples are asked for.
+        """The source of a regular file.
+
+        It is read to the first sound row, counted to the end, and read again as samples are asked
+        for.
         """
         with open(self.path, "rb") as file:
             tape = Tape(file, self._look)
@@ -125,7 +127,8 @@ class _Reading:
             tape = Tape(file, self._look)
             lines = iter(tape)
             samples = self._samples(lines)
-            first, total = None, 0
+            first = None
+            total = 0
             for sample in islice(samples, _FILE_ROWS):
                 first = first or sample
                 total += 1
@@ -140,7 +143,7 @@ class _Reading:
             return Source(self._again(total, tape), total, self.files)
 
     def _again(self, total: int, counted: Tape) -> Iterator[Sample]:
-        """The rows, read again. Where they are not those that were counted, one more row fails."""
+        """The rows, read again. One more, failed row follows where the file has changed."""
         try:
             file = open(self.path, "rb")  # noqa: SIM115 (closing_lines closes it)
         except OSError as error:

@@ -42,6 +42,7 @@ def open_bytes(path: str) -> BinaryIO:
 
 
 def is_regular(path: str) -> bool:
+    """Whether a path is that of a regular file, which can be read twice."""
     return stat.S_ISREG(os.stat(path).st_mode)
 
 
@@ -68,14 +69,20 @@ class Tape:
     def __init__(
         self, stream: Any, look: Callable[[bytes], None], awaited: tuple[int, int] | None = None
     ) -> None:
-        self.stream, self.look, self.awaited = stream, look, awaited
-        self.head, self.size, self.crc, self.met = b"", 0, 0, False
+        self.stream = stream
+        self.look = look
+        self.awaited = awaited
+        self.head = b""
+        self.size = 0
+        self.crc = 0
+        self.met = False
 
     def __iter__(self) -> Iterator[bytes]:
         for line in self._lines():
             if len(self.head) < HEAD:
                 self.head += line[: HEAD - len(self.head)]
-            self.size, self.crc = self.size + len(line), zlib.crc32(line, self.crc)
+            self.size += len(line)
+            self.crc = zlib.crc32(line, self.crc)
             self.met = self.met or (self.size, self.crc) == self.awaited
             yield line
 

@@ -26,7 +26,8 @@ _TOLERANCE = 1e-3
 
 _HEAD = 8192  # bytes
 
-_SEEKABLE_FORMATS = ("mov", "matroska", "flv")  # FFmpeg's names
+# FFmpeg's names of the formats that decord may seek in.
+_SEEKABLE_FORMATS = ("mov", "matroska", "flv")
 
 _PROJECTION_POSE_ROLL = re.compile(b"\x76\x75[\x84\x88]")
 
@@ -64,7 +65,8 @@ def read(path: str, name: str, rule: FrameRule, last: bool) -> Answer:
         raise ValueError("decord does not know when its frames are shown")
     if has_pyav:
         _refuse_other_times(starts, packets)
-        starts, duration = np.array(packets.starts), packets.duration
+        starts = np.array(packets.starts)
+        duration = packets.duration
     else:
         duration = usual_end(list(starts), reader.get_avg_fps())
     if not packets.seeks and not last:

@@ -130,7 +130,8 @@ def _seek(
     pixels. Returns [] where one of the times does not come.
     """
     taken: list[np.ndarray] = []
-    here, frames = None, iter(())
+    here: int | None = None
+    frames: Iterator[Any] = iter(())
     for pts in wanted:
         key = bisect_right(keys, (pts, math.inf)) - 1
         if key < 0:
