@@ -1,7 +1,7 @@
 """Small files that ask for much: each is refused or read within a stated time and memory, and no
 byte of a file is in a message.
 
-Peaks are measured in a child process of its own, as the most memory it ever held.
+A peak is the most memory that a child process of its own ever held.
 """
 
 import struct
@@ -29,7 +29,7 @@ RED = Image.new("RGB", (16, 16), (255, 0, 0))
 
 
 def zeros(length):
-    """zlib's word for so many zeros, made without holding them."""
+    """`length` zeros as zlib packs them, made without holding them."""
     packer, parts, block = zlib.compressobj(9), [], bytes(10_000_000)
     for _ in range(length // len(block)):
         parts.append(packer.compress(block))
@@ -42,9 +42,7 @@ def png(width, height, depth=8, color=2, *extra, rows=b"\0"):
 
 
 def tiff(tags, data=b"", order="<"):
-    """A TIFF of one page whose strip or tile follows its tags; tag values that do not fit in 4
-    bytes are not written.
-    """
+    """A TIFF of one page whose strip or tile follows its tags, which have 4 bytes each."""
     lines = b"".join(
         struct.pack(order + "HHII", number, 4, 1, value) for number, value in sorted(tags.items())
     )
@@ -52,7 +50,7 @@ def tiff(tags, data=b"", order="<"):
 
 
 def whole_tiff(width, height, bits, form, row):
-    """Deflate, one strip, `row` bytes a row, all of them 0."""
+    """A TIFF of one deflated strip of zeros, `row` bytes a row."""
     tags = {
         256: width,
         257: height,
@@ -219,7 +217,8 @@ def moving_png(frames):
     )
 
 
-READ = {  # what -> (file, frames that are told)
+# Case -> (file, number of frames in its Media).
+READ = {
     "a million pages": (lambda: tiff_of_pages(200_000), frame_counts.MOST_FRAMES),
     "a hundred pages": (lambda: tiff_of_pages(100), 100),
     "pages in a circle": (loop_of_pages, 1),
@@ -316,7 +315,7 @@ def test_the_largest_pictures_stay_within_the_stated_memory(tmp_path, what):
     assert int(done.stdout) <= image_limits.MOST_BYTES
 
 
-# What is said of a file that is none
+# The message for a file that is no picture
 
 SECRET = b"root:*:20228:0:99999:7:::\ndaemon:*:20228\n"
 OTHERS = {
@@ -416,7 +415,7 @@ def test_libtiff_prints_nothing(tmp_path, capfd):
 
 
 def test_pillow_logs_nothing_where_nobody_has_asked_for_logs(tmp_path):
-    """In a process of its own: pytest listens to every log."""
+    """Runs in a process of its own, as pytest listens to every log."""
     data = bytearray(encoded(RED, "TIFF"))
     entry = data.index(struct.pack("<HHI", 277, 3, 1))  # SamplesPerPixel
     data[entry + 8 : entry + 10] = struct.pack("<H", 61440)

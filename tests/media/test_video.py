@@ -1,8 +1,8 @@
 """Videos: which frames are taken, that they are the right ones and upright, and that no broken file
 does harm.
 
-Every frame of a clip carries its number in the picture (clips.py), so what was decoded is read back
-from the pixels.
+Every frame of a clip carries its number in the picture (clips.py), so the number of a decoded frame
+is read from its pixels.
 """
 
 import os
@@ -48,7 +48,7 @@ def numbers(clip) -> list[int]:
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """Makes each clip once: clips(name, ...) -> path."""
+    """clips(name, ...) -> path of a clip, each of which is made once."""
     folder = tmp_path_factory.mktemp("clips")
 
     def make(name: str, *args, **options) -> Path:
@@ -69,9 +69,8 @@ def plain(clips) -> Path:
 def test_slots_are_sampled_at_their_centres():
     starts = [number / 10 for number in range(40)]
     assert pick_times(starts, 4.0, FrameRule(frames=8)) == [2, 7, 12, 17, 22, 27, 32, 37]
-    assert pick_times(starts, 4.0, FrameRule(frames=20)) == list(
-        range(1, 40, 2)
-    )  # centres that fall on a frame's start
+    # The centres fall on the start of a frame.
+    assert pick_times(starts, 4.0, FrameRule(frames=20)) == list(range(1, 40, 2))
     assert pick_times(starts, 4.0, FrameRule(frames=1)) == [20]
 
 
@@ -95,9 +94,8 @@ def test_span_and_rate():
     assert pick_times(starts, 4.0, FrameRule(frames=2, start=1.0, end=2.0)) == [12, 17]
     assert pick_times(starts, 4.0, FrameRule(frames=2, end=99.0)) == [10, 30]
     assert pick_times(starts, 4.0, FrameRule(fps=1)) == [5, 15, 25, 35]
-    assert pick_times(starts, 4.0, FrameRule(fps=2, frames=4)) == pick_times(
-        starts, 4.0, FrameRule(frames=4)
-    )  # the cap
+    capped = pick_times(starts, 4.0, FrameRule(fps=2, frames=4))
+    assert capped == pick_times(starts, 4.0, FrameRule(frames=4))
     assert pick_times(starts, 4.0, FrameRule(fps=0.01)) == [20]
     assert pick_times(starts, 4.0, FrameRule(fps=1000, frames=999)) == list(range(40))
     assert pick_times(starts, 4.0, FrameRule(start=4.0)) == pick_times([], 0.0, FrameRule()) == []
@@ -208,9 +206,7 @@ def test_files_in_which_decord_takes_wrong_frames_go_to_pyav(clips, name, codec,
 
 
 def repack(source: Path, target: Path, *, drop: int = 0, early: int = 0) -> Path:
-    """The same packets in another file, without those before frame `drop`, and all of them `early`
-    frames sooner.
-    """
+    """The packets in another file, without those before frame `drop`, all `early` frames sooner."""
     with av.open(str(source)) as old, av.open(str(target), "w") as new:
         stream = old.streams.video[0]
         copy = new.add_stream_from_template(stream)
@@ -288,7 +284,7 @@ def test_decord_alone_reads_every_frame_in_turn(clips, monkeypatch):
     assert numbers(clip) == [1, 4, 7, 10, 13, 16, 20, 23, 26, 29, 32, 35, 38]
 
 
-# What can be wrong
+# Files that are broken, and files that are missing
 
 
 def test_a_span_without_a_frame_names_the_length_and_the_options(plain):
@@ -389,9 +385,7 @@ def test_pyav_alone(plain, monkeypatch):
 
 
 def alive(pid: int) -> bool:
-    """Whether the process runs; one that ended but was not yet fetched by its new parent does
-    not.
-    """
+    """Whether the process runs, as one that ended and waits for its parent does not."""
     status = Path(f"/proc/{pid}/stat")
     if status.parent.parent.joinpath("self").exists():
         return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"

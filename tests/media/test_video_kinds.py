@@ -1,5 +1,5 @@
-"""Every kind of video and moving picture: told by content, read by the demuxer of its kind alone,
-in square pixels, within limits.
+"""Every kind of video and animation: recognised by content, read by the demuxer of its kind alone, in
+square pixels, within limits.
 """
 
 import os
@@ -30,7 +30,8 @@ from trimtok_cli.media.video import VIDEO_SUFFIXES, load_video
 ROOT = Path(__file__).parents[2]
 PATHS = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
 
-CONTAINERS = {  # ending -> codec
+# Ending -> codec.
+CONTAINERS = {
     "mp4": "libx264",
     "m4v": "libx264",
     "mov": "libx264",
@@ -228,7 +229,7 @@ def test_kind_of_waits_for_no_pipe(tmp_path):
     assert kind_of(tmp_path / "pipe.mp4") == kind_of(tmp_path) == "other"
 
 
-# What never reaches FFmpeg
+# Files that never reach FFmpeg
 
 SDP = (
     b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP "
@@ -427,8 +428,9 @@ def test_absurd_numbers_take_every_frame_of_a_file(tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="POSIX limits")
 @pytest.mark.parametrize("lack", ["TMPDIR", "a full TMPDIR", "files", "processes", "memory"])
 def test_what_the_machine_lacks_is_not_put_on_the_file(tmp_path, lack):
-    """In a child with the limit set; root may start processes whatever the limit, so the call
-    itself is made to fail.
+    """Runs in a child with the limit set.
+
+    Root may start processes whatever the limit, so the call itself is made to fail.
     """
     path = make_clip(tmp_path / "good.mp4", 4)
     Image.fromarray(picture(1)).save(tmp_path / "good.png")
