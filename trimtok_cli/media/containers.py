@@ -42,7 +42,7 @@ def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:
         at += length
 
 
-def missing(file: BinaryIO, head: bytes, kind: str, size: int) -> str:
+def missing_part(file: BinaryIO, head: bytes, kind: str, size: int) -> str:
     """Why the file cannot be whole, by its own word; "" where it may be. `size` in bytes."""
     num_missing = told_size(kind, head) - size
     if kind == "mp4":

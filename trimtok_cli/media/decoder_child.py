@@ -14,7 +14,7 @@ import numpy as np
 from trimtok_cli.child_process import end_with_parent
 from trimtok_cli.errors import MediaError
 from trimtok_cli.media.decoders import decord, pillow, pyav
-from trimtok_cli.media.files import machine_fault, plain
+from trimtok_cli.media.files import machine_fault, unquoted
 from trimtok_cli.media.frames import FrameRule
 
 # name -> read(path, name of the file in messages, rule, last decoder to be asked)
@@ -65,4 +65,6 @@ def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
 def _reason(error: Exception, path: str) -> str:
     """A library's first line, without numbers, the path, and anything quoted from the file."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return plain(re.sub(r"^(\[(Errno )?[\d:]+\] (\S+:\d+: )?)+", "", lines[0]).replace(path, "it"))
+    return unquoted(
+        re.sub(r"^(\[(Errno )?[\d:]+\] (\S+:\d+: )?)+", "", lines[0]).replace(path, "it")
+    )

@@ -49,7 +49,7 @@ def refuse_irregular(status: stat_result, name: str, kind: str) -> None:
         raise MediaError(f"{name} is empty (0 bytes); fetch or save it again")
 
 
-def plain(error: BaseException | str) -> str:
+def unquoted(error: BaseException | str) -> str:
     """A library's reason without anything it quotes: bytes of a file must not be printed."""
     text = re.split(r"[:'\"(<\\]", " ".join(str(error).split()))[0].strip()[:120]
     return text or (
@@ -58,7 +58,7 @@ def plain(error: BaseException | str) -> str:
 
 
 @contextmanager
-def blamed(name: str) -> Iterator[None]:
+def as_media_error(name: str) -> Iterator[None]:
     """Turns any error into a MediaError about the file `name`.
 
     A broken file can make a library raise any exception.
@@ -86,5 +86,5 @@ def blamed(name: str) -> Iterator[None]:
                 f"{name} cannot be read (a NUL character in its name); check the path"
             ) from error
         raise MediaError(
-            f"{name} is damaged or cut short ({plain(error)}); fetch or save it again"
+            f"{name} is damaged or cut short ({unquoted(error)}); fetch or save it again"
         ) from error

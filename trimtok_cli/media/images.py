@@ -20,7 +20,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from trimtok_cli.data import Media
 from trimtok_cli.errors import MediaError
 from trimtok_cli.media import jpeg_marks, kinds, mend, pixels
-from trimtok_cli.media.files import blamed, refuse_irregular
+from trimtok_cli.media.files import as_media_error, refuse_irregular
 from trimtok_cli.media.frame_counts import MOST_FRAMES, count_frames
 from trimtok_cli.media.image_limits import MOST_ICON, MOST_PIXELS, refuse_costly, refuse_large
 from trimtok_cli.media.pixels import Color
@@ -97,7 +97,7 @@ def animation(
 @contextmanager
 def _opened(path: Path, name: str) -> Iterator[BinaryIO]:
     """The image file, open; whatever goes wrong with it is a MediaError."""
-    with blamed(name), warnings.catch_warnings():
+    with as_media_error(name), warnings.catch_warnings():
         # Pillow warns of broken EXIF and the like; it raises what matters.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         refuse_irregular(path.stat(), name, "image")

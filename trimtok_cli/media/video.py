@@ -21,8 +21,8 @@ from PIL import Image
 
 from trimtok_cli.child_process import python_command
 from trimtok_cli.errors import MediaError
-from trimtok_cli.media.containers import missing
-from trimtok_cli.media.files import blamed, machine_fault, refuse_irregular
+from trimtok_cli.media.containers import missing_part
+from trimtok_cli.media.files import as_media_error, machine_fault, refuse_irregular
 from trimtok_cli.media.frames import DECODER_PACKAGES, Clip, FrameRule
 from trimtok_cli.media.kinds import HEAD, container, looks_like, picture
 from trimtok_cli.wording import shortened
@@ -46,7 +46,7 @@ def load_video(path: Path | str, rule: FrameRule) -> Clip:
     decoder is installed.
     """
     path, name = Path(path), shortened(str(path), 300)
-    with blamed(name):
+    with as_media_error(name):
         if not _is_video(path, name):
             return _decode(path, name, rule, ["pillow"])
         wanted = [rule.backend] if rule.backend != "auto" else list(DECODER_PACKAGES)
@@ -76,7 +76,7 @@ def _is_video(path: Path, name: str) -> bool:
                 f"{name} is not a video of a known kind (it looks like {looks_like(head)}); "
                 "save it as MP4"
             )
-        if reason := missing(file, head, kind, status.st_size):
+        if reason := missing_part(file, head, kind, status.st_size):
             raise MediaError(f"{name} is damaged or cut short ({reason}); fetch or save it again")
     return True
 

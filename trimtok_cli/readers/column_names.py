@@ -1,6 +1,6 @@
 """The names that people give to the columns of question files, and the endings of media files.
 
-Plain names are without case, blanks and punctuation, as `shapes.plain` gives them.
+Plain names are without case, blanks and punctuation, as `foreign_formats.plain_name` gives them.
 """
 
 import re

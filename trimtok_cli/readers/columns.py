@@ -12,7 +12,7 @@ from typing import Any
 
 from trimtok_cli.readers import column_names
 from trimtok_cli.readers.folders import likely_kind
-from trimtok_cli.readers.shapes import WANTED, foreign, media_like, plain
+from trimtok_cli.readers.foreign_formats import WANTED, media_like, plain_name, row_format
 from trimtok_cli.wording import shortened
 
 # Levels of lists within lists that a row may have.
@@ -36,12 +36,12 @@ class Columns:
             for name, value in row.items()
             if not (value is None or value == "" or value == [])
         }
-        self.plain = {plain(name): name for name in reversed(self.full)}
+        self.plain = {plain_name(name): name for name in reversed(self.full)}
 
     def check_shape(self) -> None:
         """Refuses a row of another format, and one too deep to be written out."""
         has_question = any(name in self.plain for name in ("text", "question"))
-        if format := foreign({plain(name) for name in self.row}, has_question):
+        if format := row_format({plain_name(name) for name in self.row}, has_question):
             raise Problem(f"this looks like {format}; {WANTED}")
         captioned = (
             "file_name" in self.full and "text" in self.plain and "question" not in self.plain
@@ -83,7 +83,7 @@ class Columns:
             )
         if not column or (isinstance(text, str) and not text.strip()):
             near = next(
-                (name for name in self.full if plain(name) in column_names.LIKE_QUESTIONS), ""
+                (name for name in self.full if plain_name(name) in column_names.LIKE_QUESTIONS), ""
             )
             hint = f' ("{near}" is not read as one)' if near else ""
             raise Problem(f'there is no question; put it under "text"{hint}')
@@ -208,11 +208,13 @@ class Columns:
         looks = [
             name
             for name in others
-            if plain(name) in column_names.NOT_FILES or self._names_media(name)
+            if plain_name(name) in column_names.NOT_FILES or self._names_media(name)
         ]
         if allowed and not looks:
             return
-        near = (looks or [name for name in others if column_names.HINTS.search(plain(name))])[:1]
+        near = (looks or [name for name in others if column_names.HINTS.search(plain_name(name))])[
+            :1
+        ]
         hint = f'"{shortened(near[0], 40)}" is not read as one; ' if near else ""
         remedy = "" if looks else ", or add --allow-text-only"
         raise Problem(

@@ -12,8 +12,8 @@ from typing import Any
 
 from trimtok_cli.data import Sample
 from trimtok_cli.errors import TrimtokError, UsageError
-from trimtok_cli.readers import shapes
 from trimtok_cli.readers.folders import media_sample
+from trimtok_cli.readers.foreign_formats import binary_format
 from trimtok_cli.readers.text import names, open_bytes
 from trimtok_cli.wording import shortened, shown_name
 
@@ -74,7 +74,7 @@ def _samples(stream: Any, folder: Path, source: str) -> Iterator[Sample]:
     """
 
     def look(head: bytes) -> None:
-        if kind := shapes.binary(head, list_of_names=True):
+        if kind := binary_format(head, list_of_names=True):
             raise UsageError(f"{source} is no list of paths: it looks like {kind}")
 
     for entry, exact in names(stream, look):

@@ -15,7 +15,7 @@ from typing import Any
 
 from trimtok_cli.data import Sample
 from trimtok_cli.errors import TrimtokError, UsageError
-from trimtok_cli.readers import shapes
+from trimtok_cli.readers import foreign_formats
 from trimtok_cli.readers.rows import Rules, broken
 from trimtok_cli.readers.source import Source
 from trimtok_cli.readers.text import Tape, closing_lines, is_regular, open_bytes
@@ -120,9 +120,11 @@ class _Reading:
         with open(self.path, "rb") as file:
             tape = Tape(file, self._look)
             first_lines = list(islice((line for line in map(_content, tape) if line), 20))
-            is_open = first_lines and shapes.unfinished(first_lines[0])
+            is_open = first_lines and foreign_formats.is_unfinished_object(first_lines[0])
             if is_open and self._is_document(first_lines):
-                raise UsageError(shapes.sentence(self.name, shapes.document(tape.head)))
+                raise UsageError(
+                    foreign_formats.refusal(self.name, foreign_formats.document_format(tape.head))
+                )
             file.seek(0)
             tape = Tape(file, self._look)
             lines = iter(tape)
@@ -213,13 +215,15 @@ class _Reading:
     def _sample(self, row: Any, number: int, place: str) -> Sample:
         sample = self.rules.sample(row, self.name, place, place if self.has_ids else number)
         if self.has_ids is None and not sample.problem:
-            self.has_ids = any(shapes.plain(column) in ("questionid", "id") for column in row)
+            self.has_ids = any(
+                foreign_formats.plain_name(column) in ("questionid", "id") for column in row
+            )
         return sample
 
     def _look(self, head: bytes) -> None:
         """Raises UsageError where the first bytes are no text."""
-        if format := shapes.binary(head):
-            raise UsageError(shapes.sentence(self.name, format))
+        if format := foreign_formats.binary_format(head):
+            raise UsageError(foreign_formats.refusal(self.name, format))
 
     def _bytes(self) -> bytes:
         return Path(self.path).read_bytes()
@@ -230,26 +234,26 @@ class _Reading:
         A large file is judged by its first lines alone.
         """
         if os.path.getsize(self.path) > _WHOLE:
-            return not any(shapes.is_object(line) for line in first_lines[1:])
-        return len(first_lines) > 1 and shapes.is_object(_content(self._bytes()))
+            return not any(foreign_formats.is_object(line) for line in first_lines[1:])
+        return len(first_lines) > 1 and foreign_formats.is_object(_content(self._bytes()))
 
     def _looks_foreign(self, tape: Tape, seen: list[Sample]) -> bool:
         """Whether a stream is of another format, by its first line or by every row in `seen`."""
-        return bool(shapes.first_line(_first(tape))) or all(
+        return bool(foreign_formats.text_format(_first(tape))) or all(
             "looks like" in sample.problem for sample in seen
         )
 
-    def _refusal(self, tape: Tape, broken: Sample | None, count: int) -> UsageError:
-        """The error for a file whose first `count` rows are all broken; `broken` is the first."""
-        if broken is None:
-            return UsageError(f"{self.name} holds no questions; {shapes.WANTED}")
+    def _refusal(self, tape: Tape, first: Sample | None, count: int) -> UsageError:
+        """The error for a file whose first `count` rows are all broken; `first` is the first."""
+        if first is None:
+            return UsageError(f"{self.name} holds no questions; {foreign_formats.WANTED}")
         line = _first(tape)
-        format = shapes.first_line(line)
-        if not format and count > 1 and shapes.unfinished(line):
-            format = shapes.document(tape.head)
+        format = foreign_formats.text_format(line)
+        if not format and count > 1 and foreign_formats.is_unfinished_object(line):
+            format = foreign_formats.document_format(tape.head)
         if format:
-            return UsageError(shapes.sentence(self.name, format))
-        return UsageError(f"no row of {self.name} can be answered; the first: {broken.problem}")
+            return UsageError(foreign_formats.refusal(self.name, format))
+        return UsageError(f"no row of {self.name} can be answered; the first: {first.problem}")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from trimtok_cli.data import Sample
 from trimtok_cli.readers.columns import Columns, Problem, references
-from trimtok_cli.readers.shapes import WANTED
+from trimtok_cli.readers.foreign_formats import WANTED
 from trimtok_cli.wording import shown_name
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)

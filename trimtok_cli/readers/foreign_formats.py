@@ -38,7 +38,7 @@ _STARTS = (
 
 _CONTROLS = re.compile(rb"[\0-\x08\x0e-\x1f\x7f]")
 
-# Columns, as `plain` gives them, -> the published format that has all of them, the fullest first.
+# Plain names of columns -> the published format that has all of them, the fullest first.
 # These formats put all rows into one JSON object.
 _DOCUMENTS = (
     (("questions",), "a VQAv2 question file, one JSON object with all questions in it"),
@@ -65,12 +65,12 @@ _TABLE_COLUMNS = frozenset(
 
 
 @lru_cache(4096)
-def plain(column: str) -> str:
+def plain_name(column: str) -> str:
     """A column's name without case, blanks and punctuation: `Image-Path` is `image_path`."""
     return re.sub(r"[\W_]+", "", column.lower())
 
 
-def binary(head: bytes, *, list_of_names: bool = False) -> str:
+def binary_format(head: bytes, *, list_of_names: bool = False) -> str:
     """The format of a file by its first bytes; "" for text.
 
     In a list of names, NULs may stand between the names, and a name may have any bytes.
@@ -94,18 +94,19 @@ def _mostly_zeros(data: bytes) -> bool:
     return data.count(0) >= len(data) * 0.9
 
 
-def foreign(columns: set[str], has_question: bool) -> str:
-    """The format of a row with these columns (as `plain` gives them); "" for a question."""
+def row_format(columns: set[str], has_question: bool) -> str:
+    """The format of a row with these columns (as `plain_name` gives them); "" for a question."""
     for given, format in _ROWS:
         if columns.issuperset(given) and (not has_question or "answerid" in given):
             return format
     return ""
 
 
-def document(head: bytes) -> str:
+def document_format(head: bytes) -> str:
     """The format of a JSON object over several lines, by the columns that its beginning names."""
     columns = {
-        plain(name) for name in re.findall(r'"([^"\\]{1,40})"\s*:', head.decode("utf-8", "replace"))
+        plain_name(name)
+        for name in re.findall(r'"([^"\\]{1,40})"\s*:', head.decode("utf-8", "replace"))
     }
     for given, format in _DOCUMENTS:
         if columns.issuperset(given):
@@ -113,7 +114,7 @@ def document(head: bytes) -> str:
     return "one JSON object over several lines (jq -c . puts each on one)"
 
 
-def unfinished(line: str) -> bool:
+def is_unfinished_object(line: str) -> bool:
     """Whether a line is the beginning of a JSON object, without an error in it."""
     try:
         json.loads(line)
@@ -134,7 +135,7 @@ def is_object(text: str) -> bool:
         return False
 
 
-def first_line(line: str) -> str:
+def text_format(line: str) -> str:
     """The format of a file by its first line; "" for a line that begins as JSON does."""
     start = line.lstrip("\ufeff \t").lower()
     if start.startswith(("{", "[")):
@@ -146,7 +147,7 @@ def first_line(line: str) -> str:
     if start.startswith("version https://git-lfs"):
         return "a Git LFS pointer; fetch the file itself (git lfs pull)"
     for mark, name in (("\t", "TSV"), (",", "CSV"), (";", "CSV")):
-        cells = [plain(cell) for cell in line.split(mark)]
+        cells = [plain_name(cell) for cell in line.split(mark)]
         if len(cells) > 1 and _TABLE_COLUMNS.intersection(cells):
             if name == "TSV" and {"index", "question", "image"} <= set(cells):
                 return "a TSV table as MMBench's"
@@ -154,7 +155,7 @@ def first_line(line: str) -> str:
     return "plain text, not JSON"
 
 
-def sentence(name: str, format: str) -> str:
+def refusal(name: str, format: str) -> str:
     """The message for a file `name` that looks like `format`."""
     return f"{name} looks like {format}; {WANTED}"
 
