@@ -1,7 +1,5 @@
-"""Child Pythons that can import what this one can: how one is started, asked, and ended with its
-parent.
-
-Knows nothing of what a child does.
+"""Child Pythons that can import what this one can: how a child is started, asked, and ended with
+its parent. Knows nothing of the child's work.
 """
 
 import ctypes
@@ -17,27 +15,29 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
-# Of the parent's __main__ the child knows nothing: a plain script may start children without being
-# run again by each of them.
+# The child does not import the parent's __main__, so a plain script is not run again by each of its
+# children.
 _PATHS = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
 
-_TICK = 0.5  # seconds
+# Seconds between two looks at a pipe.
+_TICK = 0.5
 
-_DEATH_OF_PARENT = 1  # prctl's PR_SET_PDEATHSIG
+# prctl's PR_SET_PDEATHSIG.
+_DEATH_OF_PARENT = 1
 
 
-def command(code: str, *arguments: str) -> list[str]:
-    """Runs `code`, whose arguments begin at sys.argv[2]."""
+def python_command(code: str, *arguments: str) -> list[str]:
+    """The command line of a child that runs `code`; its arguments begin at sys.argv[2]."""
     paths = json.dumps([entry for entry in sys.path if isinstance(entry, str)])
     return [sys.executable, "-P", "-c", _PATHS + code, paths, *arguments]
 
 
 def end_with_parent(listen: Callable[[], Any]) -> None:
-    """Called in a child: ends it with its parent, however that ends and whatever is going on here.
+    """Ends this process, a child, with its parent, however the parent ends.
 
-    `listen` reads from a pipe that the parent holds. The process ends when it returns or raises,
-    which it does at the pipe's end. On Linux the system sends a signal as well: native code may not
-    let a thread of Python have its turn.
+    listen: reads from a pipe that the parent holds, and returns or raises at the pipe's end; the
+    child ends then. On Linux the system sends a signal as well, as native code may not let a thread
+    of Python have its turn.
     """
     if sys.platform == "linux":
         with suppress(Exception):  # a C library without it
@@ -53,14 +53,14 @@ def end_with_parent(listen: Callable[[], Any]) -> None:
 
 
 def inbox() -> SimpleQueue[bytes]:
-    """Called in a child that a `Child` asks, before anything heavy is imported: the messages as
-    they come.
+    """The messages to this process as they come, for the process of a `Child`.
 
-    From then on it ends with its parent, and only with it: Ctrl-C is for the parent, which then
-    ends its children.
+    To be called before anything heavy is imported. From then on the process ends with its parent,
+    and ignores Ctrl-C, which is for the parent: the parent ends its children.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    source, messages = os.fdopen(os.dup(0), "rb"), SimpleQueue()
+    source = os.fdopen(os.dup(0), "rb")
+    messages: SimpleQueue[bytes] = SimpleQueue()
 
     def listen() -> None:
         while len(head := source.read(8)) == 8:
@@ -71,41 +71,37 @@ def inbox() -> SimpleQueue[bytes]:
 
 
 class Ended(Exception):
-    """A child is no more. `how` it ended, in words; `overdue`: it was ended because it took too
-    long.
-    """
+    """A child ended. `how`, in words; `overdue`: the parent ended it because it took too long."""
 
     def __init__(self, code: int | None, *, overdue: bool = False) -> None:
         self.overdue = overdue
-        self.how = (
-            "cannot be ended"
-            if code is None
-            else f"signal {-code}"
-            if code < 0
-            else f"exit code {code}"
-        )
+        if code is None:
+            self.how = "cannot be ended"
+        elif code < 0:
+            self.how = f"signal {-code}"
+        else:
+            self.how = f"exit code {code}"
         super().__init__(self.how)
 
 
 class Child:
-    """A process that answers messages, one at a time, by its standard input and output. A message
-    is 8 bytes that hold its length, then itself.
+    """A process that answers messages, one at a time, by its standard input and output.
 
-    Where a system cannot wait for a pipe (Windows), there is no time limit on an answer.
+    A message is its length in 8 bytes, big end first, then its bytes. There is no time limit on an
+    answer where the system cannot wait for a pipe (Windows).
     """
 
     def __init__(self, code: str, environment: dict[str, str]) -> None:
-        # A session of its own: Ctrl-C is for this process alone, which then ends the child.
         self.process = subprocess.Popen(
-            command(code),
+            python_command(code),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
+            # sys.stderr is None where it is closed; a pipe of the child would take its number.
+            stderr=None if sys.stderr else subprocess.DEVNULL,
             env=environment,
+            # Ctrl-C is for this process alone, which then ends the child.
             start_new_session=True,
-            stderr=None
-            if sys.stderr
-            else subprocess.DEVNULL,  # None: it is closed, and a pipe would take its number
         )
         if hasattr(select, "poll"):
             os.set_blocking(self.process.stdin.fileno(), False)
@@ -113,27 +109,26 @@ class Child:
 
     @property
     def alive(self) -> bool:
+        """Whether the process still runs."""
         return self.process.poll() is None
 
     def ask(self, message: bytes, seconds: float) -> bytearray:
-        """The answer to a message. Ended where the process dies, cuts its answer short or takes
-        longer than `seconds`.
+        """The answer to a message.
+
+        Raises Ended where the process dies, cuts its answer short or takes longer than `seconds`.
         """
-        self.left = seconds
+        self.seconds_left = seconds
         try:
             self._write(len(message).to_bytes(8, "big") + message)
             return self._read(int.from_bytes(self._read(8), "big"))
-        except (
-            EOFError,
-            OSError,
-            MemoryError,
-            OverflowError,
-        ) as error:  # the last two: no room for so long an answer
+        # The last two: there is no room for so long an answer.
+        except (EOFError, OSError, MemoryError, OverflowError) as error:
             raise Ended(self.end(), overdue=isinstance(error, TimeoutError)) from error
 
     def end(self) -> int | None:
-        """Ends the process, whatever it is at; its exit code. None where it is stuck in the system,
-        which ends it when it can.
+        """Ends the process at once, and returns its exit code.
+
+        None where the process is stuck in the system, which ends it when it can.
         """
         code = None
         self.process.kill()
@@ -151,24 +146,26 @@ class Child:
             rest = rest[self.process.stdin.write(rest) or 0 :]
 
     def _read(self, size: int) -> bytearray:
-        data, got = bytearray(size), 0
-        while got < size:
+        data = bytearray(size)
+        num_read = 0
+        while num_read < size:
             self._wait(self.process.stdout, "POLLIN")
-            count = self.process.stdout.readinto(memoryview(data)[got:])
+            count = self.process.stdout.readinto(memoryview(data)[num_read:])
             if count == 0:
                 raise EOFError
-            got += count or 0
+            num_read += count or 0
         return data
 
     def _wait(self, pipe: Any, event: str) -> None:
-        """Until the pipe can be read or written. What counts is time waited here: none passes while
-        this process is stopped.
+        """Returns when the pipe can be read or written. TimeoutError when the seconds are used up.
+
+        Only time spent here counts, so none passes while this process is stopped.
         """
         if not hasattr(select, "poll"):
             return
         poll = select.poll()
         poll.register(pipe, getattr(select, event))
         while not poll.poll(1000 * _TICK):
-            self.left -= _TICK
-            if self.left <= 0:
+            self.seconds_left -= _TICK
+            if self.seconds_left <= 0:
                 raise TimeoutError

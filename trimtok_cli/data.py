@@ -218,11 +218,11 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class FrameRule:
-    """Which frames of a video are read: at most `frames`, evenly spaced from `start` to `end`
-    (seconds, None: to its end).
+    """Which frames of a video are read: at most `frames`, evenly spaced from `start` to `end`.
 
-    With `fps` so many per second instead, and `frames` is the cap. `timeout` is the time for
-    decoding one file, in seconds. UsageError where a value makes no sense.
+    start, end: in seconds, None for the end of the video; fps: frames a second, of which `frames`
+    is then the cap; backend: auto, decord or pyav; timeout: seconds for decoding one file.
+    UsageError where a value makes no sense.
     """
 
     frames: int = setting(8, least=1, most=10_000)

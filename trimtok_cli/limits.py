@@ -1,5 +1,5 @@
-"""Limits on a piece of work: of time, by the system's alarm clock, and of memory, by the process's
-own limit. Knows nothing of the work.
+"""Limits on a piece of work: on its time, by the system's alarm clock, and on its memory, by the
+process's own limit. Knows nothing of the work.
 """
 
 import math
@@ -11,51 +11,54 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-Made = TypeVar("Made")
+Returned = TypeVar("Returned")
 
-TEMPLATE_BYTES = (
-    10**9
-)  # what a chat template, which is a checkpoint's own program, may take for one prompt
+# Bytes that a chat template, which is a program of the checkpoint, may take for one prompt.
+TEMPLATE_BYTES = 10**9
 
 
 class TimeUp(BaseException):
-    """A piece of work took too long. Not an Exception: a library that goes on after any of those
-    goes on after this one too.
+    """A piece of work took too long.
+
+    Not an Exception, as a library may catch any of those and go on.
     """
 
 
-def within(seconds: float, work: Callable[[], Made]) -> Made:
-    """What `work` returns. Raises TimeUp inside of it once it has run for `seconds`, and again
-    until it has ended.
+def within(seconds: float, work: Callable[[], Returned]) -> Returned:
+    """Returns what `work` returns, or raises TimeUp inside it after `seconds`.
 
-    A call of native code is not broken off: TimeUp comes when it returns. There is no limit where
-    the system has no such clock (Windows) and outside the main thread, in which alone Python hears
-    signals.
+    TimeUp is raised again and again until the work has ended. A call of native code is not broken
+    off: TimeUp comes when the call returns. There is no limit where the system has no such clock
+    (Windows), nor outside the main thread, the only one in which Python hears signals.
     """
     if (
         not hasattr(signal, "setitimer")
         or threading.current_thread() is not threading.main_thread()
     ):
         return work()
-    count, passed, over = max(1, math.ceil(seconds)), 0, False
+    num_ticks = max(1, math.ceil(seconds))
+    num_passed = 0
+    over = False
 
     def tick(*args: object) -> None:
-        nonlocal passed, due
-        passed += 1
+        nonlocal num_passed, due
+        num_passed += 1
+        # The clock that the caller had set rings for the caller.
         if due and callable(handler) and time.monotonic() >= due:
             due = interval and time.monotonic() + interval
             handler(*args)
-        if passed >= count and not over:
+        if num_passed >= num_ticks and not over:
             raise TimeUp
 
-    # Ticks are counted, and no end is set: while a process is stopped (Ctrl-Z) no time passes for
-    # it.
-    step, due, interval = seconds / count, 0.0, 0.0
+    # Ticks are counted, and no end is set: no time passes for a process that is stopped (Ctrl-Z).
+    step = seconds / num_ticks
+    # When the clock rings that the caller had set, by time.monotonic(); 0 where none is set.
+    due, interval = 0.0, 0.0
     handler = signal.signal(signal.SIGALRM, tick)
     try:
         try:
             delay, interval = signal.setitimer(signal.ITIMER_REAL, step, max(step, 0.5))
-            due = delay and time.monotonic() + delay  # when a clock rings that the caller had set
+            due = delay and time.monotonic() + delay
             return work()
         finally:
             over = True
@@ -67,12 +70,11 @@ def within(seconds: float, work: Callable[[], Made]) -> Made:
 
 
 @contextmanager
-def at_most(more: int) -> Iterator[None]:
-    """While it lasts, the process may take `more` bytes beyond what it has; what asks for further
-    ones meets a MemoryError.
+def at_most(num_bytes: int) -> Iterator[None]:
+    """Lets the process take `num_bytes` beyond what it has; taking more is a MemoryError.
 
-    Kept where the system says what a process has and limits it (Linux). It is the whole process's
-    limit, threads included.
+    The limit is that of the whole process, threads included. There is none where the system does
+    not tell what a process has (all but Linux).
     """
     try:
         import resource
@@ -82,10 +84,9 @@ def at_most(more: int) -> Iterator[None]:
         yield
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    known = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
-    resource.setrlimit(
-        resource.RLIMIT_AS, (min([pages * resource.getpagesize() + more, *known]), hard)
-    )
+    limits = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+    lowest = min([pages * resource.getpagesize() + num_bytes, *limits])
+    resource.setrlimit(resource.RLIMIT_AS, (lowest, hard))
     try:
         yield
     finally:

@@ -1,5 +1,5 @@
-"""Words of messages: other people's text on a screen, values and names cut to a length, the name
-that was meant.
+"""Parts of messages: foreign text made safe for a screen, values and names cut to a length, and
+suggestions for a misspelt name.
 
 Knows no file, no setting and no terminal.
 """
@@ -9,41 +9,43 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-# Control characters (ESC and its 8-bit forms among them), and those that turn the direction of a
-# line around.
+# Control characters, ESC and its 8-bit forms among them, and those that turn the direction of a
+# line.
 _CONTROLS = re.compile(
     "[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]"
 )
 
-_LISTED = 8  # items of a list that are shown
+# Items of a list that are shown.
+_LISTED = 8
 
 
 def shown(text: str) -> str:
-    """Other people's text for a terminal: on one line, and whatever would steer the terminal is
-    written out (`\\x1b`).
-    """
-    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+    """Foreign text for a terminal: on one line, with control characters written out (`\\x1b`)."""
+    return _CONTROLS.sub(lambda control: ascii(control[0])[1:-1], text)
 
 
 def shortened(text: str, most: int = 200) -> str:
-    """The text, or its beginning, its end (of a path, the file's name) and how long it is."""
-    return (
-        text
-        if len(text) <= most
-        else f"{text[: most // 2]} ... {text[-(most // 4) :]} ({len(text):,} characters)"
-    )
+    """The text; one of more than `most` characters as its beginning, its end and its length.
+
+    The end of a path is the name of the file.
+    """
+    if len(text) <= most:
+        return text
+    return f"{text[: most // 2]} ... {text[-(most // 4) :]} ({len(text):,} characters)"
 
 
 def shown_name(name: str) -> str:
-    """An image's name as it is shown and written: whole, but for what can be no file's name, such
-    as base64 data.
+    """The name of an image as it is shown and written.
+
+    It is whole, unless it can be no file's name, such as base64 data.
     """
-    return shortened(name, 60) if name[:5].lower() == "data:" else shortened(name, 4096)
+    return shortened(name, 60 if name[:5].lower() == "data:" else 4096)
 
 
 def brief(value: Any, most: int = 60) -> str:
-    """A value as a message shows it, in bounded time: `shortened`; of a list a few items, of names
-    and values just that.
+    """A value as a message shows it, in bounded time.
+
+    Text is `shortened` and `shown`, a list has its first items, and a dict only says what it is.
     """
     if isinstance(value, str):
         return shown(shortened(value, most))
@@ -55,23 +57,21 @@ def brief(value: Any, most: int = 60) -> str:
         return str(value).lower() if isinstance(value, bool) else str(value)
     if isinstance(value, (list, tuple)):
         items = [
-            "a list" if isinstance(each, (list, tuple)) else quoted(each)
-            for each in value[:_LISTED]
+            "a list" if isinstance(item, (list, tuple)) else quoted(item)
+            for item in value[:_LISTED]
         ]
-        return f"[{', '.join(items)}{', ...' if len(value) > _LISTED else ''}]"
+        if len(value) > _LISTED:
+            items.append("...")
+        return f"[{', '.join(items)}]"
     return "names and values" if isinstance(value, dict) else f"a {type(value).__name__}"
 
 
 def quoted(value: Any) -> str:
-    """As `brief`, with text in quotes, where the text 0.9 and the number 0.9 are to be told
-    apart.
-    """
+    """`brief`, with text in quotes: the text '0.9' is not the number 0.9."""
     return repr(brief(value)) if isinstance(value, str) else brief(value)
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """` (did you mean NAME?)`, for the end of a sentence about a name that is none; empty where no
-    known name is near.
-    """
+    """` (did you mean NAME?)` for the end of a sentence on an unknown name; "" if none is near."""
     near = difflib.get_close_matches(word[:60], list(known), 1)
     return f" (did you mean {near[0]}?)" if near else ""

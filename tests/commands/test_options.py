@@ -24,7 +24,7 @@ from trimtok_cli.config import ANSWERS, PANELS, RunConfig
 from trimtok_cli.data import FrameRule
 from trimtok_cli.device import pick_dtype
 from trimtok_cli.errors import UsageError
-from trimtok_cli.media.frames import _PACKAGES
+from trimtok_cli.media.frames import DECODER_PACKAGES
 from trimtok_cli.models.catalog import ALIASES
 from trimtok_cli.models.loading import load_model
 from trimtok_cli.prepare.sample import Ask
@@ -205,7 +205,7 @@ def test_choices_are_what_is_there_to_choose_from():
         "budget": BUDGETS,
         "budget_counts": COUNTS,
         "decode": LOOPS,
-        "video_backend": ("auto", *_PACKAGES),
+        "video_backend": ("auto", *DECODER_PACKAGES),
     }.items():
         assert facts_of(FIELDS[name]).choices == tuple(there), name
     for name in facts_of(FIELDS["dtype"]).choices[1:]:

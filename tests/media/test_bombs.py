@@ -1,7 +1,7 @@
 """Small files that ask for much: each is refused or read within a stated time and memory, and no
 byte of a file is in a message.
 
-Peaks are measured in a child process of its own, as the most memory it ever held.
+A peak is the most memory that a child process of its own ever held.
 """
 
 import struct
@@ -19,7 +19,7 @@ from PIL import Image
 
 from tests.media.test_pixels_true import chunk, encoded
 from trimtok_cli.errors import MediaError
-from trimtok_cli.media import images, mend
+from trimtok_cli.media import frame_counts, image_limits, jpeg_marks
 from trimtok_cli.media.frames import FrameRule
 from trimtok_cli.media.images import load_image
 from trimtok_cli.media.video import load_video
@@ -29,7 +29,7 @@ RED = Image.new("RGB", (16, 16), (255, 0, 0))
 
 
 def zeros(length):
-    """zlib's word for so many zeros, made without holding them."""
+    """`length` zeros as zlib packs them, made without holding them."""
     packer, parts, block = zlib.compressobj(9), [], bytes(10_000_000)
     for _ in range(length // len(block)):
         parts.append(packer.compress(block))
@@ -42,9 +42,7 @@ def png(width, height, depth=8, color=2, *extra, rows=b"\0"):
 
 
 def tiff(tags, data=b"", order="<"):
-    """A TIFF of one page whose strip or tile follows its tags; tag values that do not fit in 4
-    bytes are not written.
-    """
+    """A TIFF of one page whose strip or tile follows its tags, which have 4 bytes each."""
     lines = b"".join(
         struct.pack(order + "HHII", number, 4, 1, value) for number, value in sorted(tags.items())
     )
@@ -52,7 +50,7 @@ def tiff(tags, data=b"", order="<"):
 
 
 def whole_tiff(width, height, bits, form, row):
-    """Deflate, one strip, `row` bytes a row, all of them 0."""
+    """A TIFF of one deflated strip of zeros, `row` bytes a row."""
     tags = {
         256: width,
         257: height,
@@ -219,11 +217,12 @@ def moving_png(frames):
     )
 
 
-READ = {  # what -> (file, frames that are told)
-    "a million pages": (lambda: tiff_of_pages(200_000), images.MOST_FRAMES),
+# Case -> (file, number of frames in its Media).
+READ = {
+    "a million pages": (lambda: tiff_of_pages(200_000), frame_counts.MOST_FRAMES),
     "a hundred pages": (lambda: tiff_of_pages(100), 100),
     "pages in a circle": (loop_of_pages, 1),
-    "a gif of 500,000 frames": (lambda: gif_of_frames(500_000), images.MOST_FRAMES),
+    "a gif of 500,000 frames": (lambda: gif_of_frames(500_000), frame_counts.MOST_FRAMES),
     "a gif of 300 frames": (lambda: gif_of_frames(300), 300),
     "a png that claims a billion frames": (lambda: moving_png(10**9), None),
     "text in a png": (
@@ -313,10 +312,10 @@ def test_the_largest_pictures_stay_within_the_stated_memory(tmp_path, what):
         text=True,
         check=True,
     )
-    assert int(done.stdout) <= images.MOST_BYTES
+    assert int(done.stdout) <= image_limits.MOST_BYTES
 
 
-# What is said of a file that is none
+# The message for a file that is no picture
 
 SECRET = b"root:*:20228:0:99999:7:::\ndaemon:*:20228\n"
 OTHERS = {
@@ -416,7 +415,7 @@ def test_libtiff_prints_nothing(tmp_path, capfd):
 
 
 def test_pillow_logs_nothing_where_nobody_has_asked_for_logs(tmp_path):
-    """In a process of its own: pytest listens to every log."""
+    """Runs in a process of its own, as pytest listens to every log."""
     data = bytearray(encoded(RED, "TIFF"))
     entry = data.index(struct.pack("<HHI", 277, 3, 1))  # SamplesPerPixel
     data[entry + 8 : entry + 10] = struct.pack("<H", 61440)
@@ -433,7 +432,8 @@ def test_pillow_logs_nothing_where_nobody_has_asked_for_logs(tmp_path):
 
 def test_scans_are_counted_without_decoding(tmp_path):
     assert (
-        mend._marks(jpeg_of_scans(20)).scans == 25 and mend._marks(encoded(RED, "jpeg")).scans == 1
+        jpeg_marks.read_marks(jpeg_of_scans(20)).scans == 25
+        and jpeg_marks.read_marks(encoded(RED, "jpeg")).scans == 1
     )
     with BytesIO(jpeg_of_scans(5)) as file, Image.open(file) as image:
         image.load()  # the bomb of the tests is a sound JPEG

@@ -1,6 +1,4 @@
-"""`load_image`: the right pixels of whatever Pillow reads, and one sentence for what it does
-not.
-"""
+"""`load_image`: the right pixels of every file that Pillow reads, one sentence for any other file."""
 
 import os
 import struct
@@ -50,9 +48,8 @@ def failure(path, **options):
     with pytest.raises(MediaError) as caught:
         load_image(path, **options)
     message = str(caught.value)
-    assert (
-        str(path)[:100] in message and "\n" not in message and ";" in message
-    )  # where, one line, what to do
+    # One line that says where and, behind the semicolon, what to do.
+    assert str(path)[:100] in message and "\n" not in message and ";" in message
     return message
 
 
@@ -236,13 +233,10 @@ def readable(path: Path) -> bool:
     [("CMYK", "jpg"), ("CMYK", "tiff"), ("YCbCr", "tiff"), ("LAB", "tiff"), ("YCbCr", "jpg")],
 )
 def test_colour_spaces(tmp_path, mode, suffix):
-    color = {"CMYK": (0, 255, 255, 0), "YCbCr": (76, 85, 255), "LAB": (136, 208, 195)}[
-        mode
-    ]  # each of them red
-    path = saved(Image.new(mode, (16, 16), color), tmp_path / f"c.{suffix}")
-    if not readable(
-        path
-    ):  # older Pillows cannot read the YCbCr that they wrote; no picture is made of it then
+    reds = {"CMYK": (0, 255, 255, 0), "YCbCr": (76, 85, 255), "LAB": (136, 208, 195)}
+    path = saved(Image.new(mode, (16, 16), reds[mode]), tmp_path / f"c.{suffix}")
+    # Older Pillows cannot read the YCbCr that they wrote; no picture is made of such a file.
+    if not readable(path):
         assert (mode, suffix) == ("YCbCr", "tiff")
         with pytest.raises(MediaError, match="damaged"):
             load_image(path)
@@ -271,17 +265,16 @@ def test_the_red_corner_ends_where_exif_says(tmp_path, orientation, suffix):
     exif[0x0112] = orientation
     rgb, media = load_image(saved(image, tmp_path / f"o.{suffix}", exif=exif))
     width, height = (32, 16) if orientation < 5 else (16, 32)
-    right, bottom = (
-        orientation in (2, 3, 6, 7),
-        orientation in (3, 4, 7, 8),
-    )  # where the stored top left is to be shown
+    # The corner in which the stored top left must be shown.
+    right = orientation in (2, 3, 6, 7)
+    bottom = orientation in (3, 4, 7, 8)
     assert (
         rgb.size == (media.width, media.height) == (width, height)
         and media.exif_orientation == orientation
     )
     corners = [rgb.getpixel((x, y))[0] > 128 for y in (3, height - 4) for x in (3, width - 4)]
     assert corners.index(True) == 2 * bottom + right and corners.count(True) == 1
-    assert rgb.getexif().get(0x0112) is None  # nobody turns it a second time
+    assert rgb.getexif().get(0x0112) is None  # or a reader would turn it a second time
 
 
 @pytest.mark.parametrize(
@@ -342,7 +335,7 @@ def test_a_phone_photo_with_a_preview_is_not_animated(tmp_path, noise):
     assert image.size == noise.size and media.frames == 1 and media.warnings == ()
 
 
-# What cannot be read
+# Files that cannot be read
 
 
 def test_a_path_may_be_text(tmp_path, noise):
@@ -428,9 +421,8 @@ def test_a_bomb_is_refused_by_its_header(tmp_path):
     path = tmp_path / "bomb.png"
     path.write_bytes(png(60_000, 60_000, 8, 2, b"\0"))
     assert "60000 x 60000" in failure(path)
-    path.write_bytes(
-        png(10_000, 10_000, 8, 2, b"\0")
-    )  # 100 Mpx: Pillow would warn; here it is only cut short
+    # 100 million pixels: Pillow alone would warn, here the file is only cut short.
+    path.write_bytes(png(10_000, 10_000, 8, 2, b"\0"))
     assert "cut short" in failure(path)
     assert "limit" in failure(path, max_pixels=99_999_999)
 

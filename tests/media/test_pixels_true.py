@@ -1,9 +1,9 @@
-"""Right pixels whatever the file: every mode and format against the same picture as plain RGB, and
-sound pictures in damaged files.
+"""Right pixels in every mode and format, against the same picture as plain RGB, and sound pictures in
+damaged files.
 
-A scene of soft colours is written in some way that keeps it (to a stated mean difference), read
-back, and compared. What a browser shows whole is read, with a word about the damage; what lacks
-pixels is refused. Files are made here, byte by byte where Pillow would not make them.
+A scene of soft colours is written in a way that keeps it (to a stated mean difference), read back,
+and compared. A file that a browser shows whole is read, with a note about the damage; one that
+lacks pixels is refused. Files are made here, byte by byte where Pillow would not make them.
 """
 
 import struct
@@ -27,9 +27,7 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def read(path, expected, bound, **options):
-    """The warnings about a file whose pixels are `expected` but for a mean difference of
-    `bound`.
-    """
+    """The warnings about a file; its pixels are `expected` to a mean difference of `bound`."""
     image, media = load_image(path, **options)
     wanted = expected if expected.ndim == 3 else np.repeat(expected[..., None], 3, axis=-1)
     difference = np.abs(np.asarray(image, dtype=float) - wanted).mean()
@@ -47,8 +45,9 @@ def encoded(image, format, **options):
 
 
 def bmp(pixels, header, bits, masks=(), mask_bytes=4, compression=3):
-    """pixels: bytes of bottom-up rows; `header`: size of the header, in which `masks` lie from its
-    40th byte on.
+    """A bitmap of `pixels`, the bytes of bottom-up rows.
+
+    header: size of the header in bytes; masks: four of them, at its 40th byte.
     """
     head = struct.pack(
         "<IiiHHIIiiII", header, WIDTH, HEIGHT, 1, bits, compression, len(pixels), 2835, 2835, 0, 0
@@ -71,9 +70,7 @@ def bgra(alpha, order="BGRA"):
 
 
 def tiff(values, *, photometric=1, bits=16, form=1, extra=(), order="<"):
-    """An uncompressed TIFF of one strip. `extra`: further tags (number, value) of one SHORT
-    each.
-    """
+    """An uncompressed TIFF of one strip; `extra` are tags (number, value) of one SHORT each."""
     data = values.tobytes()
     tags = {
         256: WIDTH,
@@ -106,7 +103,7 @@ def chunk(kind, body, check=None):
 
 
 def png(values, depth, color, *extra, after=()):
-    """An array of big-endian rows as a PNG, `extra` chunks before its pixels."""
+    """An array of big-endian rows as a PNG, with `extra` chunks before its pixels."""
     rows = b"".join(b"\0" + row.tobytes() for row in values)
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", WIDTH, HEIGHT, depth, color, 0, 0, 0))
     return b"".join(
@@ -160,13 +157,14 @@ def icc(red, green, blue, gamma=2.2):
     return (head + fixed(0.9642) + fixed(1.0) + fixed(0.8249)).ljust(128, b"\0") + table + data
 
 
-_RED, _GREEN, _BLUE = (
-    (0.4360, 0.2225, 0.0139),
-    (0.3851, 0.7169, 0.0971),
-    (0.1431, 0.0606, 0.7139),
-)  # sRGB's
+# The primaries of sRGB.
+_RED = (0.4360, 0.2225, 0.0139)
+_GREEN = (0.3851, 0.7169, 0.0971)
+_BLUE = (0.1431, 0.0606, 0.7139)
+
 SWAPPED = icc(_GREEN, _RED, _BLUE)
-WIDE = {  # the profile's primaries: green and red reach further than sRGB's
+# Profiles whose green and red reach further than those of sRGB.
+WIDE = {
     "display-p3": icc(
         (0.5151, 0.2412, -0.0011), (0.2919, 0.6922, 0.0419), (0.1572, 0.0666, 0.7841)
     ),
@@ -175,7 +173,7 @@ WIDE = {  # the profile's primaries: green and red reach further than sRGB's
 
 
 def as_lcms_sees(image, profile, mode="RGB"):
-    """The oracle: the picture through the profile, in one step of lcms."""
+    """The oracle: the picture in sRGB by its profile, in one step of lcms."""
     change = ImageCms.profileToProfile(
         image.convert(mode),
         ImageCms.ImageCmsProfile(BytesIO(profile)),
@@ -187,7 +185,8 @@ def as_lcms_sees(image, profile, mode="RGB"):
 
 # 32-bit bitmaps
 
-ORDERS = {  # masks of red, green, blue, alpha -> the order of bytes
+# Masks of red, green, blue, alpha -> the order of bytes.
+ORDERS = {
     (0xFF0000, 0xFF00, 0xFF, 0xFF000000): "BGRA",
     (0xFF, 0xFF00, 0xFF0000, 0xFF000000): "RGBA",
     (0xFF000000, 0xFF0000, 0xFF00, 0xFF): "ABGR",
@@ -263,9 +262,8 @@ def test_a_tiff_in_which_0_is_white(tmp_path, photometric, kind):
     try:
         read(tmp_path / "scan.tif", GREY, 0.6)
     except MediaError:
-        assert (
-            kind == "16 big-endian" and white_is_0
-        )  # not in Pillow's table: a failed row, never wrong pixels
+        # This kind is not in Pillow's table: a failed row, never wrong pixels.
+        assert kind == "16 big-endian" and white_is_0
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14])
@@ -440,13 +438,13 @@ def test_inverted_ink_of_adobe(tmp_path):
     read(tmp_path / "ink.jpg", SCENE, 3)
 
 
-MADE_WHITE = [
-    (format, mode) for format in ("webp", "gif", "avif", "ico") for mode in ("I;16", "F")
-]  # by Pillow as it writes
+# (format, mode) that Pillow makes white when it writes them.
+MADE_WHITE = [(format, mode) for format in ("webp", "gif", "avif", "ico") for mode in ("I;16", "F")]
 
 
 MODES = ("1", "L", "LA", "P", "PA", "RGBA", "RGBX", "YCbCr", "LAB", "I;16", "F")
-WRITTEN = {  # the modes that Pillow writes into a format
+# Format -> the modes that Pillow writes into it.
+WRITTEN = {
     "png": ("1", "L", "LA", "P", "RGBA", "I;16"),
     "tiff": MODES,
     "webp": MODES,
@@ -475,7 +473,7 @@ def scene(mode):
 
 
 def options_of(format):
-    """Those with which a picture is kept."""
+    """The options of Pillow with which a format keeps a picture."""
     if not features.check("avif") and format == "avif":
         pytest.skip("this Pillow was built without AVIF")
     return (
@@ -506,9 +504,8 @@ def test_what_the_table_leaves_out_pillow_does_not_write(format, mode):
 def test_every_mode_in_every_format(tmp_path, format, mode):
     path = tmp_path / "picture"
     path.write_bytes(encoded(scene(mode), format, **options_of(format)))
-    if (format, mode) == ("tiff", "YCbCr") and not readable(
-        path
-    ):  # older Pillows cannot read what they wrote
+    # Older Pillows cannot read the YCbCr that they wrote.
+    if (format, mode) == ("tiff", "YCbCr") and not readable(path):
         with pytest.raises(MediaError, match="damaged"):
             load_image(path)
     else:
@@ -520,10 +517,11 @@ def check_scene(path, format, mode):
     expected = grey if mode in ("I;16", "F") else RGB.convert("L") if mode in ("L", "LA") else RGB
     with Image.open(path) as written:
         written.load()
-        eight = written.mode in ("I", "I;16", "I;16B", "F", "LAB")  # Pillow itself gets these wrong
-        pillows = np.asarray(expected if eight else written.convert("RGBA").convert("RGB"))
-    if not (eight and format == "ico"):  # smaller than the picture
-        read(path, pillows, 4 if eight else 0.5)
+        # Pillow itself gets these modes wrong.
+        wrong = written.mode in ("I", "I;16", "I;16B", "F", "LAB")
+        pillows = np.asarray(expected if wrong else written.convert("RGBA").convert("RGB"))
+    if not (wrong and format == "ico"):  # an icon is smaller than the picture
+        read(path, pillows, 4 if wrong else 0.5)
     if mode != "1" and format != "ico" and (format, mode) not in MADE_WHITE:
         read(path, np.asarray(expected.convert("RGB")), 8)
     assert load_image(path)[0].mode == "RGB"
@@ -555,9 +553,8 @@ def test_every_format_is_turned_upright(tmp_path, format, orientation):
 
 # Sound pictures in damaged files
 
-NOISE = bytes(
-    np.random.default_rng(0).integers(32, 127, 2_000_000, dtype=np.uint8)
-)  # of which zlib makes more than 1 MB
+# zlib packs it into more than 1 MB.
+NOISE = bytes(np.random.default_rng(0).integers(32, 127, 2_000_000, dtype=np.uint8))
 LONG = {
     "tEXt": chunk(b"tEXt", b"workflow\0" + NOISE),
     "zTXt": chunk(b"zTXt", b"workflow\0\0" + zlib.compress(NOISE)),
@@ -662,9 +659,8 @@ def test_a_jpeg_that_lacks_pixels_is_refused(tmp_path, kind, closed):
             assert "cut short" in str(error)
             continue
         difference = np.abs(np.asarray(image, dtype=int) - whole).max(axis=-1)
-        if (
-            closed
-        ):  # the last block alone, closed with a mark, cannot be told from a picture that is so
+        # A last block that lacks data, closed with a mark, looks like a block that is so.
+        if closed:
             difference[-18:, -18:] = 0
         wrong += difference.max() > 2
     # With an end mark of its own a progressive file has every pixel, only blurred, and any decoder

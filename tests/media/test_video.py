@@ -1,8 +1,8 @@
 """Videos: which frames are taken, that they are the right ones and upright, and that no broken file
 does harm.
 
-Every frame of a clip carries its number in the picture (clips.py), so what was decoded is read back
-from the pixels.
+Every frame of a clip carries its number in the picture (clips.py), so the number of a decoded frame
+is read from its pixels.
 """
 
 import os
@@ -18,24 +18,24 @@ import pytest
 
 from tests.support.clips import HEIGHT, WIDTH, make_clip, mark_rotation, number_in
 from trimtok_cli.errors import MediaError, UsageError
-from trimtok_cli.media import decoder_child as decoders
 from trimtok_cli.media import video
+from trimtok_cli.media.decoders.answer import choose_frames
 from trimtok_cli.media.frames import FrameRule, pick_times
 from trimtok_cli.media.video import load_video
 
 ROOT = Path(__file__).parents[2]
 B_FRAMES = {"bf": "3", "g": "12"}
 HANGS = (
-    "from trimtok_cli.media import decoder_child as decoders; import os, time; from pathlib "
+    "from trimtok_cli.media import decoder_child as child; import os, time; from pathlib "
     "import Path; "
 )
 HANGS += (
-    "decoders._read_pyav = lambda path, *rest: (Path(path + "
-    "'.pid').write_text(str(os.getpid())), time.sleep(60)); decoders.main()"
+    "child.DECODERS['pyav'] = lambda path, *rest: (Path(path + "
+    "'.pid').write_text(str(os.getpid())), time.sleep(60)); child.main()"
 )
 NO_AV = (
-    "from trimtok_cli.media import decoder_child as decoders; decoders.find_spec = lambda "
-    "name: None; decoders.main()"
+    "from trimtok_cli.media import decoder_child; from trimtok_cli.media.decoders import decord; "
+    "decord.find_spec = lambda name: None; decoder_child.main()"
 )
 PATHS = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
 
@@ -48,7 +48,7 @@ def numbers(clip) -> list[int]:
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """Makes each clip once: clips(name, ...) -> path."""
+    """clips(name, ...) -> path of a clip, each of which is made once."""
     folder = tmp_path_factory.mktemp("clips")
 
     def make(name: str, *args, **options) -> Path:
@@ -69,9 +69,8 @@ def plain(clips) -> Path:
 def test_slots_are_sampled_at_their_centres():
     starts = [number / 10 for number in range(40)]
     assert pick_times(starts, 4.0, FrameRule(frames=8)) == [2, 7, 12, 17, 22, 27, 32, 37]
-    assert pick_times(starts, 4.0, FrameRule(frames=20)) == list(
-        range(1, 40, 2)
-    )  # centres that fall on a frame's start
+    # The centres fall on the start of a frame.
+    assert pick_times(starts, 4.0, FrameRule(frames=20)) == list(range(1, 40, 2))
     assert pick_times(starts, 4.0, FrameRule(frames=1)) == [20]
 
 
@@ -95,9 +94,8 @@ def test_span_and_rate():
     assert pick_times(starts, 4.0, FrameRule(frames=2, start=1.0, end=2.0)) == [12, 17]
     assert pick_times(starts, 4.0, FrameRule(frames=2, end=99.0)) == [10, 30]
     assert pick_times(starts, 4.0, FrameRule(fps=1)) == [5, 15, 25, 35]
-    assert pick_times(starts, 4.0, FrameRule(fps=2, frames=4)) == pick_times(
-        starts, 4.0, FrameRule(frames=4)
-    )  # the cap
+    capped = pick_times(starts, 4.0, FrameRule(fps=2, frames=4))
+    assert capped == pick_times(starts, 4.0, FrameRule(frames=4))
     assert pick_times(starts, 4.0, FrameRule(fps=0.01)) == [20]
     assert pick_times(starts, 4.0, FrameRule(fps=1000, frames=999)) == list(range(40))
     assert pick_times(starts, 4.0, FrameRule(start=4.0)) == pick_times([], 0.0, FrameRule()) == []
@@ -132,7 +130,7 @@ def test_a_rule_without_sense_is_a_usage_error(values):
 
 @pytest.mark.parametrize("backend", ["decord", "pyav"])
 def test_b_frames(plain, backend):
-    pytest.importorskip(video._PACKAGES[backend])
+    pytest.importorskip(video.DECODER_PACKAGES[backend])
     clip = load_video(plain, FrameRule(backend=backend))
     assert numbers(clip) == [2, 7, 12, 17, 22, 27, 32, 37]
     assert clip.times == pytest.approx([0.2, 0.7, 1.2, 1.7, 2.2, 2.7, 3.2, 3.7])
@@ -149,7 +147,7 @@ def test_b_frames(plain, backend):
 
 @pytest.mark.parametrize("backend", ["decord", "pyav"])
 def test_variable_frame_rate(clips, backend):
-    pytest.importorskip(video._PACKAGES[backend])
+    pytest.importorskip(video.DECODER_PACKAGES[backend])
     path = clips("vfr.mp4", [0, 1, 2, 3, 20, 21, 22, 50, 51, 80, 81, 82], options=B_FRAMES)
     clip = load_video(path, FrameRule(backend=backend, frames=5, end=8.2))
     assert numbers(clip) == [3, 6, 8] and clip.times == pytest.approx([0.3, 2.2, 5.1])
@@ -159,7 +157,7 @@ def test_variable_frame_rate(clips, backend):
 @pytest.mark.parametrize("backend", ["decord", "pyav"])
 @pytest.mark.parametrize("degrees", [90, 180, 270])
 def test_rotation_is_undone_once(clips, degrees, backend):
-    pytest.importorskip(video._PACKAGES[backend])
+    pytest.importorskip(video.DECODER_PACKAGES[backend])
     path = clips(f"turned{degrees}.mp4", 12, turn=360 - degrees)
     clip = load_video(mark_rotation(path, degrees), FrameRule(backend=backend, frames=3))
     assert numbers(clip) == [2, 6, 10] and clip.rotation == degrees
@@ -208,9 +206,7 @@ def test_files_in_which_decord_takes_wrong_frames_go_to_pyav(clips, name, codec,
 
 
 def repack(source: Path, target: Path, *, drop: int = 0, early: int = 0) -> Path:
-    """The same packets in another file, without those before frame `drop`, and all of them `early`
-    frames sooner.
-    """
+    """The packets in another file, without those before frame `drop`, all `early` frames sooner."""
     with av.open(str(source)) as old, av.open(str(target), "w") as new:
         stream = old.streams.video[0]
         copy = new.add_stream_from_template(stream)
@@ -238,11 +234,11 @@ def test_times_count_from_the_first_frame(plain, tmp_path):
 
 
 def test_a_last_frame_that_stays_long_is_a_warning():
-    chosen, said = decoders._answer("talk.mp4", [0.0, 0.1, 0.2], 30.0, FrameRule(frames=4))
+    chosen, said = choose_frames("talk.mp4", [0.0, 0.1, 0.2], 30.0, FrameRule(frames=4))
     assert chosen == [2] and said["warnings"] == [
         "its last frame is shown for 29.8 seconds; it may be cut short"
     ]
-    assert decoders._answer("talk.mp4", [0.0, 0.1, 0.2], 0.3, FrameRule())[1]["warnings"] == []
+    assert choose_frames("talk.mp4", [0.0, 0.1, 0.2], 0.3, FrameRule())[1]["warnings"] == []
 
 
 def test_an_edit_list_hides_the_frames_before_it(plain, tmp_path):
@@ -288,7 +284,7 @@ def test_decord_alone_reads_every_frame_in_turn(clips, monkeypatch):
     assert numbers(clip) == [1, 4, 7, 10, 13, 16, 20, 23, 26, 29, 32, 35, 38]
 
 
-# What can be wrong
+# Files that are broken, and files that are missing
 
 
 def test_a_span_without_a_frame_names_the_length_and_the_options(plain):
@@ -389,9 +385,7 @@ def test_pyav_alone(plain, monkeypatch):
 
 
 def alive(pid: int) -> bool:
-    """Whether the process runs; one that ended but was not yet fetched by its new parent does
-    not.
-    """
+    """Whether the process runs, as one that ended and waits for its parent does not."""
     status = Path(f"/proc/{pid}/stat")
     if status.parent.parent.joinpath("self").exists():
         return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"

@@ -1,5 +1,5 @@
-"""Every kind of video and moving picture: told by content, read by the demuxer of its kind alone,
-in square pixels, within limits.
+"""Every kind of video and animation: recognised by content, read by the demuxer of its kind alone, in
+square pixels, within limits.
 """
 
 import os
@@ -20,8 +20,8 @@ from PIL import Image
 from tests.support.clips import HEIGHT, WIDTH, make_clip, mark_rotation, number_in, picture
 from trimtok_cli.data import Sample
 from trimtok_cli.errors import MediaError
-from trimtok_cli.media import decoder_child as decoders
 from trimtok_cli.media import kinds, video
+from trimtok_cli.media.decoders import pyav
 from trimtok_cli.media.frames import FrameRule, pick_times
 from trimtok_cli.media.images import load_image
 from trimtok_cli.media.kinds import by_content, kind_of
@@ -30,7 +30,8 @@ from trimtok_cli.media.video import VIDEO_SUFFIXES, load_video
 ROOT = Path(__file__).parents[2]
 PATHS = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
 
-CONTAINERS = {  # ending -> codec
+# Ending -> codec.
+CONTAINERS = {
     "mp4": "libx264",
     "m4v": "libx264",
     "mov": "libx264",
@@ -106,7 +107,7 @@ def test_what_pyav_decodes_is_read_whatever_it_is_called(tmp_path, ending):
     "shape", [Fraction(4, 3), Fraction(2), Fraction(8, 9), Fraction(1, 2), Fraction(1)]
 )
 def test_pixels_that_are_not_square_are_drawn_out(tmp_path, shape, turn, backend):
-    pytest.importorskip(video._PACKAGES[backend])
+    pytest.importorskip(video.DECODER_PACKAGES[backend])
     path = tmp_path / "dvd.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=10)
@@ -132,9 +133,9 @@ def test_pixels_that_are_not_square_are_drawn_out(tmp_path, shape, turn, backend
 
 def test_a_strange_shape_is_not_believed():
     stream = type("Stream", (), {"sample_aspect_ratio": Fraction(1000, 1)})
-    assert decoders._shape(stream) == 1
+    assert pyav.pixel_shape_of(stream) == 1
     stream.sample_aspect_ratio = None
-    assert decoders._shape(stream) == 1
+    assert pyav.pixel_shape_of(stream) == 1
 
 
 # Moving pictures
@@ -228,7 +229,7 @@ def test_kind_of_waits_for_no_pipe(tmp_path):
     assert kind_of(tmp_path / "pipe.mp4") == kind_of(tmp_path) == "other"
 
 
-# What never reaches FFmpeg
+# Files that never reach FFmpeg
 
 SDP = (
     b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP "
@@ -273,7 +274,7 @@ def test_the_demuxer_is_named_and_the_protocol_is_file(tmp_path, monkeypatch):
     ):
         (tmp_path / "x").write_bytes(head)
         with pytest.raises(ValueError, match="enough"):
-            decoders._open(str(tmp_path / "x"), "x")
+            pyav.open_stream(str(tmp_path / "x"), "x")
         assert asked.pop() == {
             "format": kinds.DEMUXERS[kind],
             "options": {"protocol_whitelist": "file"},
@@ -287,12 +288,12 @@ def test_frames_that_do_not_fit_are_shrunk_and_it_is_said(tmp_path, monkeypatch)
     monkeypatch.setattr(
         video,
         "_CHILD",
-        PATHS + "from trimtok_cli.media import decoder_child as decoders; decoders.MOST_PIXELS = "
-        "12288; decoders.main()",
+        PATHS + "from trimtok_cli.media import decoder_child; from trimtok_cli.media.decoders "
+        "import decord, pyav; decord.MOST_PIXELS = pyav.MOST_PIXELS = 12288; decoder_child.main()",
     )
     path = make_clip(tmp_path / "a.mp4", 20)
     for backend in ("pyav", "decord"):
-        if not video.find_spec(video._PACKAGES[backend]):
+        if not video.find_spec(video.DECODER_PACKAGES[backend]):
             continue
         clip = load_video(path, FrameRule(frames=8, backend=backend))
         assert (clip.width, clip.height) == clip.frames[0].size == (48, 32)
@@ -317,8 +318,8 @@ def test_a_frame_over_the_limit_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(
         video,
         "_CHILD",
-        PATHS + "from trimtok_cli.media import decoder_child as decoders; decoders.MOST_FRAME = "
-        "6000; decoders.main()",
+        PATHS + "from trimtok_cli.media import decoder_child; from trimtok_cli.media.decoders "
+        "import pyav; pyav.MOST_FRAME = 6000; decoder_child.main()",
     )
     with pytest.raises(
         MediaError, match=r"frames of 96 x 64 pixels, more than the limit of 6000; make it smaller"
@@ -330,8 +331,8 @@ def test_large_frames_are_left_to_pyav_which_holds_few(tmp_path, monkeypatch):
     monkeypatch.setattr(
         video,
         "_CHILD",
-        PATHS + "from trimtok_cli.media import decoder_child as decoders; decoders._MANY = 6000; "
-        "decoders.main()",
+        PATHS + "from trimtok_cli.media import decoder_child; from trimtok_cli.media.decoders "
+        "import pyav; pyav.LARGE_FRAME = 6000; decoder_child.main()",
     )
     clip = load_video(make_clip(tmp_path / "a.mp4", 4), FrameRule(frames=2))
     assert numbers(clip) == [1, 3] and clip.decoder == "pyav"
@@ -426,8 +427,9 @@ def test_the_largest_numbers_take_every_frame_of_a_file(tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="POSIX limits")
 @pytest.mark.parametrize("lack", ["TMPDIR", "a full TMPDIR", "files", "processes", "memory"])
 def test_what_the_machine_lacks_is_not_put_on_the_file(tmp_path, lack):
-    """In a child with the limit set; root may start processes whatever the limit, so the call
-    itself is made to fail.
+    """Runs in a child with the limit set.
+
+    Root may start processes whatever the limit, so the call itself is made to fail.
     """
     path = make_clip(tmp_path / "good.mp4", 4)
     Image.fromarray(picture(1)).save(tmp_path / "good.png")

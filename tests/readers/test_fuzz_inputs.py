@@ -1,5 +1,5 @@
-"""Arbitrary bytes, rows, lists and names into the readers: nothing is raised but one sentence, and
-what goes in comes out.
+"""Arbitrary bytes, rows, lists and names into the readers: they raise nothing but one sentence, and
+lose no row and no name.
 """
 
 import io
@@ -91,7 +91,7 @@ SOUND = {"question_id": "sound", "image": "a.png", "text": "?"}
 
 
 class Folder:
-    """A folder of its own for every example, and the current one while it lasts."""
+    """A folder of its own for an example, and the current folder inside the context."""
 
     def __enter__(self):
         self.before, self.folder = os.getcwd(), tempfile.TemporaryDirectory()
@@ -104,9 +104,7 @@ class Folder:
 
 
 def samples(call, *args, **options):
-    """The samples, each of which says what it is about or what is wrong; None where all was refused
-    in one sentence.
-    """
+    """The samples, each with its media or its problem; None for a refusal of one sentence."""
     try:
         source = call(*args, **options)
         found = list(source.samples)

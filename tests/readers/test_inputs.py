@@ -1,5 +1,5 @@
-"""Nothing that is named is answered wrongly in silence, nothing vanishes, and no name ends a run:
-the readers, case by case.
+"""The readers, case by case: nothing that is named is answered wrongly in silence, nothing vanishes,
+and no name ends a run.
 """
 
 import io
@@ -415,7 +415,7 @@ def test_of_a_stream_of_another_shape_one_line_may_be_a_row(monkeypatch):
 
 
 class pipe:
-    """The name of an anonymous pipe with `content` in it, as a shell's <(...) gives it."""
+    """The name of an anonymous pipe that holds `content`, as a shell's <(...) gives it."""
 
     def __init__(self, content):
         self.content = content
@@ -473,7 +473,7 @@ def test_a_large_file_of_another_shape_is_refused_in_bounded_time():
     assert time.perf_counter() - begun < 15
 
 
-# What is read once, and what changes
+# Sources that are read once, and files that change
 
 
 def test_a_pipe_is_read_once_and_its_rows_are_answered():
@@ -587,7 +587,7 @@ def test_a_file_that_is_named_twice_is_answered_twice_and_that_is_said():
     assert not read_images(["in"]).notes
 
 
-# What lies beside pictures
+# Files beside pictures
 
 
 SIDECARS = {
@@ -641,9 +641,8 @@ def test_where_all_that_was_named_is_no_picture_that_is_an_error():
     assert "no image and no video" in refusal(read_images, ["a.txt"])
     assert "no image and no video" in refusal(read_images, ["c.html"])
     assert "/dev/null" in refusal(read_images, ["/dev/null"])
-    assert ids(read_images([put("renamed.txt", JPEG)])) == [
-        "renamed.txt"
-    ]  # its content is a picture's
+    # The content counts, not the ending.
+    assert ids(read_images([put("renamed.txt", JPEG)])) == ["renamed.txt"]
 
 
 def test_a_folder_as_a_downloader_leaves_it():
@@ -725,8 +724,9 @@ def test_folders_that_link_to_each_other_are_visited_once():
 
 @pytest.fixture
 def deep():
-    """1,500 folders within each other and a picture in the last; taken away again, as pytest would
-    recurse.
+    """1,500 folders, one in the other, and a picture in the last.
+
+    They are removed here, as pytest would recurse.
     """
     here = os.getcwd()
     for _ in range(1500):

@@ -1,4 +1,4 @@
-"""Readers: which samples a source holds, in which order, and what is said when it holds none."""
+"""Readers: which samples a source holds, in which order, and the message where it holds none."""
 
 import io
 import json
@@ -405,9 +405,8 @@ def test_lines(here):
         "line 6",
     )
     assert "line 6" in third.problem  # blank lines count as lines of the file
-    path = rows(
-        "q.jsonl", "\ufeff" + json.dumps({"text": "a"}), '\ufeff{"text": "b"}', "\ufeff"
-    )  # files joined by `cat`
+    # Files joined by `cat`, each with its byte order mark.
+    path = rows("q.jsonl", "\ufeff" + json.dumps({"text": "a"}), '\ufeff{"text": "b"}', "\ufeff")
     assert [sample.question for sample in read(path)] == ["a", "b"]
 
 

@@ -16,10 +16,10 @@ from trimtok_cli.models.preprocessor import Inputs, Preprocessor
 
 HANGS = (
     "import os, time; from pathlib import Path; from trimtok_cli.media import decoder_child "
-    "as decoders; read = decoders._read_decord; "
+    "as child; read = child.DECODERS['decord']; "
     "hang = lambda path: (Path(path + '.pid').write_text(str(os.getpid())), time.sleep(60)); "
-    "decoders._read_decord = lambda path, *rest: hang(path) if 'hang' in path else "
-    "read(path, *rest); decoders.main()"
+    "child.DECODERS['decord'] = lambda path, *rest: hang(path) if 'hang' in path else "
+    "read(path, *rest); child.main()"
 )
 
 

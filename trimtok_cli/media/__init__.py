@@ -1,1 +1,1 @@
-"""From a file to pixels: one file per kind of media. Knows no model and no command line."""
+"""Image and video files -> upright RGB pixels. Knows no model and no command line."""

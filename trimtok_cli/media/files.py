@@ -1,5 +1,5 @@
-"""The words for a file that cannot be read: whose fault it is, the file's, its path's or the
-machine's. Opens nothing.
+"""The sentences for a file that cannot be read, by where the fault lies: the file, its path or the
+machine. Opens no file.
 """
 
 import errno
@@ -11,7 +11,7 @@ from os import stat_result
 
 from trimtok_cli.errors import MediaError
 
-# What the machine lacks is not put on the file. errno -> (what, what to do)
+# errno -> (what the machine lacks, what to do). The file is not blamed for these.
 _MACHINE = {
     errno.EMFILE: ("this process may open no more files", "raise the limit with `ulimit -n`"),
     errno.ENFILE: ("this machine may open no more files", "close other programs"),
@@ -27,9 +27,7 @@ _MACHINE = {
 
 
 def machine_fault(error: BaseException) -> str:
-    """`what; what to do` where the machine lacks something; empty where the error is of another
-    kind.
-    """
+    """`what the machine lacks; what to do` for such an error; "" for any other."""
     if isinstance(error, MemoryError):
         return "; ".join(_MACHINE[errno.ENOMEM])
     if isinstance(error, RuntimeError) and "start new thread" in str(error):
@@ -38,8 +36,9 @@ def machine_fault(error: BaseException) -> str:
 
 
 def refuse_irregular(status: stat_result, name: str, kind: str) -> None:
-    """`kind` is what the file should be: image or video. Opening a named pipe would wait
-    forever.
+    """Raises MediaError for a folder, an empty file and a pipe, whose opening would wait forever.
+
+    kind: what the file should be, image or video.
     """
     article = "an" if kind == "image" else "a"
     if stat.S_ISDIR(status.st_mode):
@@ -50,8 +49,8 @@ def refuse_irregular(status: stat_result, name: str, kind: str) -> None:
         raise MediaError(f"{name} is empty (0 bytes); fetch or save it again")
 
 
-def plain(error: BaseException | str) -> str:
-    """A library's reason without what it quotes: bytes of a file are nobody's to print."""
+def unquoted(error: BaseException | str) -> str:
+    """A library's reason without anything it quotes: bytes of a file must not be printed."""
     text = re.split(r"[:'\"(<\\]", " ".join(str(error).split()))[0].strip()[:120]
     return text or (
         type(error).__name__ if isinstance(error, BaseException) else "no reason is given"
@@ -59,9 +58,10 @@ def plain(error: BaseException | str) -> str:
 
 
 @contextmanager
-def blamed(name: str) -> Iterator[None]:
-    """Whatever goes wrong with the file `name` becomes a MediaError; a broken file makes a library
-    raise anything.
+def as_media_error(name: str) -> Iterator[None]:
+    """Turns any error into a MediaError about the file `name`.
+
+    A broken file can make a library raise any exception.
     """
     try:
         yield
@@ -78,12 +78,13 @@ def blamed(name: str) -> Iterator[None]:
     except Exception as error:
         if fault := machine_fault(error):
             raise MediaError(f"{name} cannot be read, as {fault}") from error
-        if isinstance(error, OSError) and error.errno:  # Pillow's own OSErrors carry no number
+        # Pillow's own OSErrors carry no number.
+        if isinstance(error, OSError) and error.errno:
             raise MediaError(f"{name} cannot be read ({error.strerror}); check the path") from error
         if isinstance(error, ValueError) and "\0" in name:
             raise MediaError(
                 f"{name} cannot be read (a NUL character in its name); check the path"
             ) from error
         raise MediaError(
-            f"{name} is damaged or cut short ({plain(error)}); fetch or save it again"
+            f"{name} is damaged or cut short ({unquoted(error)}); fetch or save it again"
         ) from error

@@ -1,4 +1,4 @@
-"""Which frames of a video are read, and what they come as."""
+"""Which frames of a video are read, and the Clip that they come as. Opens no file."""
 
 import math
 from bisect import bisect_right
@@ -9,21 +9,24 @@ from PIL import Image
 
 from trimtok_cli.data import FrameRule
 
-_PACKAGES = {"decord": "decord", "pyav": "av"}
+# Video decoders in the order in which they are asked -> the package of each.
+DECODER_PACKAGES = {"decord": "decord", "pyav": "av"}
 
-_FINEST = 1e9  # frames a second: more are no more
+# Frames a second; a higher rate takes no more frames.
+_FINEST = 1e9
 
-_SLACK = 1e-3  # seconds: decord tells times in 32-bit floats, Matroska rounds them to milliseconds
+# Seconds: decord holds times as 32-bit floats, Matroska rounds them to milliseconds.
+_SLACK = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """Frames of a video, upright RGB; `times` are when each is first shown, in seconds after the
-    video's first frame.
+    """Frames of a video as upright RGB, and what the file was.
 
-    `duration` is in seconds; `fps`, `num_frames` are the whole file's, fps on average; `width`,
-    `height` are upright pixels; `rotation` is how far the stored pictures were turned clockwise;
-    `decoder` is decord, pyav or, for pictures, pillow.
+    times: when each frame is first shown, in seconds after the video's first frame; duration in
+    seconds; fps (on average), num_frames: of the whole file; width, height: upright pixels;
+    rotation: degrees clockwise by which the stored frames were turned; decoder: decord, pyav or,
+    for pictures, pillow.
     """
 
     frames: tuple[Image.Image, ...]
@@ -39,14 +42,14 @@ class Clip:
 
 
 def pick_times(starts: Sequence[float], duration: float, rule: FrameRule) -> list[int]:
-    """Ascending numbers of the frames to take, none twice; empty where nothing is shown in the
-    span.
+    """The numbers of the frames to take: ascending, none twice; [] where the span shows nothing.
 
-    `starts` are when the frames appear (seconds, ascending, the first at 0). The span is cut into
-    equal slots, and the frame on screen at the middle of each is taken, so a frame that stays long
-    counts for no more than it shows.
+    starts: when the frames appear, in seconds, ascending, the first at 0; duration in seconds. The
+    span is cut into equal slots, and the frame on screen at the middle of each slot is taken. A
+    frame that stays long is taken once.
     """
-    span = min(duration, math.inf if rule.end is None else rule.end) - rule.start
+    end = duration if rule.end is None else min(duration, rule.end)
+    span = end - rule.start
     if span <= 0 or not starts:
         return []
     count = max(1, min(rule.frames, int(span * _FINEST)))
@@ -54,13 +57,15 @@ def pick_times(starts: Sequence[float], duration: float, rule: FrameRule) -> lis
     rate = None if rule.fps is None else min(rule.fps, _FINEST)
     if rate is not None and (wanted := max(1, math.ceil(span * rate - 0.5 - _SLACK))) <= count:
         count, step = wanted, min(span, 1 / rate)
-    shown, slot = set(), 0
+    shown: set[int] = set()
+    slot = 0
     while slot < count:
-        number = max(0, bisect_right(starts, rule.start + (slot + 0.5) * step + _SLACK) - 1)
+        middle = rule.start + (slot + 0.5) * step
+        number = max(0, bisect_right(starts, middle + _SLACK) - 1)
         shown.add(number)
         if number + 1 == len(starts):
             break
-        # Slots in which the same frame stays are passed over, all but the last, so that rounding
+        # Slots in which the same frame stays are skipped. The last of them is not, so that rounding
         # does no harm.
         after = math.floor((starts[number + 1] - _SLACK - rule.start) / step - 0.5) - 1
         slot = max(slot + 1, after)

@@ -1,5 +1,6 @@
-"""What a file is by its first bytes, whatever its name ends with. Knows no decoder; whether a file
-is sound is theirs to say.
+"""The kind of a file by its first bytes, whatever its name ends with.
+
+Knows no decoder, and does not say whether a file is sound.
 """
 
 import os
@@ -12,26 +13,27 @@ from typing import BinaryIO
 
 from trimtok_cli.data import Sample
 
-# empty, missing, or not to be opened by this user: nothing can be said of its content
+# The kind of a file that is empty, missing, or not to be opened by this user.
 UNKNOWN = "unknown"
 
-HEAD = 4096  # bytes that are looked at
+# Bytes that are looked at.
+HEAD = 4096
 
-_FRONT = (
-    64  # bytes that may stand before a picture: white space or a header that a server let slip in
-)
+# Bytes that may stand before a picture: white space, or a header that a server let slip in.
+_FRONT = 64
 
 _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 
 _AVIF = (b"avif", b"avis")
 
-_NO_PICTURES = (b"M4A ", b"M4B ", b"M4P ", b"crx ")  # songs, audio books, raw photographs
+# Brands of MP4 files that are no video: songs, audio books, raw photographs.
+_NO_VIDEO = (b"M4A ", b"M4B ", b"M4P ", b"crx ")
 
 _STARTS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP", re.DOTALL)
 
 _BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
 
-# The demuxer of FFmpeg that each container is read with; no other ever sees the file.
+# Kind of video file -> the demuxer of FFmpeg that reads it; no other demuxer ever sees the file.
 DEMUXERS = {
     "mp4": "mov",
     "ts": "mpegts",
@@ -67,8 +69,7 @@ _CONTAINERS = {
     b"\0\0\0\1@\1": "hevc",
 }
 
-# What else a file may be, so that a message can say it without quoting the file. The first that
-# fits is taken.
+# Other kinds of files, for messages, which quote no byte of a file. The first that fits is taken.
 _OTHERS = (
     (rb"\s*$", "nothing but white space"),
     (rb"\0+$", "nothing but zeros"),
@@ -92,21 +93,12 @@ _OTHERS = (
 
 
 def picture(head: bytes) -> tuple[str, int]:
-    """Pillow's name of the picture's format and the offset at which it begins; ("", 0) where it is
-    none that is read.
+    """(format, offset) of a picture: Pillow's name of the format, and where the picture begins.
+
+    ("", 0) for a file that is no picture, or one of a format that is not read.
     """
     if head[4:8] == b"ftyp":
-        brands = [
-            head[at : at + 4]
-            for at in (8, *range(16, min(int.from_bytes(head[:4], "big"), len(head)), 4))
-        ]
-        if brands[0] in _AVIF or (
-            brands[0] in _HEIF
-            and brands[0] in (b"mif1", b"msf1")
-            and any(b in _AVIF for b in brands)
-        ):
-            return "AVIF", 0
-        return ("HEIF", 0) if brands[0] in _HEIF else ("", 0)
+        return _heif_format(head), 0
     if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in _BMP_HEADERS:
         return "BMP", 0
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
@@ -119,63 +111,74 @@ def picture(head: bytes) -> tuple[str, int]:
         return "ICO", 0
     if head[:4] == b"qoif":
         return "QOI", 0
-    if found := _STARTS.search(head[: _FRONT + 16]):
-        mark = found.group()[:1]
-        return {b"\xff": "JPEG", b"\x89": "PNG", b"G": "GIF", b"R": "WEBP"}[mark], found.start()
+    if start := _STARTS.search(head[: _FRONT + 16]):
+        format = {b"\xff": "JPEG", b"\x89": "PNG", b"G": "GIF", b"R": "WEBP"}[start.group()[:1]]
+        return format, start.start()
     return "", 0
 
 
+def _heif_format(head: bytes) -> str:
+    """HEIF, AVIF or "" for a file that begins with an `ftyp` box, by its brands."""
+    end = min(int.from_bytes(head[:4], "big"), len(head))
+    main, *others = (head[at : at + 4] for at in (8, *range(16, end, 4)))
+    if main in _AVIF:
+        return "AVIF"
+    if main in (b"mif1", b"msf1") and any(brand in _AVIF for brand in others):
+        return "AVIF"
+    return "HEIF" if main in _HEIF else ""
+
+
 def container(head: bytes) -> str:
-    """The kind of video file, a key of DEMUXERS; empty where it is none. An allow-list: FFmpeg
-    would follow a playlist.
+    """The kind of video file, a key of DEMUXERS; "" for any other file.
+
+    An allow-list, as FFmpeg would follow a playlist.
     """
-    if (
-        head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
-        and not picture(head)[0]
-    ):
-        return "" if head[4:8] == b"ftyp" and head[8:12] in _NO_PICTURES else "mp4"
+    is_mp4 = head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
+    if is_mp4 and not picture(head)[0]:
+        return "" if head[4:8] == b"ftyp" and head[8:12] in _NO_VIDEO else "mp4"
     if head[:4] == b"RIFF":
         return "avi" if head[8:12] in (b"AVI ", b"AVIX") else ""
-    for packet, first in ((188, 0), (192, 4)):
-        marks = head[first::packet][:5]
-        if (
-            len(marks) > 1 and set(marks) == {ord("G")} and re.search(rb"[\0\xff]", head)
-        ):  # a text may say G so often
-            return "ts"
+    # A text may have a G at all these offsets too, but neither of these bytes.
+    if re.search(rb"[\0\xff]", head):
+        for packet, first in ((188, 0), (192, 4)):
+            marks = head[first::packet][:5]
+            if len(marks) > 1 and set(marks) == {ord("G")}:
+                return "ts"
     return next((kind for mark, kind in _CONTAINERS.items() if head.startswith(mark)), "")
 
 
 def looks_like(head: bytes) -> str:
-    """A few words for the user; no byte of the file is in them."""
+    """The look of a file in a few words for the user, without a byte of the file."""
     if container(head):
         return "a video"
     if format := picture(head)[0]:
-        return f"{'an' if format in ('AVIF', 'HEIF', 'ICO') else 'a'} {format} picture"
+        article = "an" if format in ("AVIF", "HEIF", "ICO") else "a"
+        return f"{article} {format} picture"
     for pattern, words in _OTHERS:
         if re.match(pattern, head, re.DOTALL):
             return words
-    text = not re.search(rb"[\0-\x08\x0e-\x1a\x1c-\x1f\x7f]", head)
-    return "a text file" if text else "nothing known"
+    has_controls = re.search(rb"[\0-\x08\x0e-\x1a\x1c-\x1f\x7f]", head)
+    return "nothing known" if has_controls else "a text file"
 
 
 def head_kind(head: bytes) -> str:
-    """`image`, `video` or "" for neither, of a file that begins with these bytes.
+    """`image`, `video` or "" for a file that begins with these bytes.
 
-    A picture behind some other bytes, which is mended when it is loaded, is none here: a text may
-    speak of GIF89a.
+    A picture behind some other bytes is mended when it is loaded, but does not count here: a text
+    may speak of GIF89a.
     """
-    kind, (format, start) = container(head), picture(head)
+    format, start = picture(head)
     if format:
         return "" if start else "image"
+    kind = container(head)
     return "video" if kind and (kind != "ogg" or b"\x80theora" in head) else ""
 
 
 def media_kind(path: str | os.PathLike[str]) -> str:
-    """As `head_kind`, or `unknown` where there is nothing to look at. Never raises, and opens no
-    pipe and no device.
+    """`image`, `video` or "" by content; `unknown` where there is nothing to look at.
 
-    A search of folders asks this of names whose ending says nothing (`d`, `b.jpg_large`,
-    `c.jpg?width=1200`).
+    Never raises, and opens no pipe and no device. For names whose ending says nothing (`d`,
+    `b.jpg_large`, `c.jpg?width=1200`).
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -188,10 +191,10 @@ def media_kind(path: str | os.PathLike[str]) -> str:
 
 
 def kind_of(path: Path) -> str:
-    """`image`, `video`, `animated` (a GIF that loops, WebP, PNG or AVIF with several frames) or
-    `other`, by content.
+    """`image`, `video`, `animated` or `other`, by content.
 
-    Reads a few kB at most. OSError, ValueError (a NUL in the path) where the file cannot be opened.
+    animated: a GIF that loops, or a WebP, PNG or AVIF of several frames. Reads a few kB at most.
+    OSError, or ValueError for a NUL in the path, where the file cannot be opened.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         return "other"
@@ -204,31 +207,26 @@ def kind_of(path: Path) -> str:
 
 
 def by_content(sample: Sample) -> Sample:
-    """The sample with an only image that is a video as its video, and an only video that is a still
-    picture as its image.
-    """
-    with suppress(OSError, ValueError):  # what cannot be opened says so when it is loaded
-        question = sample.question
-        if sample.video is not None and not sample.images and kind_of(sample.video) == "image":
+    """The sample, with its only file as an image or as a video, whichever the content is."""
+    question, video = sample.question, sample.video
+    # A file that cannot be opened says so when it is loaded.
+    with suppress(OSError, ValueError):
+        if video is not None and not sample.images and kind_of(video) == "image":
             question = question and question.replace("<video>", "<image>")
-            return replace(sample, images=(sample.video,), video=None, question=question)
-        if (
-            sample.video is None
-            and len(sample.images) == 1
-            and kind_of(sample.images[0]) == "video"
-        ):
+            return replace(sample, images=(video,), video=None, question=question)
+        if video is None and len(sample.images) == 1 and kind_of(sample.images[0]) == "video":
             question = question and question.replace("<image>", "<video>")
             return replace(sample, images=(), video=sample.images[0], question=question)
     return sample
 
 
 def _moves(file: BinaryIO, head: bytes, format: str, start: int) -> bool:
+    """Whether a picture that begins at the offset `start` is animated, by its header."""
     if format == "GIF":
         return any(mark in head for mark in (b"NETSCAPE2.0", b"ANIMEXTS1.0"))
     if format == "WEBP":
-        return head[start + 12 : start + 16] == b"VP8X" and bool(
-            head[start + 20 : start + 21] > b"" and head[start + 20] & 2
-        )
+        flags = head[start + 20 : start + 21]
+        return head[start + 12 : start + 16] == b"VP8X" and bool(flags and flags[0] & 2)
     if format == "PNG":
         at = start + 8
         for _ in range(100):

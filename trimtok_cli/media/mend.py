@@ -1,58 +1,46 @@
 """Sound pictures in damaged files: what any browser shows whole is made readable, and what was
 wrong is noted.
 
-A PNG is handed on without the text that Pillow refuses when it is long; a JPEG is given the end
-mark it lacks, a WebP its true length. Whether a JPEG's pixels are all there is found out by
-decoding it twice. Pixels are the business of pixels.py.
+A PNG is handed on without the text that Pillow refuses when it is long. A WebP is given its true
+length, a JPEG the end mark that it lacks. Knows bytes only: pixels are the business of pixels.py,
+and whether a JPEG's pixels are all there that of jpeg_marks.py.
 """
 
-import re
 import struct
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import BinaryIO
 
-from PIL import Image
-
 from trimtok_cli.errors import MediaError
+from trimtok_cli.media import jpeg_marks
 
-MOST_FILE = 500_000_000  # bytes of a file that is read at once
+# Bytes of a file that is read at once.
+MOST_FILE = 500_000_000
 
-MOST_SCANS, MOST_SCANNED = (
-    100,
-    3_000_000_000,
-)  # scans of a JPEG, and scans times pixels: a few seconds
+# Bytes of a PNG's text, and of its profile or any other chunk that is no picture.
+_MOST_TEXT = 1 << 20
+_MOST_PROFILE = 16 << 20
 
-_MOST_TEXT, _MOST_PROFILE = 1 << 20, 16 << 20
-
-_FILLER = bytes(
-    (170 + 73 * i) % 251 for i in range(64)
-)  # pixels out of nothing; no 0xFF, which would be a mark
-
-_END = b"\xff\xd9"
-
+# Chunks of a PNG that are handed on.
 _PNG_KEPT = (
-    b"IHDR",
-    b"PLTE",
-    b"IDAT",
-    b"IEND",
-    b"tRNS",
-    b"eXIf",
-    b"gAMA",
-    b"cHRM",
-    b"sRGB",
-    b"acTL",
-    b"fcTL",
-    b"fdAT",
+    *(b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf", b"gAMA", b"cHRM", b"sRGB"),
+    *(b"acTL", b"fcTL", b"fdAT"),
 )
 
-_PNG_TEXT = (
+# Chunks of a PNG that are read and not handed on.
+_PNG_READ = (b"iCCP", b"sBIT")
+
+_PNG_TEXT = (b"iTXt", b"tEXt", b"zTXt")
+
+# Text that tells which way is up.
+_PNG_TEXT_KEPT = (
     b"XML:com.adobe.xmp\0",
     b"Raw profile type exif\0",
     b"Raw profile type APP1\0",
-)  # which way is up
+)
+
+TOO_SHORT = "the picture ends too soon"
 
 
 @dataclass
@@ -60,8 +48,8 @@ class Mended:
     """A file that Pillow can read, and what it says beside its pixels.
 
     profile: a PNG's colour profile; bits: how many bits of a grey sample are used (0: not said);
-    deep: 16 bits a colour; size: known before it is opened, else (0, 0); jpeg: what was found in a
-    JPEG's marks.
+    deep: a colour has 16 bits; size: (width, height) known before the file is opened, else (0, 0);
+    jpeg: the marks of a JPEG.
     """
 
     file: BinaryIO
@@ -70,12 +58,13 @@ class Mended:
     bits: int = 0
     deep: bool = False
     size: tuple[int, int] = (0, 0)
-    jpeg: "Marks | None" = None
+    jpeg: jpeg_marks.Marks | None = None
 
 
 def mend(file: BinaryIO, format: str, start: int, name: str) -> Mended:
-    """The file from `start` on. ValueError where it is certainly damaged, MediaError where it would
-    take too much.
+    """The file from the offset `start` on, made readable.
+
+    ValueError where the file is certainly damaged, MediaError where it would take too much.
     """
     if format in ("PNG", "JPEG", "WEBP") or start:
         read = {"PNG": _png, "JPEG": _jpeg, "WEBP": _webp}.get(format, _whole)
@@ -83,13 +72,10 @@ def mend(file: BinaryIO, format: str, start: int, name: str) -> Mended:
     else:
         file.seek(0)
         mended = Mended(file)
-    if start:
-        bytes_were = (
-            f"{start} bytes in front of the picture were"
-            if start > 1
-            else "byte in front of the picture was"
-        )
-        mended.notes += (f"the {bytes_were} passed over",)
+    if start == 1:
+        mended.notes += ("the byte in front of the picture was passed over",)
+    elif start:
+        mended.notes += (f"the {start} bytes in front of the picture were passed over",)
     return mended
 
 
@@ -97,8 +83,12 @@ def _read(file: BinaryIO, start: int, name: str) -> bytes:
     file.seek(start)
     data = file.read(MOST_FILE + 1)
     if len(data) > MOST_FILE:
-        raise MediaError(f"{name} has more bytes than the limit of {MOST_FILE}; save it again")
+        raise _too_long(name)
     return data
+
+
+def _too_long(name: str) -> MediaError:
+    return MediaError(f"{name} has more bytes than the limit of {MOST_FILE}; save it again")
 
 
 def _whole(file: BinaryIO, start: int, name: str) -> Mended:
@@ -109,10 +99,11 @@ def _whole(file: BinaryIO, start: int, name: str) -> Mended:
 
 
 def _png(file: BinaryIO, start: int, name: str) -> Mended:
-    """Only the chunks that make the picture. Text is passed over unread, as are chunks that nobody
-    knows.
-    """
-    kept, mended, held, damaged = [b"\x89PNG\r\n\x1a\n"], Mended(file), 0, False
+    """Only the chunks that make the picture. Text and unknown chunks are passed over unread."""
+    mended = Mended(file)
+    kept = [b"\x89PNG\r\n\x1a\n"]
+    num_kept_bytes = 0
+    damaged = False
     at = start + 8
     while True:
         file.seek(at)
@@ -121,41 +112,22 @@ def _png(file: BinaryIO, start: int, name: str) -> Mended:
             break
         length, kind = struct.unpack(">I4s", head)
         at += 12 + length
-        wanted = (
-            kind in _PNG_KEPT
-            or kind[:1].isupper()
-            or kind in (b"iCCP", b"sBIT")
-            or (kind in (b"iTXt", b"tEXt", b"zTXt"))
-        )
-        if not wanted or (kind[:1].islower() and length > _MOST_PROFILE and kind != b"fdAT"):
+        if not _is_wanted(file, kind, length):
             continue
-        if kind.endswith((b"TXt", b"EXt")):
-            text = file.read(min(length, 25))
-            if length > _MOST_TEXT or not text.startswith(_PNG_TEXT):
-                continue
-            file.seek(at - 4 - length)
         body = file.read(length)
-        check = file.read(4)
+        checksum = file.read(4)
         if kind[:1].islower() and kind not in (b"fcTL", b"fdAT"):
-            if struct.pack(">I", zlib.crc32(kind + body)) != check:
+            if struct.pack(">I", zlib.crc32(kind + body)) != checksum:
                 damaged = True
                 continue
-            if kind == b"iCCP":
-                mended.profile = _inflated(body.partition(b"\0")[2][1:], _MOST_PROFILE) or b"broken"
-                continue
-            if kind == b"zTXt" and not _inflated(body.partition(b"\0")[2][1:], _MOST_TEXT):
-                continue
-            if kind == b"sBIT":
-                mended.bits = body[0] if len(body) in (1, 2) else 0
-                continue
-            if kind == b"eXIf" and length > _MOST_TEXT:
+            if not _is_handed_on(mended, kind, body):
                 continue
         if kind == b"IHDR" and length == 13:
             mended.deep = body[8] == 16
-        held += length
-        if held > MOST_FILE:
-            raise MediaError(f"{name} has more bytes than the limit of {MOST_FILE}; save it again")
-        kept += [head, body, check]
+        num_kept_bytes += length
+        if num_kept_bytes > MOST_FILE:
+            raise _too_long(name)
+        kept += [head, body, checksum]
         if kind == b"IEND":
             break
     mended.file = BytesIO(b"".join(kept))
@@ -164,8 +136,39 @@ def _png(file: BinaryIO, start: int, name: str) -> Mended:
     return mended
 
 
+def _is_wanted(file: BinaryIO, kind: bytes, length: int) -> bool:
+    """Whether a chunk of a PNG is read, by its kind, its length and a text's keyword.
+
+    The file stands at the chunk's body, before and after.
+    """
+    known = kind in _PNG_KEPT or kind in _PNG_READ or kind in _PNG_TEXT
+    if not (known or kind[:1].isupper()):
+        return False
+    if kind[:1].islower() and length > _MOST_PROFILE and kind != b"fdAT":
+        return False
+    if kind.endswith((b"TXt", b"EXt")):
+        body = file.tell()
+        keyword = file.read(min(length, 25))
+        file.seek(body)
+        return length <= _MOST_TEXT and keyword.startswith(_PNG_TEXT_KEPT)
+    return True
+
+
+def _is_handed_on(mended: Mended, kind: bytes, body: bytes) -> bool:
+    """Whether Pillow is given a sound chunk beside the pixels. Profile and bits go to `mended`."""
+    if kind == b"iCCP":
+        mended.profile = _inflated(body.partition(b"\0")[2][1:], _MOST_PROFILE) or b"broken"
+        return False
+    if kind == b"sBIT":
+        mended.bits = body[0] if len(body) in (1, 2) else 0
+        return False
+    if kind == b"zTXt":
+        return bool(_inflated(body.partition(b"\0")[2][1:], _MOST_TEXT))
+    return kind != b"eXIf" or len(body) <= _MOST_TEXT
+
+
 def _inflated(packed: bytes, most: int) -> bytes:
-    """What zlib packed, or nothing where it is broken or too long."""
+    """The bytes that zlib packed; nothing where they are broken or more than `most`."""
     inflater = zlib.decompressobj()
     try:
         text = inflater.decompress(packed, most)
@@ -178,161 +181,73 @@ def _inflated(packed: bytes, most: int) -> bytes:
 
 
 def _webp(file: BinaryIO, start: int, name: str) -> Mended:
-    """Its chunks under a header that tells their true length; what was cut off behind the picture
-    is left out.
-    """
+    """The chunks under a header that tells their true length, without a note that was cut off."""
     data = _read(file, start, name)
     mended = Mended(BytesIO(data), size=_webp_size(data))
-    chunks, at, notes = [], 12, []
+    told_length = int.from_bytes(data[4:8], "little")
+    chunks: list[bytes] = []
+    notes: list[str] = []
+    has_picture = False
+    at = 12
     while at + 8 <= len(data):
         kind, length = struct.unpack_from("<4sI", data, at)
         body = data[at + 8 : at + 8 + length]
-        at += 8 + length + length % 2
+        padding = length % 2
+        at += 8 + length + padding
         if len(body) < length:
             if kind in (b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANMF"):
-                raise ValueError("the picture ends too soon")
+                raise ValueError(TOO_SHORT)
             notes.append("a note that was cut off was left out")
             break
-        chunks.append(struct.pack("<4sI", kind, length) + body + b"\0" * (length % 2))
-        if at >= 8 + int.from_bytes(data[4:8], "little") and any(
-            chunk[:4] in (b"VP8 ", b"VP8L", b"ANMF") for chunk in chunks
-        ):
+        chunks.append(struct.pack("<4sI", kind, length) + body + b"\0" * padding)
+        has_picture = has_picture or kind in (b"VP8 ", b"VP8L", b"ANMF")
+        if has_picture and at >= 8 + told_length:
             break
-    told, body = int.from_bytes(data[4:8], "little"), b"WEBP" + b"".join(chunks)
-    if len(body) != told and chunks:
+    content = b"WEBP" + b"".join(chunks)
+    if len(content) != told_length and chunks:
         notes = notes or ["it tells a wrong length"]
     if notes:
-        mended.file = BytesIO(b"RIFF" + struct.pack("<I", len(body)) + body)
+        mended.file = BytesIO(b"RIFF" + struct.pack("<I", len(content)) + content)
         mended.notes = tuple(notes)
     return mended
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
+    """(width, height) by the first chunk."""
     kind, body = data[12:16], data[20:30]
     if kind == b"VP8X":
         return int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1
     if kind == b"VP8L":
         packed = int.from_bytes(body[1:5], "little")
         return (packed & 0x3FFF) + 1, (packed >> 14 & 0x3FFF) + 1
-    return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(
-        body[8:10], "little"
-    ) & 0x3FFF
+    width = int.from_bytes(body[6:8], "little") & 0x3FFF
+    height = int.from_bytes(body[8:10], "little") & 0x3FFF
+    return width, height
 
 
 # JPEG
 
 
-@dataclass
-class Marks:
-    """What a JPEG's marks tell: `end` is where its last scan stops; `whole`: every coefficient was
-    sent to its last bit.
-    """
-
-    data: bytes
-    scans: int
-    end: int
-    ended: bool
-    whole: bool
-    progressive: bool
-
-
 def _jpeg(file: BinaryIO, start: int, name: str) -> Mended:
     data = _read(file, start, name)
-    marks = _marks(data)
-    if marks.scans > MOST_SCANS:
-        raise MediaError(f"{name} is a JPEG of more than {MOST_SCANS} scans; save it again")
+    marks = jpeg_marks.read_marks(data)
+    if marks.scans > jpeg_marks.MOST_SCANS:
+        raise MediaError(
+            f"{name} is a JPEG of more than {jpeg_marks.MOST_SCANS} scans; save it again"
+        )
     if marks.ended:
         return Mended(BytesIO(data), jpeg=marks)
     if not marks.whole:
-        raise ValueError("the picture ends too soon")
-    return Mended(BytesIO(data + _END), ("its end mark is missing",), jpeg=marks)
+        raise ValueError(TOO_SHORT)
+    file = BytesIO(data + jpeg_marks.END_MARK)
+    return Mended(file, notes=("its end mark is missing",), jpeg=marks)
 
 
-def _marks(data: bytes) -> Marks:
-    scans, end, ended, left, progressive = 0, len(data), False, {}, False
-    for kind, at, body in _segments(data):
-        if kind in (0xC0, 0xC1, 0xC2) and len(body) >= 6:
-            progressive = kind == 0xC2
-            left = {
-                body[place]: [1] * 64 for place in range(6, len(body) - 2, 3)
-            }  # component -> bits that are still to come
-        if kind == 0xDA and len(body) >= 6:
-            scans += 1
-            if scans > MOST_SCANS:
-                break
-            first, last, low = body[-3], min(body[-2], 63), body[-1] & 15
-            for component in body[1 : 1 + 2 * body[0] : 2]:
-                if component in left:
-                    count = last + 1 - first if progressive else 64
-                    first = first if progressive else 0
-                    left[component][first : first + count] = [low if progressive else 0] * count
-        if kind == 0xD9:
-            ended, end = True, at
-    whole = bool(scans) and not any(map(any, left.values()))
-    return Marks(data, scans, end, ended, whole, progressive)
-
-
-def _segments(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """(kind, offset, body) of each mark up to the end of the picture. The pixels behind a scan's
-    mark are stepped over.
-    """
-    mark, at = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])"), 2
-    while found := mark.search(data, at):
-        kind, place = found.group(1)[0], found.start()
-        if kind in (0xD8, 0x01):
-            at = found.end()
-            continue
-        if kind == 0xD9:
-            yield kind, place, b""
-            return
-        length = int.from_bytes(data[found.end() : found.end() + 2], "big")
-        if found.end() + length > len(data):
-            return
-        yield kind, place, data[found.end() + 2 : found.end() + length]
-        at = found.end() + max(length, 2)
-
-
-def without_notes(data: bytes) -> bytes:
-    """The JPEG without EXIF, profile and other application data, of which one may be broken;
-    Adobe's tells its colours.
-    """
-    kept, at = [], 0
-    for kind, place, body in _segments(data):
-        if kind == 0xFE or (0xE0 <= kind <= 0xEF and kind != 0xEE):
-            kept.append(data[at:place])
-            at = place + 4 + len(body)
-        if kind == 0xDA:
-            break
-    return b"".join([*kept, data[at:]])
-
-
-def ends_in_grey(image: Image.Image) -> bool:
-    """Whether the last pixels are what libjpeg, without a word, puts where data is missing: middle
-    grey.
-    """
-    width, height = image.size
-    corner = image.crop((max(width - 8, 0), max(height - 8, 0), width, height))
-    spread = corner.getextrema()
-    grey = 127 if image.mode == "CMYK" else 128  # ink is stored the other way round
-    return all(
-        low == high == grey for low, high in (spread if isinstance(spread[0], tuple) else (spread,))
+def without_jpeg_notes(mended: Mended) -> Mended:
+    """A JPEG without its application data, for one that Pillow cannot open with them."""
+    end = b"" if mended.jpeg.ended else jpeg_marks.END_MARK
+    return replace(
+        mended,
+        file=BytesIO(jpeg_marks.without_notes(mended.jpeg.data) + end),
+        notes=(*mended.notes, "its notes (EXIF, profile) are damaged and were left out"),
     )
-
-
-def all_there(marks: Marks) -> bool:
-    """Whether a JPEG's pixels all come from the file: what lacks data changes when other data
-    follows.
-    """
-    data, last = marks.data[: marks.end].rstrip(b"\xff"), 7
-    if restarts := re.findall(rb"\xff([\xd0-\xd7])", data[-(1 << 20) :]):
-        last = restarts[-1][0] & 7
-    filler = (
-        b"".join(_FILLER + bytes((0xFF, 0xD0 | (last + 1 + i) % 8)) for i in range(8))
-        if restarts
-        else _FILLER * 4
-    )
-    pixels = []
-    for more in (b"", filler):
-        with Image.open(BytesIO(data + more + _END), formats=["JPEG"]) as image:
-            pixels.append(image.tobytes())
-    return pixels[0] == pixels[1]

@@ -1,8 +1,8 @@
 """A video file -> a few upright RGB frames, evenly spaced in time, and when each of them is shown.
 
 A child process decodes, as a broken file can hang or crash a decoder's native code. decord is asked
-first; where it is missing, fails, or cannot be shown to find the right frame, PyAV takes over. The
-child's side is decoders.py. Knows no model, no reader and no command line.
+first; where decord is missing, fails, or cannot be shown to find the right frame, PyAV takes over.
+The child's side is decoder_child.py. Knows no model, no reader and no command line.
 """
 
 import json
@@ -19,78 +19,50 @@ from typing import Any
 
 from PIL import Image
 
-from trimtok_cli.child_process import command
+from trimtok_cli.child_process import python_command
 from trimtok_cli.errors import MediaError
-from trimtok_cli.media.containers import missing
-from trimtok_cli.media.files import blamed, machine_fault, refuse_irregular
-from trimtok_cli.media.frames import _PACKAGES, Clip, FrameRule
+from trimtok_cli.media.containers import missing_part
+from trimtok_cli.media.files import as_media_error, machine_fault, refuse_irregular
+from trimtok_cli.media.frames import DECODER_PACKAGES, Clip, FrameRule
 from trimtok_cli.media.kinds import HEAD, container, looks_like, picture
 from trimtok_cli.wording import shortened
 
-# What a search of a folder takes for a video. A file that is named explicitly may have any suffix.
+# Suffixes that a search of a folder takes for videos. A file that is named may have any suffix.
 VIDEO_SUFFIXES = frozenset(
-    {
-        ".mp4",
-        ".m4v",
-        ".mov",
-        ".qt",
-        ".3gp",
-        ".3g2",
-        ".f4v",
-        ".mkv",
-        ".webm",
-        ".avi",
-        ".divx",
-        ".wmv",
-        ".asf",
-        ".flv",
-        ".ogv",
-    }
-    | {
-        ".ogm",
-        ".mpg",
-        ".mpeg",
-        ".mpe",
-        ".m1v",
-        ".m2v",
-        ".vob",
-        ".ts",
-        ".m2ts",
-        ".mts",
-        ".m2t",
-        ".mxf",
-        ".rm",
-        ".rmvb",
-        ".ivf",
-    }
-    | {".y4m"}
+    {".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".mkv", ".webm", ".avi", ".divx"}
+    | {".wmv", ".asf", ".flv", ".ogv", ".ogm", ".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".vob"}
+    | {".ts", ".m2ts", ".mts", ".m2t", ".mxf", ".rm", ".rmvb", ".ivf", ".y4m"}
 )
 
+# The program of the child process.
 _CHILD = "from trimtok_cli.media.decoder_child import main; main()"
 
 
 def load_video(path: Path | str, rule: FrameRule) -> Clip:
-    """The frames that `rule` asks for. MediaError, one sentence, where the file or its span holds
-    none or no decoder is there.
+    """The frames that `rule` asks for.
 
-    The file is told by its content: of an animated GIF, WebP or PNG the frames are taken, of a
-    still picture the one it is.
+    The content tells what the file is: an animated GIF, WebP or PNG gives its frames too, a still
+    picture gives one. MediaError where the file or the span of the rule holds no frame, or no
+    decoder is installed.
     """
     path, name = Path(path), shortened(str(path), 300)
-    with blamed(name):
-        if not _check(path, name):
+    with as_media_error(name):
+        if not _is_video(path, name):
             return _decode(path, name, rule, ["pillow"])
-        wanted = [rule.backend] if rule.backend != "auto" else list(_PACKAGES)
-        decoders = [decoder for decoder in wanted if find_spec(_PACKAGES[decoder])]
+        wanted = [rule.backend] if rule.backend != "auto" else list(DECODER_PACKAGES)
+        decoders = [decoder for decoder in wanted if find_spec(DECODER_PACKAGES[decoder])]
         if not decoders:
-            commands = " or: ".join(f"pip install {_PACKAGES[decoder]}" for decoder in wanted)
+            commands = " or: ".join(
+                f"pip install {DECODER_PACKAGES[decoder]}" for decoder in wanted
+            )
             raise MediaError(f"{name} is a video, which needs one more package; run: {commands}")
         return _decode(path, name, rule, decoders)
 
 
-def _check(path: Path, name: str) -> bool:
-    """Refuses what no decoder need see, by an allow-list of kinds; True for a video, False for a
-    picture.
+def _is_video(path: Path, name: str) -> bool:
+    """True for a video, False for a picture, by an allow-list of kinds.
+
+    MediaError for any other file, and for a video that was cut short.
     """
     status = path.stat()
     refuse_irregular(status, name, "video")
@@ -104,22 +76,26 @@ def _check(path: Path, name: str) -> bool:
                 f"{name} is not a video of a known kind (it looks like {looks_like(head)}); "
                 "save it as MP4"
             )
-        if reason := missing(file, head, kind, status.st_size):
+        if reason := missing_part(file, head, kind, status.st_size):
             raise MediaError(f"{name} is damaged or cut short ({reason}); fetch or save it again")
     return True
 
 
 def _decode(path: Path, name: str, rule: FrameRule, decoders: list[str]) -> Clip:
-    deadline, reason = time.monotonic() + rule.timeout, ""
+    """The frames from the first of the decoders that can read the file."""
+    deadline = time.monotonic() + rule.timeout
+    reason = ""
     for number, decoder in enumerate(decoders):
-        left = len(decoders) - number  # the first may hang: the next one gets its share of the time
+        # A decoder may hang, so each gets an equal share of the time that is left.
+        num_left = len(decoders) - number
         request = {
             "path": os.path.abspath(path),
             "name": name,
             "decoder": decoder,
-            "last": left == 1,
+            "last": num_left == 1,
+            "rule": asdict(rule),
         }
-        answer = _ask_child(request | {"rule": asdict(rule)}, (deadline - time.monotonic()) / left)
+        answer = _ask_child(request, (deadline - time.monotonic()) / num_left)
         if isinstance(answer, Clip):
             return answer
         if "final" in answer:
@@ -138,40 +114,36 @@ def _decode(path: Path, name: str, rule: FrameRule, decoders: list[str]) -> Clip
 
 
 def _ask_child(request: dict[str, Any], seconds: float) -> Clip | dict[str, str]:
-    """The Clip, or why there is none: `final` is a sentence for the user, `reason` leaves it to the
-    next decoder.
+    """The Clip, or why there is none.
+
+    `final` is a sentence for the user; `reason` leaves the file to the next decoder.
     """
-    name, late = request["name"], threading.Event()
+    name = request["name"]
+    late = threading.Event()
     process = timer = None
     pipe: tuple[int, ...] = ()
     try:
-        pipe = lifeline, _ = (
-            os.pipe()
-        )  # closes with this process, however that ends, and the child with it
-        # A session of its own: Ctrl-C is for this process, which then ends the child. numpy
-        # computes nothing in it.
-        options = {
-            "stdin": lifeline,
-            "stdout": subprocess.PIPE,
-            "stderr": subprocess.DEVNULL,
-            "start_new_session": True,
-        }
+        # The pipe closes with this process, however that ends, and the child ends with the pipe.
+        pipe = os.pipe()
         process = subprocess.Popen(
-            command(_CHILD, json.dumps(request | {"seconds": seconds})),
+            python_command(_CHILD, json.dumps(request | {"seconds": seconds})),
+            # numpy computes nothing in the child.
             env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
-            **options,
+            stdin=pipe[0],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            # Ctrl-C is for this process, which then ends the child.
+            start_new_session=True,
         )
         timer = threading.Timer(max(seconds, 0.001), lambda: (late.set(), process.kill()))
         timer.daemon = True
         timer.start()
-        return _said(process, name, late)
+        return _read_answer(process, name, late)
     except (OSError, RuntimeError) as error:  # RuntimeError: no further thread
-        what = (
-            machine_fault(error)
-            or f"{getattr(error, 'strerror', None) or error}; free what the machine is short of"
-        )
+        reason = getattr(error, "strerror", None) or error
+        fault = machine_fault(error) or f"{reason}; free what the machine is short of"
         raise MediaError(
-            f"{name} cannot be decoded, as no decoder process can be started: {what}"
+            f"{name} cannot be decoded, as no decoder process can be started: {fault}"
         ) from error
     finally:
         if timer is not None:
@@ -184,17 +156,19 @@ def _ask_child(request: dict[str, Any], seconds: float) -> Clip | dict[str, str]
             os.close(end)
 
 
-def _said(process: subprocess.Popen, name: str, late: threading.Event) -> Clip | dict[str, str]:
-    """What the child wrote before it ended."""
-    out, size, frames = process.stdout, (0, 0), []
+def _read_answer(
+    process: subprocess.Popen, name: str, late: threading.Event
+) -> Clip | dict[str, str]:
+    """The answer that the child writes, or why there is none. late: the child was ended."""
+    out = process.stdout
     ready = out.readline() == b"ready\n"
-    with suppress(ValueError):  # of what is no JSON, and of pixels that did not all come
+    with suppress(ValueError):  # no JSON, or fewer pixels than announced
         answer = json.loads(out.readline())
         if "times" not in answer:
             return answer
-        size = answer["width"], answer["height"]
+        size = width, height = answer["width"], answer["height"]
         frames = [
-            Image.frombytes("RGB", size, out.read(size[0] * size[1] * 3)) for _ in answer["times"]
+            Image.frombytes("RGB", size, out.read(width * height * 3)) for _ in answer["times"]
         ]
         lists = {
             "frames": tuple(frames),

@@ -17,7 +17,8 @@ from trimtok_cli.device import Clock, out_of_memory
 from trimtok_cli.errors import ModelError, SampleError, sentence
 from trimtok_cli.limits import TimeUp, within
 from trimtok_cli.media.frames import FrameRule
-from trimtok_cli.media.images import MOST_PIXELS, load_image, shrunk
+from trimtok_cli.media.image_limits import MOST_PIXELS
+from trimtok_cli.media.images import load_image, shrunk
 from trimtok_cli.media.kinds import by_content
 from trimtok_cli.media.video import load_video
 from trimtok_cli.models.preprocessor import Inputs, Preprocessor

@@ -1,4 +1,5 @@
-"""From what the user names to samples: `read_images`, `read_questions`, and `read_any` for either.
+"""The sources that a user names -> samples: `read_images`, `read_questions`, `read_any` for either.
+
 Decodes no image.
 """
 
@@ -24,8 +25,10 @@ def read_any(
     allow_text_only: bool = False,
     allow_outside: bool = False,
 ) -> Source:
-    """One question file, or any number of images, folders, patterns and lists. JSON among images is
-    one of their sidecars.
+    """The samples of one question file, or of any number of images, folders, patterns and lists.
+
+    A JSON file among images is a sidecar of theirs. UsageError where the sources do not go together
+    or hold nothing.
     """
     if len(sources) == 1 and (is_question_file(sources[0]) or _is_pipe(sources[0])):
         return read_questions(
@@ -42,7 +45,7 @@ def read_any(
 
 
 def _holds_questions(source: str) -> bool:
-    """Whether a .jsonl is a question file; a folder's own metadata.jsonl is none."""
+    """Whether a .jsonl holds questions, as a folder's own metadata.jsonl does not."""
     try:
         return source.lower().endswith(".jsonl") and bool(read_questions(source, limit=1))
     except UsageError:

@@ -1,135 +1,117 @@
-"""What lies in a folder: media files in natural order, each folder visited once, whatever links and
-file systems do.
+"""The media files of a folder: in natural order, each folder once, whatever links and file systems
+do.
 
-A name with a known ending is not opened. Of others the first bytes are looked at. One bad entry is
-said, and ends nothing.
+A name with a known ending is not opened; of other files the first bytes are looked at. An entry
+that cannot be read is noted and ends nothing.
 """
 
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from trimtok_cli.data import Sample
 from trimtok_cli.media.images import IMAGE_SUFFIXES
 from trimtok_cli.media.kinds import media_kind
 from trimtok_cli.media.video import VIDEO_SUFFIXES
 from trimtok_cli.wording import shortened
 
-# Endings of files that lie beside pictures and are none: they are not opened in a search.
+# Endings of files that lie beside pictures and are none: a search does not open them.
 NO_MEDIA_SUFFIXES = frozenset(
-    {
-        ".txt",
-        ".json",
-        ".jsonl",
-        ".ndjson",
-        ".xml",
-        ".xmp",
-        ".csv",
-        ".tsv",
-        ".md",
-        ".html",
-        ".htm",
-        ".yaml",
-        ".yml",
-        ".ini",
-        ".db",
-        ".log",
-        ".srt",
-        ".vtt",
-        ".ass",
-        ".pdf",
-        ".zip",
-        ".gz",
-        ".tar",
-        ".py",
-        ".sh",
-        ".npy",
-        ".npz",
-        ".pt",
-        ".pth",
-        ".bin",
-        ".safetensors",
-        ".parquet",
-        ".mp3",
-        ".wav",
-        ".flac",
-        ".ogg",
-        ".opus",
-        ".m4a",
-        ".aac",
-        ".aae",
-        ".part",
-        ".crdownload",
-    }
+    {".txt", ".md", ".html", ".htm", ".pdf", ".log", ".ini", ".db", ".py", ".sh"}
+    | {".json", ".jsonl", ".ndjson", ".xml", ".xmp", ".csv", ".tsv", ".yaml", ".yml", ".aae"}
+    | {".npy", ".npz", ".pt", ".pth", ".bin", ".safetensors", ".parquet"}
+    | {".zip", ".gz", ".tar", ".part", ".crdownload"}
+    | {".mp3", ".wav", ".flac", ".ogg", ".opus", ".m4a", ".aac", ".srt", ".vtt", ".ass"}
 )
 
-# Folders that a NAS or a system keeps for itself, in lower case; hidden ones are passed over
-# anyway.
+# Folders that a NAS or a system keeps for itself, in lower case; hidden ones need no name here.
 _SYSTEM_FOLDERS = frozenset(
-    {
-        "@eadir",
-        "#recycle",
-        "#snapshot",
-        "@recycle",
-        "@recently-snapshot",
-        "@tmp",
-        "$recycle.bin",
-        "recycler",
-        "recycled",
-        "system volume information",
-        "lost+found",
-        "found.000",
-        "__macosx",
-    }
+    {"@eadir", "@recycle", "@recently-snapshot", "@tmp", "#recycle", "#snapshot"}
+    | {"$recycle.bin", "recycler", "recycled", "system volume information"}
+    | {"lost+found", "found.000", "__macosx"}
 )
+
+# Entries and endings that a note lists one by one.
+_MOST_TROUBLES = 5
+_MOST_ENDINGS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An entry of a search: its `name` relative to the folder, with slashes, and its `kind`.
+
+    kind: `image` or `video`. A subfolder that cannot be searched has no kind and a `problem`.
+    """
+
+    name: str
+    kind: str = ""
+    problem: str = ""
 
 
 class Passed:
-    """Files that were passed over, as they are no media: how many of which ending."""
+    """The files that were passed over: how many of each ending, and what could not be read."""
 
     def __init__(self) -> None:
         self.endings: Counter[str] = Counter()
         self.troubles: list[str] = []
 
     def add(self, name: str) -> None:
+        """Counts a file that is no media."""
         self.endings[shortened(os.path.splitext(name)[1].lower(), 12) or "without ending"] += 1
 
     def trouble(self, name: str, error: OSError) -> None:
+        """Notes an entry that cannot be read."""
         self.troubles.append(f"{name} was passed over ({error.strerror})")
 
-    def endings_told(self) -> str:
-        told = [f"{count} {ending}" for ending, count in self.endings.most_common(6)]
-        return ", ".join(told + ["..."] * (len(self.endings) > 6))
+    def shown_endings(self) -> str:
+        """The commonest endings with their counts: `12 .txt, 3 .xml`."""
+        shown = [f"{count} {ending}" for ending, count in self.endings.most_common(_MOST_ENDINGS)]
+        if len(self.endings) > _MOST_ENDINGS:
+            shown.append("...")
+        return ", ".join(shown)
 
     def notes(self) -> tuple[str, ...]:
-        count = sum(self.endings.values())
-        files = (
-            f"{count} file{'s' if count > 1 else ''} passed over, no picture or video that "
-            f"can be read: {self.endings_told()}"
-        )
-        more = [f"and {len(self.troubles) - 5} more"] if len(self.troubles) > 5 else []
-        return tuple([files] * bool(count) + self.troubles[:5] + more)
+        """Sentences for the user; none where nothing was passed over."""
+        notes = []
+        if count := sum(self.endings.values()):
+            files = "files" if count > 1 else "file"
+            notes.append(
+                f"{count} {files} passed over, no picture or video that can be read: "
+                f"{self.shown_endings()}"
+            )
+        notes += self.troubles[:_MOST_TROUBLES]
+        if len(self.troubles) > _MOST_TROUBLES:
+            notes.append(f"and {len(self.troubles) - _MOST_TROUBLES} more")
+        return tuple(notes)
+
+
+def media_sample(name: str, path: Path, kind: str = "") -> Sample:
+    """A sample of one video, or else of one image. A `kind` that is not given is looked up."""
+    if (kind or likely_kind(path)) == "video":
+        return Sample(id=name, video=path, names=(name,))
+    return Sample(id=name, images=(path,), names=(name,))
 
 
 def natural_key(name: str) -> tuple[tuple[int | str, ...], str]:
-    """Sorts img2 before img10; upper and lower case side by side."""
-    return tuple(
-        int(part) if i % 2 else part.lower() for i, part in enumerate(re.split(r"(\d+)", name))
-    ), name
+    """A key for sorting that puts img2 before img10, and upper beside lower case."""
+    parts = re.split(r"(\d+)", name)
+    return tuple(int(part) if i % 2 else part.lower() for i, part in enumerate(parts)), name
 
 
 def known_kind(name: str) -> str:
-    """`image` or `video`, by the ending alone."""
+    """`image` or `video` by the ending alone; "" for any other ending."""
     ending = os.path.splitext(name)[1].lower()
-    return "image" if ending in IMAGE_SUFFIXES else "video" if ending in VIDEO_SUFFIXES else ""
+    if ending in IMAGE_SUFFIXES:
+        return "image"
+    return "video" if ending in VIDEO_SUFFIXES else ""
 
 
 def likely_kind(path: Path) -> str:
-    """By the ending where it is known, and only else by content: `image`, `video`, "" or
-    `unknown`.
-    """
+    """`image`, `video`, "" or `unknown`: by the ending where it is known, else by content."""
     return known_kind(path.name) or media_kind(path)
 
 
@@ -140,32 +122,30 @@ def walk(
     wanted: Callable[[str], bool] = lambda name: True,
     passed: Passed | None = None,
     most: int | None = None,
-) -> Iterator[tuple[str, str, str]]:
-    """(name, kind, problem) of the media in `folder`, then of those in its subfolders, down to
-    `depth` (None: all).
+) -> Iterator[Found]:
+    """The media in `folder`, then those in its subfolders, down to `depth` levels (None: all).
 
-    Names are relative, with slashes. Of a subfolder that cannot be searched there is one entry with
-    a problem. wanted: which names are looked at. most: so many folders are searched at most.
-    OSError where `folder` itself cannot be read.
+    wanted: which names are looked at; passed: counts what is passed over; most: how many folders
+    are searched at most. OSError where `folder` itself cannot be read.
     """
-    passed, visited, left = passed or Passed(), set(), [("", 0)]
-    while left and (most is None or len(visited) < most):
-        name, level = left.pop()
-        path = os.path.join(folder, name) if name else str(folder)
+    passed = passed or Passed()
+    visited: set[tuple[int, int]] = set()
+    waiting = [("", 0)]
+    while waiting and (most is None or len(visited) < most):
+        name, level = waiting.pop()
         try:
-            entries = _entries(path, visited)
+            entries = _entries(os.path.join(folder, name) if name else str(folder), visited)
         except OSError as error:
             if not name:
                 raise
             if wanted(name):
-                yield (
-                    name,
-                    "",
-                    f"{name} cannot be searched ({error.strerror}); change its permissions, "
-                    "or move it away",
+                problem = (
+                    f"{name} cannot be searched ({error.strerror}); change its permissions, or "
+                    "move it away"
                 )
+                yield Found(name, problem=problem)
             continue
-        below = []
+        subfolders = []
         for entry in entries:
             inner = f"{name}/{entry.name}" if name else entry.name
             try:
@@ -174,24 +154,22 @@ def walk(
                 passed.trouble(inner, error)
                 continue
             if is_folder:
-                below.append((inner, level + 1))
+                if entry.name.lower() not in _SYSTEM_FOLDERS:
+                    subfolders.append((inner, level + 1))
             elif wanted(inner):
                 kind = known_kind(entry.name) or _kind_inside(entry)
                 if kind:
-                    yield inner, kind, ""
+                    yield Found(inner, kind)
                 else:
                     passed.add(entry.name)
         if depth is None or level < depth:
-            left += [
-                each
-                for each in reversed(below)
-                if each[0].rpartition("/")[2].lower() not in _SYSTEM_FOLDERS
-            ]
+            waiting += reversed(subfolders)
 
 
 def _entries(path: str, visited: set[tuple[int, int]]) -> list[os.DirEntry]:
-    """What is to be looked at in a folder, in natural order; nothing where it was visited before,
-    or is no folder of files.
+    """The visible entries of a folder in natural order.
+
+    A folder that was visited before has none, nor has a file system that the kernel makes up.
     """
     status = os.stat(path)
     key = (status.st_dev, status.st_ino)
@@ -199,13 +177,12 @@ def _entries(path: str, visited: set[tuple[int, int]]) -> list[os.DirEntry]:
         return []
     visited.add(key)
     with os.scandir(path) as scanned:
-        return sorted(
-            (entry for entry in scanned if entry.name[0] != "."),
-            key=lambda entry: natural_key(entry.name),
-        )
+        visible = [entry for entry in scanned if entry.name[0] != "."]
+    return sorted(visible, key=lambda entry: natural_key(entry.name))
 
 
 def _kind_inside(entry: os.DirEntry) -> str:
+    """`image` or `video` by content; "" for anything else, and for endings that are never media."""
     if os.path.splitext(entry.name)[1].lower() in NO_MEDIA_SUFFIXES:
         return ""
     kind = media_kind(entry.path)
@@ -214,5 +191,5 @@ def _kind_inside(entry: os.DirEntry) -> str:
 
 @cache
 def _pseudo_devices() -> frozenset[int]:
-    """File systems that the kernel makes up: they have no pictures and no end."""
+    """The file systems that the kernel makes up: they have no pictures and no end."""
     return frozenset(os.stat(path).st_dev for path in ("/proc", "/sys") if os.path.ismount(path))

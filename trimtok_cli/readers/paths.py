@@ -1,9 +1,8 @@
 """Files, folders, patterns, @lists and stdin -> samples of one image or video each, in natural
 order.
 
-Knows names and endings; a file is opened only where its ending says nothing, for its first bytes.
-One that is missing from a list fails alone, later, when it is loaded. Of what was passed over the
-source's notes tell.
+Knows names and endings. A file is opened only where its ending says nothing, for its first bytes.
+The source's notes tell what was passed over.
 """
 
 import glob
@@ -13,24 +12,28 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from trimtok_cli.data import Sample
-from trimtok_cli.errors import TrimtokError, UsageError
-from trimtok_cli.readers import shapes
-from trimtok_cli.readers.folders import NO_MEDIA_SUFFIXES, Passed, likely_kind, natural_key, walk
+from trimtok_cli.errors import UsageError
+from trimtok_cli.readers.folders import (
+    NO_MEDIA_SUFFIXES,
+    Found,
+    Passed,
+    likely_kind,
+    media_sample,
+    walk,
+)
+from trimtok_cli.readers.lists import is_address, read_list_file, read_stdin, read_stdin_late
+from trimtok_cli.readers.patterns import Pattern
 from trimtok_cli.readers.source import Source
-from trimtok_cli.readers.text import names, open_bytes
 from trimtok_cli.wording import shortened, shown_name
-
-__all__ = ["is_question_file", "natural_key", "read_images"]
 
 _LOOKED_FOR = "looked for .jpg, .png, .webp, .mp4 and other image and video suffixes"
 
-_NOTHING_ON_STDIN = "standard input names no images; write one path a line"
+# Folders that are searched for the hint that -r would find images.
+_MOST_SEARCHED_FOR_HINT = 1000
 
 
 def read_images(
@@ -40,7 +43,7 @@ def read_images(
     limit: int | None = None,
     stdin: Iterable[str] | None = None,
 ) -> Source:
-    """Samples of all sources in the order given; `recursive` searches the folders' subfolders too.
+    """The samples of all sources in the order given; `recursive` searches subfolders too.
 
     UsageError where nothing is found. Standard input is read as samples are asked for; where it is
     the only source, its first name is read at once.
@@ -52,48 +55,60 @@ def read_images(
         )
     if sources.count("-") > 1:
         raise UsageError("standard input can be read only once; give - once")
-    stdin, passed = stdin if stdin is not None else sys.stdin, Passed()
+    stdin = stdin if stdin is not None else sys.stdin
     if "-" in sources and stdin is None:
         raise UsageError("standard input is closed; name image files or folders")
     if list(sources) == ["-"]:
-        return Source(_first_at_once(_listed(stdin, Path(), "standard input")), None, (0,)).first(
-            limit
-        )
+        return Source(read_stdin(stdin), total=None, files=(0,)).first(limit)
+    passed = Passed()
+    alone = len(sources) == 1
     parts = [
-        [] if source == "-" else _expand(source, recursive, len(sources) == 1, passed)
-        for source in sources
+        [] if source == "-" else _expand(source, recursive, alone, passed) for source in sources
     ]
     if not any(parts) and "-" not in sources:
-        told = f"; they are {passed.endings_told()}" if passed.endings else ""
+        endings = f"; they are {passed.shown_endings()}" if passed.endings else ""
         raise UsageError(
             f"none of the {len(sources)} names that were given is a picture, a video or a "
-            f"folder with any{told}"
+            f"folder with any{endings}"
         )
-    many_folders = (
-        sum(os.path.isdir(source) or source[:1] == "@" for source in sources) + ("-" in sources) > 1
+    num_groups = sum(
+        source == "-" or source[:1] == "@" or os.path.isdir(source) for source in sources
     )
-    parts, notes = _told_apart(parts, many_folders)
-    found = list(chain.from_iterable(parts))
-    named = [0 if source == "-" else Path(source.removeprefix("@")) for source in sources]
-    files = (*named, *(path for sample in found for path in (*sample.images, sample.video) if path))
+    parts, notes = _name_apart(parts, by_path=num_groups > 1)
+    files = (*_named_files(sources), *_files_of(chain.from_iterable(parts)))
+    notes = passed.notes() + notes
     if "-" not in sources:
-        return Source(found, len(found), files, passed.notes() + notes).first(limit)
-    streamed = [
-        _late(stdin) if source == "-" else part for source, part in zip(sources, parts, strict=True)
-    ]
-    return Source(chain.from_iterable(streamed), None, files, passed.notes() + notes).first(limit)
+        samples = list(chain.from_iterable(parts))
+        return Source(samples, total=len(samples), files=files, notes=notes).first(limit)
+    streamed = (
+        read_stdin_late(stdin) if source == "-" else part
+        for source, part in zip(sources, parts, strict=True)
+    )
+    return Source(chain.from_iterable(streamed), total=None, files=files, notes=notes).first(limit)
 
 
 def is_question_file(source: str) -> bool:
+    """Whether a name is that of a question file, by its ending."""
     return source.lower().endswith((".jsonl", ".json")) and not os.path.isdir(source)
 
 
-def _expand(source: str, recursive: bool, alone: bool, passed: Passed) -> list[Sample]:
-    """What exists is meant literally, whatever characters it is written with; only then a list,
-    then a pattern.
+def _named_files(sources: Sequence[str]) -> list[Path | int]:
+    return [0 if source == "-" else Path(source.removeprefix("@")) for source in sources]
 
-    alone: nothing else was named. Among many names, as a shell's * gives them, what is no picture
-    is passed over.
+
+def _files_of(samples: Iterable[Sample]) -> Iterator[Path]:
+    for sample in samples:
+        yield from (path for path in (*sample.images, sample.video) if path)
+
+
+# One source
+
+
+def _expand(source: str, recursive: bool, alone: bool, passed: Passed) -> list[Sample]:
+    """The samples of one source: a file or folder of this name, else a list, else a pattern.
+
+    alone: nothing else was named. Among many names, as a shell's * gives them, a file that is no
+    picture is passed over. UsageError where the source is nothing of the kind.
     """
     if not source:
         raise UsageError("an empty name was given as an image; name an image file or a folder")
@@ -109,26 +124,21 @@ def _expand(source: str, recursive: bool, alone: bool, passed: Passed) -> list[S
         if mode:
             return _named(source, alone, passed)
         if source.startswith("@"):
-            return _list_file(source[1:])
+            return read_list_file(source[1:])
         if glob.has_magic(source):
             return _pattern(source, passed)
         if not alone and os.path.lexists(source):  # a link that leads nowhere
-            return [_sample(source, Path(source))]
+            return [media_sample(source, Path(source))]
     except (OSError, ValueError) as error:
         if not alone and isinstance(error, OSError) and os.path.lexists(source):
-            return [
-                Sample(
-                    id=source,
-                    names=(source,),
-                    problem=f"{source} cannot be read ({error.strerror})",
-                )
-            ]
+            problem = f"{source} cannot be read ({error.strerror})"
+            return [Sample(id=source, names=(source,), problem=problem)]
         at = shortened(str(getattr(error, "filename", None) or source))
         raise UsageError(
             f"{at} cannot be read ({getattr(error, 'strerror', error)}); check its name and "
             "permissions"
         ) from error
-    if "://" in source or source[:5].lower() == "data:":
+    if is_address(source):
         raise UsageError(
             f"{shown_name(source)} is no file, and nothing is fetched; save the picture and "
             "name its file"
@@ -140,13 +150,14 @@ def _expand(source: str, recursive: bool, alone: bool, passed: Passed) -> list[S
 
 
 def _named(source: str, alone: bool, passed: Passed) -> list[Sample]:
-    """A file that was named. Any ending will do, if the content is a picture's or a video's, or
-    cannot be looked at.
+    """The sample of a file that was named, with any ending.
+
+    Its content must be a picture's or a video's, or not to be looked at.
     """
     kind = likely_kind(Path(source))
     sidecar = kind == "unknown" and os.path.splitext(source)[1].lower() in NO_MEDIA_SUFFIXES
     if kind and not (sidecar and not alone):
-        return [_sample(source, Path(source), kind)]
+        return [media_sample(source, Path(source), kind)]
     if not alone:
         passed.add(source)
         return []
@@ -161,207 +172,80 @@ def _named(source: str, alone: bool, passed: Passed) -> list[Sample]:
     )
 
 
-def _sample(name: str, path: Path, kind: str = "") -> Sample:
-    kind = kind or likely_kind(path)
-    if kind == "video":
-        return Sample(id=name, video=path, names=(name,))
-    return Sample(id=name, images=(path,), names=(name,))
-
-
 def _folder(source: str, recursive: bool, alone: bool, passed: Passed) -> list[Sample]:
+    """The samples of a folder. One without any is an error if it was named alone, else a note."""
     folder = Path(source)
-    found = walk(folder, depth=None if recursive else 0, passed=passed)
-    samples = [_found(name, folder / name, kind, problem) for name, kind, problem in found]
+    samples = [
+        _found_sample(found.name, folder, found)
+        for found in walk(folder, depth=None if recursive else 0, passed=passed)
+    ]
     if not samples and alone:
-        deeper = any(True for _ in walk(folder, most=1000))
+        deeper = any(True for _ in walk(folder, most=_MOST_SEARCHED_FOR_HINT))
         hint = "; add -r to search its subfolders" if deeper and not recursive else ""
-        other = f"; it has {passed.endings_told()}" if passed.endings else ""
+        other = f"; it has {passed.shown_endings()}" if passed.endings else ""
         raise UsageError(f"no images in {source} ({_LOOKED_FOR}{hint}{other})")
     if not samples:
         passed.troubles.append(f"no images in {source}")
     return samples
 
 
-def _found(name: str, path: Path, kind: str, problem: str) -> Sample:
-    return Sample(id=name, names=(name,), problem=problem) if problem else _sample(name, path, kind)
-
-
-def _told_apart(
-    parts: list[list[Sample]], many_folders: bool
-) -> tuple[list[list[Sample]], tuple[str, ...]]:
-    """The samples under names that tell any two files apart (their paths, where those as given do
-    not), and what came twice.
-    """
-    if len(parts) < 2:
-        return parts, ()
-    places: dict[str, Path] = {}
-    clash = many_folders
-    for sample in chain.from_iterable(parts):
-        path = _path(sample)
-        clash = clash or (path is not None and places.setdefault(sample.names[0], path) != path)
-    if clash:
-        parts = [[_by_path(sample) for sample in part] for part in parts]
-    twice = [
-        name
-        for name, count in Counter(sample.id for sample in chain.from_iterable(parts)).items()
-        if count > 1
-    ]
-    if not twice:
-        return parts, ()
-    told = ", ".join([shortened(name) for name in twice[:3]] + ["..."] * (len(twice) > 3))
-    return parts, (f"named more than once, and answered as often: {told}",)
-
-
-def _path(sample: Sample) -> Path | None:
-    return sample.video or next(iter(sample.images), None)
-
-
-def _by_path(sample: Sample) -> Sample:
-    path = _path(sample)
-    name = sample.names[0] if path is None else path.as_posix()
-    return replace(sample, id=name, names=(name,))
-
-
 def _pattern(source: str, passed: Passed) -> list[Sample]:
-    """Images that match a pattern the shell left alone; `**` stands for any number of folders."""
-    path = Path(source)
-    base, wanted = Path(path.anchor), list(path.parts[1 if path.anchor else 0 :])
-    while len(wanted) > 1 and os.path.exists(
-        base / wanted[0]
-    ):  # where the pattern starts, even if that is called [x]
-        base /= wanted.pop(0)
-    depth = None if "**" in wanted else len(wanted) - 1
-    found = (
-        walk(
-            base, depth=depth, wanted=lambda name: _matches(name.split("/"), wanted), passed=passed
-        )
-        if base.is_dir()
-        else ()
-    )
-    samples = [
-        _found((base / name).as_posix(), base / name, kind, problem)
-        for name, kind, problem in found
-    ]
+    pattern = Pattern.of(source)
+    samples = []
+    if pattern.folder.is_dir():
+        samples = [
+            _found_sample((pattern.folder / found.name).as_posix(), pattern.folder, found)
+            for found in walk(
+                pattern.folder, depth=pattern.depth, wanted=pattern.matches, passed=passed
+            )
+        ]
     if not samples:
         raise UsageError(f"no images match {source} ({_LOOKED_FOR}); check the pattern")
     return samples
 
 
-def _matches(parts: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Whether a path's parts match the pattern's, `**` any number of them. Keeps every place of the
-    pattern that may be next.
+def _found_sample(name: str, folder: Path, found: Found) -> Sample:
+    """The sample `name` of an entry of `folder`."""
+    if found.problem:
+        return Sample(id=name, names=(name,), problem=found.problem)
+    return media_sample(name, folder / found.name, found.kind)
+
+
+# Names
+
+
+def _name_apart(
+    parts: list[list[Sample]], by_path: bool
+) -> tuple[list[list[Sample]], tuple[str, ...]]:
+    """The samples of each source under names that tell any two files apart, and notes.
+
+    Names stay as given where they do; else, or with `by_path`, they are paths. The notes tell what
+    was named twice.
     """
-    places = _past_stars({0}, wanted)
-    for part in parts:
-        stay = {place for place in places if place < len(wanted) and wanted[place] == "**"}
-        step = {
-            place + 1
-            for place in places - stay
-            if place < len(wanted) and fnmatchcase(part, wanted[place])
-        }
-        places = _past_stars(stay | step, wanted)
-    return len(wanted) in places
+    if len(parts) < 2:
+        return parts, ()
+    paths: dict[str, Path] = {}
+    for sample in chain.from_iterable(parts):
+        path = _path_of(sample)
+        if path is not None and paths.setdefault(sample.names[0], path) != path:
+            by_path = True
+    if by_path:
+        parts = [[_named_by_path(sample) for sample in part] for part in parts]
+    counts = Counter(sample.id for sample in chain.from_iterable(parts))
+    twice = [name for name, count in counts.items() if count > 1]
+    if not twice:
+        return parts, ()
+    listed = [shortened(name) for name in twice[:3]]
+    if len(twice) > 3:
+        listed.append("...")
+    return parts, (f"named more than once, and answered as often: {', '.join(listed)}",)
 
 
-def _past_stars(places: set[int], wanted: Sequence[str]) -> set[int]:
-    found = set(places)
-    for place in sorted(places):
-        while place < len(wanted) and wanted[place] == "**":
-            place += 1
-            found.add(place)
-    return found
+def _path_of(sample: Sample) -> Path | None:
+    return sample.video or next(iter(sample.images), None)
 
 
-def _list_file(path: str) -> list[Sample]:
-    try:
-        with open_bytes(path) as file:
-            samples = list(_listed(file, Path(path).parent, f"the list {path}"))
-    except FileNotFoundError as error:
-        raise UsageError(
-            f"the list {shortened(path)} does not exist; check its name after the @"
-        ) from error
-    if not samples:
-        raise UsageError(f"the list {path} names no images; write one path a line")
-    return samples
-
-
-def _first_at_once(samples: Iterator[Sample]) -> Iterator[Sample]:
-    try:
-        first = next(samples, None)
-    except OSError as error:
-        raise UsageError(f"standard input cannot be read ({error.strerror or error})") from error
-    if first is None:
-        raise UsageError(_NOTHING_ON_STDIN)
-    return chain([first], samples)
-
-
-def _late(stdin: Any) -> Iterator[Sample]:
-    """Standard input behind other sources: what is wrong with it is found out during the run, and
-    fails one row.
-    """
-    empty = True
-    try:
-        for sample in _listed(stdin, Path(), "standard input"):
-            empty = False
-            yield sample
-        problem = _NOTHING_ON_STDIN if empty else ""
-    except (TrimtokError, OSError) as error:
-        problem = str(error)
-    if problem:
-        yield Sample(id="-", names=("-",), problem=problem)
-
-
-def _listed(stream: Any, folder: Path, what: str) -> Iterator[Sample]:
-    """One path a line, or NULs between them; from `folder` if it lies there, else from the current
-    folder.
-    """
-
-    def look(head: bytes) -> None:
-        if kind := shapes.binary(head, list_of_names=True):
-            raise UsageError(f"{what} is no list of paths: it looks like {kind}")
-
-    for entry, exact in names(stream, look):
-        if entry and (sample := _entry(entry, exact, folder)) is not None:
-            yield sample
-
-
-def _entry(entry: str, exact: bool, folder: Path) -> Sample | None:
-    """A line is a file's name as it stands, if there is such a file. Else blanks around it, and
-    lines with #, say nothing.
-    """
-    name = entry
-    path = _placed(name, folder)
-    if not exact and path is None:
-        name = entry.removeprefix("\ufeff").strip()
-        if not name or (name.startswith("#") and _placed(name, folder) is None):
-            return None
-        path = _placed(name, folder)
-    if path is not None:
-        return _sample(name, path)
-    shown = shown_name(name)
-    problem = ""
-    if "\0" in name:
-        problem = f"{shown!r} holds a NUL character, which no file's name can have"
-    elif "://" in name or name[:5].lower() == "data:":
-        problem = f"{shown} is no file, and nothing is fetched; save the picture and name its file"
-    elif name.encode("utf-8", "replace") != name.encode("utf-8", "surrogateescape"):
-        problem = (
-            f"{shown!r} does not exist; it is not UTF-8, so if it was written as text, save "
-            "the list as UTF-8"
-        )
-    if problem:
-        return Sample(id=shown, names=(shown,), problem=problem)
-    return _sample(shown, Path(name))
-
-
-def _placed(name: str, folder: Path) -> Path | None:
-    """Where the file of that name lies: from `folder`, else from the current folder; None where
-    there is none.
-    """
-    for path in (folder / name, Path(name)):
-        try:
-            if name and os.path.lexists(path):
-                return path
-        except ValueError:  # a NUL, or a character that no name can have
-            return None
-    return None
+def _named_by_path(sample: Sample) -> Sample:
+    path = _path_of(sample)
+    name = sample.names[0] if path is None else path.as_posix()
+    return replace(sample, id=name, names=(name,))

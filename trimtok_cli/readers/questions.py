@@ -1,9 +1,8 @@
-"""LLaVA question rows -> samples: JSONL, or one JSON array, of {"question_id", "image", "text",
-...}.
+"""A question file -> samples: JSONL or one JSON array, of {"question_id", "image", "text", ...}.
 
-A file of another shape is refused before anything is loaded. A broken row among sound ones becomes
-a sample that carries its problem, so that the rows after it are still answered. What a row means is
-said in rows.py.
+A file of another format is refused before anything is loaded. A broken row among sound ones becomes
+a sample that carries its problem, so that the rows after it are still answered. Knows no column:
+rows.py does.
 """
 
 import json
@@ -16,19 +15,20 @@ from typing import Any
 
 from trimtok_cli.data import Sample
 from trimtok_cli.errors import TrimtokError, UsageError
-from trimtok_cli.readers import shapes
+from trimtok_cli.readers import foreign_formats
 from trimtok_cli.readers.rows import Rules, broken
 from trimtok_cli.readers.source import Source
 from trimtok_cli.readers.text import Tape, closing_lines, is_regular, open_bytes
 from trimtok_cli.wording import shortened
 
-_STREAM_ROWS = (
-    100  # so many broken rows of a stream are looked at before the run begins all the same
-)
+# Broken rows at the beginning of a stream after which the run begins all the same.
+_STREAM_ROWS = 100
 
-_FILE_ROWS = 100_000  # so many of a file before it is refused
+# Broken rows at the beginning of a file after which the file is refused.
+_FILE_ROWS = 100_000
 
-_WHOLE = 1 << 26  # bytes of a file that may be read at once, to see whether it is one JSON object
+# Bytes of a file that may be read at once, to see whether it is one JSON object.
+_WHOLE = 1 << 26
 
 
 def read_questions(
@@ -39,18 +39,14 @@ def read_questions(
     allow_text_only: bool = False,
     allow_outside: bool = False,
 ) -> Source:
-    """Rows of the file `path`, or of stdin for "-". Image names are relative to `image_root`, else
-    to the file's folder, and may not leave it without `allow_outside`. allow_text_only: rows
-    without a picture are asked as they are.
+    """The rows of the file `path`, or of stdin for "-".
 
-    UsageError where no row can be answered. Rows of a regular file are counted first and read
-    again, as they are asked for.
+    Image names are relative to `image_root`, else to the file's folder, and may not leave it
+    without `allow_outside`. allow_text_only: rows without a picture are asked as they are. The rows
+    of a regular file are counted first, and read again as they are asked for. UsageError where no
+    row can be answered.
     """
-    # A shell's <(...) is a name in /dev, which is no folder with pictures; so is standard input,
-    # even if it is a file.
-    opened = path in ("-", "/dev/stdin") or path.startswith(("/dev/fd/", "/proc/"))
-    nameless = opened or (path.startswith("/dev/") and not os.path.isfile(path))
-    root = image_root or (Path() if nameless else Path(path).parent)
+    root = image_root or _folder_of(path)
     reading = _Reading(path, Rules(root, allow_text_only, allow_outside))
     if path == "-" and sys.stdin is None:
         raise UsageError("standard input is closed; name a question file")
@@ -71,19 +67,34 @@ def read_questions(
         ) from error
 
 
+def _folder_of(path: str) -> Path:
+    """The folder of a question file; the current one where the file's own has no pictures.
+
+    A shell's <(...) is a name in /dev. So is standard input, even if it is a file.
+    """
+    is_handle = path in ("-", "/dev/stdin") or path.startswith(("/dev/fd/", "/proc/"))
+    is_device = path.startswith("/dev/") and not os.path.isfile(path)
+    return Path() if is_handle or is_device else Path(path).parent
+
+
 class _Reading:
-    """One file or stream of rows. has_ids: its first sound row has an id, so a row's number might
-    be another row's id.
+    """One file or stream of rows.
+
+    has_ids: the first sound row has an id, so the number of a row might be another row's id.
     """
 
     def __init__(self, path: str, rules: Rules) -> None:
-        self.path, self.name, self.rules = path, "stdin" if path == "-" else shortened(path), rules
+        self.path = path
+        self.name = "stdin" if path == "-" else shortened(path)
+        self.rules = rules
         self.files: tuple[Path | int, ...] = (0,) if path == "-" else (Path(path),)
         self.has_ids: bool | None = None
 
     def stream(self, stream: Any) -> Source:
-        """Read once, and at once up to the first sound row: so the stream is known to hold
-        questions before a model is loaded.
+        """The source of a stream, which can be read only once.
+
+        It is read at once up to the first sound row, so that a stream without questions is refused
+        before a model is loaded.
         """
         tape = Tape(stream, self._look)
         samples = self._samples(iter(tape) if stream is sys.stdin else closing_lines(stream, tape))
@@ -101,35 +112,40 @@ class _Reading:
         return Source(chain(seen, self._late(samples)), None, self.files)
 
     def file(self) -> Source:
-        """Read to the first sound row, counted to the end, and read again as samples are asked
+        """The source of a regular file.
+
+        It is read to the first sound row, counted to the end, and read again as samples are asked
         for.
         """
         with open(self.path, "rb") as file:
             tape = Tape(file, self._look)
-            begins = list(islice((line for line in map(_content, tape) if line), 20))
-            if begins and shapes.unfinished(begins[0]) and self._is_document(begins):
-                raise UsageError(shapes.sentence(self.name, shapes.document(tape.head)))
+            first_lines = list(islice((line for line in map(_content, tape) if line), 20))
+            is_open = first_lines and foreign_formats.is_unfinished_object(first_lines[0])
+            if is_open and self._is_document(first_lines):
+                raise UsageError(
+                    foreign_formats.refusal(self.name, foreign_formats.document_format(tape.head))
+                )
             file.seek(0)
             tape = Tape(file, self._look)
             lines = iter(tape)
             samples = self._samples(lines)
-            first, total = None, 0
+            first = None
+            total = 0
             for sample in islice(samples, _FILE_ROWS):
-                first, total = first or sample, total + 1
+                first = first or sample
+                total += 1
                 if not sample.problem:
                     break
             else:
                 raise self._refusal(tape, first, total)
-            if begins[0].startswith("["):
-                whole = [*self._array(self._bytes())]
-                return Source(whole, len(whole), self.files)
+            if first_lines[0].startswith("["):
+                rows = [*self._array(self._bytes())]
+                return Source(rows, len(rows), self.files)
             total += sum(1 for line in lines if _content(line))
             return Source(self._again(total, tape), total, self.files)
 
     def _again(self, total: int, counted: Tape) -> Iterator[Sample]:
-        """The rows, read anew. Where they are not those that were counted, one more row says so and
-        fails.
-        """
+        """The rows, read again. One more, failed row follows where the file has changed."""
         try:
             file = open(self.path, "rb")  # noqa: SIM115 (closing_lines closes it)
         except OSError as error:
@@ -139,7 +155,8 @@ class _Reading:
                 problem=f"{self.name} cannot be read any more ({error.strerror})",
             )
             return
-        tape, number = Tape(file, self._look, (counted.size, counted.crc)), 0
+        tape = Tape(file, self._look, awaited=(counted.size, counted.crc))
+        number = 0
         for sample in self._late(self._samples(closing_lines(file, tape))):
             yield sample
             number += 1
@@ -151,9 +168,7 @@ class _Reading:
             yield Sample(id=self.name, question="", problem=problem)
 
     def _late(self, samples: Iterator[Sample]) -> Iterator[Sample]:
-        """Goes wrong what may with the file while the run goes on: it fails one row, and takes
-        nothing from those before.
-        """
+        """The samples, read during the run. An error of the file becomes one more, failed row."""
         try:
             yield from samples
         except (TrimtokError, OSError) as error:
@@ -164,7 +179,7 @@ class _Reading:
             )
 
     def _samples(self, lines: Iterator[bytes]) -> Iterator[Sample]:
-        """One sample a row; rows are numbered from 0, lines from 1."""
+        """One sample a row. Rows are numbered from 0, lines from 1."""
         number = 0
         for line_number, line in enumerate(lines, start=1):
             text = _content(line)
@@ -176,6 +191,7 @@ class _Reading:
                 number += 1
 
     def _array(self, text: bytes) -> Iterator[Sample]:
+        """One sample for each entry of a JSON array. UsageError where it is none."""
         try:
             rows = json.loads(_content(text, "strict"), object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:
@@ -197,68 +213,70 @@ class _Reading:
         return self._sample(row, number, place)
 
     def _sample(self, row: Any, number: int, place: str) -> Sample:
-        has_id = isinstance(row, dict) and any(
-            shapes.plain(column) in ("questionid", "id") for column in row
-        )
         sample = self.rules.sample(row, self.name, place, place if self.has_ids else number)
         if self.has_ids is None and not sample.problem:
-            self.has_ids = has_id
+            self.has_ids = any(
+                foreign_formats.plain_name(column) in ("questionid", "id") for column in row
+            )
         return sample
 
     def _look(self, head: bytes) -> None:
-        if what := shapes.binary(head):
-            raise UsageError(shapes.sentence(self.name, what))
+        """Raises UsageError where the first bytes are no text."""
+        if format := foreign_formats.binary_format(head):
+            raise UsageError(foreign_formats.refusal(self.name, format))
 
     def _bytes(self) -> bytes:
         return Path(self.path).read_bytes()
 
-    def _is_document(self, begins: list[str]) -> bool:
-        """Whether the file is one JSON object on several lines. Of a large file its first lines
-        must do.
+    def _is_document(self, first_lines: list[str]) -> bool:
+        """Whether the file is one JSON object over several lines.
+
+        A large file is judged by its first lines alone.
         """
         if os.path.getsize(self.path) > _WHOLE:
-            return not any(shapes.is_object(line) for line in begins[1:])
-        return len(begins) > 1 and shapes.is_object(_content(self._bytes()))
+            return not any(foreign_formats.is_object(line) for line in first_lines[1:])
+        return len(first_lines) > 1 and foreign_formats.is_object(_content(self._bytes()))
 
     def _looks_foreign(self, tape: Tape, seen: list[Sample]) -> bool:
-        return bool(shapes.first_line(_first(tape))) or all(
+        """Whether a stream is of another format, by its first line or by every row in `seen`."""
+        return bool(foreign_formats.text_format(_first(tape))) or all(
             "looks like" in sample.problem for sample in seen
         )
 
-    def _refusal(self, tape: Tape, broken: Sample | None, count: int) -> UsageError:
-        """What to say of a file none of whose first `count` rows can be answered; `broken` is the
-        first of them.
-        """
-        if broken is None:
-            return UsageError(f"{self.name} holds no questions; {shapes.WANTED}")
+    def _refusal(self, tape: Tape, first: Sample | None, count: int) -> UsageError:
+        """The error for a file whose first `count` rows are all broken; `first` is the first."""
+        if first is None:
+            return UsageError(f"{self.name} holds no questions; {foreign_formats.WANTED}")
         line = _first(tape)
-        what = shapes.first_line(line) or (
-            shapes.document(tape.head) if count > 1 and shapes.unfinished(line) else ""
-        )
-        if what:
-            return UsageError(shapes.sentence(self.name, what))
-        return UsageError(f"no row of {self.name} can be answered; the first: {broken.problem}")
+        format = foreign_formats.text_format(line)
+        if not format and count > 1 and foreign_formats.is_unfinished_object(line):
+            format = foreign_formats.document_format(tape.head)
+        if format:
+            return UsageError(foreign_formats.refusal(self.name, format))
+        return UsageError(f"no row of {self.name} can be answered; the first: {first.problem}")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose names differ. Of a name that stands twice JSON would take the last value and
-    forget the other.
+    """The object of these pairs. ValueError for a name that stands twice.
+
+    JSON would take the last value of the name and forget the other.
     """
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{shortened(twice, 40)!r} stands twice in one object")
-    return found
+    return unique
 
 
 def _content(line: bytes, errors: str = "replace") -> str:
-    """The line without the blanks around it and the byte order mark that a file, or a file joined
-    to another, begins with.
+    """The line as text, without the blanks around it and a byte order mark.
+
+    The mark stands at the beginning of a file, and so inside a file that was joined from several.
     """
     return line.decode("utf-8", errors).strip().removeprefix("\ufeff").strip()
 
 
 def _first(tape: Tape) -> str:
-    """The first line that says something."""
+    """The first line that is not blank; "" where there is none."""
     return next((line for line in map(_content, tape.head.split(b"\n")) if line), "")

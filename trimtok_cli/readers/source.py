@@ -1,4 +1,4 @@
-"""What every reader hands back: samples in input order, and how many. Knows no format."""
+"""The samples that every reader returns, in input order, and how many. Knows no format."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -10,12 +10,11 @@ from trimtok_cli.data import Sample
 
 @dataclass(frozen=True)
 class Source:
-    """`samples` is to be walked once; `total` is None where the end is not known beforehand
-    (stdin).
+    """The samples of a run, to be walked once.
 
-    files: what the samples come from, as far as it is known beforehand; 0 is standard input. No
-    output may be one of them. notes: sentences for the user, such as how many files were passed
-    over.
+    total: how many, None where that is not known beforehand (stdin); files: what the samples come
+    from, as far as it is known beforehand, 0 for standard input, so that no output overwrites one;
+    notes: sentences for the user, such as how many files were passed over.
     """
 
     samples: Iterable[Sample]
@@ -24,7 +23,7 @@ class Source:
     notes: tuple[str, ...] = ()
 
     def first(self, limit: int | None) -> "Source":
-        """The same source cut after `limit` samples; None cuts nothing."""
+        """The source, cut after `limit` samples; None cuts nothing."""
         if limit is None:
             return self
         total = None if self.total is None else min(limit, self.total)

@@ -1,8 +1,7 @@
-"""Bytes to lines, for lists of names and question files: each is opened once, read once, and never
-waited for in vain.
+"""Bytes -> lines, for lists of names and for question files: a file is opened once, read once, and
+never waited for in vain.
 
-Knows no format of rows. Names are bytes to the system, so they are decoded as the system does; rows
-are UTF-8.
+Names are bytes to the system, and are decoded as the system does; rows are UTF-8. Knows no row.
 """
 
 import io
@@ -17,28 +16,33 @@ from typing import Any, BinaryIO
 
 from trimtok_cli.errors import UsageError
 
-HEAD = 1 << 16  # so much of a file is looked at to tell what it is
+# Bytes of a file that are looked at to tell what it is.
+HEAD = 1 << 16
 
-LONGEST = 1 << 28  # bytes of one row
+# Bytes of one row.
+LONGEST = 1 << 28
 
-PATIENCE = 10.0  # seconds that a named pipe may stay silent before anything was written to it
+# Seconds that a named pipe may stay silent before anything was written to it.
+PATIENCE = 10.0
 
+# Bytes of one name.
 _LONGEST_NAME = 1 << 16
 
 
 def open_bytes(path: str) -> BinaryIO:
-    """The file, to be read once. OSError where it cannot be opened, UsageError for a named pipe
-    that nothing writes to.
+    """The file, open, to be read once.
+
+    OSError where it cannot be opened, UsageError for a named pipe that nothing writes to.
     """
-    mode = os.stat(path).st_mode
-    if stat.S_ISFIFO(mode) and os.path.exists(
-        os.path.realpath(path)
-    ):  # a shell's <(...) has no name of its own
+    is_pipe = stat.S_ISFIFO(os.stat(path).st_mode)
+    # The pipe of a shell's <(...) has no name of its own, and always has a writer.
+    if is_pipe and os.path.exists(os.path.realpath(path)):
         return _open_pipe(path)
     return open(path, "rb")
 
 
 def is_regular(path: str) -> bool:
+    """Whether a path is that of a regular file, which can be read twice."""
     return stat.S_ISREG(os.stat(path).st_mode)
 
 
@@ -55,35 +59,41 @@ def _open_pipe(path: str) -> BinaryIO:
 
 
 class Tape:
-    """Lines of bytes, and what passed of them: `head` (the first 64 kB), `size` in bytes and their
-    checksum `crc`.
+    """The lines of a stream as bytes, to be walked once, and a record of what was read.
 
-    look: is shown the first bytes before the first line is whole, and may raise. awaited: a size
-    and its checksum; `met` tells whether they were passed. Walked once.
+    head: the first 64 kB; size: bytes so far; crc: their checksum; met: whether the reading was
+    once at `awaited`, a size and its checksum. `look` is given the first bytes before the first
+    line is whole, and may raise. UsageError for a row of 256 MB or more.
     """
 
     def __init__(
         self, stream: Any, look: Callable[[bytes], None], awaited: tuple[int, int] | None = None
     ) -> None:
-        self.stream, self.look, self.awaited = stream, look, awaited
-        self.head, self.size, self.crc, self.met = b"", 0, 0, False
+        self.stream = stream
+        self.look = look
+        self.awaited = awaited
+        self.head = b""
+        self.size = 0
+        self.crc = 0
+        self.met = False
 
     def __iter__(self) -> Iterator[bytes]:
         for line in self._lines():
             if len(self.head) < HEAD:
                 self.head += line[: HEAD - len(self.head)]
-            self.size, self.crc = self.size + len(line), zlib.crc32(line, self.crc)
+            self.size += len(line)
+            self.crc = zlib.crc32(line, self.crc)
             self.met = self.met or (self.size, self.crc) == self.awaited
             yield line
 
     def _lines(self) -> Iterator[bytes]:
-        file = binary(self.stream)
+        file = byte_stream(self.stream)
         if file is None:
             yield from (_encoded(line) for line in self.stream)
             return
         first = [file.readline(HEAD)]
-        if _is_binary(first[0]):
-            first.append(file.readline(HEAD))  # a PNG's mark goes on behind a line's end
+        if _may_be_binary(first[0]):  # a PNG's mark goes on behind a line's end
+            first.append(file.readline(HEAD))
         self.look(b"".join(first))
         if not first[-1].endswith(b"\n"):
             first[-1] += file.readline(LONGEST)
@@ -98,10 +108,12 @@ class Tape:
 
 
 def names(stream: Any, look: Callable[[bytes], None]) -> Iterator[tuple[str, bool]]:
-    """(name, exact) of each entry; exact where NULs stand between them (`find -print0`), so that
-    nothing of it is punctuation.
+    """(name, exact) of each entry of a list.
+
+    exact: NULs stand between the entries (`find -print0`), so every other character is part of the
+    name. `look` is given the first bytes, and may raise.
     """
-    file = binary(stream)
+    file = byte_stream(stream)
     if file is None:
         yield from ((line.removesuffix("\n").removesuffix("\r"), False) for line in stream)
         return
@@ -111,15 +123,16 @@ def names(stream: Any, look: Callable[[bytes], None]) -> Iterator[tuple[str, boo
         chunk = read(HEAD)
         left += chunk
     look(left)
-    exact = left.count(b"\0") > left.count(
-        b"\n"
-    )  # a stray NUL in a list of lines is that line's fault alone
+    # A stray NUL in a list of lines is that line's fault alone.
+    exact = left.count(b"\0") > left.count(b"\n")
     mark = b"\0" if exact else b"\n"
     endless = False  # the entry is longer than any name: its beginning stands for it
     while chunk:
-        *whole, left = left.split(mark)
-        yield from ((_name(each, exact), exact) for each in whole[endless and bool(whole) :])
-        endless = endless and not whole
+        *entries, left = left.split(mark)
+        if endless and entries:
+            entries.pop(0)
+            endless = False
+        yield from ((_name(entry, exact), exact) for entry in entries)
         if len(left) > _LONGEST_NAME and not endless:
             yield _name(left, exact), exact
             endless = True
@@ -129,7 +142,7 @@ def names(stream: Any, look: Callable[[bytes], None]) -> Iterator[tuple[str, boo
         yield _name(left, exact), exact
 
 
-def _is_binary(line: bytes) -> bool:
+def _may_be_binary(line: bytes) -> bool:
     return any(byte < 9 or byte > 127 for byte in line[:16]) and line.endswith(b"\n")
 
 
@@ -137,8 +150,8 @@ def _name(entry: bytes, exact: bool) -> str:
     return os.fsdecode(entry if exact else entry.removesuffix(b"\r"))
 
 
-def binary(stream: Any) -> Any:
-    """The stream's bytes, or None where it has only text (a StringIO, a list of lines)."""
+def byte_stream(stream: Any) -> Any:
+    """The binary stream behind `stream`; None where there is only text (a StringIO, a list)."""
     file = getattr(stream, "buffer", stream)
     return file if hasattr(file, "readline") and not isinstance(file, io.TextIOBase) else None
 
@@ -148,6 +161,6 @@ def _encoded(line: str) -> bytes:
 
 
 def closing_lines(file: BinaryIO, lines: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines, and the file closed behind the last of them."""
+    """The lines; the file is closed behind the last of them."""
     with file:
         yield from lines

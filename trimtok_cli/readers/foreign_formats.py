@@ -1,8 +1,8 @@
-"""What a file that is no question file looks like, in words: by its first bytes, by its first line,
+"""Formats that are mistaken for question files, in words: by the first bytes, by the first line,
 and by a row's columns.
 
-Each answer completes the sentence "this file looks like ..."; "" says that nothing speaks against
-it. Quotes no content.
+Each function completes the sentence "this file looks like ...", and returns "" where nothing speaks
+against a question file. Quotes no content and opens no file.
 """
 
 import json
@@ -15,6 +15,8 @@ from trimtok_cli.media.kinds import head_kind
 WANTED = (
     'write one JSON object a line: {"question_id": 1, "image": "a.jpg", "text": "Is there a dog?"}'
 )
+
+_UTF_16 = "UTF-16 text, not UTF-8; save it as UTF-8"
 
 _STARTS = (
     (b"\x1f\x8b", "a gzip archive; unpack it first (gunzip)"),
@@ -30,101 +32,90 @@ _STARTS = (
     (b"\x89HDF", "an HDF5 file"),
     (b"\x93NUMPY", "a NumPy array"),
     (b"%PDF", "a PDF"),
-    (b"\xff\xfe", "UTF-16 text, not UTF-8; save it as UTF-8"),
-    (b"\xfe\xff", "UTF-16 text, not UTF-8; save it as UTF-8"),
+    (b"\xff\xfe", _UTF_16),
+    (b"\xfe\xff", _UTF_16),
 )
 
 _CONTROLS = re.compile(rb"[\0-\x08\x0e-\x1f\x7f]")
 
-# The columns that give a published format away, the fullest first. None of them is a row of ours.
-_ROWS = (
-    (("customid", "body"), "an OpenAI batch request"),
-    (("messages",), "a chat of messages (OpenAI, Qwen)"),
-    (("conversations",), "a LLaVA or ShareGPT conversation"),
+# Plain names of columns -> the published format that has all of them, the fullest first.
+# These formats put all rows into one JSON object.
+_DOCUMENTS = (
     (("questions",), "a VQAv2 question file, one JSON object with all questions in it"),
     (("annotations", "images"), "a COCO annotation file"),
     (("annotations",), "a VQAv2 annotation file"),
     (("data", "datasettype"), "a TextVQA file, one JSON object with all questions in it"),
     (("data", "datasetname"), "a TextVQA file, one JSON object with all questions in it"),
+)
+
+_ROWS = (
+    (("customid", "body"), "an OpenAI batch request"),
+    (("messages",), "a chat of messages (OpenAI, Qwen)"),
+    (("conversations",), "a LLaVA or ShareGPT conversation"),
+    *_DOCUMENTS,
     (("answerid", "prompt", "text"), "an answers file, as trimtok and LLaVA write them"),
     (("imageid", "caption"), "a COCO caption"),
     (("imageid", "bbox"), "a COCO annotation"),
 )
 
 _TABLE_COLUMNS = frozenset(
-    {
-        "question",
-        "questionid",
-        "image",
-        "imageid",
-        "imagepath",
-        "filename",
-        "filepath",
-        "text",
-        "caption",
-        "index",
-        "id",
-        "hint",
-        "answer",
-        "category",
-        "prompt",
-        "url",
-    }
+    {"question", "questionid", "text", "caption", "prompt", "hint", "answer", "category"}
+    | {"index", "id", "image", "imageid", "imagepath", "filename", "filepath", "url"}
 )
 
 
 @lru_cache(4096)
-def plain(column: str) -> str:
-    """A column's name without case, blanks and punctuation: `Image-Path` and `image_path` are
-    one.
-    """
+def plain_name(column: str) -> str:
+    """A column's name without case, blanks and punctuation: `Image-Path` is `image_path`."""
     return re.sub(r"[\W_]+", "", column.lower())
 
 
-def binary(head: bytes, *, list_of_names: bool = False) -> str:
-    """What a file with these first bytes is, if not text. NULs may stand between names, and names
-    may have any bytes.
+def binary_format(head: bytes, *, list_of_names: bool = False) -> str:
+    """The format of a file by its first bytes; "" for text.
+
+    In a list of names, NULs may stand between the names, and a name may have any bytes.
     """
     if list_of_names and not _CONTROLS.search(head[:4096]):
         return ""  # P3 2019.jpg, GIF89a.png and %PDF.png are names, too
-    for start, what in _STARTS:
+    for start, format in _STARTS:
         if head.startswith(start):
-            return what
+            return format
     if kind := head_kind(head):
         return "a picture" if kind == "image" else "a video"
-    zeros = head[:4096].count(b"\0")
-    if (
-        zeros
-        and len(head) > 3
-        and any(head[start:64:2].count(0) >= len(head[start:64:2]) * 0.9 for start in (0, 1))
-    ):
-        return "UTF-16 text, not UTF-8; save it as UTF-8"
-    return "binary data, not UTF-8 text" if zeros and not list_of_names else ""
+    if b"\0" not in head[:4096]:
+        return ""
+    # Every other byte of UTF-16 text in most languages is 0.
+    if len(head) > 3 and any(_mostly_zeros(head[start:64:2]) for start in (0, 1)):
+        return _UTF_16
+    return "" if list_of_names else "binary data, not UTF-8 text"
 
 
-def foreign(columns: set[str], has_question: bool) -> str:
-    """What a row with these columns (as `plain` gives them) is in some other format."""
-    for given, what in _ROWS:
+def _mostly_zeros(data: bytes) -> bool:
+    return data.count(0) >= len(data) * 0.9
+
+
+def row_format(columns: set[str], has_question: bool) -> str:
+    """The format of a row with these columns (as `plain_name` gives them); "" for a question."""
+    for given, format in _ROWS:
         if columns.issuperset(given) and (not has_question or "answerid" in given):
-            return what
+            return format
     return ""
 
 
-def document(head: bytes) -> str:
-    """What a JSON object looks like that does not end on its first line, by the columns that its
-    beginning names.
-    """
+def document_format(head: bytes) -> str:
+    """The format of a JSON object over several lines, by the columns that its beginning names."""
     columns = {
-        plain(name) for name in re.findall(r'"([^"\\]{1,40})"\s*:', head.decode("utf-8", "replace"))
+        plain_name(name)
+        for name in re.findall(r'"([^"\\]{1,40})"\s*:', head.decode("utf-8", "replace"))
     }
-    for given, what in _ROWS[3:8]:
+    for given, format in _DOCUMENTS:
         if columns.issuperset(given):
-            return what
+            return format
     return "one JSON object over several lines (jq -c . puts each on one)"
 
 
-def unfinished(line: str) -> bool:
-    """Whether a line is the beginning of a JSON object and nothing else is wrong with it."""
+def is_unfinished_object(line: str) -> bool:
+    """Whether a line is the beginning of a JSON object, without an error in it."""
     try:
         json.loads(line)
     except json.JSONDecodeError as error:
@@ -137,14 +128,15 @@ def unfinished(line: str) -> bool:
 
 
 def is_object(text: str) -> bool:
+    """Whether a text is one JSON object."""
     try:
         return isinstance(json.loads(text), dict)
     except (ValueError, RecursionError):
         return False
 
 
-def first_line(line: str) -> str:
-    """What text looks like that does not begin as JSON does."""
+def text_format(line: str) -> str:
+    """The format of a file by its first line; "" for a line that begins as JSON does."""
     start = line.lstrip("\ufeff \t").lower()
     if start.startswith(("{", "[")):
         return ""
@@ -155,24 +147,23 @@ def first_line(line: str) -> str:
     if start.startswith("version https://git-lfs"):
         return "a Git LFS pointer; fetch the file itself (git lfs pull)"
     for mark, name in (("\t", "TSV"), (",", "CSV"), (";", "CSV")):
-        cells = [plain(cell) for cell in line.split(mark)]
+        cells = [plain_name(cell) for cell in line.split(mark)]
         if len(cells) > 1 and _TABLE_COLUMNS.intersection(cells):
-            published = (
-                " as MMBench's"
-                if name == "TSV" and {"index", "question", "image"} <= set(cells)
-                else ""
-            )
-            return f"a {name} table{published}"
+            if name == "TSV" and {"index", "question", "image"} <= set(cells):
+                return "a TSV table as MMBench's"
+            return f"a {name} table"
     return "plain text, not JSON"
 
 
-def sentence(name: str, what: str) -> str:
-    return f"{name} looks like {what}; {WANTED}"
+def refusal(name: str, format: str) -> str:
+    """The message for a file `name` that looks like `format`."""
+    return f"{name} looks like {format}; {WANTED}"
 
 
 def media_like(value: Any, endings: frozenset[str], depth: int = 3) -> bool:
-    """Whether a value names a picture or a video: its ending says so, or it holds one (`data:`).
-    Looks into lists and objects.
+    """Whether a value names a picture or a video by its ending, or holds one (`data:`).
+
+    Looks into lists and objects, down to `depth` levels.
     """
     if isinstance(value, str):
         if value.startswith(("data:image/", "data:video/")):
@@ -182,8 +173,6 @@ def media_like(value: Any, endings: frozenset[str], depth: int = 3) -> bool:
         bare = re.split(r"[?#]", value, maxsplit=1)[0] if "://" in value else value
         return any(bare.lower().endswith(ending) for ending in endings) and not bare.startswith(".")
     if isinstance(value, (list, dict)) and depth:
-        return any(
-            media_like(each, endings, depth - 1)
-            for each in (value.values() if isinstance(value, dict) else value[:8])
-        )
+        inner = value.values() if isinstance(value, dict) else value[:8]
+        return any(media_like(part, endings, depth - 1) for part in inner)
     return False
