@@ -1,5 +1,6 @@
 """The paper's pruner against its equations, the reference in float64, and against stored vectors."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from trimtok_cli.pruners.base import Stage
+from trimtok_cli.pruners.budget import Budget
 from trimtok_cli.pruners.kernels.alignment import alignment
 from trimtok_cli.pruners.kernels.greedy import repmax
 from trimtok_cli.pruners.kernels.reference import (
@@ -14,7 +17,16 @@ from trimtok_cli.pruners.kernels.reference import (
     repmax_reference,
     trimtokenator_reference,
 )
-from trimtok_cli.pruners.methods.trimtokenator import greedy_order, trimtokenator
+from trimtok_cli.pruners.methods.trimtokenator import (
+    ORDERS,
+    TrimTokenator,
+    align_only,
+    diversity_first,
+    diversity_only,
+    greedy_order,
+    trimtokenator,
+)
+from trimtok_cli.tokens import Prompt, VisualTokens
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("trimtokenator_PAPERREF_*.npz"))
 
@@ -212,7 +224,12 @@ def test_the_order_of_the_stages_and_either_alone(order):
     torch.manual_seed(3)
     for count, keep, pool in ((20, 6, 0.8), (33, 30, 0.5), (7, 1, 0.9)):
         visual, text = torch.randn(2, count, 5), torch.randn(2, 3, 5)
-        got = trimtokenator(visual, text, keep, pool=pool, order=order)
+        got = {
+            "align-first": partial(trimtokenator, visual, text, keep, pool=pool),
+            "diversity-first": partial(diversity_first, visual, text, keep, pool=pool),
+            "align-only": partial(align_only, visual, text, keep),
+            "diversity-only": partial(diversity_only, visual, keep),
+        }[order]()
         for x, t, found in zip(visual, text, got, strict=True):
 
             def near(rows, k, x=x, t=t):
@@ -228,8 +245,29 @@ def test_the_order_of_the_stages_and_either_alone(order):
             else:
                 want = second(first(rows, max(int(pool * count), keep)).sort().values, keep)
             assert found.tolist() == want.sort().values.tolist()
+
+
+def test_the_pruner_runs_the_stages_in_the_order_that_it_is_given():
+    torch.manual_seed(5)
+    hidden = torch.randn(24, 6)
+    places = torch.arange(24)
+    prompt = Prompt(hidden, places, places[2:22], places[:20], places[22:])
+    dense = VisualTokens(hidden[2:22], torch.zeros(20, dtype=torch.int64), torch.zeros(20, 4))
+    stage = Stage(0, hidden, prompt, dense)
+    visual, text = hidden[2:22][None], hidden[22:][None]
+    wanted = {
+        "align-first": trimtokenator(visual, text, 5, pool=0.5),
+        "diversity-first": diversity_first(visual, text, 5, pool=0.5),
+        "align-only": align_only(visual, text, 5),
+        "diversity-only": diversity_only(visual, 5),
+    }
+    assert wanted.keys() == set(ORDERS)
+    assert len({tuple(kept[0].tolist()) for kept in wanted.values()}) == 4, "a test that can tell"
+    for order, kept in wanted.items():
+        pruner = TrimTokenator(Budget(tokens=5), pool=0.5, order=order)
+        assert pruner.select(stage).kept.tolist() == kept[0].tolist()
     with pytest.raises(ValueError, match="order must be one of"):
-        trimtokenator(visual, text, 2, order="both")
+        TrimTokenator(order="both")
 
 
 def test_mutual_information_tells_what_goes_together():
