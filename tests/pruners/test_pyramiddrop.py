@@ -92,7 +92,7 @@ def test_each_stage_ranks_by_the_coming_layer(sizes, keep):
 @pytest.mark.parametrize("budget", ["equal", "tokens", "diversity"])
 def test_images_share_by_their_dense_tokens_at_every_stage(budget):
     pruner, stage = PyramidDrop(Budget(tokens=6), budget), stage_of((30, 12), layer=1)
-    want = [count for _, count in pruner.budgets(replace(stage, hidden=stage.prompt.embeds))]
+    want = [count for _, count in pruner.image_budgets(replace(stage, hidden=stage.prompt.embeds))]
     for _ in range(3):
         stage = advanced(stage, pruner.select(stage), stage.layer + 1)
     assert [len(rows) for rows in stage.images()] == want and sum(want) == 12

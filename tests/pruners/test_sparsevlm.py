@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.pruners.test_fastv import HEADS, WIDTH, advanced, flat, stage_of
+from trimtok_cli.pruners.base import top_places
 from trimtok_cli.pruners.budget import Budget
-from trimtok_cli.pruners.layerwise import best
 from trimtok_cli.pruners.methods.sparsevlm import (
     SparseVLM,
     clusters,
@@ -81,7 +81,7 @@ def test_golden_vectors(path):
     places = torch.arange(576)
     for budget in (192, 128, 64):
         kept, added = sparsevlm_counts(576, budget, "layer-mean")[0]
-        chosen = best(score, [(places, kept)])
+        chosen = top_places(score, [(places, kept)])
         assert torch.equal(chosen, data[f"keep_mask_{budget}"][0].nonzero()[:, 0])
         assert added == int(data[f"cluster_num_{budget}"])
         rest = places[~torch.isin(places, chosen)]

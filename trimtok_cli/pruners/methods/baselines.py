@@ -66,7 +66,7 @@ class Random(Pruner):
 
     def select(self, stage: Stage) -> Selection:
         kept = []
-        for rows, count in self.budgets(stage):
+        for rows, count in self.image_budgets(stage):
             number = int(
                 stage.tokens.visual_index[
                     stage.prompt.alive[rows[0]].to(stage.tokens.visual_index.device)
@@ -91,6 +91,6 @@ class Uniform(Pruner):
             stage,
             [
                 rows[torch.tensor(uniform_indices(len(rows), count), device=rows.device)]
-                for rows, count in self.budgets(stage)
+                for rows, count in self.image_budgets(stage)
             ],
         )

@@ -36,7 +36,7 @@ from trimtok_cli.pruners.base import Pruner, Stage, padded, select_alike
 from trimtok_cli.pruners.kernels.alignment import alignment
 from trimtok_cli.pruners.kernels.numerics import cosines, first_of_best, full_float32
 from trimtok_cli.pruners.params import param
-from trimtok_cli.pruners.tower import parts
+from trimtok_cli.pruners.tower import tile_budgets
 from trimtok_cli.tokens import Selection
 
 TEXTS, SIGNS, OVER = ("clip", "llm"), ("auto", "negative", "positive"), ("image", "batch")
@@ -205,8 +205,8 @@ class CDPruner(Pruner):
 
     def _by_tile(self, stage: Stage) -> Selection:
         relevance, tiles = stage.hidden.new_zeros(len(stage.prompt.visual), dtype=torch.float32), []
-        for image in self.budgets(stage):
-            mine = [(rows, share) for rows, share, _ in parts(stage, [image])]
+        for image in self.image_budgets(stage):
+            mine = [(rows, share) for rows, share, _ in tile_budgets(stage, [image])]
             shown = torch.cat([rows for rows, _ in mine])
             relevance[shown] = self._relevance([(stage, shown)])[0]
             tiles += mine

@@ -16,16 +16,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from trimtok_cli.errors import UsageError
-from trimtok_cli.pruners.base import Pruner, Stage
+from trimtok_cli.pruners.base import Pruner, Stage, top_places
 from trimtok_cli.pruners.layerwise import (
     COUNTS,
     LAYER,
-    best,
     check_reachable,
     image_targets,
     last_row_score,
+    layers_within,
     scaled_layers,
-    there,
 )
 from trimtok_cli.pruners.params import param
 from trimtok_cli.tokens import Selection
@@ -68,7 +67,7 @@ class FastV(Pruner):
     def stages(self, num_layers: int) -> tuple[int, ...]:
         if self.layer is None:
             return scaled_layers((2,), min(num_layers, 32))
-        return there("fastv", f"layer={self.layer}", (self.layer,), num_layers)
+        return layers_within("fastv", f"layer={self.layer}", (self.layer,), num_layers)
 
     def select(self, stage: Stage) -> Selection:
         score, counts = last_row_score(stage, stage.layer - 1), []
@@ -78,4 +77,4 @@ class FastV(Pruner):
             except ValueError as error:
                 raise UsageError(f"fastv: {error}.") from None
             counts.append((rows, count))
-        return Selection(best(score, counts))
+        return Selection(top_places(score, counts))

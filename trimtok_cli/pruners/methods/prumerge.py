@@ -25,7 +25,13 @@ from torch import Tensor
 
 from trimtok_cli.pruners.base import Pruner, Stage
 from trimtok_cli.pruners.params import param
-from trimtok_cli.pruners.tower import answer, candidates, require, signal, take
+from trimtok_cli.pruners.tower import (
+    candidates,
+    gather_rows,
+    joined_selection,
+    require_signals,
+    signal,
+)
 from trimtok_cli.tokens import Selection
 
 NEIGHBOURS = 32
@@ -112,14 +118,14 @@ def prumerge(
         )
     features, attention = features.float(), attention.float()
     unit = F.normalize(keys.float(), dim=-1, eps=1e-30)
-    similarity = (take(unit, kept) @ unit.mT).scatter(
+    similarity = (gather_rows(unit, kept) @ unit.mT).scatter(
         -1, kept[..., None], -torch.inf
     )  # (B, K, N), nobody its own neighbour
     near = similarity.sort(dim=-1, descending=True, stable=True).indices[
         ..., : min(NEIGHBOURS, shape[-1] - 1)
     ]
     nearby = torch.zeros_like(similarity).scatter(-1, near, 1.0)
-    merged = take(features, kept) + (nearby * attention[..., None, :]) @ features
+    merged = gather_rows(features, kept) + (nearby * attention[..., None, :]) @ features
     left = attention.scatter(-1, kept, 0.0)
     return merged, (left[..., None, :] @ features).squeeze(-2)
 
@@ -147,10 +153,10 @@ class PruMerge(Pruner):
     adaptive: bool = param(False)
 
     def select(self, stage: Stage) -> Selection:
-        require(stage, "prumerge", *NEEDS)
+        require_signals(stage, "prumerge", *NEEDS)
         attention, keys, features = (signal(stage, "prumerge", name) for name in NEEDS[:3])
         kept, merged, extra = [], [], []
-        for rows, count in self.budgets(stage):
+        for rows, count in self.image_budgets(stage):
             rows, all_stay = candidates(stage, rows, count)
             if all_stay:
                 kept.append(rows)
@@ -168,4 +174,4 @@ class PruMerge(Pruner):
             merged.append((rows[chosen], projected[:-1]))
             if count > 1:
                 extra.append(projected[-1:])
-        return answer(stage, kept, merged, extra)
+        return joined_selection(stage, kept, merged, extra)

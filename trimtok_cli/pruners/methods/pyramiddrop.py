@@ -18,17 +18,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from trimtok_cli.errors import UsageError
-from trimtok_cli.pruners.base import Pruner, Stage
+from trimtok_cli.pruners.base import Pruner, Stage, top_places
 from trimtok_cli.pruners.layerwise import (
     COUNTS,
     LAYER_LIST,
-    best,
     check_reachable,
     image_targets,
     last_row_score,
+    layers_within,
     moved_layers,
     scaled_layers,
-    there,
 )
 from trimtok_cli.pruners.params import param
 from trimtok_cli.tokens import Selection
@@ -129,7 +128,9 @@ class PyramidDrop(Pruner):
 
     def stages(self, num_layers: int) -> tuple[int, ...]:
         if self.layers is not None:
-            return there("pyramiddrop", f"layers={list(self.layers)}", self.layers, num_layers)
+            return layers_within(
+                "pyramiddrop", f"layers={list(self.layers)}", self.layers, num_layers
+            )
         return scaled_layers(LAYERS if self.ratios is None else PUBLISHED, num_layers)
 
     def select(self, stage: Stage) -> Selection:
@@ -146,4 +147,4 @@ class PyramidDrop(Pruner):
             except ValueError as error:
                 raise UsageError(f"pyramiddrop: {error}.") from None
             counts.append((rows, levels[number]))
-        return Selection(best(score, counts))
+        return Selection(top_places(score, counts))

@@ -29,15 +29,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trimtok_cli.pruners.base import Pruner, Stage
+from trimtok_cli.pruners.base import Pruner, Stage, top_places
 from trimtok_cli.pruners.layerwise import (
     COUNTS,
     LAYER_LIST,
-    best,
     dense_budgets,
+    layers_within,
     moved_layers,
     scaled_layers,
-    there,
 )
 from trimtok_cli.pruners.params import param
 from trimtok_cli.tokens import Selection
@@ -225,7 +224,7 @@ class SparseVLM(Pruner):
     def stages(self, num_layers: int) -> tuple[int, ...]:
         if self.layers is None:
             return scaled_layers(LAYERS, num_layers)
-        return there("sparsevlm", f"layers={list(self.layers)}", self.layers, num_layers)
+        return layers_within("sparsevlm", f"layers={list(self.layers)}", self.layers, num_layers)
 
     def select(self, stage: Stage) -> Selection:
         layers, number = moved_layers(stage, self.stages(stage.num_layers))
@@ -242,7 +241,7 @@ class SparseVLM(Pruner):
             text_raters(stage.tokens.embeds.to(stage.prompt.embeds), stage.prompt.embeds[words])
         ]
         score = rater_score(stage.attention(raters, stage.layer - 1)[..., visual])
-        chosen = best(score, [(places, kept)])
+        chosen = top_places(score, [(places, kept)])
         rest = places[~torch.isin(places, chosen)]
         return Selection(
             chosen, extra=recycle(stage.hidden[visual[rest]], score[rest], added) if added else None

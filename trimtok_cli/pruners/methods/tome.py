@@ -22,7 +22,7 @@ from torch import Tensor
 from trimtok_cli.errors import UsageError
 from trimtok_cli.pruners.base import Pruner, Stage
 from trimtok_cli.pruners.params import param
-from trimtok_cli.pruners.tower import answer, candidates, require, take
+from trimtok_cli.pruners.tower import candidates, gather_rows, joined_selection, require_signals
 from trimtok_cli.tokens import Selection
 
 
@@ -98,12 +98,14 @@ def merge(values: Tensor, size: Tensor, matching: Matching) -> tuple[Tensor, Ten
     into = (
         torch.arange(matching.other.shape[-1], device=row.device)[:, None] == row[..., None, :]
     ).float()  # (B, T // 2, r)
-    merged = take(weighted, matching.other) + into @ take(weighted, matching.src)
+    merged = gather_rows(weighted, matching.other) + into @ gather_rows(weighted, matching.src)
     sizes = size.gather(-1, matching.other) + (
         into * size.gather(-1, matching.src)[..., None, :]
     ).sum(-1)
-    alone, touched = take(values.float(), matching.unmerged), into.any(-1)[..., None]
-    merged = torch.where(touched, merged / sizes[..., None], take(values.float(), matching.other))
+    alone, touched = gather_rows(values.float(), matching.unmerged), into.any(-1)[..., None]
+    merged = torch.where(
+        touched, merged / sizes[..., None], gather_rows(values.float(), matching.other)
+    )
     return torch.cat([alone, merged], dim=-2), torch.cat(
         [size.gather(-1, matching.unmerged), sizes], dim=-1
     )
@@ -173,7 +175,7 @@ def merge_down(tokens: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
         index = lowest(index, matching)
         values, size = merge(values, size, matching)
     order = index.argsort(dim=-1)
-    return index.gather(-1, order), take(values, order), size.gather(-1, order)
+    return index.gather(-1, order), gather_rows(values, order), size.gather(-1, order)
 
 
 @dataclass(frozen=True)
@@ -193,14 +195,14 @@ class ToMeProjected(Pruner):
 
     def select(self, stage: Stage) -> Selection:
         kept, merged = [], []
-        for rows, count in self.budgets(stage):
+        for rows, count in self.image_budgets(stage):
             rows, all_stay = candidates(stage, rows, count)
             if not all_stay:
                 index, values, _ = merge_down(stage.visual_embeds[rows], count)
                 rows = rows[index]
                 merged.append((rows, values))
             kept.append(rows)
-        return answer(stage, kept, merged)
+        return joined_selection(stage, kept, merged)
 
 
 @dataclass(frozen=True)
@@ -243,9 +245,9 @@ class ToMe(Pruner):
         return self.r is None
 
     def select(self, stage: Stage) -> Selection:
-        require(stage, "tome", "blocks", "project")
+        require_signals(stage, "tome", "blocks", "project")
         signals, kept, merged = stage.tokens.signals, [], []
-        for rows, count in self.budgets(stage):
+        for rows, count in self.image_budgets(stage):
             if self.r is None and count >= len(rows):
                 kept.append(rows)
                 continue
@@ -257,7 +259,7 @@ class ToMe(Pruner):
             index, features = self._run(signals.blocks, image, count)
             kept.append(rows[index])
             merged.append((rows[index], signals.project(features)))
-        return answer(stage, kept, merged)
+        return joined_selection(stage, kept, merged)
 
     def _schedule(self, num_tokens: int, count: int, num_layers: int) -> list[int]:
         if self.r is not None:

@@ -24,7 +24,13 @@ from torch import Tensor
 
 from trimtok_cli.pruners.base import Pruner, Stage
 from trimtok_cli.pruners.params import param
-from trimtok_cli.pruners.tower import answer, parts, require, signal, take
+from trimtok_cli.pruners.tower import (
+    gather_rows,
+    joined_selection,
+    require_signals,
+    signal,
+    tile_budgets,
+)
 from trimtok_cli.tokens import Selection
 
 
@@ -45,8 +51,8 @@ def visionzip(
         order[..., :dominant].sort(dim=-1).values,
         order[..., dominant:].sort(dim=-1).values,
     )
-    targets, group = contextual_groups(take(metric, rest), contextual)
-    values = merge_groups(take(features, rest), targets, group)
+    targets, group = contextual_groups(gather_rows(metric, rest), contextual)
+    values = merge_groups(gather_rows(features, rest), targets, group)
     return best, rest[..., targets], values
 
 
@@ -145,7 +151,7 @@ class VisionZip(Pruner):
 
     def select(self, stage: Stage) -> Selection:
         signals, name = stage.tokens.signals, "visionzip"
-        require(stage, name, *self.signals)
+        require_signals(stage, name, *self.signals)
         before = signals.offers("features") and signals.offers("project")
         saliency, keys = signal(stage, name, "saliency"), signal(stage, name, "keys")
         features = signal(stage, name, "features") if before else stage.visual_embeds
@@ -155,7 +161,7 @@ class VisionZip(Pruner):
             else (lambda values: values)
         )
         kept, merged, extra = [], [], []
-        for rows, count, all_stay in parts(stage, self.budgets(stage)):
+        for rows, count, all_stay in tile_budgets(stage, self.image_budgets(stage)):
             if all_stay:
                 kept.append(rows)
                 continue
@@ -173,4 +179,4 @@ class VisionZip(Pruner):
             elif contextual:
                 kept.append(rows[targets])
                 merged.append((rows[targets], project(values)))
-        return answer(stage, kept, merged, extra)
+        return joined_selection(stage, kept, merged, extra)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from trimtok_cli.pruners.base import Pruner, Stage
 from trimtok_cli.pruners.params import param
-from trimtok_cli.pruners.tower import answer, parts, signal, take
+from trimtok_cli.pruners.tower import gather_rows, joined_selection, signal, tile_budgets
 from trimtok_cli.tokens import Selection
 
 ROUND = 8  # tokens removed at a time
@@ -60,7 +60,7 @@ def vispruner(saliency: Tensor, features: Tensor, keep: int, *, important: float
     )  # 1e-9: 0.29 * 100 is 29, although the float product is 28.999...
     order = saliency.float().sort(dim=1, descending=True, stable=True).indices
     rest = order[:, num_important:]
-    diverse = rest.gather(1, thinned(take(features, rest), keep - num_important))
+    diverse = rest.gather(1, thinned(gather_rows(features, rest), keep - num_important))
     return torch.cat([order[:, :num_important], diverse], dim=1).sort(dim=1).values
 
 
@@ -126,7 +126,7 @@ class VisPruner(Pruner):
             else stage.visual_embeds
         )
         kept, tiled = [], stage.tokens.signals.offers("tile")
-        for rows, count, all_stay in parts(stage, self.budgets(stage)):
+        for rows, count, all_stay in tile_budgets(stage, self.image_budgets(stage)):
             if not all_stay:
                 share = (
                     published_share(count, len(rows), tiled=tiled)
@@ -135,4 +135,4 @@ class VisPruner(Pruner):
                 )
                 rows = rows[vispruner(saliency[rows], features[rows], count, important=share)]
             kept.append(rows)
-        return answer(stage, kept)
+        return joined_selection(stage, kept)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from trimtok_cli.pruners.base import Pruner, Stage
-from trimtok_cli.pruners.layerwise import COUNTS, LAYER, image_targets, scaled_layers, there
+from trimtok_cli.pruners.layerwise import COUNTS, LAYER, image_targets, layers_within, scaled_layers
 from trimtok_cli.pruners.params import param
 from trimtok_cli.tokens import Selection
 
@@ -98,7 +98,7 @@ class VTW(Pruner):
         if self.counts == "final":
             if self.layer is None:
                 return scaled_layers((15,), num_layers)
-            return there("vtw", f"layer={self.layer}", (self.layer,), num_layers)
+            return layers_within("vtw", f"layer={self.layer}", (self.layer,), num_layers)
         if self._one_for_all:
             layer = max(math.floor(self.keep.share * num_layers + 0.5), 1)
             return (layer,) if layer < num_layers else ()
