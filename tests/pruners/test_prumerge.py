@@ -38,7 +38,7 @@ def stage_with_last(sizes, **how) -> Stage:
     return stage
 
 
-def literal(features, keys, attention, kept):
+def reference(features, keys, attention, kept):
     """The rules of the published code, token by token, in float64."""
     unit = keys / np.maximum(np.linalg.norm(keys, axis=1, keepdims=True), 1e-30)
     merged = []
@@ -79,14 +79,14 @@ def test_golden_vectors(path):
 
 @pytest.mark.parametrize("kind", ["random", "clustered", "signs"])
 @pytest.mark.parametrize(("n", "count"), [(1, 1), (2, 1), (20, 20), (33, 5), (34, 9), (90, 31)])
-def test_equals_the_literal_rules_in_batches(kind, n, count):
+def test_equals_the_reference_rules_in_batches(kind, n, count):
     keys = torch.stack([clustered(n, 12, seed, kind) for seed in range(3)])
     features = torch.stack([clustered(n, 10, 9 + seed) for seed in range(3)])
     attention = torch.rand(3, n, generator=torch.Generator().manual_seed(n)).softmax(-1)
     kept = fixed_indices(attention, count)
     merged, others = prumerge(features, keys, attention, kept)
     for i in range(3):
-        want = literal(
+        want = reference(
             features[i].double().numpy(),
             keys[i].double().numpy(),
             attention[i].double().numpy(),

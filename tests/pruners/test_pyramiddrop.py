@@ -1,11 +1,11 @@
-"""PyramidDrop: its counts against the published ones, its choice against a literal one."""
+"""PyramidDrop: its counts against the published ones, its choice against a reference."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from tests.pruners.test_fastv import advanced, flat, literal, stage_of
+from tests.pruners.test_fastv import advanced, flat, reference, stage_of
 from trimtok_cli.errors import UsageError
 from trimtok_cli.pruners.budget import Budget
 from trimtok_cli.pruners.methods.pyramiddrop import PyramidDrop, pyramid_counts
@@ -81,7 +81,7 @@ def test_each_stage_ranks_by_the_coming_layer(sizes, keep):
         counts = [pyramid_counts(n, keep.count(n), (1, 2, 3), 4)[number] for n in sizes]
         selection = pruner.select(stage)
         assert (
-            selection.kept.tolist() == literal(stage, stage.layer, counts)
+            selection.kept.tolist() == reference(stage, stage.layer, counts)
             and selection.extra is None
         )
         assert pruner.select_many([stage, stage])[1].kept.tolist() == selection.kept.tolist()

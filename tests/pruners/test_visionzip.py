@@ -18,7 +18,7 @@ GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("visionzip_*.npz"))
 WEIGHT = torch.randn(6, 8, generator=torch.Generator().manual_seed(5))  # a projector
 
 
-def literal(saliency, metric, features, dominant, contextual):
+def reference(saliency, metric, features, dominant, contextual):
     """The rules of the published code, token by token, in float64."""
     best = sorted(sorted(range(len(saliency)), key=lambda i: (-saliency[i], i))[:dominant])
     rest = [i for i in range(len(saliency)) if i not in best]
@@ -124,7 +124,7 @@ def test_golden_vectors(path):
     ("n", "d", "c"),
     [(1, 1, 0), (2, 1, 1), (7, 0, 3), (9, 9, 0), (9, 4, 5), (40, 11, 6), (97, 20, 13)],
 )
-def test_equals_the_literal_rules_in_batches(kind, n, d, c):
+def test_equals_the_reference_rules_in_batches(kind, n, d, c):
     metric = torch.stack([clustered(n, 12, seed, kind) for seed in range(3)])
     features = torch.stack([clustered(n, 10, 9 + seed) for seed in range(3)])
     saliency = torch.rand(3, n, generator=torch.Generator().manual_seed(n)).round(
@@ -132,7 +132,7 @@ def test_equals_the_literal_rules_in_batches(kind, n, d, c):
     )  # with ties
     got = visionzip(saliency, metric, features, d, c)
     for i in range(3):
-        best, targets, merged = literal(
+        best, targets, merged = reference(
             saliency[i].numpy(), metric[i].double().numpy(), features[i].double().numpy(), d, c
         )
         for want, have in ((best, got[0][i]), (targets, got[1][i])):

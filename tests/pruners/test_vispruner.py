@@ -17,7 +17,7 @@ from trimtok_cli.pruners.methods.vispruner import VisPruner, vispruner
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("vispruner_*.npz"))
 
 
-def literal(saliency, features, keep, important):
+def reference(saliency, features, keep, important):
     """The rules of the published code, round by round."""
     order = sorted(range(len(saliency)), key=lambda i: (-saliency[i], i))
     best, rest = order[: int(important * keep)], order[int(important * keep) :]
@@ -90,12 +90,12 @@ def test_golden_vectors_index_for_index(path):
         (97, 10, 0.25),
     ],
 )
-def test_equals_the_literal_rules_in_batches(kind, n, keep, important):
+def test_equals_the_reference_rules_in_batches(kind, n, keep, important):
     features = torch.stack([clustered(n, 12, seed, kind) for seed in range(3)])
     saliency = torch.rand(3, n, generator=torch.Generator().manual_seed(n)).round(decimals=1)
     got = vispruner(saliency, features, keep, important=important)
     for i in range(3):
-        assert got[i].tolist() == literal(
+        assert got[i].tolist() == reference(
             saliency[i].numpy(), features[i].double().numpy(), keep, important
         )
         assert (
