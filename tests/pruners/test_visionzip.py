@@ -50,7 +50,7 @@ def clustered(n: int, d: int, seed: int, kind: str = "clustered") -> torch.Tenso
 
 
 def stage_of(
-    sizes, seed=0, blank=(), offers=("saliency", "keys", "features", "project"), twins=False
+    sizes, seed=0, blank=(), offers=("saliency", "keys", "features", "project"), duplicates=False
 ) -> Stage:
     """Images of these sizes with one text row between them; `blank` tokens show no place."""
     total = sum(sizes)
@@ -60,7 +60,7 @@ def stage_of(
         clustered(total, 5, seed + 1),
         torch.rand(total, generator=g),
     )
-    if twins and total > 4:
+    if duplicates and total > 4:
         features[1::2], keys[1::2], saliency[1::2] = features[1], keys[1], saliency[1]
         features[3], keys[3] = 0, 0
     hidden, visual, at = [torch.ones(2, 8)], [], 2
@@ -210,13 +210,13 @@ def test_without_features_the_embeddings_are_merged():
     assert torch.allclose(chosen.embeds[torch.isin(chosen.kept, targets)], values)
 
 
-@pytest.mark.parametrize("twins", [False, True])
+@pytest.mark.parametrize("duplicates", [False, True])
 @pytest.mark.parametrize("sizes", [[1], [30], [9, 40, 1]])
 @pytest.mark.parametrize(
     "keep", [Budget(tokens=1), Budget(tokens=8), Budget(share=0.4), Budget(tokens=99), Budget()]
 )
-def test_invariants(sizes, keep, twins):
-    stage, pruner = stage_of(sizes, twins=twins), VisionZip(keep)
+def test_invariants(sizes, keep, duplicates):
+    stage, pruner = stage_of(sizes, duplicates=duplicates), VisionZip(keep)
     first, again = pruner.select(stage), pruner.select_many([stage, stage])[1]
     assert first.kept.tolist() == again.kept.tolist() == sorted(set(first.kept.tolist()))
     owner = stage.tokens.visual_index[first.kept]
