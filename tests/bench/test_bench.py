@@ -454,7 +454,7 @@ def show(document: dict) -> str:
 def test_tables_show_times_on_a_gpu_and_ratios_on_a_cpu(document):
     timed, ratios = show(on_a_gpu(document)), show(document)
     assert "1.50 (2.00)" in timed and "trimtokenator@4 in the paper: 100.13 ms, 13.63 GiB" in timed
-    assert "a sample" in timed and " ms" in timed and "× floor" in timed
+    assert "a sample" in timed and " ms" in timed and "× roofline" in timed
     assert " ms" not in ratios and "samples/s" not in ratios and "FLOPs allow" in ratios
     assert "36 visual" in timed and change_table(changes(document, document)).row_count == 6
 
@@ -499,7 +499,7 @@ def test_lists_may_be_single_values():
 def test_on_a_gpu_stages_are_events_and_memory_is_the_devices():
     done = run("bench", "smoke", "-o", "out", "--device", "cuda")
     document = json.loads(Path("out/bench.json").read_text())
-    assert "× floor" in done.stderr and document["conditions"]["gpu"]["driver_version"]
+    assert "× roofline" in done.stderr and document["conditions"]["gpu"]["driver_version"]
     for row in document["grid"]:
         assert not row["error"] and 0 < row["memory"]["allocated"] <= row["memory"]["reserved"]
         for number, wall in enumerate(row["seconds"]["wall"]):

@@ -1,4 +1,4 @@
-"""bench.json: written and read."""
+"""bench.json, written and read. Knows no measurement."""
 
 import json
 from pathlib import Path
@@ -13,8 +13,10 @@ NAME = "bench.json"
 
 
 def write(destination: Destination, document: dict[str, Any]) -> None:
-    """bench.json, whole or not at all; it is written anew after every row, so that an interrupted
-    run leaves what it measured.
+    """Writes bench.json, whole or not at all.
+
+    The caller writes it anew after every row: an interrupted run leaves what it measured. Raises
+    TrimtokError where it cannot be written.
     """
     if destination.answers is None:
         return
@@ -27,7 +29,7 @@ def write(destination: Destination, document: dict[str, Any]) -> None:
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """An earlier bench.json, with what is derived from it. UsageError where there is none."""
+    """An earlier bench.json with its derived figures. Raises UsageError where there is none."""
     file = path / NAME if path.is_dir() else path
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
