@@ -21,6 +21,7 @@ from tests.conftest import picture
 from trimtok_cli.bench import grid, parts, whole_runs
 from trimtok_cli.bench.batch import Loops, run_batch
 from trimtok_cli.bench.derive import changes, derive, figure
+from trimtok_cli.bench.document import read_document
 from trimtok_cli.bench.images import pictures, scene
 from trimtok_cli.bench.plots import write_plots
 from trimtok_cli.bench.roofline import Ceilings
@@ -187,6 +188,16 @@ def test_against_an_earlier_file_and_without_matplotlib_whose_plots_are_left_out
     assert (
         "cannot be read" in run("bench", "smoke", "-o", "x", "--against", "nowhere", code=2).stderr
     )
+
+
+def test_a_document_written_before_still_reads_and_its_figures_are_the_stored_ones():
+    path = Path(__file__).parents[2] / "samples/results/cpu/bench.json"
+    stored, read = json.loads(path.read_text(encoding="utf-8")), read_document(path)
+    assert len(read["grid"]) > 5 and "preprocess" in stored["grid"][0]
+    for part in ("grid", "pruner", "decode", "overhead", "memory"):
+        for old, new in zip(stored[part], read[part], strict=True):
+            assert new["derived"] == old["derived"]
+    assert len(changes(read, read)) == len(read["grid"])
 
 
 def test_a_change_within_the_spread_is_not_marked():

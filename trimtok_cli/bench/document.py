@@ -33,8 +33,17 @@ def read_document(path: Path) -> dict[str, Any]:
     file = path / NAME if path.is_dir() else path
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
-        return derive(document)
+        return derive(_with_present_names(document))
     except OSError as error:
         raise UsageError(f"--against: {file} cannot be read ({error.strerror}).") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(f"--against: {file} is no {NAME} of this program.") from None
+
+
+def _with_present_names(document: dict[str, Any]) -> dict[str, Any]:
+    """The document in today's names: `prepare` was `preprocess` in earlier ones."""
+    rows = [
+        {"prepare" if name == "preprocess" else name: value for name, value in row.items()}
+        for row in document["grid"]
+    ]
+    return document | {"grid": rows}
