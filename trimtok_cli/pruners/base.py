@@ -1,4 +1,4 @@
-"""What a pruner is: values in (Stage), values out (Selection).
+"""The interface of a pruner: values in (Stage), values out (Selection).
 
 Knows tensors only: no model, hook, cache or file.
 """
@@ -30,7 +30,7 @@ def _no_attention(rows: Tensor, layer: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Stage:
-    """What a pruner sees of one sample in front of decoder layer `layer` (0: the prompt itself).
+    """A pruner's view of one sample in front of decoder layer `layer` (0: the prompt itself).
 
     hidden (S, D) enters the layer. `prompt` says which rows of it are visual, which dense numbers
     these have, and which rows hold the instruction. `tokens` are the dense visual tokens with their
