@@ -61,7 +61,8 @@ class Stage:
         A place counts this stage's visual tokens. Tokens that an earlier stage added belong to no
         image.
         """
-        index, alive = self.tokens.visual_index, self.prompt.alive
+        index = self.tokens.visual_index
+        alive = self.prompt.alive
         if self.layer == 0 and len(alive) == len(index):
             return self.dense_images()
         index = index.to(alive.device)
@@ -74,7 +75,8 @@ class Stage:
 
     def dense_images(self) -> list[Tensor]:
         """For each image or video, its places (n,) among the dense visual tokens, ascending."""
-        index, device = self.tokens.visual_index, self.prompt.alive.device
+        index = self.tokens.visual_index
+        device = self.prompt.alive.device
         numbers, sizes = index.unique_consecutive(return_counts=True)
         if len(numbers.unique()) < len(numbers):
             owners = index.unique().tolist()

@@ -1,8 +1,7 @@
-"""Alignment of visual tokens with the text, Eq. 3 of TrimTokenator (arXiv 2509.00320), and the
-tokens of highest alignment, Eq. 4.
+"""Alignment of visual tokens with the text, and the tokens of highest alignment.
 
-`alignment` is the measure as it reads. `near_text` finds the same tokens faster, from one product.
-Knows no method and no model.
+Eq. 3 and 4 of TrimTokenator (arXiv 2509.00320). `alignment` is the measure as it reads. `near_text`
+finds the same tokens faster, from one product. Knows no method and no model.
 """
 
 import importlib.util
@@ -33,8 +32,7 @@ BAND = 128
 def alignment(
     visual: Tensor, text: Tensor, align: str = "l2", text_mask: Tensor | None = None
 ) -> Tensor:
-    """Eq. 3: (B, N, D) visual and (B, M, D) text -> alpha (B, N), minus the mean distance to the
-    text.
+    """Eq. 3: (B, N, D) visual and (B, M, D) text -> alpha (B, N), minus the mean distance to text.
 
     `sq_l2` squares the distance (Appendix B). `cosine` is the mean cosine similarity and `mi` the
     mean mutual information (Table 9). A row of text_mask (B, M) that is all False scores 0

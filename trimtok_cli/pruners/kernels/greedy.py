@@ -91,10 +91,10 @@ def max_min_gram(visual: Tensor, keep: int) -> Tensor:
 
 
 def least_sum(similarity: Tensor, first: Tensor, keep: int) -> Tensor:
-    """(B, N, N), (B,) -> (B, keep): `first`, then always the least sum of similarities to the
-    chosen.
+    """(B, N, N), (B,) -> (B, keep): `first`, then always the token least similar to the chosen.
 
-    Writes on the diagonal of `similarity`. Nothing leaves the device inside the loop.
+    The least sum of similarities is the least mean. Writes on the diagonal of `similarity`. Nothing
+    leaves the device inside the loop.
     """
     order = torch.empty(len(first), keep, dtype=torch.long, device=first.device)
     # The diagonal is +inf: adding row s to sigma also takes s out of the race (Eq. 11, 15).

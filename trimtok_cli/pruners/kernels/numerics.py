@@ -38,8 +38,9 @@ def cosines(visual: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def first_of_best(score: Tensor, slack: Tensor | float) -> Tensor:
-    """(B, N) -> (B,): the lowest index whose score is within `slack`, a number or (B, 1), of the
-    row's best.
+    """(B, N) -> (B,): the lowest index whose score is within `slack` of the row's best.
+
+    slack: a number, or (B, 1).
     """
     return (score >= score.amax(dim=1, keepdim=True) - slack).int().argmax(dim=1)
 

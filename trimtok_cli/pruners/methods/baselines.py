@@ -64,7 +64,8 @@ class Random(Pruner):
     seed: int = param(0)
 
     def select(self, stage: Stage) -> Selection:
-        visual_index, kept = stage.tokens.visual_index, []
+        visual_index = stage.tokens.visual_index
+        kept = []
         for places, count in self.image_budgets(stage):
             first = stage.prompt.alive[places[0]].to(visual_index.device)
             number = int(visual_index[first])

@@ -151,8 +151,9 @@ def _check(visual: Tensor, relevance: Tensor, keep: int) -> None:
 
 @dataclass(frozen=True)
 class CDPruner(Pruner):
-    """The paper's pruner. text: `clip` reads the tower's `relevance`, `llm` compares with the
-    language model's words.
+    """The paper's pruner.
+
+    text: `clip` reads the tower's `relevance`, `llm` compares with the language model's words.
 
     sign: `negative` or `positive` similarity makes a token relevant; `auto` is negative for CLIP,
     as published, and positive for the language model.

@@ -68,7 +68,8 @@ class FastV(Pruner):
         return layers_within("fastv", f"layer={self.layer}", (self.layer,), num_layers)
 
     def select(self, stage: Stage) -> Selection:
-        score, kept = last_row_score(stage, stage.layer - 1), []
+        score = last_row_score(stage, stage.layer - 1)
+        kept = []
         for places, dense, target in image_targets(self, stage):
             try:
                 count = fastv_kept(dense, target, stage.layer, stage.num_layers, self.counts)

@@ -136,7 +136,8 @@ class PyramidDrop(Pruner):
 
     def select(self, stage: Stage) -> Selection:
         layers, number = moved_layers(stage, self.stages(stage.num_layers))
-        score, kept = last_row_score(stage, stage.layer), []
+        score = last_row_score(stage, stage.layer)
+        kept = []
         for places, dense, target in image_targets(self, stage):
             if self.ratios is not None:
                 # A model too shallow for all stages has lost the first of them.

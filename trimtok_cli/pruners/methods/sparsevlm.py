@@ -150,7 +150,8 @@ def stage_aims(num_dense: int, target: int, counts: str = "final") -> tuple[int,
         for budget, kept, left in PUBLISHED
     ]
     # Shares stand over the common denominator N * 576: whole numbers, no rounding.
-    at, aims = target * DENSE, []
+    at = target * DENSE
+    aims = []
     (low, under), (high, over) = next(
         pair for pair in pairwise(points) if at < pair[1][0] * num_dense
     )
@@ -185,7 +186,8 @@ def sparsevlm_counts(num_dense: int, target: int, counts: str = "final") -> list
 
     576 tokens with layer-mean 192: (300, 9), (200, 4), (110, 3).
     """
-    stages, current = [], num_dense
+    stages = []
+    current = num_dense
     for aim in stage_aims(num_dense, target, counts):
         stages.append(stage_counts(current, aim, counts))
         current = sum(stages[-1])

@@ -64,7 +64,8 @@ def step(metric: Tensor, r: int, protected: int = 0) -> Matching:
             f"metric must be (B, T, d) and protected >= 0, got {tuple(metric.shape)} and "
             f"{protected}"
         )
-    total, device = metric.shape[-2], metric.device
+    total = metric.shape[-2]
+    device = metric.device
     r = max(min(r, (total - protected) // 2), 0)
     unit = F.normalize(metric.float(), dim=-1, eps=1e-30)
     if total < 2:
@@ -161,7 +162,8 @@ def merge_down(tokens: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
     """
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}")
-    values, size = tokens.float(), tokens.new_ones(tokens.shape[:-1], dtype=torch.float32)
+    values = tokens.float()
+    size = tokens.new_ones(tokens.shape[:-1], dtype=torch.float32)
     index = torch.arange(tokens.shape[-2], device=tokens.device).expand(tokens.shape[:-1])
     while values.shape[-2] > keep:
         matching = step(values, values.shape[-2] - keep)
@@ -235,7 +237,8 @@ class ToMe(Pruner):
 
     def select(self, stage: Stage) -> Selection:
         require_signals(stage, "tome", "blocks", "project")
-        signals, kept, merged = stage.tokens.signals, [], []
+        signals = stage.tokens.signals
+        kept, merged = [], []
         for places, count in self.image_budgets(stage):
             if self.r is None and count >= len(places):
                 kept.append(places)

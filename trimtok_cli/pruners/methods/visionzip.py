@@ -59,7 +59,8 @@ def contextual_groups(metric: Tensor, contextual: int) -> tuple[Tensor, Tensor]:
     metric (B, R, d) -> targets (C,), places 0, step, 2 step, ... with step = R // C; and group (B,
     R) in 0..C-1, where a target is in its own. Cosine similarity, ties to the lowest target.
     """
-    num_rest, device = metric.shape[-2], metric.device
+    num_rest = metric.shape[-2]
+    device = metric.device
     targets = torch.arange(contextual, device=device) * max(num_rest // max(contextual, 1), 1)
     if not contextual:
         return targets, metric.new_zeros(metric.shape[:-1], dtype=torch.long)

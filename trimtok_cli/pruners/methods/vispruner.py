@@ -120,7 +120,8 @@ class VisPruner(Pruner):
         features = stage.visual_embeds
         if self.similarity == "features":
             features = signal(stage, self.name, "features")
-        kept, tiled = [], stage.tokens.signals.offers("tile")
+        tiled = stage.tokens.signals.offers("tile")
+        kept = []
         for places, count, all_stay in tile_budgets(stage, self.image_budgets(stage)):
             if all_stay:
                 kept.append(places)
