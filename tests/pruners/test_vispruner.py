@@ -119,13 +119,13 @@ def test_half_precision_equal_tokens_and_inputs_left_alone():
     )
 
 
-@pytest.mark.parametrize("twins", [False, True])
+@pytest.mark.parametrize("duplicates", [False, True])
 @pytest.mark.parametrize("sizes", [[1], [30], [9, 40, 1]])
 @pytest.mark.parametrize(
     "keep", [Budget(tokens=1), Budget(tokens=8), Budget(share=0.4), Budget(tokens=99), Budget()]
 )
-def test_invariants(sizes, keep, twins):
-    stage, pruner = stage_of(sizes, twins=twins), VisPruner(keep)
+def test_invariants(sizes, keep, duplicates):
+    stage, pruner = stage_of(sizes, duplicates=duplicates), VisPruner(keep)
     first, again = pruner.select(stage), pruner.select_many([stage, stage])[1]
     assert first.kept.tolist() == again.kept.tolist() == sorted(set(first.kept.tolist()))
     owner = stage.tokens.visual_index[first.kept]
