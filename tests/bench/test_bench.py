@@ -21,6 +21,7 @@ from tests.conftest import picture
 from trimtok_cli.bench import grid, parts, whole_runs
 from trimtok_cli.bench.batch import Loops, run_batch
 from trimtok_cli.bench.derive import changes, derive, figure
+from trimtok_cli.bench.document import read_document
 from trimtok_cli.bench.images import pictures, scene
 from trimtok_cli.bench.plots import write_plots
 from trimtok_cli.bench.roofline import Ceilings
@@ -187,6 +188,16 @@ def test_against_an_earlier_file_and_without_matplotlib_whose_plots_are_left_out
     assert (
         "cannot be read" in run("bench", "smoke", "-o", "x", "--against", "nowhere", code=2).stderr
     )
+
+
+def test_a_document_written_before_still_reads_and_its_figures_are_the_stored_ones():
+    path = Path(__file__).parents[2] / "samples/results/cpu/bench.json"
+    stored, read = json.loads(path.read_text(encoding="utf-8")), read_document(path)
+    assert len(read["grid"]) > 5 and "preprocess" in stored["grid"][0]
+    for part in ("grid", "pruner", "decode", "overhead", "memory"):
+        for old, new in zip(stored[part], read[part], strict=True):
+            assert new["derived"] == old["derived"]
+    assert len(changes(read, read)) == len(read["grid"])
 
 
 def test_a_change_within_the_spread_is_not_marked():
@@ -457,7 +468,7 @@ def show(document: dict) -> str:
 def test_tables_show_times_on_a_gpu_and_ratios_on_a_cpu(document):
     timed, ratios = show(on_a_gpu(document)), show(document)
     assert "1.50 (2.00)" in timed and "trimtokenator@4 in the paper: 100.13 ms, 13.63 GiB" in timed
-    assert "a sample" in timed and " ms" in timed and "× floor" in timed
+    assert "a sample" in timed and " ms" in timed and "× roofline" in timed
     assert " ms" not in ratios and "samples/s" not in ratios and "FLOPs allow" in ratios
     assert "36 visual" in timed and change_table(changes(document, document)).row_count == 6
 
@@ -502,7 +513,7 @@ def test_lists_may_be_single_values():
 def test_on_a_gpu_stages_are_events_and_memory_is_the_devices():
     done = run("bench", "smoke", "-o", "out", "--device", "cuda")
     document = json.loads(Path("out/bench.json").read_text())
-    assert "× floor" in done.stderr and document["conditions"]["gpu"]["driver_version"]
+    assert "× roofline" in done.stderr and document["conditions"]["gpu"]["driver_version"]
     for row in document["grid"]:
         assert not row["error"] and 0 < row["memory"]["allocated"] <= row["memory"]["reserved"]
         for number, wall in enumerate(row["seconds"]["wall"]):

@@ -93,7 +93,7 @@ def test_every_description_has_a_processor_whose_placeholders_are_the_real_count
     assert processor.tokenizer.unk_token_id not in made["input_ids"]
 
 
-def test_the_same_seed_gives_the_same_weights_and_leaves_the_dice_alone():
+def test_the_same_seed_gives_the_same_weights_and_leaves_the_generator_alone():
     torch.manual_seed(7)
     before = torch.get_rng_state()
     one, same, other = (

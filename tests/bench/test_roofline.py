@@ -1,4 +1,4 @@
-"""The analytic floor against numbers worked out by hand for the real models, and against FLOPs
+"""The roofline against numbers worked out by hand for the real models, and against FLOPs
 counted while a model runs.
 """
 
@@ -92,7 +92,7 @@ def test_weights_and_cache_of_the_real_models():
     ],
 )
 def test_seconds_of_the_real_models(text, tower, patches, length, batch, new, milliseconds):
-    """A sample's floor on a card of 790 TFLOP/s and 4.3 TB/s: whichever of arithmetic and memory
+    """A sample's roofline on a card of 790 TFLOP/s and 4.3 TB/s: whichever of arithmetic and memory
     takes longer, stage by stage.
     """
     encode = tower.encode_seconds(H200, [576] * patches * batch, 2)
@@ -109,7 +109,7 @@ def test_a_memory_bound_prefill_costs_one_read_of_the_weights():
     assert VICUNA_7B.decode_seconds(H200, [100], 1, 2) == 0
 
 
-def test_a_tower_that_is_not_known_has_no_floor():
+def test_a_tower_that_is_not_known_has_no_roofline():
     windowed = SimpleNamespace(depth=32, hidden_size=1280, patch_size=14)
     config = SimpleNamespace(
         vision_config=windowed, get_text_config=lambda: SimpleNamespace(hidden_size=64)
@@ -120,7 +120,7 @@ def test_a_tower_that_is_not_known_has_no_floor():
 @torch.inference_mode()
 def test_flops_are_those_that_a_model_computes(adapter):
     """Counted at the matrix products of the tiny LLaVA. Eager attention computes the whole square;
-    the floor its causal half.
+    the roofline its causal half.
     """
     config = adapter.model.config
     adapter.model.set_attn_implementation("eager")
@@ -141,5 +141,5 @@ def test_flops_are_those_that_a_model_computes(adapter):
     unread = 2 * (
         2 * 37 * (4 * 32**2 + 2 * 32 * 48) + 4 * 37**2 * 32
     )  # a layer behind the one that is read, where it runs
-    floor, counted = vision.encode([36, 36]), encode.get_total_flops()
-    assert min(abs(counted - floor), abs(counted - floor - unread)) < 1e-3 * floor
+    least, counted = vision.encode([36, 36]), encode.get_total_flops()
+    assert min(abs(counted - least), abs(counted - least - unread)) < 1e-3 * least

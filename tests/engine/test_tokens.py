@@ -131,7 +131,7 @@ def test_images_share_a_total_by_size_or_by_diversity():
             renumber=True,
         )
         assert (len(kept.tokens) == 2) and (budget != "equal" or kept.tokens == (2, 4)), want
-    five = LastColumn(Budget(share=0.6), "tokens").budgets(
+    five = LastColumn(Budget(share=0.6), "tokens").image_budgets(
         Stage(0, prompt().embeds, prompt(), tokens())
     )
     assert [count for _, count in five] == [2, 1]
@@ -151,7 +151,7 @@ def test_diverse_images_get_more_under_the_diversity_budget():
     stage = Stage(0, embeds, mixed, tokens())
 
     def counts(budget):
-        return [n for _, n in LastColumn(Budget(tokens=2), budget).budgets(stage)]
+        return [n for _, n in LastColumn(Budget(tokens=2), budget).image_budgets(stage)]
 
     assert (counts("equal"), counts("diversity")) == ([2, 2], [3, 1])
 

@@ -1,4 +1,4 @@
-"""CDPruner against the published code's own answers, and against determinants written out literally
+"""CDPruner against the published code's own answers, and against determinants written out
 in float64.
 """
 
@@ -24,7 +24,7 @@ from trimtok_cli.tokens import TowerSignals
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("cdpruner_*.npz"))
 
 
-def literal(visual: np.ndarray, relevance: np.ndarray, keep: int) -> list[int]:
+def reference(visual: np.ndarray, relevance: np.ndarray, keep: int) -> list[int]:
     """d2 by Schur complement from scratch at every step; ties and spent tokens as
     `greedy_map_order` states them.
     """
@@ -86,7 +86,7 @@ def test_golden_vectors_index_for_index(path):
         (60, 12, 60),
     ],
 )
-def test_equals_the_literal_determinants(kind, n, d, keep):
+def test_equals_the_reference_determinants(kind, n, d, keep):
     visual = tokens(kind, n, d, seed=n + keep)
     # Of equal tokens, equal relevance: a function of the token itself. 0.2 and up: d2 stays well
     # above float32's rounding.
@@ -94,7 +94,7 @@ def test_equals_the_literal_determinants(kind, n, d, keep):
         0.2
         + 0.8 * scaled_relevance((visual[:, :3].sum(1) + visual[:, 3:5].square().sum(1))[None])[0]
     )
-    want = literal(visual.numpy(), relevance.numpy(), keep)
+    want = reference(visual.numpy(), relevance.numpy(), keep)
     assert greedy_map_order(visual, relevance, keep).tolist() == want
     assert cdpruner(visual, relevance, keep).tolist() == sorted(want)
 

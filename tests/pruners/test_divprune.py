@@ -1,5 +1,5 @@
 """DivPrune and DivPrune* against the published code's own answers, and against the search written
-out literally in float64.
+out in float64.
 """
 
 from pathlib import Path
@@ -110,7 +110,7 @@ def samples() -> list[list[torch.Tensor]]:
     ]
 
 
-def literal(visual: np.ndarray, keep: int) -> list[int]:
+def reference(visual: np.ndarray, keep: int) -> list[int]:
     """Farthest-point search, loop by loop; distances less than 1e-6 apart are a tie, which goes to
     the lowest index.
     """
@@ -150,9 +150,9 @@ def test_golden_vectors_index_for_index(path):
 @pytest.mark.parametrize(
     ("n", "keep"), [(1, 1), (2, 1), (3, 2), (5, 5), (23, 22), (40, 33), (97, 12), (144, 16)]
 )
-def test_equals_the_literal_search(kind, n, keep):
+def test_equals_the_reference_search(kind, n, keep):
     visual = tokens(kind, n, 24, seed=n + keep)
-    want = literal(visual.numpy(), keep)
+    want = reference(visual.numpy(), keep)
     assert max_min_order(visual, keep).tolist() == want
     assert divprune(visual, keep).tolist() == sorted(want)
 
@@ -222,7 +222,7 @@ def test_star_is_the_nearest_to_the_text_then_divprune(kind, n, keep, pool, alig
     near = sorted(
         sorted(range(n), key=lambda i: (-float(alpha[i]), i))[: max(int(pool * n + 1e-9), keep)]
     )
-    want = sorted(near[i] for i in literal(visual[near].numpy(), keep))
+    want = sorted(near[i] for i in reference(visual[near].numpy(), keep))
     assert divprune_star(visual, text, keep, pool=pool, align=align).tolist() == want
 
 

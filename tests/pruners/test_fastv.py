@@ -106,7 +106,7 @@ def flat(stage: Stage) -> Stage:
     )
 
 
-def literal(stage: Stage, layer: int, counts: Sequence[int]) -> list[int]:
+def reference(stage: Stage, layer: int, counts: Sequence[int]) -> list[int]:
     """Head by head, token by token, image by image."""
     each = stage.attention(torch.tensor([len(stage.hidden) - 1]), layer)
     score = [
@@ -126,14 +126,16 @@ def test_keeps_what_the_last_row_of_the_layer_before_attends_to(sizes, keep, lay
     for seed in range(3):
         stage = stage_of(sizes, layer=layer, seed=seed)
         selection = FastV(keep, layer=layer).select(stage)
-        assert selection.kept.tolist() == literal(stage, layer - 1, [keep.count(n) for n in sizes])
+        assert selection.kept.tolist() == reference(
+            stage, layer - 1, [keep.count(n) for n in sizes]
+        )
         assert (
             selection.extra is None
             and selection.embeds is None
             and selection.kept.dtype == torch.int64
         )
     if keep.tokens == 7 and max(sizes) > 30:
-        assert selection.kept.tolist() != literal(stage, layer, [keep.count(n) for n in sizes]), (
+        assert selection.kept.tolist() != reference(stage, layer, [keep.count(n) for n in sizes]), (
             "the layers do not differ"
         )
 

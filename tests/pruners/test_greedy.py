@@ -47,7 +47,7 @@ def tokens(kind: str, count: int, width: int, seed: int) -> torch.Tensor:
         / 24**0.5
     )
     visual = 0.5 * normal(width) + field + normal(count, width)
-    if kind == "twins":
+    if kind == "duplicates":
         visual[side - 1 :: side] = normal(width)
         copies = torch.randint(count, (count // 5,), generator=g)
         visual[copies] = visual[copies.flip(0)]
@@ -67,7 +67,7 @@ SIZES = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["iid", "image", "twins"])
+@pytest.mark.parametrize("kind", ["iid", "image", "duplicates"])
 @pytest.mark.parametrize(("count", "keep", "width"), SIZES)
 def test_rows_as_they_are_read_give_the_same_tokens_as_the_whole_matrix(kind, count, keep, width):
     for seed in range(3 if count < 1000 else 1):
@@ -75,14 +75,14 @@ def test_rows_as_they_are_read_give_the_same_tokens_as_the_whole_matrix(kind, co
         found = greedy.repmax(visual, keep)
         assert found.tolist() == greedy.repmax_gram(visual, keep).tolist()
         if (
-            kind != "twins" and width > 5 and count > 2
+            kind != "duplicates" and width > 5 and count > 2
         ):  # two tokens are as far from each other: the rule for ties is ours
             assert found[0].tolist() == repmax_reference(visual[0].double(), keep)
         assert greedy.max_min(visual, keep).tolist() == greedy.max_min_gram(visual, keep).tolist()
 
 
 @pytest.mark.parametrize("count", [60, FEW + 60])
-def test_twins_in_a_row_go_lowest_first(count):
+def test_duplicates_in_a_row_go_lowest_first(count):
     visual = tokens("image", count // 3, 40, 0).repeat_interleave(3, 0)[None]
     zero = visual.clone()
     zero[:, 30:40] = 0
@@ -114,7 +114,7 @@ def hard(kind: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """
     g = torch.Generator().manual_seed(seed)
     visual, text = (
-        tokens("twins" if kind == "twins" else "image", 300, 64, seed),
+        tokens("duplicates" if kind == "duplicates" else "image", 300, 64, seed),
         0.5 * torch.randn(9, 64, generator=g),
     )
     if kind == "far":
@@ -131,7 +131,7 @@ def hard(kind: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("align", ["l2", "sq_l2", "cosine"])
-@pytest.mark.parametrize("kind", ["plain", "far", "near", "uneven", "flat", "twins"])
+@pytest.mark.parametrize("kind", ["plain", "far", "near", "uneven", "flat", "duplicates"])
 def test_distances_by_product_leave_the_same_tokens(kind, align, monkeypatch):
     pairs = [hard(kind, seed) for seed in range(6)]
     visual, text = (torch.stack(each) for each in zip(*pairs, strict=True))

@@ -4,11 +4,14 @@ it, before any model is loaded.
 
 import dataclasses
 import datetime
+import importlib
 import math
+from pathlib import Path
 
 import pytest
 
 from trimtok_cli.errors import UsageError
+from trimtok_cli.pruners import methods
 from trimtok_cli.pruners.base import Pruner
 from trimtok_cli.pruners.params import param
 from trimtok_cli.pruners.registry import OPTIONS, PRUNERS, build_pruner, own_params
@@ -125,6 +128,19 @@ def test_what_it_does_not_take_is_one_sentence_that_names_it(method, name):
         assert f"--param of {method}: " in said and name in said.split(": ", 1)[1]
         assert "got" in said or "give r" in said
         assert "\n" not in said and "\x1b" not in said and len(said) < 300 and said.endswith(".")
+
+
+def test_every_method_of_the_folder_has_its_place_in_the_list():
+    folder = Path(methods.__file__).parent
+    written = set()
+    for path in folder.glob("[!_]*.py"):
+        module = importlib.import_module(f"{methods.__name__}.{path.stem}")
+        classes = [value for value in vars(module).values() if isinstance(value, type)]
+        written |= {
+            one for one in classes if issubclass(one, Pruner) and one.__module__ == module.__name__
+        }
+    assert written == set(methods.METHODS)
+    assert list(PRUNERS) == ["dense", *(method.name for method in methods.METHODS)]
 
 
 @pytest.mark.parametrize("method", [method for method, kind in PRUNERS.items() if kind])

@@ -38,7 +38,7 @@ def stage_with_last(sizes, **how) -> Stage:
     return stage
 
 
-def literal(features, keys, attention, kept):
+def reference(features, keys, attention, kept):
     """The rules of the published code, token by token, in float64."""
     unit = keys / np.maximum(np.linalg.norm(keys, axis=1, keepdims=True), 1e-30)
     merged = []
@@ -79,14 +79,14 @@ def test_golden_vectors(path):
 
 @pytest.mark.parametrize("kind", ["random", "clustered", "signs"])
 @pytest.mark.parametrize(("n", "count"), [(1, 1), (2, 1), (20, 20), (33, 5), (34, 9), (90, 31)])
-def test_equals_the_literal_rules_in_batches(kind, n, count):
+def test_equals_the_reference_rules_in_batches(kind, n, count):
     keys = torch.stack([clustered(n, 12, seed, kind) for seed in range(3)])
     features = torch.stack([clustered(n, 10, 9 + seed) for seed in range(3)])
     attention = torch.rand(3, n, generator=torch.Generator().manual_seed(n)).softmax(-1)
     kept = fixed_indices(attention, count)
     merged, others = prumerge(features, keys, attention, kept)
     for i in range(3):
-        want = literal(
+        want = reference(
             features[i].double().numpy(),
             keys[i].double().numpy(),
             attention[i].double().numpy(),
@@ -141,7 +141,7 @@ def test_adaptive_keeps_what_the_image_asks_for_and_never_more_than_the_budget()
     assert cut.kept.tolist() == [0, 3, 20, 50] and len(cut.extra) == 1
 
 
-@pytest.mark.parametrize("twins", [False, True])
+@pytest.mark.parametrize("duplicates", [False, True])
 @pytest.mark.parametrize("sizes", [[1], [30], [9, 40, 1]])
 @pytest.mark.parametrize(
     "keep",
@@ -155,8 +155,8 @@ def test_adaptive_keeps_what_the_image_asks_for_and_never_more_than_the_budget()
     ],
 )
 @pytest.mark.parametrize("plus", [True, False])
-def test_invariants(sizes, keep, twins, plus):
-    stage, pruner = stage_with_last(sizes, twins=twins), PruMerge(keep, plus=plus)
+def test_invariants(sizes, keep, duplicates, plus):
+    stage, pruner = stage_with_last(sizes, duplicates=duplicates), PruMerge(keep, plus=plus)
     first, again = pruner.select(stage), pruner.select_many([stage, stage])[1]
     assert first.kept.tolist() == again.kept.tolist() == sorted(set(first.kept.tolist()))
     owner = stage.tokens.visual_index[first.kept]
@@ -168,7 +168,7 @@ def test_invariants(sizes, keep, twins, plus):
     if first.embeds is not None:
         assert torch.equal(first.embeds, again.embeds) and first.embeds.isfinite().all()
     if sizes == [9, 40, 1] and keep.tokens == 8:
-        alone = stage_with_last([9], twins=twins)
+        alone = stage_with_last([9], duplicates=duplicates)
         tap, whole = alone.tokens.signals, stage.tokens.signals
         given = {
             "last_saliency": lambda: whole.last_saliency[:9],

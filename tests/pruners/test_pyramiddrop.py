@@ -1,11 +1,11 @@
-"""PyramidDrop: its counts against the published ones, its choice against a literal one."""
+"""PyramidDrop: its counts against the published ones, its choice against a reference."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from tests.pruners.test_fastv import advanced, flat, literal, stage_of
+from tests.pruners.test_fastv import advanced, flat, reference, stage_of
 from trimtok_cli.errors import UsageError
 from trimtok_cli.pruners.budget import Budget
 from trimtok_cli.pruners.methods.pyramiddrop import PyramidDrop, pyramid_counts
@@ -81,7 +81,7 @@ def test_each_stage_ranks_by_the_coming_layer(sizes, keep):
         counts = [pyramid_counts(n, keep.count(n), (1, 2, 3), 4)[number] for n in sizes]
         selection = pruner.select(stage)
         assert (
-            selection.kept.tolist() == literal(stage, stage.layer, counts)
+            selection.kept.tolist() == reference(stage, stage.layer, counts)
             and selection.extra is None
         )
         assert pruner.select_many([stage, stage])[1].kept.tolist() == selection.kept.tolist()
@@ -92,7 +92,7 @@ def test_each_stage_ranks_by_the_coming_layer(sizes, keep):
 @pytest.mark.parametrize("budget", ["equal", "tokens", "diversity"])
 def test_images_share_by_their_dense_tokens_at_every_stage(budget):
     pruner, stage = PyramidDrop(Budget(tokens=6), budget), stage_of((30, 12), layer=1)
-    want = [count for _, count in pruner.budgets(replace(stage, hidden=stage.prompt.embeds))]
+    want = [count for _, count in pruner.image_budgets(replace(stage, hidden=stage.prompt.embeds))]
     for _ in range(3):
         stage = advanced(stage, pruner.select(stage), stage.layer + 1)
     assert [len(rows) for rows in stage.images()] == want and sum(want) == 12

@@ -1,5 +1,5 @@
 """SparseVLM against the published code's stored results and against the formulas, written out
-literally in float64.
+in float64.
 """
 
 from dataclasses import replace
@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.pruners.test_fastv import HEADS, WIDTH, advanced, flat, stage_of
+from trimtok_cli.pruners.base import top_places
 from trimtok_cli.pruners.budget import Budget
-from trimtok_cli.pruners.layerwise import best
 from trimtok_cli.pruners.methods.sparsevlm import (
     SparseVLM,
     clusters,
@@ -27,7 +27,7 @@ from trimtok_cli.pruners.methods.sparsevlm import (
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("sparsevlm_layer2_*.npz"))
 
 
-def literal_raters(visual: np.ndarray, text: np.ndarray) -> list[int]:
+def reference_raters(visual: np.ndarray, text: np.ndarray) -> list[int]:
     mean = np.zeros(len(text))
     for v in visual.astype(np.float64):
         e = np.exp(
@@ -37,7 +37,7 @@ def literal_raters(visual: np.ndarray, text: np.ndarray) -> list[int]:
     return [i for i, m in enumerate(mean) if m > mean.mean() + 1e-12] or list(range(len(text)))
 
 
-def literal_merged(tokens: np.ndarray, count: int) -> np.ndarray:
+def reference_merged(tokens: np.ndarray, count: int) -> np.ndarray:
     """DPC-KNN, pair by pair."""
     x, n = tokens.astype(np.float64), len(tokens)
     d = [[float(np.linalg.norm(a - b)) / x.shape[1] ** 0.5 for b in x] for a in x]
@@ -81,7 +81,7 @@ def test_golden_vectors(path):
     places = torch.arange(576)
     for budget in (192, 128, 64):
         kept, added = sparsevlm_counts(576, budget, "layer-mean")[0]
-        chosen = best(score, [(places, kept)])
+        chosen = top_places(score, [(places, kept)])
         assert torch.equal(chosen, data[f"keep_mask_{budget}"][0].nonzero()[:, 0])
         assert added == int(data[f"cluster_num_{budget}"])
         rest = places[~torch.isin(places, chosen)]
@@ -140,13 +140,13 @@ def test_final_leaves_exactly_the_target():
 
 @pytest.mark.parametrize("kind", ["random", "clustered", "duplicated"])
 @pytest.mark.parametrize("n", [1, 2, 11, 40, 83])
-def test_clusters_equal_the_literal_ones(kind, n):
+def test_clusters_equal_the_reference_ones(kind, n):
     for seed in range(3):
         x = points(kind, n, 10 * n + seed)
         for count in sorted({0, 1, n // 10 + 1, n // 2, n}):
             found = merged(x, count)
             assert found.shape == (count, 16) and found.dtype == torch.float32
-            want = literal_merged(x.numpy(), count) if count else np.zeros((0, 16))
+            want = reference_merged(x.numpy(), count) if count else np.zeros((0, 16))
             assert np.allclose(found.numpy(), want, atol=1e-5)
     for bad in (-1, n + 1):
         with pytest.raises(ValueError, match="cannot be merged"):
@@ -165,10 +165,10 @@ def test_equal_and_zero_tokens():
 
 
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 4), (30, 9), (144, 40)])
-def test_raters_equal_the_literal_ones(n, m):
+def test_raters_equal_the_reference_ones(n, m):
     for seed in range(4):
         visual, text = points("clustered", n, seed), points("random", m, 50 + seed)
-        assert text_raters(visual, text).tolist() == literal_raters(visual.numpy(), text.numpy())
+        assert text_raters(visual, text).tolist() == reference_raters(visual.numpy(), text.numpy())
         assert (
             text_raters(visual.half(), text.half()).tolist()
             == text_raters(visual.half().float(), text.half().float()).tolist()
@@ -185,24 +185,25 @@ def test_raters_equal_the_literal_ones(n, m):
             text_raters(visual, text)
 
 
-def literal_choice(stage, kept: int, added: int) -> tuple[list[int], np.ndarray]:
+def reference_choice(stage, kept: int, added: int) -> tuple[list[int], np.ndarray]:
     visual, prompt = stage.prompt.visual.tolist(), stage.prompt
     words = [row for row in range(len(stage.hidden)) if row not in visual and row > visual[0]]
     raters = [
-        words[i] for i in literal_raters(stage.tokens.embeds.numpy(), prompt.embeds[words].numpy())
+        words[i]
+        for i in reference_raters(stage.tokens.embeds.numpy(), prompt.embeds[words].numpy())
     ]
     each = stage.attention(torch.tensor(raters), stage.layer - 1).double().numpy()
     score = [each[:, :, row].mean() for row in visual]
     order = sorted(range(len(visual)), key=lambda i: (-score[i], i))
     chosen, pruned = sorted(order[:kept]), order[kept:]
     again = stage.hidden[[visual[i] for i in pruned[: int(0.3 * len(pruned)) + 1]]].numpy()
-    return chosen, literal_merged(again, added)
+    return chosen, reference_merged(again, added)
 
 
 @pytest.mark.parametrize("counts", ["final", "layer-mean"])
 @pytest.mark.parametrize("sizes", [(30,), (144,), (40, 25)])
 @pytest.mark.parametrize("keep", [Budget(tokens=6), Budget(share=0.4)])
-def test_three_stages_equal_the_literal_ones(counts, sizes, keep):
+def test_three_stages_equal_the_reference_ones(counts, sizes, keep):
     pruner, stage = SparseVLM(keep, counts=counts), stage_of(sizes, layer=1, seed=2)
     assert (
         pruner.stages(4) == (1, 2, 3)
@@ -212,7 +213,7 @@ def test_three_stages_equal_the_literal_ones(counts, sizes, keep):
     for kept, added in sparsevlm_counts(sum(sizes), sum(keep.count(n) for n in sizes), counts):
         before = stage.hidden.clone()
         selection = pruner.select(stage)
-        chosen, extra = literal_choice(stage, kept, added)
+        chosen, extra = reference_choice(stage, kept, added)
         assert selection.kept.tolist() == chosen and len(extra) == added
         assert (selection.extra is None) == (not added)
         assert not added or np.allclose(selection.extra.numpy(), extra, atol=1e-5)

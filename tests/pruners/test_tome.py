@@ -26,7 +26,7 @@ FOLDER = Path(__file__).parents[1] / "golden"
 GOLDEN = sorted(FOLDER.glob("tome_N*.npz"))
 
 
-def literal(metric, values, size, r, protected):
+def reference(metric, values, size, r, protected):
     """One step, token by token, in float64: groups of places, in the order of the result, and their
     means and sizes.
     """
@@ -110,7 +110,7 @@ def test_schedules_of_exact_budgets():
 @pytest.mark.parametrize(
     ("n", "r"), [(1, 3), (2, 1), (3, 1), (9, 2), (40, 13), (41, 99), (41, 0), (64, -2)]
 )
-def test_equals_the_literal_rules_in_batches(kind, protected, n, r):
+def test_equals_the_reference_rules_in_batches(kind, protected, n, r):
     metric = torch.stack([clustered(n, 12, seed, kind) for seed in range(3)])
     values = torch.stack([clustered(n, 5, 9 + seed) for seed in range(3)])
     size = torch.randint(1, 5, (3, n), generator=torch.Generator().manual_seed(n)).float()
@@ -118,7 +118,7 @@ def test_equals_the_literal_rules_in_batches(kind, protected, n, r):
     merged, sizes = merge(values, size, found)
     first = lowest(torch.arange(n).expand(3, -1), found)
     for i in range(3):
-        groups, want, total = literal(
+        groups, want, total = reference(
             metric[i].double().numpy(),
             values[i].double().numpy(),
             size[i].double().numpy(),
@@ -158,11 +158,11 @@ def test_down_to_the_budget_every_token_counts_once():
     assert sizes == [288, 144, 72, 8]
 
 
-def test_down_to_the_budget_equals_the_literal_steps():
+def test_down_to_the_budget_equals_the_reference_steps():
     x = clustered(50, 8, 4)
     values, size, first = x.double().numpy(), np.ones(50), list(range(50))
     while len(values) > 9:
-        groups, new, total = literal(values, values, size, len(values) - 9, 0)
+        groups, new, total = reference(values, values, size, len(values) - 9, 0)
         first = [min(first[i] for i in g) for g in groups]
         values, size = new, total
     index, got, count = merge_down(x, 9)
@@ -174,13 +174,13 @@ def test_down_to_the_budget_equals_the_literal_steps():
     )
 
 
-@pytest.mark.parametrize("twins", [False, True])
+@pytest.mark.parametrize("duplicates", [False, True])
 @pytest.mark.parametrize("sizes", [[1], [30], [9, 40, 1]])
 @pytest.mark.parametrize(
     "keep", [Budget(tokens=1), Budget(tokens=8), Budget(share=0.4), Budget(tokens=99), Budget()]
 )
-def test_invariants(sizes, keep, twins):
-    stage, pruner = stage_of(sizes, twins=twins, offers=()), ToMeProjected(keep)
+def test_invariants(sizes, keep, duplicates):
+    stage, pruner = stage_of(sizes, duplicates=duplicates, offers=()), ToMeProjected(keep)
     first, again = pruner.select(stage), pruner.select_many([stage, stage])[1]
     assert (
         first.kept.tolist() == again.kept.tolist() == sorted(set(first.kept.tolist()))

@@ -1,56 +1,64 @@
-"""The paper's pruner against its equations, written out literally in float64, and against stored
-vectors.
-"""
+"""The paper's pruner against its equations, the reference in float64, and against stored vectors."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
+from trimtok_cli.pruners.base import Stage
+from trimtok_cli.pruners.budget import Budget
 from trimtok_cli.pruners.kernels.alignment import alignment
 from trimtok_cli.pruners.kernels.greedy import repmax
-from trimtok_cli.pruners.methods.trimtokenator import greedy_order, trimtokenator
+from trimtok_cli.pruners.kernels.reference import (
+    least_mean_reference,
+    repmax_reference,
+    trimtokenator_reference,
+)
+from trimtok_cli.pruners.methods.trimtokenator import (
+    ORDERS,
+    TrimTokenator,
+    align_only,
+    diversity_first,
+    diversity_only,
+    greedy_order,
+    trimtokenator,
+)
+from trimtok_cli.tokens import Prompt, VisualTokens
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("trimtokenator_PAPERREF_*.npz"))
 
 
-def literal(
-    visual: np.ndarray,
-    text: np.ndarray,
+def reference(
+    visual: torch.Tensor,
+    text: torch.Tensor,
     keep: int,
     pool: float = 0.8,
     align: str = "l2",
     diversity: str = "cosine",
 ) -> list[int]:
-    """Eq. 3, 4 and 8 to 16, loop by loop, one sample; the order of selection."""
-    visual, text = visual.astype(np.float64), text.astype(np.float64)
-    alpha = []
-    for x in visual:
-        if align == "cosine":
-            each = [x @ t / (np.linalg.norm(x) * np.linalg.norm(t)) for t in text]
-        else:
-            each = [-(np.linalg.norm(x - t) ** (2 if align == "sq_l2" else 1)) for t in text]
-        alpha.append(sum(each) / len(text))
-    num_pool = max(int(np.floor(pool * len(visual) + 1e-9)), min(keep, len(visual)))
-    best = sorted(range(len(visual)), key=lambda i: (-alpha[i], i))[:num_pool]
-    pool_ids = sorted(best)
-    x = visual[pool_ids]
+    """The order of selection by the reference in float64; other measures take the places of its
+    own.
+    """
+    visual, text = visual.double(), text.double()
+    if (align, diversity) == ("l2", "cosine"):
+        return trimtokenator_reference(visual, text, keep, pool).tolist()
+    apart = (visual[:, None] - text).norm(dim=-1)
+    each = {
+        "l2": -apart,
+        "sq_l2": -apart.square(),
+        "cosine": F.cosine_similarity(visual[:, None], text, dim=-1),
+    }[align]
+    keep = min(keep, len(visual))
+    num_pool = max(int(pool * len(visual) + 1e-9), keep)
+    alpha = each.mean(dim=1)
+    pooled = alpha.sort(descending=True, stable=True).indices[:num_pool].sort().values
+    rows = visual[pooled]
     if diversity == "cosine":
-        unit = x / np.linalg.norm(x, axis=1, keepdims=True)
-        c = np.einsum(
-            "id,jd->ij", unit, unit
-        )  # not a blocked product: equal rows give bit-equal similarities
-    else:
-        c = -np.array([[np.linalg.norm(a - b) for b in x] for a in x])
-    chosen = [int(np.argmin(c.mean(1).round(12)))]
-    sigma = c[chosen[0]].copy()
-    for t in range(2, min(keep, len(visual)) + 1):
-        mean = sigma / (t - 1)
-        rest = [i for i in range(num_pool) if i not in chosen]
-        chosen.append(min(rest, key=lambda i: (mean[i], i)))
-        sigma += c[chosen[-1]]
-    return [pool_ids[i] for i in chosen]
+        return pooled[repmax_reference(rows, keep)].tolist()
+    return pooled[least_mean_reference(-(rows[:, None] - rows).norm(dim=-1), keep)].tolist()
 
 
 def tokens(kind: str, n: int, m: int, d: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -80,6 +88,7 @@ def test_golden_vectors_index_for_index(path):
         )
         for name in [n for n in data.files if n.startswith(f"order_{short}_")]:
             keep = int(name.rsplit("_", 1)[1])
+            assert reference(visual, text, keep, align=align) == data[name].tolist()
             assert greedy_order(visual, text, keep, align=align).tolist() == data[name].tolist()
             assert (
                 trimtokenator(visual, text, keep, align=align).tolist()
@@ -90,15 +99,15 @@ def test_golden_vectors_index_for_index(path):
 @pytest.mark.parametrize("kind", ["random", "clustered"])
 @pytest.mark.parametrize(
     ("n", "m", "keep"),
-    [(1, 1, 1), (2, 3, 1), (5, 1, 4), (23, 4, 23), (40, 9, 33), (97, 5, 12), (144, 12, 16)],
+    [(1, 1, 1), (3, 3, 1), (5, 1, 4), (23, 4, 23), (40, 9, 33), (97, 5, 12), (144, 12, 16)],
 )
 @pytest.mark.parametrize(
     ("align", "diversity", "pool"),
     [("l2", "cosine", 0.8), ("sq_l2", "l2", 0.7), ("cosine", "cosine", 0.9), ("l2", "cosine", 1.0)],
 )
-def test_equals_the_literal_equations(kind, n, m, keep, align, diversity, pool):
+def test_equals_the_reference(kind, n, m, keep, align, diversity, pool):
     visual, text = tokens(kind, n, m, 24, seed=n + m + keep)
-    want = literal(visual.numpy(), text.numpy(), keep, pool, align, diversity)
+    want = reference(visual, text, keep, pool, align, diversity)
     assert (
         greedy_order(visual, text, keep, pool=pool, align=align, diversity=diversity).tolist()
         == want
@@ -111,19 +120,16 @@ def test_equals_the_literal_equations(kind, n, m, keep, align, diversity, pool):
 @pytest.mark.parametrize(("n", "keep"), [(576, 64), (2880, 320)])
 def test_at_the_paper_s_sizes(n, keep):
     visual, text = tokens("clustered", n, 30, 64, seed=n)
-    x, t = visual.double(), text.double()
-    # The same equations as matrices in float64: `literal` would take minutes here, and the test
-    # above ties the two together.
-    alpha = -torch.cdist(x, t).mean(1)
-    pool = alpha.sort(descending=True, stable=True).indices[: int(0.8 * n)].sort().values
-    unit = torch.nn.functional.normalize(x[pool], dim=1)
-    c = unit @ unit.T
-    chosen = [int(c.mean(1).argmin())]
-    while len(chosen) < keep:
-        sigma = c[chosen].sum(0)
-        sigma[chosen] = torch.inf
-        chosen.append(int(sigma.argmin()))
-    assert greedy_order(visual, text, keep).tolist() == pool[chosen].tolist()
+    assert greedy_order(visual, text, keep).tolist() == reference(visual, text, keep)
+
+
+def test_of_two_tokens_that_are_alike_to_each_other_the_first_stays():
+    """Two tokens are always as unlike each other as the other way round: a tie, whatever rounding
+    says.
+    """
+    for seed in range(20):
+        visual, text = tokens("random", 2, 3, 24, seed)
+        assert greedy_order(visual, text, 2, pool=1.0).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -135,7 +141,12 @@ def test_duplicated_tokens_lowest_index_wins(seed):
     for pool in (0.8, 1.0):
         order = greedy_order(visual, text, 40, pool=pool).tolist()
         assert len(set(order)) == 40, "a token was kept twice"
-        assert order == literal(visual.numpy(), text.numpy(), 40, pool=pool)
+        want = reference(visual, text, 40, pool)
+        assert torch.equal(visual[order], visual[want]), "equal tokens may change places, no others"
+        for place in order:
+            equal = (visual == visual[place]).all(dim=1).nonzero().squeeze(1).tolist()
+            taken = [other for other in order if other in equal]
+            assert taken == equal[: len(taken)], "of equal tokens the lowest goes first"
     batch = greedy_order(torch.stack([visual, visual.flip(0)]), torch.stack([text, text]), 40)
     assert batch[0].tolist() == greedy_order(visual, text, 40).tolist()
 
@@ -213,7 +224,12 @@ def test_the_order_of_the_stages_and_either_alone(order):
     torch.manual_seed(3)
     for count, keep, pool in ((20, 6, 0.8), (33, 30, 0.5), (7, 1, 0.9)):
         visual, text = torch.randn(2, count, 5), torch.randn(2, 3, 5)
-        got = trimtokenator(visual, text, keep, pool=pool, order=order)
+        got = {
+            "align-first": partial(trimtokenator, visual, text, keep, pool=pool),
+            "diversity-first": partial(diversity_first, visual, text, keep, pool=pool),
+            "align-only": partial(align_only, visual, text, keep),
+            "diversity-only": partial(diversity_only, visual, keep),
+        }[order]()
         for x, t, found in zip(visual, text, got, strict=True):
 
             def near(rows, k, x=x, t=t):
@@ -229,8 +245,29 @@ def test_the_order_of_the_stages_and_either_alone(order):
             else:
                 want = second(first(rows, max(int(pool * count), keep)).sort().values, keep)
             assert found.tolist() == want.sort().values.tolist()
+
+
+def test_the_pruner_runs_the_stages_in_the_order_that_it_is_given():
+    torch.manual_seed(5)
+    hidden = torch.randn(24, 6)
+    places = torch.arange(24)
+    prompt = Prompt(hidden, places, places[2:22], places[:20], places[22:])
+    dense = VisualTokens(hidden[2:22], torch.zeros(20, dtype=torch.int64), torch.zeros(20, 4))
+    stage = Stage(0, hidden, prompt, dense)
+    visual, text = hidden[2:22][None], hidden[22:][None]
+    wanted = {
+        "align-first": trimtokenator(visual, text, 5, pool=0.5),
+        "diversity-first": diversity_first(visual, text, 5, pool=0.5),
+        "align-only": align_only(visual, text, 5),
+        "diversity-only": diversity_only(visual, 5),
+    }
+    assert wanted.keys() == set(ORDERS)
+    assert len({tuple(kept[0].tolist()) for kept in wanted.values()}) == 4, "a test that can tell"
+    for order, kept in wanted.items():
+        pruner = TrimTokenator(Budget(tokens=5), pool=0.5, order=order)
+        assert pruner.select(stage).kept.tolist() == kept[0].tolist()
     with pytest.raises(ValueError, match="order must be one of"):
-        trimtokenator(visual, text, 2, order="both")
+        TrimTokenator(order="both")
 
 
 def test_mutual_information_tells_what_goes_together():

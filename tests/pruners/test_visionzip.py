@@ -18,7 +18,7 @@ GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("visionzip_*.npz"))
 WEIGHT = torch.randn(6, 8, generator=torch.Generator().manual_seed(5))  # a projector
 
 
-def literal(saliency, metric, features, dominant, contextual):
+def reference(saliency, metric, features, dominant, contextual):
     """The rules of the published code, token by token, in float64."""
     best = sorted(sorted(range(len(saliency)), key=lambda i: (-saliency[i], i))[:dominant])
     rest = [i for i in range(len(saliency)) if i not in best]
@@ -50,7 +50,7 @@ def clustered(n: int, d: int, seed: int, kind: str = "clustered") -> torch.Tenso
 
 
 def stage_of(
-    sizes, seed=0, blank=(), offers=("saliency", "keys", "features", "project"), twins=False
+    sizes, seed=0, blank=(), offers=("saliency", "keys", "features", "project"), duplicates=False
 ) -> Stage:
     """Images of these sizes with one text row between them; `blank` tokens show no place."""
     total = sum(sizes)
@@ -60,7 +60,7 @@ def stage_of(
         clustered(total, 5, seed + 1),
         torch.rand(total, generator=g),
     )
-    if twins and total > 4:
+    if duplicates and total > 4:
         features[1::2], keys[1::2], saliency[1::2] = features[1], keys[1], saliency[1]
         features[3], keys[3] = 0, 0
     hidden, visual, at = [torch.ones(2, 8)], [], 2
@@ -124,7 +124,7 @@ def test_golden_vectors(path):
     ("n", "d", "c"),
     [(1, 1, 0), (2, 1, 1), (7, 0, 3), (9, 9, 0), (9, 4, 5), (40, 11, 6), (97, 20, 13)],
 )
-def test_equals_the_literal_rules_in_batches(kind, n, d, c):
+def test_equals_the_reference_rules_in_batches(kind, n, d, c):
     metric = torch.stack([clustered(n, 12, seed, kind) for seed in range(3)])
     features = torch.stack([clustered(n, 10, 9 + seed) for seed in range(3)])
     saliency = torch.rand(3, n, generator=torch.Generator().manual_seed(n)).round(
@@ -132,7 +132,7 @@ def test_equals_the_literal_rules_in_batches(kind, n, d, c):
     )  # with ties
     got = visionzip(saliency, metric, features, d, c)
     for i in range(3):
-        best, targets, merged = literal(
+        best, targets, merged = reference(
             saliency[i].numpy(), metric[i].double().numpy(), features[i].double().numpy(), d, c
         )
         for want, have in ((best, got[0][i]), (targets, got[1][i])):
@@ -210,13 +210,13 @@ def test_without_features_the_embeddings_are_merged():
     assert torch.allclose(chosen.embeds[torch.isin(chosen.kept, targets)], values)
 
 
-@pytest.mark.parametrize("twins", [False, True])
+@pytest.mark.parametrize("duplicates", [False, True])
 @pytest.mark.parametrize("sizes", [[1], [30], [9, 40, 1]])
 @pytest.mark.parametrize(
     "keep", [Budget(tokens=1), Budget(tokens=8), Budget(share=0.4), Budget(tokens=99), Budget()]
 )
-def test_invariants(sizes, keep, twins):
-    stage, pruner = stage_of(sizes, twins=twins), VisionZip(keep)
+def test_invariants(sizes, keep, duplicates):
+    stage, pruner = stage_of(sizes, duplicates=duplicates), VisionZip(keep)
     first, again = pruner.select(stage), pruner.select_many([stage, stage])[1]
     assert first.kept.tolist() == again.kept.tolist() == sorted(set(first.kept.tolist()))
     owner = stage.tokens.visual_index[first.kept]

@@ -17,7 +17,7 @@ from trimtok_cli.pruners.methods.vispruner import VisPruner, vispruner
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("vispruner_*.npz"))
 
 
-def literal(saliency, features, keep, important):
+def reference(saliency, features, keep, important):
     """The rules of the published code, round by round."""
     order = sorted(range(len(saliency)), key=lambda i: (-saliency[i], i))
     best, rest = order[: int(important * keep)], order[int(important * keep) :]
@@ -90,12 +90,12 @@ def test_golden_vectors_index_for_index(path):
         (97, 10, 0.25),
     ],
 )
-def test_equals_the_literal_rules_in_batches(kind, n, keep, important):
+def test_equals_the_reference_rules_in_batches(kind, n, keep, important):
     features = torch.stack([clustered(n, 12, seed, kind) for seed in range(3)])
     saliency = torch.rand(3, n, generator=torch.Generator().manual_seed(n)).round(decimals=1)
     got = vispruner(saliency, features, keep, important=important)
     for i in range(3):
-        assert got[i].tolist() == literal(
+        assert got[i].tolist() == reference(
             saliency[i].numpy(), features[i].double().numpy(), keep, important
         )
         assert (
@@ -119,13 +119,13 @@ def test_half_precision_equal_tokens_and_inputs_left_alone():
     )
 
 
-@pytest.mark.parametrize("twins", [False, True])
+@pytest.mark.parametrize("duplicates", [False, True])
 @pytest.mark.parametrize("sizes", [[1], [30], [9, 40, 1]])
 @pytest.mark.parametrize(
     "keep", [Budget(tokens=1), Budget(tokens=8), Budget(share=0.4), Budget(tokens=99), Budget()]
 )
-def test_invariants(sizes, keep, twins):
-    stage, pruner = stage_of(sizes, twins=twins), VisPruner(keep)
+def test_invariants(sizes, keep, duplicates):
+    stage, pruner = stage_of(sizes, duplicates=duplicates), VisPruner(keep)
     first, again = pruner.select(stage), pruner.select_many([stage, stage])[1]
     assert first.kept.tolist() == again.kept.tolist() == sorted(set(first.kept.tolist()))
     owner = stage.tokens.visual_index[first.kept]

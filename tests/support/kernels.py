@@ -29,7 +29,7 @@ def check_kernels(device: torch.device | str) -> None:
     """
     for batch, count, width, keep in SHAPES:
         visual = _tokens(batch, count, width, seed=count)
-        visual[:, count // 2 :: 7] = visual[:, :1].clone()  # twins
+        visual[:, count // 2 :: 7] = visual[:, :1].clone()  # duplicates
         similarity, _ = numerics.cosines(visual.to(device))
         first = numerics.first_of_best(-similarity.mean(dim=2), greedy.ROUNDING)
         found = (
@@ -62,9 +62,9 @@ def _same(what: str, found: Tensor, wanted: Tensor) -> None:
 
 def _tokens(batch: int, count: int, width: int, seed: int) -> Tensor:
     """(batch, count, width): a mean common to all, a field of few dimensions, and noise."""
-    dice = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     mean, field, base, noise = (
-        torch.randn(batch, *shape, generator=dice)
+        torch.randn(batch, *shape, generator=generator)
         for shape in ((1, width), (count, 8), (8, width), (count, width))
     )
     return 0.5 * mean + 0.3 * field @ base + noise

@@ -1,6 +1,6 @@
 """One batch from prepared inputs to its last token, with a fixed number of new tokens.
 
-It runs the engine's own functions, and times are the engine's. Knows no YAML.
+The engine's own functions run, and the times are the engine's. Knows no YAML.
 """
 
 import time
@@ -26,11 +26,10 @@ STAGES = ("encode", "prune", "prefill", "decode")
 
 @dataclass(frozen=True)
 class Spent:
-    """Seconds of the whole batch. wall: from the prepared inputs to the last token, all waiting
-    included.
+    """Seconds of a whole batch, and the tokens of its samples.
 
-    visual, kept: tokens of each sample, kept as the mean over decoder layers; text: its other
-    tokens.
+    wall: from the prepared inputs to the last token, all waiting included. visual, kept, text:
+    tokens of each sample; kept is the mean over decoder layers, text counts the other tokens.
     """
 
     encode: float
@@ -44,70 +43,78 @@ class Spent:
 
 
 class Loops:
-    """The loops of a cell, in which every answer has exactly so many new tokens: one for all
-    settings, as one run would keep it, and one for each that prunes inside the decoder.
+    """The generation loops of a cell, in which every answer has exactly `new_tokens` new tokens.
+
+    All settings share one loop, as one run would keep it; a setting that prunes inside the decoder
+    has a loop of its own.
     """
 
     def __init__(self, adapter: Adapter, *, decode: str, new_tokens: int, batch: int) -> None:
-        self.adapter, self.decode, self.batch = adapter, decode, batch
+        self.adapter = adapter
+        self.decode = decode
+        self.batch = batch
         self.rules = rules_for(adapter, Ask(max_new_tokens=new_tokens), stop=False)
         self.shared: Loop | None = None
 
     def of(self, pruner: Pruner | None) -> Loop:
+        """The loop that a setting runs in."""
         if prunes_in_decoder(self.adapter, pruner):
             return self.new(pruner)
         self.shared = self.shared or self.new(None)
         return self.shared
 
     def new(self, pruner: Pruner | None) -> Loop:
+        """A fresh loop with a cache of its own."""
         return loop_for(
             self.adapter, pruner, self.rules, decode=self.decode, batch_limit=self.batch
         )
 
     def renew(self) -> None:
-        """After an error: a loop that made its batches smaller would measure something else."""
+        """Drops the shared loop after an error: smaller batches would measure something else."""
         self.shared = None
 
 
 def run_batch(
     adapter: Adapter, pruner: Pruner | None, prepared: Sequence[Prepared], loop: Loop
 ) -> Spent:
-    """Encode, prune, prefill and decode as the engine does it. Raises what any answer ends in."""
+    """Encodes, prunes, prefills and decodes as the engine does. Raises the error of any answer."""
     wait(adapter.device)
     start = time.perf_counter()
     encoded = encode(adapter, prepared, signals=reads_tower(pruner))
     finished = generate_all(loop, prune(adapter, pruner, encoded))
     wait(adapter.device)
     wall = time.perf_counter() - start
-    requests = [each.request for each in finished]
-    seconds = sum((each.request.seconds + each.seconds for each in finished), Seconds())
+    requests = [answer.request for answer in finished]
+    seconds = sum((answer.request.seconds + answer.seconds for answer in finished), Seconds())
     return Spent(
         encode=seconds.encode,
         prune=seconds.prune,
         prefill=seconds.prefill,
         decode=seconds.decode,
         wall=wall,
-        visual=tuple(each.num_visual for each in requests),
-        kept=tuple(layer_mean(each.kept, adapter.num_layers) for each in requests),
-        text=tuple(len(each.prompt) - len(each.prompt.visual) for each in requests),
+        visual=tuple(request.num_visual for request in requests),
+        kept=tuple(layer_mean(request.kept, adapter.num_layers) for request in requests),
+        text=tuple(len(request.prompt) - len(request.prompt.visual) for request in requests),
     )
 
 
 def generate_all(loop: Loop, requests: Sequence[Request]) -> list[Finished]:
-    """A batch that begins together, in its order. Raises the error that any of it ends in, and
-    OutOfMemoryError where the loop had to make the batch smaller.
+    """The answers of a batch that begins together, in the order of the requests.
+
+    Raises the error of any answer, and OutOfMemoryError where the loop made the batch smaller.
     """
-    finished = sorted(run(loop, requests), key=lambda each: each.request.number)
-    for each in finished:
-        if each.error:
-            raise each.error
+    finished = sorted(run(loop, requests), key=lambda answer: answer.request.number)
+    for answer in finished:
+        if answer.error:
+            raise answer.error
     if getattr(loop, "batch_limit", len(requests)) < len(requests):
         raise torch.OutOfMemoryError(f"{len(requests)} answers at a time do not fit")
     return finished
 
 
 def make_pruner(method: str, keep: str, params: Mapping[str, Any], seed: int) -> Pruner | None:
-    """The pruner of a name; `METHOD.NAME` among the parameters is for that method alone. Raises
-    UsageError.
+    """The pruner of a name; a parameter `METHOD.NAME` is for that method alone.
+
+    Raises UsageError.
     """
     return build_pruner(method, {"keep": keep, "seed": seed, **own_params(method, params)})

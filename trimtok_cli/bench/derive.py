@@ -1,10 +1,10 @@
-"""What follows from raw times: medians, spreads, speed-ups, distance to the floor. Plain Python on
-the document of bench.json.
+"""Figures that follow from raw times: medians, spreads, speed-ups, distance to the roofline.
 
-Seconds in the raw numbers are of a batch; `*_ms` here are of one sample.
+Raw seconds are a batch's; the `*_ms` derived here are one sample's. Plain Python on the document of
+bench.json: knows no model and no device.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median, quantiles
 from typing import Any
 
@@ -24,26 +24,25 @@ def figure(values: Sequence[float], scale: float = 1.0) -> dict[str, Any]:
 
 
 def derive(document: dict[str, Any]) -> dict[str, Any]:
-    """The document with a `derived` in every row that was measured. The raw numbers stay as they
-    are.
-    """
+    """The document with `derived` figures in every row that was measured; raw numbers stay."""
     dense = {row["cell"]: row for row in document["grid"] if row["baseline"] and not row["error"]}
-    by = {"pruner": _pruner, "decode": _decode, "overhead": _overhead, "memory": _memory}
+    figures = {"pruner": _pruner, "decode": _decode, "overhead": _overhead, "memory": _memory}
     derived = {
         "grid": [
-            _with(row, lambda row: _row(row, dense.get(row["cell"]))) for row in document["grid"]
+            _with_figures(row, lambda row: _grid(row, dense.get(row["cell"])))
+            for row in document["grid"]
         ]
     }
-    for part, work_out in by.items():
-        derived[part] = [_with(row, work_out) for row in document[part]]
+    for part, figures_of in figures.items():
+        derived[part] = [_with_figures(row, figures_of) for row in document[part]]
     return document | derived
 
 
-def _with(row: dict[str, Any], work_out) -> dict[str, Any]:
-    return row if row["error"] else row | {"derived": work_out(row)}
+def _with_figures(row: dict[str, Any], figures_of: Callable[[dict], dict]) -> dict[str, Any]:
+    return row if row["error"] else row | {"derived": figures_of(row)}
 
 
-def _first(row: dict[str, Any]) -> list[float]:
+def _first_token(row: dict[str, Any]) -> list[float]:
     """Seconds to the first token, round by round: the tower, pruning, prefill."""
     seconds = row["seconds"]
     return [
@@ -52,67 +51,74 @@ def _first(row: dict[str, Any]) -> list[float]:
     ]
 
 
-def _row(row: dict[str, Any], dense: dict[str, Any] | None) -> dict[str, Any]:
-    scale, seconds = 1000 / row["batch"], row["seconds"]
-    found: dict[str, Any] = {
-        f"{name}_ms": figure(values, scale) for name, values in seconds.items()
+def _grid(row: dict[str, Any], dense: dict[str, Any] | None) -> dict[str, Any]:
+    """Figures of one setting; against dense of the same cell, where dense was measured."""
+    seconds = row["seconds"]
+    figures: dict[str, Any] = {
+        f"{name}_ms": figure(values, 1000 / row["batch"]) for name, values in seconds.items()
     }
-    found["first_ms"] = figure(_first(row), scale)
-    with_files = [
-        wall / row["batch"] + each
-        for wall, each in zip(seconds["wall"], row["prepare"], strict=True)
-    ]
-    found["wall_with_files_ms"] = figure(with_files, 1000)
-    found["samples_per_second"] = row["batch"] / median(seconds["wall"])
+    figures["first_ms"] = figure(_first_token(row), 1000 / row["batch"])
+    figures["wall_with_files_ms"] = figure(_wall_with_files(row), 1000)
+    figures["samples_per_second"] = row["batch"] / median(seconds["wall"])
     if row["work"]:
-        floor = row["work"]["floor"]
-        times = {name: median(seconds[name]) for name in floor} | {"wall": median(seconds["wall"])}
-        floors = floor | {"wall": sum(floor.values())}
-        found["times_floor"] = {name: times[name] / low for name, low in floors.items() if low}
+        roofline = row["work"]["floor"]
+        roofline = roofline | {"wall": sum(roofline.values())}
+        figures["times_floor"] = {
+            name: median(seconds[name]) / least for name, least in roofline.items() if least
+        }
     if dense is None or dense is row:
-        return found
-    found["speedup"] = {
-        name: median(dense["seconds"][name]) / median(seconds[name])
-        for name in ("encode", "prefill", "wall")
-    }
-    found["speedup"]["first"] = median(_first(dense)) / median(_first(row))
+        return figures
+    return figures | _against_dense(row, dense)
+
+
+def _wall_with_files(row: dict[str, Any]) -> list[float]:
+    """Seconds of a sample, round by round, from its files to its last token."""
+    rounds = zip(row["seconds"]["wall"], row["prepare"], strict=True)
+    return [wall / row["batch"] + prepare for wall, prepare in rounds]
+
+
+def _against_dense(row: dict[str, Any], dense: dict[str, Any]) -> dict[str, Any]:
+    seconds = row["seconds"]
+    stages = ["encode", "prefill", "wall"]
     if row["new_tokens"] > 1:
-        found["speedup"]["decode"] = median(dense["seconds"]["decode"]) / median(seconds["decode"])
-    files = zip(dense["seconds"]["wall"], dense["prepare"], strict=True)
-    whole = median(wall / row["batch"] + each for wall, each in files)
-    found["speedup"]["wall_with_files"] = whole / median(with_files)
-    found["prune_share_of_dense_prefill"] = median(seconds["prune"]) / median(
-        dense["seconds"]["prefill"]
-    )
+        stages.append("decode")
+    speedup = {name: median(dense["seconds"][name]) / median(seconds[name]) for name in stages}
+    speedup["first"] = median(_first_token(dense)) / median(_first_token(row))
+    speedup["wall_with_files"] = median(_wall_with_files(dense)) / median(_wall_with_files(row))
+    figures: dict[str, Any] = {
+        "speedup": speedup,
+        "prune_share_of_dense_prefill": median(seconds["prune"])
+        / median(dense["seconds"]["prefill"]),
+    }
     if row["work"] and dense["work"]:
         allowed = sum(dense["work"]["flops"].values()) / sum(row["work"]["flops"].values())
-        found["flops_allow"] = allowed
-        found["of_what_flops_allow"] = found["speedup"]["first"] / allowed
-    return found
+        figures["flops_allow"] = allowed
+        figures["of_what_flops_allow"] = speedup["first"] / allowed
+    return figures
 
 
 def _pruner(row: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         f"{name}_ms": figure(values, 1000) for name, values in row["seconds"].items()
     }
-    found["speedup"] = {
+    figures["speedup"] = {
         "total": median(row["seconds"]["literal"]) / median(row["seconds"]["ours"]),
         "loop": median(row["seconds"]["literal_loop"]) / median(row["seconds"]["our_loop"]),
     }
-    return found
+    return figures
 
 
 def _decode(row: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         f"{name}_ms": figure(values, 1000 / row["batch"]) for name, values in row["seconds"].items()
     }
     library = median(row["seconds"]["generate"])
-    found["speedup"] = {
+    figures["speedup"] = {
         name: library / median(values)
         for name, values in row["seconds"].items()
         if name != "generate"
     }
-    return found
+    return figures
 
 
 def _overhead(row: dict[str, Any]) -> dict[str, Any]:
@@ -127,33 +133,37 @@ def _overhead(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _memory(row: dict[str, Any]) -> dict[str, Any]:
-    """growth: of the resident bytes after the last count over those after the first; `peak` of the
-    most in between.
+    """growth: of the resident bytes from the first count to the last.
+
+    peak_growth: from the first count to the most bytes in between.
     """
-    first, last = row["resident"][0]["bytes"], row["resident"][-1]["bytes"]
+    first = row["resident"][0]["bytes"]
+    last = row["resident"][-1]["bytes"]
     return {"growth": last / first - 1, "peak_growth": row["most_bytes"] / first - 1}
 
 
 def changes(now: dict[str, Any], before: dict[str, Any]) -> list[dict[str, Any]]:
-    """For every row of the grid that both documents measured: wall time before and now, and the
-    change as a share of before.
+    """Wall times before and now, for every row of the grid that both documents measured.
 
-    beyond_spread: the quartiles of the two do not overlap.
+    change: of the median, as a share of before. beyond_spread: the two quartile ranges do not
+    overlap.
     """
-    old = {row["key"]: row for row in before["grid"] if not row["error"]}
-    found = []
+    old_rows = {row["key"]: row for row in before["grid"] if not row["error"]}
+    changed = []
     for row in now["grid"]:
-        if row["error"] or row["key"] not in old:
+        if row["error"] or row["key"] not in old_rows:
             continue
-        was, be = old[row["key"]]["derived"]["wall_ms"], row["derived"]["wall_ms"]
-        apart = be["quartiles"][0] > was["quartiles"][1] or be["quartiles"][1] < was["quartiles"][0]
-        found.append(
+        old = old_rows[row["key"]]["derived"]["wall_ms"]
+        new = row["derived"]["wall_ms"]
+        slower = new["quartiles"][0] > old["quartiles"][1]
+        faster = new["quartiles"][1] < old["quartiles"][0]
+        changed.append(
             {
                 "key": row["key"],
-                "before": was,
-                "now": be,
-                "change": be["median"] / was["median"] - 1,
-                "beyond_spread": apart,
+                "before": old,
+                "now": new,
+                "change": new["median"] / old["median"] - 1,
+                "beyond_spread": slower or faster,
             }
         )
-    return found
+    return changed

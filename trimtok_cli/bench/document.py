@@ -1,4 +1,4 @@
-"""bench.json: written and read."""
+"""bench.json, written and read. Knows no measurement."""
 
 import json
 from pathlib import Path
@@ -13,8 +13,10 @@ NAME = "bench.json"
 
 
 def write(destination: Destination, document: dict[str, Any]) -> None:
-    """bench.json, whole or not at all; it is written anew after every row, so that an interrupted
-    run leaves what it measured.
+    """Writes bench.json, whole or not at all.
+
+    The caller writes it anew after every row: an interrupted run leaves what it measured. Raises
+    TrimtokError where it cannot be written.
     """
     if destination.answers is None:
         return
@@ -27,12 +29,21 @@ def write(destination: Destination, document: dict[str, Any]) -> None:
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """An earlier bench.json, with what is derived from it. UsageError where there is none."""
+    """An earlier bench.json with its derived figures. Raises UsageError where there is none."""
     file = path / NAME if path.is_dir() else path
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
-        return derive(document)
+        return derive(_with_present_names(document))
     except OSError as error:
         raise UsageError(f"--against: {file} cannot be read ({error.strerror}).") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(f"--against: {file} is no {NAME} of this program.") from None
+
+
+def _with_present_names(document: dict[str, Any]) -> dict[str, Any]:
+    """The document in today's names: `prepare` was `preprocess` in earlier ones."""
+    rows = [
+        {"prepare" if name == "preprocess" else name: value for name, value in row.items()}
+        for row in document["grid"]
+    ]
+    return document | {"grid": rows}

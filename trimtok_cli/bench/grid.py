@@ -1,9 +1,8 @@
 """The grid: in every cell dense and pruned take turns, in one process, on the same prepared inputs.
-Knows no YAML file.
 
 A round runs every setting once; the next round runs them in the opposite order (ABBA), so that a
 drift of the machine's speed falls on all alike. A setting that fails is a row that says so, and the
-others go on.
+others go on. Knows no YAML file.
 """
 
 import time
@@ -34,7 +33,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Cell:
-    """What dense and pruned have in common."""
+    """The conditions that dense and pruned share."""
 
     task: Grid
     batch: int
@@ -42,8 +41,9 @@ class Cell:
     decode: str
 
     def key(self, model: str) -> str:
-        said = f"{self.new_tokens} new {'token' if self.new_tokens == 1 else 'tokens'}"
-        return f"{model}, {self.task.image}, batch {self.batch}, {said}, {self.decode} decode"
+        """The name of the cell in tables and in bench.json."""
+        tokens = f"{self.new_tokens} new {'token' if self.new_tokens == 1 else 'tokens'}"
+        return f"{model}, {self.task.image}, batch {self.batch}, {tokens}, {self.decode} decode"
 
 
 def pruners(task: Grid, seed: int) -> list[Pruner | None]:
@@ -59,8 +59,9 @@ def pruners(task: Grid, seed: int) -> list[Pruner | None]:
 def grid_rows(
     adapter: Adapter, task: Grid, bench: Bench, ceilings: Ceilings, folder: Path
 ) -> Iterator[Row]:
-    """A row for every setting of every cell of this model. Raises what reading the pictures
-    raises.
+    """A row for every setting of every cell of this model.
+
+    Raises the errors of reading the pictures.
     """
     samples = samples_of(task, folder, bench.seed)
     for batch, new_tokens, decode in product(task.batch, task.new_tokens, task.decode):
@@ -69,6 +70,7 @@ def grid_rows(
 
 
 def samples_of(task: Task, folder: Path, seed: int) -> list[Sample]:
+    """The task's pictures as samples; made pictures lie in `folder`."""
     files = pictures(task.image, folder, seed=seed)
     return [Sample(number, images=(file,), names=(file.name,)) for number, file in enumerate(files)]
 
@@ -76,14 +78,14 @@ def samples_of(task: Task, folder: Path, seed: int) -> list[Sample]:
 def prepared(
     adapter: Adapter, samples: Sequence[Sample], prompt: str
 ) -> tuple[list[Prepared], float]:
-    """Files to inputs, one after the other in this process, and the seconds that a sample took."""
+    """The samples' inputs, prepared one by one in this process, and a sample's mean seconds."""
     start = time.perf_counter()
-    found = [prepare(adapter.preprocessor, sample, Ask(prompt)) for sample in samples]
-    return found, (time.perf_counter() - start) / len(samples)
+    inputs = [prepare(adapter.preprocessor, sample, Ask(prompt)) for sample in samples]
+    return inputs, (time.perf_counter() - start) / len(samples)
 
 
 def filled(known: Sequence[Prepared], batch: int) -> list[Prepared]:
-    """A batch of so many, which shows the known ones again where they are fewer."""
+    """A batch of `batch` inputs, which repeats the known ones where they are fewer."""
     return [replace(known[number % len(known)], number=number) for number in range(batch)]
 
 
@@ -104,14 +106,14 @@ def _measure(
             return run_batch(adapter, pruner, inputs, loop or loops.of(pruner))
         except Exception as error:
             row["error"] = in_words(error)
-        # Behind the handler, where the failed run's tensors are not held any more.
+        # The handler has ended, and so the failed run's tensors are not held any more.
         loops.renew()
         release(adapter.device)
         return None
 
     cuda = adapter.device.type == "cuda"
-    # The first run pays for what later ones find made, the second has a cache of its own.
-    for watched in range(2 * cuda):
+    # The first run pays for kernels and caches of the process, the second is watched.
+    for watched in (False, True) if cuda else ():
         for pruner, row in pairs:
             release(adapter.device)
             reset_peak(adapter.device)
@@ -126,7 +128,7 @@ def _measure(
         preparing.append(prepared(adapter, samples[: cell.batch], cell.task.prompt)[1])
         for pruner, row in pairs if number % 2 == 0 else pairs[::-1]:
             if not row["error"] and (spent := once(pruner, row)) is not None:
-                _note(row, spent, adapter, [each.inputs for each in inputs], ceilings)
+                _note(row, spent, adapter, [sample.inputs for sample in inputs], ceilings)
     return [row | {"prepare": preparing} for _, row in pairs]
 
 
@@ -154,17 +156,15 @@ def _row(adapter: Adapter, cell: Cell, setting: Setting) -> Row:
 
 
 def _reference(cell: Cell, setting: Setting) -> dict[str, Any]:
-    """Other people's figures for a setting, with where they are from."""
-    found = cell.task.reference.get("rows", {}).get(setting.method_keep)
-    return {"source": cell.task.reference.get("source", ""), **found} if found else {}
+    """Published figures for a setting, with their source."""
+    figures = cell.task.reference.get("rows", {}).get(setting.method_keep)
+    return {"source": cell.task.reference.get("source", ""), **figures} if figures else {}
 
 
 def _note(
     row: Row, spent: Spent, adapter: Adapter, inputs: Sequence[Inputs], ceilings: Ceilings
 ) -> None:
-    """One round's seconds, and from the first one what does not change: token counts and the work
-    that they make.
-    """
+    """Adds one round's seconds to the row; the first round also its token counts and work."""
     seconds = asdict(spent)
     for name, values in row["seconds"].items():
         values.append(seconds[name])
@@ -173,13 +173,8 @@ def _note(
         row["tokens"] = {
             name: sum(getattr(spent, name)) / count for name in ("visual", "kept", "text")
         }
-        row["work"] = work(
-            adapter,
-            inputs,
-            [a + b for a, b in zip(spent.text, spent.kept, strict=True)],
-            row["new_tokens"],
-            ceilings,
-        )
+        lengths = [text + kept for text, kept in zip(spent.text, spent.kept, strict=True)]
+        row["work"] = work(adapter, inputs, lengths, row["new_tokens"], ceilings)
 
 
 def work(
@@ -189,21 +184,19 @@ def work(
     new_tokens: int,
     ceilings: Ceilings,
 ) -> dict[str, Any]:
-    """FLOPs of a batch's stages, and the fewest seconds that they can take; nothing where the tower
-    is not known.
+    """FLOPs of a batch's stages, and their roofline: the fewest seconds (`floor`) they can take.
 
-    lengths: of the prompts behind pruning, as means over the decoder's layers.
+    lengths: the pruned prompts' tokens, as means over decoder layers. Empty where the tower is not
+    known.
     """
-    config, size = adapter.model.config, torch.finfo(adapter.dtype).bits // 8
-    text, vision = (
-        Text.of(config.get_text_config()),
-        Vision.of(config, has_cls=adapter.tower().has_cls),
-    )
+    config = adapter.model.config
+    size = torch.finfo(adapter.dtype).bits // 8
+    text = Text.of(config.get_text_config())
+    vision = Vision.of(config, has_cls=adapter.tower().has_cls)
     if vision is None:
         return {}
-    patches = [
-        count for each in inputs for count in tower_patches(each, config.vision_config.patch_size)
-    ]
+    patch = config.vision_config.patch_size
+    patches = [count for sample in inputs for count in tower_patches(sample, patch)]
     return {
         "flops": {"encode": vision.encode(patches), "prefill": sum(map(text.prefill, lengths))},
         "floor": {
@@ -215,7 +208,7 @@ def work(
 
 
 def tower_patches(inputs: Inputs, patch: int) -> list[int]:
-    """Patches of every tile or frame that the tower sees as one."""
+    """The number of patches of every tile or frame that the tower sees as one."""
     grids = inputs.tensors.get("image_grid_thw")
     if grids is not None:
         return [
@@ -227,9 +220,7 @@ def tower_patches(inputs: Inputs, patch: int) -> list[int]:
 
 
 def peaks(device: torch.device) -> dict[str, int]:
-    """Bytes: what the run allocated and what was reserved for it at most, or the most that this
-    process ever had.
-    """
+    """Peak bytes: on a GPU allocated and reserved since the last reset, else this process's."""
     if device.type == "cuda":
         return {
             "allocated": torch.cuda.max_memory_allocated(device),
@@ -239,5 +230,5 @@ def peaks(device: torch.device) -> dict[str, int]:
 
 
 def in_words(error: Exception) -> str:
-    """One sentence."""
+    """An error in one sentence."""
     return "out of memory" if out_of_memory(error) else sentence(error)

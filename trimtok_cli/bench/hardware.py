@@ -1,5 +1,4 @@
-"""What the device can do and under which conditions: ceilings measured on it, its names and clocks,
-memory in use.
+"""The device under a benchmark: its measured ceilings, its names and clocks, the memory in use.
 
 Knows no model.
 """
@@ -31,9 +30,7 @@ GPU_FACTS = (
 
 @torch.inference_mode()
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """The best of several large matrix products, and of several copies far larger than any
-    cache.
-    """
+    """The best rates of several large matrix products and of copies far larger than any cache."""
     large = device.type == "cuda"
     side, numbers = (8192, 2**29) if large else (1024, 2**24)
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
@@ -45,20 +42,21 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
 
 
 def _best(work, device: torch.device, times: int) -> float:
-    """Seconds of the fastest of `times` calls. On CUDA each is one of a queue: no launch is waited
-    for in between.
+    """Seconds of the fastest of `times` calls.
+
+    On CUDA the calls stand in one queue, and no launch is waited for in between.
     """
     for _ in range(3):
         work()
     if device.type != "cuda":
-        found = []
+        seconds = []
         for _ in range(times):
             wait(device)
             start = time.perf_counter()
             work()
             wait(device)
-            found.append(time.perf_counter() - start)
-        return min(found)
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)
     events = [torch.cuda.Event(enable_timing=True) for _ in range(times + 1)]
     events[0].record()
     for event in events[1:]:
@@ -70,9 +68,7 @@ def _best(work, device: torch.device, times: int) -> float:
 
 @torch.inference_mode()
 def launch_cost(device: torch.device, times: int = 2000) -> float:
-    """Host seconds of one operation on a single number: what eager code pays for each, whatever its
-    size.
-    """
+    """Host seconds of one operation on a single number: eager code's price, whatever the size."""
     number = torch.zeros(1, device=device)
     for _ in range(100):
         number.add_(1)
@@ -87,10 +83,11 @@ def launch_cost(device: torch.device, times: int = 2000) -> float:
 
 def conditions(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """Everything that a figure depends on besides the program."""
-    found: dict[str, Any] = {
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{device.type}: {_processor()}",
+    name = f"{device.type}: {_processor()}"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    facts: dict[str, Any] = {
+        "device": name,
         "device_kind": device.type,
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
@@ -102,18 +99,18 @@ def conditions(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         "launch_seconds": launch_cost(device),
     }
     if hasattr(os, "getloadavg"):
-        found["load_average"] = os.getloadavg()[0]  # another program's work is in every figure
+        facts["load_average"] = os.getloadavg()[0]  # another program's work is in every figure
     if device.type == "cuda":
-        found |= {
+        facts |= {
             "cuda": torch.version.cuda,
             "memory_bytes": torch.cuda.get_device_properties(device).total_memory,
         }
-        found["gpu"] = _gpu_facts(device)
-    return found
+        facts["gpu"] = _gpu_facts(device)
+    return facts
 
 
 def _gpu_facts(device: torch.device) -> dict[str, str]:
-    """What the driver's own tool says; empty where it is not there."""
+    """The facts that the driver's own tool reports; empty without this tool."""
     command = [
         "nvidia-smi",
         f"--query-gpu={','.join(GPU_FACTS)}",
@@ -121,14 +118,13 @@ def _gpu_facts(device: torch.device) -> dict[str, str]:
         f"--id={device.index or 0}",
     ]
     try:
-        said = subprocess.run(
+        output = subprocess.run(
             command, capture_output=True, text=True, timeout=20, check=True
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return {}
-    return dict(
-        zip(GPU_FACTS, (each.strip() for each in said.splitlines()[0].split(",")), strict=False)
-    )
+    values = [value.strip() for value in output.splitlines()[0].split(",")]
+    return dict(zip(GPU_FACTS, values, strict=False))
 
 
 def _processor() -> str:
@@ -140,9 +136,7 @@ def _processor() -> str:
 
 
 def most_resident() -> int:
-    """The most bytes that this process ever had in memory, since it began; 0 where the system does
-    not say.
-    """
+    """The most bytes that this process ever had in memory; 0 where the system does not say."""
     try:
         import resource
     except ImportError:
@@ -152,23 +146,21 @@ def most_resident() -> int:
 
 
 def resident() -> int | None:
-    """Bytes in memory now, of this process and all that it started; None where the system has no
-    /proc.
-    """
+    """Bytes in memory now of this process and all that it started; None without /proc."""
     if not Path("/proc/self/statm").exists():
         return None
-    waiting, seen, total = [os.getpid()], set(), 0
-    while waiting:
-        process = waiting.pop()
+    page = os.sysconf("SC_PAGE_SIZE")
+    pending, seen = [os.getpid()], set()
+    total = 0
+    while pending:
+        process = pending.pop()
         if process in seen:
             continue
         seen.add(process)
         try:
-            total += int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf(
-                "SC_PAGE_SIZE"
-            )
+            total += page * int(Path(f"/proc/{process}/statm").read_text().split()[1])
             for children in Path(f"/proc/{process}/task").glob("*/children"):
-                waiting += map(int, children.read_text().split())
+                pending += map(int, children.read_text().split())
         except (FileNotFoundError, ProcessLookupError):
-            continue  # it has ended in the meantime
+            continue  # the process has ended in the meantime
     return total

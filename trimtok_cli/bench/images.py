@@ -1,5 +1,4 @@
-"""The pictures that a benchmark shows: files from disk, or JPEG files made for it, as large as
-photographs of their size.
+"""The pictures of a benchmark: files from disk, or made JPEG files as heavy as photographs.
 
 Knows no model.
 """
@@ -15,34 +14,38 @@ from trimtok_cli.readers.paths import read_images
 
 
 def pictures(image: str, folder: Path, *, seed: int, count: int = 8) -> list[Path]:
-    """`WIDTHxHEIGHT` makes `count` different JPEG files in `folder`; a file is itself, a folder its
+    """The files that `image` names: a file itself, a folder's images, or files made in `folder`.
+
+    `WIDTHxHEIGHT` makes `count` different JPEG files. Raises UsageError for a folder without
     images.
     """
     path = Path(image)
     if path.exists():
-        found = [sample.images[0] for sample in read_images([image]).samples if sample.images]
-        if not found:
+        files = [sample.images[0] for sample in read_images([image]).samples if sample.images]
+        if not files:
             raise UsageError(f"image {image} holds no images.")
-        return found
+        return files
     width, height = map(int, image.split("x"))
-    made = [folder / f"{image}-{number}.jpg" for number in range(count)]
-    for number, file in enumerate(made):
+    files = [folder / f"{image}-{number}.jpg" for number in range(count)]
+    for number, file in enumerate(files):
         if not file.exists():
             Image.fromarray(scene(width, height, seed + number)).save(file, quality=90)
-    return made
+    return files
 
 
 def scene(width: int, height: int, seed: int) -> np.ndarray:
-    """(height, width, 3) uint8: colour fields of every scale, each half as strong as the next
-    larger, like a photograph's.
+    """(height, width, 3) uint8: colour fields of every scale, as in a photograph.
+
+    Each field is half as strong as the next larger one.
     """
-    dice, picture = np.random.default_rng(seed), np.zeros((height, width, 3), np.float32)
+    generator = np.random.default_rng(seed)
+    picture = np.zeros((height, width, 3), np.float32)
     for level in range(1, 9):
         shape: Sequence[int] = (min(2**level, width), min(2**level, height))
-        small = dice.normal(0, 2.0**-level, (shape[1], shape[0], 3)).astype(np.float32)
+        small = generator.normal(0, 2.0**-level, (shape[1], shape[0], 3)).astype(np.float32)
         fields = [
             Image.fromarray(small[..., c]).resize((width, height), Image.Resampling.BICUBIC)
             for c in range(3)
         ]
-        picture += np.stack([np.asarray(each) for each in fields], -1)
+        picture += np.stack([np.asarray(field) for field in fields], -1)
     return np.clip(128 + 150 * picture, 0, 255).astype(np.uint8)

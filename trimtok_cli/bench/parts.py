@@ -1,6 +1,6 @@
-"""The measurements beside the grid: the pruner alone, and the decode loops. Knows no YAML file.
+"""The measurements beside the grid: the pruner alone, and the decode loops.
 
-Whatever is compared takes turns, as in the grid.
+Compared ways take turns, as in the grid. Knows no YAML file.
 """
 
 import contextlib
@@ -29,63 +29,67 @@ from trimtok_cli.pruners.kernels.reference import repmax_reference
 from trimtok_cli.pruners.registry import reads_tower
 from trimtok_cli.tokens import Prompt
 
-NARROW = 16  # numbers of a token whose products cost next to nothing: what is left is the loop
+# Width of tokens whose products cost next to nothing, so that the loop's cost is left.
+NARROW = 16
 
 
 def take_turns(
     ways: Mapping[str, Callable[[], Any]], device: torch.device, bench: Bench
 ) -> tuple[dict[str, list[float]], dict]:
-    """Seconds of every way, round by round, in turn and back again (ABBA); and what each returned
-    last.
+    """Seconds of every way, round by round, and every way's last result.
+
+    The order of the ways is turned round after every round (ABBA).
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    said = {name: way() for _ in range(bench.warmups) for name, way in ways.items()}
+    results = {name: way() for _ in range(bench.warmups) for name, way in ways.items()}
     for number in range(bench.rounds):
         for name in list(ways) if number % 2 == 0 else list(ways)[::-1]:
             wait(device)
             start = time.perf_counter()
-            said[name] = ways[name]()
+            results[name] = ways[name]()
             wait(device)
             seconds[name].append(time.perf_counter() - start)
-    return seconds, said
+    return seconds, results
 
 
 @torch.inference_mode()
 def pruner_row(
     part: PrunerPart, device: torch.device, dtype: torch.dtype, bench: Bench
 ) -> dict[str, Any]:
-    """The literal greedy stage sample by sample, against ours on the batch; both as loops alone on
-    narrow tokens.
+    """The reference of the greedy stage, sample by sample, against the fast form on the batch.
+
+    Both run a second time on narrow tokens, whose cost is the loop alone.
     """
     visual, narrow = (
         image_like(part.batch, part.candidates, width, bench.seed).to(device, dtype)
         for width in (part.width, NARROW)
     )
     ways = {
-        "literal": lambda: [repmax_reference(each.float(), part.keep) for each in visual],
+        "literal": lambda: [repmax_reference(sample.float(), part.keep) for sample in visual],
         "ours": lambda: repmax(visual, part.keep),
-        "literal_loop": lambda: [repmax_reference(each.float(), part.keep) for each in narrow],
+        "literal_loop": lambda: [repmax_reference(sample.float(), part.keep) for sample in narrow],
         "our_loop": lambda: repmax(narrow, part.keep),
     }
-    seconds, said = take_turns(ways, device, bench)
+    seconds, results = take_turns(ways, device, bench)
     key = f"{part.candidates} candidates of {part.width}, {part.keep} kept, batch {part.batch}"
     return {
         "key": key,
         **vars(part),
         "seconds": seconds,
-        "identical": said["ours"].tolist() == said["literal"],
+        "identical": results["ours"].tolist() == results["literal"],
         "error": "",
     }
 
 
 def image_like(batch: int, count: int, width: int, seed: int) -> Tensor:
-    """(batch, count, width) float32: a mean common to all, a smooth field of few dimensions over
-    the tokens, and noise.
+    """(batch, count, width) float32 tokens that resemble an image's.
+
+    The sum of a common mean, a smooth field of few dimensions over the tokens, and noise.
     """
-    dice = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
-        return torch.randn(*shape, generator=dice)
+        return torch.randn(*shape, generator=generator)
 
     rough = normal(batch, max(count // 12, 2), 24).transpose(1, 2)
     smooth = torch.nn.functional.interpolate(rough, count, mode="linear").transpose(1, 2)
@@ -100,8 +104,9 @@ def image_like(batch: int, count: int, width: int, seed: int) -> Tensor:
 def decode_rows(
     adapter: Adapter, task: DecodePart, bench: Bench, folder: Path
 ) -> Iterator[dict[str, Any]]:
-    """Our loops against transformers' `generate` on the same embeddings: prefill and all new
-    tokens.
+    """The loops against transformers' `generate` on the same embeddings: prefill and new tokens.
+
+    Raises UsageError for a method that prunes inside the language model.
     """
     pruner = make_pruner(task.method, task.keep, task.params, bench.seed)
     if prunes_in_decoder(adapter, pruner):
@@ -114,19 +119,19 @@ def decode_rows(
     for batch in task.batch:
         encoded = encode(adapter, filled(known, batch), signals=reads_tower(pruner))
         requests = prune(adapter, pruner, encoded)
-        prompts = [each.prompt for each in requests]
+        prompts = [request.prompt for request in requests]
         ways = {}
         for name in LOOPS:
             loops = Loops(adapter, decode=name, new_tokens=task.new_tokens, batch=batch)
             ways[name] = partial(_ids, loops.of(pruner), requests)
         with endless(adapter, task.new_tokens):
             ways["generate"] = partial(library_ids, adapter, prompts)
-            seconds, said = take_turns(ways, adapter.device, bench)
+            seconds, results = take_turns(ways, adapter.device, bench)
         key = (
             f"{adapter.name}, {task.method}@{task.keep}, batch {batch}, {task.new_tokens} "
             "new tokens"
         )
-        same = {name: said[name] == said["generate"] for name in LOOPS}
+        same = {name: results[name] == results["generate"] for name in LOOPS}
         yield {
             "key": key,
             "model": adapter.name,
@@ -142,23 +147,20 @@ def decode_rows(
 
 
 def _ids(loop: Loop, requests: Sequence[Request]) -> list[list[int]]:
-    return [list(each.generated.ids) for each in generate_all(loop, requests)]
+    return [list(answer.generated.ids) for answer in generate_all(loop, requests)]
 
 
 def library_ids(adapter: Adapter, prompts: Sequence[Prompt]) -> list[list[int]]:
-    """By `generate` itself, under `endless`; positions are those that it works out."""
+    """The new ids by `generate` itself, under `endless`; `generate` works out positions."""
     embeds, mask, _ = pad_left(prompts)
-    mask = (
-        torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
-        if mask is None
-        else mask
-    )
+    if mask is None:
+        mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
     return adapter.model.generate(inputs_embeds=embeds, attention_mask=mask).tolist()
 
 
 @contextlib.contextmanager
 def endless(adapter: Adapter, new_tokens: int) -> Iterator[None]:
-    """`generate` is greedy, and knows no end token, so that it makes exactly so many new ones."""
+    """Makes `generate` greedy and without an end token: exactly `new_tokens` new tokens."""
     before = adapter.model.generation_config
     adapter.model.generation_config = GenerationConfig(
         max_new_tokens=new_tokens,

@@ -1,10 +1,9 @@
-"""Models of any size with random weights, from a description of their architecture: no hub, no
-network.
+"""Models of any size with random weights, from a description of their architecture. No network.
 
-Honest for time and memory, whose answers mean nothing. Weights are drawn by the library's own
-initialisation, on the device and in the dtype in which they are used. The tokenizer has a token for
+Their time and memory are true, their answers mean nothing. The library's own initialisation draws
+the weights, on the device and in the dtype in which they are used. The tokenizer has a token for
 every printable character and the family's own special tokens; the image processor has the settings
-of the family's real checkpoints.
+of the family's real checkpoints. Knows no benchmark.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,40 +28,37 @@ def random_model(
     dtype: str = "auto",
     seed: int = 0,
 ) -> Adapter:
-    """The model that `described` describes: `model_type`, `text_config`, `vision_config` and
-    further keys of its configuration.
+    """The model of a description: `model_type`, `text_config`, `vision_config` and further keys.
 
-    The same seed gives the same weights on the same device. UsageError for a description that no
-    family understands; ModelError if the model does not fit into memory.
+    The same seed gives the same weights on the same device. Raises UsageError for a description
+    that no family understands, ModelError where the model does not fit into memory.
     """
-    place = pick_device(device)
-    kind = pick_dtype(dtype, place)
+    target = pick_device(device)
+    weight_dtype = pick_dtype(dtype, target)
     config, processor = describe(name, described)
-    devices = [place] if place.type == "cuda" else []
+    devices = [target] if target.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices), torch.device(place):
+        with torch.random.fork_rng(devices), torch.device(target):
             torch.manual_seed(seed)
-            network = (
-                hf.AutoModelForImageTextToText.from_config(config, dtype=kind)
-                .eval()
-                .requires_grad_(False)
-            )
+            network = hf.AutoModelForImageTextToText.from_config(config, dtype=weight_dtype)
+            network = network.eval().requires_grad_(False)
     except torch.OutOfMemoryError:
         raise ModelError(
-            f"{name} does not fit into the memory of {place}: use a smaller model or --device cpu."
+            f"{name} does not fit into the memory of {target}: use a smaller model or --device cpu."
         ) from None
-    words = processor.tokenizer
+    tokenizer = processor.tokenizer
     network.generation_config = hf.GenerationConfig(
-        bos_token_id=words.bos_token_id,
-        eos_token_id=words.eos_token_id,
-        pad_token_id=words.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
     return ADAPTERS[config.model_type](network, processor, name=name, revision="random")
 
 
 def describe(name: str, described: Mapping[str, Any]) -> tuple[hf.PretrainedConfig, Any]:
-    """(configuration, processor) of a description, for `random_model`, and for counting without
-    building.
+    """(configuration, processor) of a description, without building the model.
+
+    Raises UsageError for a description that no family understands.
     """
     family = described.get("model_type")
     if family not in _PROCESSORS:
@@ -70,16 +66,17 @@ def describe(name: str, described: Mapping[str, Any]) -> tuple[hf.PretrainedConf
             f"{name}: model_type must be one of {', '.join(_PROCESSORS)}, got {family!r}."
         )
     given = deepcopy(dict(described))  # the configuration keeps what it is given
-    words, special = _tokenizer(_QWEN if "qwen" in family else _VICUNA)
+    tokenizer, special = _tokenizer(_QWEN if "qwen" in family else _VICUNA)
     try:
         config = hf.AutoConfig.for_model(**given, **special)
-        processor = _PROCESSORS[family](config, words)
-    except Exception as error:  # whatever the library raises at a value that is not of its kind
-        said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise UsageError(f"{name} describes no {family} model: {said}.") from None
-    if len(words) > config.get_text_config().vocab_size:
+        processor = _PROCESSORS[family](config, tokenizer)
+    except Exception as error:  # the library raises errors of any type at a wrong value
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise UsageError(f"{name} describes no {family} model: {reason}.") from None
+    if len(tokenizer) > config.get_text_config().vocab_size:
         raise UsageError(
-            f"{name}: vocab_size must be at least {len(words)}, the size of the built-in tokenizer."
+            f"{name}: vocab_size must be at least {len(tokenizer)}, the size of the built-in "
+            "tokenizer."
         )
     return config, processor
 
@@ -110,8 +107,9 @@ _QWEN = {
 
 
 def _tokenizer(style: Mapping[str, Any]) -> tuple[hf.PreTrainedTokenizerFast, dict[str, int]]:
-    """A token for every printable character, and the ids of the special tokens under the
-    configuration's names for them.
+    """A tokenizer with a token for every printable character, and the special tokens' ids.
+
+    The ids are under the configuration's names for them.
     """
     ends = style["ends"]
     special = [*ends, "<unk>", *style["named"].values()]
@@ -128,7 +126,7 @@ def _tokenizer(style: Mapping[str, Any]) -> tuple[hf.PreTrainedTokenizerFast, di
         core.post_processor = processors.TemplateProcessing(
             single=f"{ends[1]} $A", special_tokens=[(ends[1], 1)]
         )
-    words = hf.PreTrainedTokenizerFast(
+    tokenizer = hf.PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token=ends[0],
         bos_token=ends[1],
@@ -137,11 +135,11 @@ def _tokenizer(style: Mapping[str, Any]) -> tuple[hf.PreTrainedTokenizerFast, di
         padding_side="left",
         extra_special_tokens=style["named"],
     )
-    return words, {name: vocabulary[piece] for name, piece in style["ids"].items()}
+    return tokenizer, {name: vocabulary[piece] for name, piece in style["ids"].items()}
 
 
 def _template(image: str, video: str, *, system: str, user: str, ask: str) -> str:
-    """A chat template with images where they are shown; `@` in a turn is its content."""
+    """A chat template with images in their places; `@` in a turn stands for its content."""
     content = (
         "{% for c in m['content'] %}{% if c['type'] == 'image' %}"
         + image
@@ -160,28 +158,26 @@ def _template(image: str, video: str, *, system: str, user: str, ask: str) -> st
     )
 
 
-def _llava(config: hf.PretrainedConfig, words) -> hf.LlavaProcessor:
+def _llava(config: hf.PretrainedConfig, tokenizer) -> hf.LlavaProcessor:
     side = config.vision_config.image_size
     images = hf.CLIPImageProcessor(
         size={"shortest_edge": side}, crop_size={"height": side, "width": side}
     )
-    return hf.LlavaProcessor(images, words, **_tiles(config))
+    return hf.LlavaProcessor(images, tokenizer, **_llava_settings(config))
 
 
-def _llava_next(config: hf.PretrainedConfig, words) -> hf.LlavaNextProcessor:
+def _llava_next(config: hf.PretrainedConfig, tokenizer) -> hf.LlavaNextProcessor:
     side = config.vision_config.image_size
     images = hf.LlavaNextImageProcessor(
         size={"shortest_edge": side},
         crop_size={"height": side, "width": side},
         image_grid_pinpoints=config.image_grid_pinpoints,
     )
-    return hf.LlavaNextProcessor(images, words, **_tiles(config))
+    return hf.LlavaNextProcessor(images, tokenizer, **_llava_settings(config))
 
 
-def _tiles(config: hf.PretrainedConfig) -> dict[str, Any]:
-    """What both LLaVA processors are told besides: CLIP has a class token, which is no visual
-    token.
-    """
+def _llava_settings(config: hf.PretrainedConfig) -> dict[str, Any]:
+    """Settings that both LLaVA processors share. CLIP's CLS token is no visual token."""
     chat = _template("<image>\n", "<video>\n", system="@ ", user="USER: @ ", ask="ASSISTANT:")
     return {
         "patch_size": config.vision_config.patch_size,
@@ -192,7 +188,7 @@ def _tiles(config: hf.PretrainedConfig) -> dict[str, Any]:
     }
 
 
-def _qwen2_vl(config: hf.PretrainedConfig, words) -> hf.Qwen2VLProcessor:
+def _qwen2_vl(config: hf.PretrainedConfig, tokenizer) -> hf.Qwen2VLProcessor:
     """Images from 4 to 16,384 visual tokens, as the checkpoints allow."""
     vision = config.vision_config
     sizes = {"patch_size": vision.patch_size, "merge_size": vision.spatial_merge_size}
@@ -208,7 +204,7 @@ def _qwen2_vl(config: hf.PretrainedConfig, words) -> hf.Qwen2VLProcessor:
         ask="<|im_start|>assistant\n",
     )
     return hf.Qwen2VLProcessor(
-        images, words, hf.Qwen2VLVideoProcessor(**sizes), chat_template=template
+        images, tokenizer, hf.Qwen2VLVideoProcessor(**sizes), chat_template=template
     )
 
 

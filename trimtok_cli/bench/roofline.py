@@ -1,10 +1,9 @@
-"""What the arithmetic of a model costs at the least: FLOPs and bytes from its configuration. Plain
-Python.
+"""The roofline: the least FLOPs and bytes of a model, from its configuration, and their seconds.
 
-1 MAC = 2 FLOPs; attention in the language model is causal, so half of its square. Time on hardware
-is the larger of FLOPs over the rate of a matrix product and bytes over the rate of a copy. Norms,
-activations and caches' writes are left out: a floor, not a forecast. Knows no hardware and no
-timing.
+1 MAC = 2 FLOPs. Attention in the language model is causal, so half of its square counts. The time
+on a device is the larger of FLOPs over the rate of a matrix product and bytes over the rate of a
+copy. Norms, activations and writes to the cache are left out: a lower bound, not a forecast. Plain
+Python; knows no device and no timing.
 """
 
 from collections.abc import Sequence
@@ -14,14 +13,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What a device does at best: FLOP/s of a matrix product and bytes/s of a copy (read and write
-    both counted).
+    """A device's best rates: FLOP/s of a matrix product, and bytes/s of a copy.
+
+    A copy counts its reads and its writes.
     """
 
     flops: float
     bytes: float
 
     def seconds(self, flops: float, moved: float) -> float:
+        """The least seconds for so many FLOPs and bytes moved."""
         return max(flops / self.flops, moved / self.bytes)
 
 
@@ -42,26 +43,24 @@ class Text:
         """From a transformers text configuration."""
         heads = config.num_attention_heads
         return cls(
-            config.num_hidden_layers,
-            config.hidden_size,
-            heads,
-            getattr(config, "num_key_value_heads", None) or heads,
-            getattr(config, "head_dim", None) or config.hidden_size // heads,
-            config.intermediate_size,
-            config.vocab_size,
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            heads=heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            ffn=config.intermediate_size,
+            vocabulary=config.vocab_size,
         )
 
     @property
     def layer_weights(self) -> int:
-        """Of one layer's matrices."""
-        return (
-            2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
-            + 3 * self.hidden * self.ffn
-        )
+        """The numbers in one layer's matrices."""
+        attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
+        return attention + 3 * self.hidden * self.ffn
 
     @property
     def weights(self) -> int:
-        """Read in every forward pass: all layers and the head, not the embedding."""
+        """The numbers read in every forward pass: all layers and the head, not the embedding."""
         return self.layers * self.layer_weights + self.vocabulary * self.hidden
 
     @property
@@ -70,28 +69,26 @@ class Text:
         return 2 * self.layers * self.kv_heads * self.head_dim
 
     def prefill(self, length: float) -> float:
-        """FLOPs of a prompt of `length` tokens, logits of its last one only. A mean over layers may
-        be given.
+        """FLOPs of a prompt of `length` tokens, or of so many on the mean over layers.
+
+        Logits are of the last token only.
         """
         attention = 2 * self.layers * self.heads * self.head_dim * length**2
-        return (
-            2 * self.layers * self.layer_weights * length
-            + attention
-            + 2 * self.vocabulary * self.hidden
-        )
+        matrices = 2 * self.layers * self.layer_weights * length
+        return matrices + attention + 2 * self.vocabulary * self.hidden
 
     def step(self, length: float) -> float:
         """FLOPs of one decoded token that sees `length` tokens."""
         return 2 * self.weights + 4 * self.layers * self.heads * self.head_dim * length
 
     def prefill_seconds(self, ceilings: Ceilings, lengths: Sequence[float], size: int) -> float:
-        """Of a batch; `size` is the bytes of a weight."""
+        """Seconds of a batch's prefill; `size` is the bytes of a weight."""
         return ceilings.seconds(sum(map(self.prefill, lengths)), size * self.weights)
 
     def decode_seconds(
         self, ceilings: Ceilings, lengths: Sequence[float], new_tokens: int, size: int
     ) -> float:
-        """Of a batch's `new_tokens` - 1 steps: the first token is the prefill's."""
+        """Seconds of a batch's `new_tokens` - 1 steps: the prefill gives the first token."""
         steps = []
         for number in range(1, new_tokens):
             seen = sum(lengths) + number * len(lengths)
@@ -102,10 +99,10 @@ class Text:
 
 @dataclass(frozen=True)
 class Vision:
-    """A tower of plain attention and an ungated MLP, and the projector behind it. extra: its CLS
-    tokens.
+    """A tower of plain attention and an ungated MLP, and the projector behind it.
 
-    merge: tower tokens to a visual token. joint: numbers a patch is embedded from.
+    joint: the numbers that a patch is embedded from. extra: the CLS tokens of a tile. merge: the
+    tower tokens of a visual token.
     """
 
     layers: int
@@ -118,18 +115,23 @@ class Vision:
 
     @classmethod
     def of(cls, config: Any, *, has_cls: bool) -> "Vision | None":
-        """From a model's configuration: CLIP and SigLIP in front of two linear layers, or
-        Qwen2-VL's; None for the others.
+        """From a model's configuration; None for a tower that is not known.
 
-        has_cls: whether each tile has a CLS token, which no configuration says.
+        Known are CLIP and SigLIP in front of two linear layers, and Qwen2-VL's tower. has_cls:
+        whether each tile has a CLS token, which no configuration says.
         """
-        vision, width = config.vision_config, config.get_text_config().hidden_size
+        vision = config.vision_config
+        width = config.get_text_config().hidden_size
         if hasattr(vision, "embed_dim") and hasattr(vision, "mlp_ratio"):
-            hidden, merge = vision.embed_dim, vision.spatial_merge_size**2
-            joint = 3 * vision.temporal_patch_size * vision.patch_size**2
-            projector = (merge * hidden) ** 2 + merge * hidden * width
+            hidden = vision.embed_dim
+            merge = vision.spatial_merge_size**2
             return cls(
-                vision.depth, hidden, int(hidden * vision.mlp_ratio), joint, projector, merge=merge
+                layers=vision.depth,
+                hidden=hidden,
+                ffn=int(hidden * vision.mlp_ratio),
+                joint=3 * vision.temporal_patch_size * vision.patch_size**2,
+                projector=(merge * hidden) ** 2 + merge * hidden * width,
+                merge=merge,
             )
         read = getattr(config, "vision_feature_layer", None)
         if (
@@ -138,14 +140,18 @@ class Vision:
             or isinstance(vision.patch_size, (list, tuple))
         ):
             return None
-        layers = read if read >= 0 else vision.num_hidden_layers + 1 + read
-        hidden, joint = vision.hidden_size, 3 * vision.patch_size**2
-        projector = hidden * width + width**2
-        return cls(layers, hidden, vision.intermediate_size, joint, projector, extra=int(has_cls))
+        return cls(
+            layers=read if read >= 0 else vision.num_hidden_layers + 1 + read,
+            hidden=vision.hidden_size,
+            ffn=vision.intermediate_size,
+            joint=3 * vision.patch_size**2,
+            projector=vision.hidden_size * width + width**2,
+            extra=1 if has_cls else 0,
+        )
 
     @property
     def weights(self) -> int:
-        """Of the layers whose output is read, and the projector."""
+        """The numbers in the layers up to the one that is read, and in the projector."""
         return self.layers * self._layer + self.joint * self.hidden + self.projector
 
     @property
@@ -153,7 +159,7 @@ class Vision:
         return 4 * self.hidden**2 + 2 * self.hidden * self.ffn
 
     def encode(self, patches: Sequence[int]) -> float:
-        """FLOPs of tiles or frames of so many patches, each attending within itself."""
+        """FLOPs of tiles or frames of so many patches each, every one attending within itself."""
         total = 0.0
         for count in patches:
             length = count + self.extra
@@ -162,4 +168,5 @@ class Vision:
         return total
 
     def encode_seconds(self, ceilings: Ceilings, patches: Sequence[int], size: int) -> float:
+        """Seconds of a batch's tiles or frames; `size` is the bytes of a weight."""
         return ceilings.seconds(self.encode(patches), size * self.weights)

@@ -1,5 +1,4 @@
-"""A whole benchmark: models loaded one after the other, every measurement made, the document filled
-row by row.
+"""A whole benchmark: loads models one after the other, measures, and fills the document row by row.
 
 Knows no table, no plot and no file format.
 """
@@ -11,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from trimtok_cli.bench.batch import make_pruner
 from trimtok_cli.bench.grid import grid_rows, in_words, pruners
 from trimtok_cli.bench.hardware import conditions, measure_ceilings
@@ -18,7 +19,7 @@ from trimtok_cli.bench.images import pictures
 from trimtok_cli.bench.parts import decode_rows, pruner_row
 from trimtok_cli.bench.random_models import describe, random_model
 from trimtok_cli.bench.roofline import Ceilings
-from trimtok_cli.bench.spec import PARTS, Bench, MemoryPart
+from trimtok_cli.bench.spec import PARTS, Bench, MemoryPart, PrunerPart
 from trimtok_cli.bench.whole_runs import memory_row, overhead_rows
 from trimtok_cli.device import pick_device, pick_dtype, release
 from trimtok_cli.errors import UsageError
@@ -31,10 +32,9 @@ Say = Callable[[str], None]
 
 
 def run_bench(bench: Bench, say: Say, save: Callable[[Row], None]) -> Row:
-    """The document of bench.json without what is derived from it; `save` is given it after every
-    row.
+    """The document of bench.json without derived figures; `save` is given it after every row.
 
-    Raises UsageError before anything is measured; later a measurement that fails is a row that says
+    Raises UsageError before anything is measured. Later a measurement that fails is a row that says
     why.
     """
     device = pick_device(bench.device)
@@ -53,10 +53,8 @@ def run_bench(bench: Bench, say: Say, save: Callable[[Row], None]) -> Row:
                 save(document)
 
         for task in bench.memory:  # first, in a process that has done nothing else yet
-            keep(
-                "memory",
-                _safely(f"{task.model}, memory", partial(_memory, bench, task, folder, say)),
-            )
+            job = partial(_memory, bench, task, folder, say)
+            keep("memory", _safely(f"{task.model}, memory", job))
         say("measuring what the device can do")
         ceilings = measure_ceilings(device, dtype)
         document["ceilings"] = {
@@ -67,13 +65,18 @@ def run_bench(bench: Bench, say: Say, save: Callable[[Row], None]) -> Row:
         for part in bench.pruner:
             title = f"{part.candidates} candidates of {part.width}, {part.keep} kept"
             say(f"pruner: {title}")
-            keep(
-                "pruner", _safely(title, lambda part=part: [pruner_row(part, device, dtype, bench)])
-            )
+            job = partial(_pruner, part, device, dtype, bench)
+            keep("pruner", _safely(title, job))
         for model in replace(bench, memory=()).model_names():
             for part, rows in _with_model(bench, model, ceilings, folder, say):
                 keep(part, rows)
     return document
+
+
+def _pruner(
+    part: PrunerPart, device: torch.device, dtype: torch.dtype, bench: Bench
+) -> Iterator[Row]:
+    yield pruner_row(part, device, dtype, bench)
 
 
 def _memory(bench: Bench, task: MemoryPart, folder: Path, say: Say) -> Iterator[Row]:
@@ -85,7 +88,7 @@ def _memory(bench: Bench, task: MemoryPart, folder: Path, say: Say) -> Iterator[
 def _with_model(
     bench: Bench, model: str, ceilings: Ceilings, folder: Path, say: Say
 ) -> Iterator[tuple[str, Iterable[Row]]]:
-    """All that is measured with one model: the part of the document, and its rows."""
+    """The measurements of one model: each part of the document with its rows."""
     parts: dict[str, tuple] = {
         "grid": (
             [task for task in bench.grid if model in task.model],
@@ -97,10 +100,8 @@ def _with_model(
     try:
         adapter = load(bench, model, say)
     except Exception as error:  # the other models can still be measured
-        yield (
-            next(part for part, (tasks, _) in parts.items() if tasks),
-            [failed(model, in_words(error))],
-        )
+        first = next(part for part, (tasks, _) in parts.items() if tasks)
+        yield first, [failed(model, in_words(error))]
         return
     for part, (tasks, job) in parts.items():
         for task in tasks:
@@ -110,23 +111,22 @@ def _with_model(
 
 
 def _safely(title: str, job: Callable[[], Iterable[Row]]) -> Iterator[Row]:
-    """The rows of a measurement; where it breaks off, one that says why."""
+    """The rows of a measurement, and where it breaks off a row that says why."""
     try:
         yield from job()
         return
     except Exception as error:
-        said = in_words(error)
-    yield failed(title, said)
+        reason = in_words(error)
+    yield failed(title, reason)
 
 
-def failed(title: str, said: str) -> Row:
-    return {"key": title, "cell": title, "setting": "", "baseline": False, "error": said}
+def failed(title: str, reason: str) -> Row:
+    """The row of a measurement that could not be made."""
+    return {"key": title, "cell": title, "setting": "", "baseline": False, "error": reason}
 
 
 def load(bench: Bench, name: str, say: Say) -> Adapter:
-    """A model with its own weights or with random ones. What the last one held is given back
-    first.
-    """
+    """A model with its own or with random weights, after the last model's memory is given back."""
     release(pick_device(bench.device))
     say(f"building {name} with random weights" if bench.random_weights else f"loading {name}")
     if bench.random_weights:
@@ -137,12 +137,13 @@ def load(bench: Bench, name: str, say: Say) -> Adapter:
 
 
 def check(bench: Bench, folder: Path) -> None:
-    """UsageError for what can be known to fail before any model is loaded: methods, pictures,
-    descriptions.
+    """Raises UsageError for everything that fails before a model is loaded.
+
+    Checked are methods, pictures and descriptions.
     """
     for task in bench.grid:
         for pruner in pruners(task, bench.seed):
-            # They run the plain loop, so what they are compared with must run it as well.
+            # A method that prunes inside the model runs the plain loop; so must its comparisons.
             if pruner is not None and any(pruner.stages(32)) and set(task.decode) != {"simple"}:
                 raise UsageError(
                     f"grid: {pruner.name} prunes inside the model: give it a grid of its own "

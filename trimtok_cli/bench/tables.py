@@ -1,7 +1,7 @@
 """The tables of a benchmark on the terminal, from the document of bench.json. Knows no torch.
 
-On a CPU they show ratios only: absolute times of a shared processor say little, and are in the
-JSON.
+On a CPU the tables show ratios only: absolute times of a shared processor say little, and are in
+the JSON.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 
 def tables(document: Row) -> Iterator[Table]:
-    """One for each part that was measured."""
+    """A table for each cell of the grid and each further part that was measured."""
     timed = document["conditions"]["device_kind"] != "cpu"
     for cell in dict.fromkeys(row["cell"] for row in document["grid"]):
         rows = [row for row in document["grid"] if row["cell"] == cell]
@@ -57,7 +57,7 @@ TIMES = (
     "with files",
     "samples/s",
     "× dense",
-    "× floor",
+    "× roofline",
     "GiB",
 )
 
@@ -88,51 +88,50 @@ def _cells(row: Row, cells, timed: bool) -> list:
 
 
 def _grid(rows: Sequence[Row], cells, heads: Sequence[str]) -> Table:
-    """The settings of one cell, with other people's figures beneath."""
+    """The settings of one cell, with published figures beneath."""
     tokens = next((row["tokens"] for row in rows if not row["error"]), None)
-    said = (
-        f" ({tokens['visual']:.0f} visual and {tokens['text']:.0f} text tokens)" if tokens else ""
-    )
-    table = _table(rows[0]["cell"] + said, heads)
+    title = rows[0]["cell"]
+    if tokens:
+        title += f" ({tokens['visual']:.0f} visual and {tokens['text']:.0f} text tokens)"
+    table = _table(title, heads)
     for row in rows:
         if row["error"]:
             table.add_row(Text(f"{row['setting']} failed: {row['error']}".strip(), "red"))
         else:
             table.add_row(Text(row["setting"]), f"{row['tokens']['kept']:.0f}", *cells(row))
     notes = [_reference(row) for row in rows if row.get("reference")]
-    table.caption, table.caption_justify = "\n".join(notes) or None, "left"
+    table.caption = "\n".join(notes) or None
+    table.caption_justify = "left"
     return table
 
 
 def _times(row: Row) -> list[str]:
-    d = row["derived"]
-    low, high = d["wall_ms"]["quartiles"]
+    derived = row["derived"]
+    stages = ("encode", "prune", "prefill", "decode", "wall")
+    low, high = derived["wall_ms"]["quartiles"]
     used = row["memory"].get("allocated")
-    floor = d.get("times_floor", {}).get("wall")
     return [
-        *(
-            _ms(d[f"{name}_ms"]["median"])
-            for name in ("encode", "prune", "prefill", "decode", "wall")
-        ),
+        *(_ms(derived[f"{name}_ms"]["median"]) for name in stages),
         f"{_ms(low)} to {_ms(high)}",
-        _ms(d["wall_with_files_ms"]["median"]),
-        f"{d['samples_per_second']:.1f}",
-        _times_or_none(d.get("speedup", {}).get("wall")),
-        _times_or_none(floor),
+        _ms(derived["wall_with_files_ms"]["median"]),
+        f"{derived['samples_per_second']:.1f}",
+        _times_or_none(derived.get("speedup", {}).get("wall")),
+        _times_or_none(derived.get("times_floor", {}).get("wall")),
         f"{used / GIB:.2f} ({row['memory']['reserved'] / GIB:.2f})" if used else "",
     ]
 
 
 def _ratios(row: Row) -> list[str]:
-    d = row["derived"]
-    if "speedup" not in d:
+    derived = row["derived"]
+    if "speedup" not in derived:
         return [""] * 7
-    speedup, share = d["speedup"], d["prune_share_of_dense_prefill"]
+    speedup = derived["speedup"]
+    reached = derived.get("of_what_flops_allow")
     return [
         _times_or_none(speedup["first"]),
-        _times_or_none(d.get("flops_allow")),
-        percent(d["of_what_flops_allow"]) if "of_what_flops_allow" in d else "",
-        f"{100 * share:.2f} %",
+        _times_or_none(derived.get("flops_allow")),
+        "" if reached is None else percent(reached),
+        f"{100 * derived['prune_share_of_dense_prefill']:.2f} %",
         _times_or_none(speedup.get("decode")),
         _times_or_none(speedup["wall"]),
         _times_or_none(speedup["wall_with_files"]),
@@ -140,11 +139,10 @@ def _ratios(row: Row) -> list[str]:
 
 
 def _reference(row: Row) -> str:
-    known = {"latency_ms": "{} ms", "memory_gib": "{} GiB"}
-    said = ", ".join(
-        known[name].format(row["reference"][name]) for name in known if name in row["reference"]
-    )
-    return f"{row['setting']} in {row['reference']['source']}: {said}"
+    reference = row["reference"]
+    units = {"latency_ms": "ms", "memory_gib": "GiB"}
+    figures = [f"{reference[name]} {unit}" for name, unit in units.items() if name in reference]
+    return f"{row['setting']} in {reference['source']}: {', '.join(figures)}"
 
 
 def _pruner(row: Row, timed: bool) -> list[str]:
@@ -161,10 +159,10 @@ def _pruner(row: Row, timed: bool) -> list[str]:
 
 
 def _decode(row: Row, timed: bool) -> list[str]:
-    d = row["derived"]
+    derived = row["derived"]
     paces = [
-        f"{name} {pace:.2f}×" + (f" ({_ms(d[f'{name}_ms']['median'])})" if timed else "")
-        for name, pace in d["speedup"].items()
+        f"{name} {pace:.2f}×" + (f" ({_ms(derived[f'{name}_ms']['median'])})" if timed else "")
+        for name, pace in derived["speedup"].items()
     ]
     return [
         ", ".join(paces),
@@ -173,24 +171,25 @@ def _decode(row: Row, timed: bool) -> list[str]:
 
 
 def _overhead(row: Row, timed: bool) -> list[str]:
-    d = row["derived"]
+    derived = row["derived"]
     return [
-        f"{100 * d['share_outside_model']['median']:.1f} %",
-        f"{d['samples_per_second']:.1f}" if timed else "",
+        f"{100 * derived['share_outside_model']['median']:.1f} %",
+        f"{derived['samples_per_second']:.1f}" if timed else "",
     ]
 
 
 def _memory(row: Row, timed: bool) -> list[str]:
-    said = [
-        f"{each['bytes'] / 2**20:.0f} MiB after {each['inputs']}"
-        for each in (row["resident"][0], row["resident"][-1])
+    ends = [
+        f"{look['bytes'] / 2**20:.0f} MiB after {look['inputs']}"
+        for look in (row["resident"][0], row["resident"][-1])
     ]
-    return [*said, f"{100 * row['derived']['growth']:+.1f} %"]
+    return [*ends, f"{100 * row['derived']['growth']:+.1f} %"]
 
 
 def change_table(changes: Sequence[Row]) -> Table:
-    """Wall time of a sample, now and in an earlier document. An asterisk: the quartiles of the two
-    do not overlap.
+    """Wall time of a sample, now and in an earlier document.
+
+    An asterisk says that the quartile ranges of the two do not overlap.
     """
     table = _table(
         "A sample's wall time against the earlier one", ("setting", "before", "now", "change")
@@ -206,13 +205,13 @@ def change_table(changes: Sequence[Row]) -> Table:
 
 
 def ceilings_line(document: Row) -> str:
-    """What was measured on, in one sentence."""
-    at, top = document["conditions"], document["ceilings"]
+    """The device and its ceilings, in one sentence."""
+    conditions, ceilings = document["conditions"], document["ceilings"]
     return (
-        f"{at['device']}, {at['dtype']}, {at['threads']} threads: "
-        f"{top['flops_per_second'] / 1e12:.3g} TFLOP/s in a large matrix "
-        f"product, {top['bytes_per_second'] / 1e9:.3g} GB/s in a copy, "
-        f"{1e6 * at['launch_seconds']:.1f} µs for one operation"
+        f"{conditions['device']}, {conditions['dtype']}, {conditions['threads']} threads: "
+        f"{ceilings['flops_per_second'] / 1e12:.3g} TFLOP/s in a large matrix "
+        f"product, {ceilings['bytes_per_second'] / 1e9:.3g} GB/s in a copy, "
+        f"{1e6 * conditions['launch_seconds']:.1f} µs for one operation"
     )
 
 

@@ -1,4 +1,4 @@
-"""Whole runs from files to answers: the share of them that is no arithmetic, and their memory.
+"""Whole runs from files to answers: their time outside the model, and their memory.
 
 Knows no YAML file.
 """
@@ -22,14 +22,16 @@ from trimtok_cli.errors import ModelError
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.prepare.sample import Ask
 
-EVERY = 100  # inputs between looks at the memory in use
+# Inputs between looks at the memory in use.
+EVERY = 100
 
 
 def overhead_rows(
     adapter: Adapter, task: OverheadPart, bench: Bench, folder: Path
 ) -> Iterator[dict[str, Any]]:
-    """Whole runs from files to answers. model: seconds in which the model's modules were at work
-    (see `ModuleTime`).
+    """A row for every method and batch: seconds of whole runs, and of the model in them.
+
+    model: the seconds in which the model's modules were at work, see `ModuleTime`.
     """
     files = samples_of(task, folder, bench.seed)
     pruners = {
@@ -37,17 +39,18 @@ def overhead_rows(
     }
     ask = Ask(task.prompt, max_new_tokens=task.new_tokens)
     for batch in task.batch:
-        found = {method: {"wall": [], "model": []} for method in pruners}
+        seconds: dict[str, dict[str, list[float]]] = {
+            method: {"wall": [], "model": []} for method in pruners
+        }
         for number in range(-1, bench.rounds):  # one run of each to warm up
             for method in list(pruners) if number % 2 == 0 else list(pruners)[::-1]:
-                samples = stream(
-                    files, min(2 * batch, task.samples) if number < 0 else task.samples
-                )
+                count = min(2 * batch, task.samples) if number < 0 else task.samples
+                samples = stream(files, count)
                 wall, model = _whole_run(adapter, pruners[method], samples, ask, batch)
                 if number >= 0:
-                    found[method]["wall"].append(wall)
-                    found[method]["model"].append(model)
-        for method, seconds in found.items():
+                    seconds[method]["wall"].append(wall)
+                    seconds[method]["model"].append(model)
+        for method in pruners:
             yield {
                 "key": f"{adapter.name}, {method}, batch {batch}, {task.new_tokens} new tokens, "
                 f"{task.samples} samples",
@@ -55,7 +58,7 @@ def overhead_rows(
                 "method": method,
                 "batch": batch,
                 "samples": task.samples,
-                "seconds": seconds,
+                "seconds": seconds[method],
                 "error": "",
             }
 
@@ -65,13 +68,12 @@ def _whole_run(
 ) -> tuple[float, float]:
     """Seconds of the run, and of the model in it.
 
-    On a device with a queue of its own a module's call returns early: there the model's seconds are
-    those of the run's own clock.
+    On a device with a queue of its own a module's call returns early. There the run's own clock
+    gives the model's seconds.
     """
     start, stages = time.perf_counter(), 0.0
-    with (
-        ModuleTime(adapter) if adapter.device.type == "cpu" else contextlib.nullcontext() as modules
-    ):
+    on_cpu = adapter.device.type == "cpu"
+    with ModuleTime(adapter) if on_cpu else contextlib.nullcontext() as modules:
         for result in answer_all(adapter, pruner, samples, ask, batch_size=batch):
             if result.error:
                 raise ModelError(result.error)
@@ -81,11 +83,10 @@ def _whole_run(
 
 
 class ModuleTime:
-    """Seconds spent inside the modules of the tower, the projector, the decoder and the head, in
-    this thread. A context manager.
+    """A context manager: seconds inside the tower, projector, decoder and head, in this thread.
 
-    Layers are watched as well as what holds them, so that it does not matter who calls them; only
-    the outermost counts.
+    Layers are watched as well as the modules that hold them, so that it does not matter who calls
+    them; only the outermost call counts.
     """
 
     def __init__(self, adapter: Adapter) -> None:
@@ -104,7 +105,7 @@ class ModuleTime:
         self.hooks = []
         for module in self.modules:
             self.hooks.append(module.register_forward_pre_hook(self._enter))
-            # The tower's run ends in front of the decoder by an exception: the hook behind must be
+            # The tower's run ends in front of the decoder by an exception: the second hook must be
             # called all the same.
             self.hooks.append(module.register_forward_hook(self._leave, always_call=True))
         return self
@@ -125,8 +126,9 @@ class ModuleTime:
 
 
 def memory_row(adapter: Adapter, task: MemoryPart, bench: Bench, folder: Path) -> dict[str, Any]:
-    """Resident memory of one run over as many inputs as the largest of `inputs`, which read the
-    same few files again.
+    """Resident memory of one run over as many inputs as the largest of `inputs`.
+
+    The inputs read the same few files again and again.
     """
     counts = sorted(task.inputs)
     key = f"{adapter.name}, {task.method}@{task.keep}, batch {task.batch}, {counts[-1]} inputs"
@@ -156,6 +158,6 @@ def memory_row(adapter: Adapter, task: MemoryPart, bench: Bench, folder: Path) -
 
 
 def stream(files: Sequence[Sample], count: int) -> Iterator[Sample]:
-    """So many samples over the same files, made one at a time."""
+    """`count` samples over the same files, made one at a time."""
     for number, sample in enumerate(islice(cycle(files), count)):
         yield Sample(number, images=sample.images, names=sample.names)

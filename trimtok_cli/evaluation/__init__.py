@@ -1,1 +1,1 @@
-"""Many answers to one question, and what they come to."""
+"""Many answers to one question: comparisons and their summary, and the search for VTW's layer."""

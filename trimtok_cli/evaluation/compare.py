@@ -1,4 +1,4 @@
-"""Every sample answered in several ways, its images read and encoded once."""
+"""Every sample answered in several ways, its images read and encoded once. Knows no file."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -21,21 +21,23 @@ from trimtok_cli.pruners.registry import reads_tower
 def compare_all(
     adapter: Adapter, pruners: Sequence[Pruner | None], samples: Iterable[Sample], ask: Ask
 ) -> Iterator[Comparison]:
-    """Every sample answered by every pruner, its images read and encoded once. Samples run alone,
-    for honest times.
+    """A Comparison for every sample: answered by every pruner, images read and encoded once.
 
-    The order of the pruners turns with each sample, so that none is always the first to run. The
-    first sample is run once beforehand and thrown away: a first pass pays for kernels and caches.
+    Samples run alone, for true times. The order of the pruners turns with each sample, so that none
+    is always the first to run. The first sample runs once beforehand and is thrown away: a first
+    pass pays for kernels and caches. Raises ModelError; any other error is the sample's.
     """
     if any(prunes_in_decoder(adapter, pruner) for pruner in pruners):
-        # Methods that go on inside the decoder know no other loop: the same one for all.
+        # Methods that prune inside the decoder have only this loop, and all run the same.
         ask = replace(ask, decode="simple")
     loops = _loops(adapter, pruners, ask)
-    signals, warm, lots = reads_tower(*pruners), False, SampleSeeds()
+    signals = reads_tower(*pruners)
+    seeds = SampleSeeds()
+    warm = False
     for number, sample in enumerate(samples):
         try:
             reset_peak(adapter.device)
-            seed = lots.number(sample.names, ask.question(sample))
+            seed = seeds.number(sample.names, ask.question(sample))
             prepared = replace(prepare(adapter.preprocessor, sample, ask), seed=seed)
             (encoded,) = encode(adapter, [prepared], signals=signals)
             if not warm:
@@ -43,17 +45,18 @@ def compare_all(
                 (encoded,) = encode(adapter, [prepared], signals=signals)
                 warm = True
             order = [(i + number) % len(pruners) for i in range(len(pruners))]
-            done = {i: _attempt(adapter, pruners[i], encoded, ask, loops[i]) for i in order}
-            yield _comparison(encoded, [done[i] for i in range(len(pruners))])
+            results = {i: _attempt(adapter, pruners[i], encoded, ask, loops[i]) for i in order}
+            yield _comparison(encoded, [results[i] for i in range(len(pruners))])
         except ModelError:
             raise
         except Exception as error:
             failed = Failed(sample, error)
-            yield Comparison(sample, tuple(failed_result(failed, p, ask) for p in pruners))
+            results = tuple(failed_result(failed, pruner, ask) for pruner in pruners)
+            yield Comparison(sample, results)
 
 
 def _loops(adapter: Adapter, pruners: Sequence[Pruner | None], ask: Ask) -> list[Loop]:
-    """A loop for each pruner: one cache for all of them, as each would have in a run of its own."""
+    """A loop for each pruner. Pruners of the prompt share one loop and its cache."""
     rules = rules_for(adapter, ask)
     shared = loop_for(adapter, None, rules, decode=ask.decode)
     return [
@@ -71,7 +74,8 @@ def _warm_up(
     signals: bool,
 ) -> None:
     (encoded,) = encode(adapter, [prepared], signals=signals)
-    if adapter.device.type != "cuda":  # there steps are recorded in the loop that replays them
+    # On CUDA steps are recorded in the loop that replays them; elsewhere two tokens are enough.
+    if adapter.device.type != "cuda":
         loops = _loops(adapter, pruners, replace(ask, max_new_tokens=2))
     for pruner, loop in zip(pruners, loops, strict=True):
         _attempt(adapter, pruner, encoded, ask, loop)
@@ -80,9 +84,7 @@ def _warm_up(
 def _attempt(
     adapter: Adapter, pruner: Pruner | None, encoded: Encoded, ask: Ask, loop: Loop
 ) -> Result:
-    """One sample, one way. A method that cannot run on this model fails alone; the others are still
-    compared.
-    """
+    """One sample answered in one way. A method that cannot run on this model fails alone."""
     try:
         return finish(adapter, pruner, [encoded], loop)[0]
     except ModelError:

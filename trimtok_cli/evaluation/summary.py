@@ -1,5 +1,4 @@
-"""What a comparison comes to: a Row for each setting, one sentence that says where the time goes,
-and the words that differ.
+"""The summary of a comparison: a Row for each setting, and one sentence on where the time goes.
 
 Pure functions on Comparisons; the page and the terminal table show the same Rows. Knows no model,
 no page and no terminal.
@@ -25,8 +24,9 @@ STAGES = {
 
 @dataclass(frozen=True, slots=True)
 class Medians:
-    """Medians over samples. `total` is the median whole sample, which is not the sum of the stages'
-    medians.
+    """Medians over samples.
+
+    `total` is the median of whole samples, which is not the sum of the medians in `seconds`.
     """
 
     visual: int
@@ -38,12 +38,12 @@ class Medians:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One setting over the `samples` that both it and dense answered; `dense` holds dense's medians
-    over those same samples.
+    """One setting over the `samples` that both it and dense answered.
 
-    `same` answers are identical to dense's; `agreement` is the mean share of words in common with
-    them. Of the `referenced` samples, those that have references, `matched` were answered with one
-    of them. The first Row is dense itself.
+    `median` holds the setting's medians, `dense` those of dense over the same samples. `same`
+    answers are identical to dense's; `agreement` is the mean share of words in common. `referenced`
+    samples have references, and `matched` of them were answered with one. The first Row is dense
+    itself.
     """
 
     setting: Setting
@@ -77,10 +77,7 @@ def summarize(comparisons: Sequence[Comparison]) -> list[Row]:
         pairs = [(c.results[0], c.results[i]) for c in comparisons if len(c.results) > i]
         setting = pairs[0][1].setting
         pairs = [(dense, result) for dense, result in pairs if not dense.error and not result.error]
-        middle, told = (
-            _medians([result for _, result in pairs]),
-            [r for _, r in pairs if r.sample.answers],
-        )
+        referenced = [result for _, result in pairs if result.sample.answers]
         rows.append(
             Row(
                 setting=setting,
@@ -88,9 +85,9 @@ def summarize(comparisons: Sequence[Comparison]) -> list[Row]:
                 failed=len(comparisons) - len(pairs),
                 same=sum(is_same(*pair) for pair in pairs),
                 agreement=fmean(agreement(*pair) for pair in pairs) if pairs else 0.0,
-                matched=sum(is_match(result) for result in told),
-                referenced=len(told),
-                median=middle,
+                matched=sum(is_match(result) for result in referenced),
+                referenced=len(referenced),
+                median=_medians([result for _, result in pairs]),
                 dense=_medians([dense for dense, _ in pairs]),
             )
         )
@@ -98,9 +95,7 @@ def summarize(comparisons: Sequence[Comparison]) -> list[Row]:
 
 
 def explain(rows: Sequence[Row]) -> str:
-    """One sentence on where the time goes, about the setting that keeps the fewest visual
-    tokens.
-    """
+    """One sentence on where the time goes, for the setting that keeps the fewest visual tokens."""
     pruned = [row for row in rows[1:] if row.samples]
     if not pruned:
         now = rows[0].median if rows and rows[0].samples else None
@@ -171,15 +166,17 @@ def _reason(row: Row) -> str:
 
 
 def is_same(dense: Result, pruned: Result) -> bool:
+    """Whether two answers are identical but for spaces around them."""
     return dense.answer.strip() == pruned.answer.strip()
 
 
 def is_match(result: Result) -> bool:
-    """Is the answer one of the references, but for case, spaces around it and a final period?"""
-    return _plain(result.answer) in {_plain(answer) for answer in result.sample.answers}
+    """Whether the answer is a reference, but for case, spaces around it and a final period."""
+    return _normalised(result.answer) in {_normalised(text) for text in result.sample.answers}
 
 
 def agreement(dense: Result, pruned: Result) -> float:
+    """The share of words in common, in order, in [0, 1]."""
     return SequenceMatcher(
         None, dense.answer.split(), pruned.answer.split(), autojunk=False
     ).ratio()
@@ -188,14 +185,18 @@ def agreement(dense: Result, pruned: Result) -> float:
 def _medians(results: Sequence[Result]) -> Medians:
     if not results:
         return Medians(0, 0, 0, Seconds(), 0.0)
-    counts = [
-        round(median(getattr(r.tokens, name) for r in results))
-        for name in ("visual", "kept", "generated")
-    ]
-    seconds = Seconds(
-        **{stage: median(getattr(r.seconds, stage) for r in results) for stage in STAGES}
+
+    def count(name: str) -> int:
+        return round(median(getattr(result.tokens, name) for result in results))
+
+    stages = {stage: median(getattr(r.seconds, stage) for r in results) for stage in STAGES}
+    return Medians(
+        visual=count("visual"),
+        kept=count("kept"),
+        generated=count("generated"),
+        seconds=Seconds(**stages),
+        total=median(result.seconds.total for result in results),
     )
-    return Medians(*counts, seconds, median(r.seconds.total for r in results))
 
 
 def _shares(medians: Medians) -> list[tuple[str, float]]:
@@ -210,5 +211,5 @@ def _ratio(was: float, now: float) -> float | None:
     return was / now if was > 0 and now > 0 else None
 
 
-def _plain(text: str) -> str:
+def _normalised(text: str) -> str:
     return text.casefold().strip().removesuffix(".").strip()

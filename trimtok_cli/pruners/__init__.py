@@ -1,6 +1,6 @@
-"""Pruning methods as values: what they are given, what they return, and a name for each.
+"""Pruning methods as values: the stage they are given, the choice they return, and their names.
 
-A method is one file in methods/ and one line in registry.py. Knows no model.
+A method is one file in methods/, listed in methods/__init__.py. Knows no model.
 """
 
 from trimtok_cli.pruners.base import Pruner, ScoringPruner, Stage

@@ -1,8 +1,9 @@
-"""What a pruner is: values in (Stage), values out (Selection). Knows tensors only: no model, hook,
-cache or file.
+"""The interface of a pruner: values in (Stage), values out (Selection).
+
+Knows tensors only: no model, hook, cache or file.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
@@ -29,13 +30,12 @@ def _no_attention(rows: Tensor, layer: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Stage:
-    """What a pruner sees in front of decoder layer `layer` (0: the prompt itself) of one sample.
+    """A pruner's view of one sample in front of decoder layer `layer` (0: the prompt itself).
 
-    hidden (S, D) enters the layer; `prompt` says which of its rows are visual, which dense numbers
-    those have, and which rows hold the instruction; `tokens` are the dense visual tokens, with
-    their images, places and the tower's signals. attention(rows, layer) -> (H, R, S) are rows of
-    attention of the layer that has just run, or of the one that is to come. num_layers: of the
-    whole decoder.
+    hidden (S, D) enters the layer. `prompt` says which rows of it are visual, which dense numbers
+    these have, and which rows hold the instruction. `tokens` are the dense visual tokens with their
+    images, boxes and tower signals. attention(rows, layer) -> (H, R, S) gives rows of attention of
+    the layer that has just run, or of the coming one. num_layers counts the whole decoder's.
     """
 
     layer: int
@@ -52,24 +52,19 @@ class Stage:
 
     @property
     def no_tokens(self) -> Tensor:
+        """An empty tensor of places."""
         return self.prompt.visual.new_empty(0)
 
     def images(self) -> list[Tensor]:
-        """For each image or video that has tokens left, their places (n,) among this stage's visual
-        tokens, ascending.
+        """For each image or video with tokens left, their places (n,) here, ascending.
 
-        Tokens that an earlier stage added are of no image.
+        A place counts this stage's visual tokens. Tokens that an earlier stage added belong to no
+        image.
         """
-        index, alive = self.tokens.visual_index, self.prompt.alive
-        numbers, sizes = index.unique_consecutive(return_counts=True)
-        if self.layer == 0 and len(alive) == len(index) and len(numbers.unique()) == len(numbers):
-            # The prompt itself: all tokens are alive and each image's are a run. The index lies on
-            # the host, and so nothing here waits for the device.
-            ends = sizes.cumsum(0).tolist()
-            return [
-                torch.arange(a, b, device=alive.device)
-                for a, b in zip([0, *ends], ends, strict=False)
-            ]
+        index = self.tokens.visual_index
+        alive = self.prompt.alive
+        if self.layer == 0 and len(alive) == len(index):
+            return self.dense_images()
         index = index.to(alive.device)
         owner = torch.where(alive < len(index), index[alive.clamp(max=len(index) - 1)], -1)
         return [
@@ -78,41 +73,56 @@ class Stage:
             if number >= 0
         ]
 
+    def dense_images(self) -> list[Tensor]:
+        """For each image or video, its places (n,) among the dense visual tokens, ascending."""
+        index = self.tokens.visual_index
+        device = self.prompt.alive.device
+        numbers, sizes = index.unique_consecutive(return_counts=True)
+        if len(numbers.unique()) < len(numbers):
+            owners = index.unique().tolist()
+            return [(index == owner).nonzero().squeeze(1).to(device) for owner in owners]
+        # Each image's tokens are a run. The index lies on the host: nothing waits for the device.
+        ends = sizes.cumsum(0).tolist()
+        starts = [0, *ends[:-1]]
+        return [
+            torch.arange(start, end, device=device) for start, end in zip(starts, ends, strict=True)
+        ]
+
     def text(self, which: str = "instruction") -> Tensor:
-        """(M, D): the rows of the user's words, or with `prompt` (and where there are no such
-        words) all text rows.
+        """(M, D): the rows of the user's words, or all text rows for `prompt`.
+
+        Without such words it is all text rows as well.
         """
         if which == "instruction" and len(self.prompt.instruction):
             return self.hidden[self.prompt.instruction]
         is_text = torch.ones(len(self.hidden), dtype=torch.int, device=self.hidden.device)
         is_text[self.prompt.visual] = 0
-        count = len(self.hidden) - len(
-            self.prompt.visual
-        )  # a mask for an index would make the host wait for its sum
-        return self.hidden[is_text.sort(descending=True, stable=True).indices[:count]]
+        # A mask as an index would make the host wait for its sum.
+        num_text = len(self.hidden) - len(self.prompt.visual)
+        return self.hidden[is_text.sort(descending=True, stable=True).indices[:num_text]]
 
 
 @dataclass(frozen=True)
 class Pruner:
-    """A method with its parameters, which are its fields, declared with `param`; it holds nothing
-    of any sample.
+    """A method with its parameters, which are fields declared with `param`.
 
-    keep is each image's budget. budget says how the images of one prompt share the sum of theirs:
-    `equal` (not at all), `tokens` (by their dense counts) or `diversity` (see `intra_diversity`).
+    A pruner holds nothing of any sample. keep is each image's budget. budget says how the images of
+    one prompt share the sum of their budgets: `equal` (not at all), `tokens` (by dense counts) or
+    `diversity` (by `intra_diversity`).
     """
 
-    # Under which name it stands in tables and records; by default its class's, in small letters.
+    # The name in tables and records; by default the class's, in small letters.
     name: ClassVar[str] = ""
-    # What `trimtok methods` says of a method. needs: text, attention (of the language model), or an
-    # tower's signals.
+    # `trimtok methods` prints these. needs: text, attention (of the language model), or signals of
+    # the vision tower.
     where: ClassVar[str] = "prompt"
     needs: ClassVar[tuple[str, ...]] = ()
     paper: ClassVar[str] = ""
     licence: ClassVar[str] = "no published code"
-    # What to do on a model whose vision tower does not offer what the method needs.
+    # The remedy on a model whose vision tower does not offer what the method needs.
     instead: ClassVar[str] = "use a method that needs less, `trimtok methods` lists them"
-    # Survivors close the gaps in their positions, where the family's are 1-D; else they keep the
-    # ids they had.
+    # Whether survivors close the gaps in their positions, where the family's positions are 1-D;
+    # otherwise they keep their ids.
     renumbers: ClassVar[bool] = True
 
     keep: Budget = ALL
@@ -123,57 +133,64 @@ class Pruner:
         cls.name = vars(cls).get("name") or cls.__name__.lower()
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a parameter that is not what its field says."""
+        """Raises ValueError for a parameter, `budget` included, that its field does not allow."""
         check_params(self)
 
     @property
     def setting(self) -> Setting:
-        """The record of this method as it is set: what differs from its defaults is named."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        usual = {each.name: each.default for each in fields(self)}
-        keep, budget, seed = str(values.pop("keep")), values.pop("budget"), values.pop("seed", 0)
-        params = {name: value for name, value in values.items() if value != usual[name]}
+        """The record of this method as it is set; params holds what differs from the defaults."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        defaults = {item.name: item.default for item in fields(self)}
+        keep = str(values.pop("keep"))
+        budget = values.pop("budget")
+        seed = values.pop("seed", 0)
+        params = {name: value for name, value in values.items() if value != defaults[name]}
         return Setting(self.name, keep, budget, seed, params)
 
     @property
     def signals(self) -> tuple[str, ...]:
-        """What of the vision tower it cannot do without, as it is set: by default what its `needs`
-        name.
-        """
+        """The tower signals that the method, as it is set, cannot do without."""
         return tuple(name for name in self.needs if name not in ("text", "attention"))
 
     @property
     def reads_tower(self) -> bool:
-        """Whether anything of the vision tower is asked for besides the tokens."""
+        """Whether the method reads any tower signal."""
         return bool(self.signals)
 
     @property
     def keep_decides(self) -> bool:
-        """Whether keep has a say, as the method is set: else keeping `all` does not make it
-        dense.
-        """
+        """Whether keep has a say, as the method is set: if not, keeping `all` is not dense."""
         return True
 
-    def budgets(self, stage: Stage) -> list[tuple[Tensor, int]]:
-        """For each image or video with tokens left: their places among the stage's visual tokens,
-        and how many stay.
+    def budgets(
+        self, images: Sequence[Tensor], embeds: Callable[[Tensor], Tensor]
+    ) -> list[tuple[Tensor, int]]:
+        """Each image's places (n,), as they are given, with the number of tokens that stay.
+
+        embeds(places) -> (n, D) gives an image's tokens; it is asked only where `budget` is
+        `diversity`.
         """
-        images = stage.images()
-        sizes = [len(rows) for rows in images]
+        sizes = [len(places) for places in images]
         counts = [self.keep.count(size) for size in sizes]
         if self.budget != "equal" and len(images) > 1:
-            visual = stage.visual_embeds if self.budget == "diversity" else None
-            weights = (
-                sizes if visual is None else [intra_diversity(visual[rows]) for rows in images]
-            )
+            weights: Sequence[float] = sizes
+            if self.budget == "diversity":
+                weights = [intra_diversity(embeds(places)) for places in images]
             counts = share_out(sum(counts), weights, sizes)
         return list(zip(images, counts, strict=True))
+
+    def image_budgets(self, stage: Stage) -> list[tuple[Tensor, int]]:
+        """For each image with tokens left: its places (n,) at this stage, and how many stay."""
+        return self.budgets(
+            stage.images(), lambda places: stage.hidden[stage.prompt.visual[places]]
+        )
 
     def stages(self, num_layers: int) -> tuple[int, ...]:
         """The decoder layers in front of which this method reduces; 0 is the prompt itself."""
         return (0,)
 
     def select(self, stage: Stage) -> Selection:
+        """The choice at one stage of one sample."""
         return self.select_many([stage])[0]
 
     def select_many(self, stages: Sequence[Stage]) -> list[Selection]:
@@ -185,8 +202,9 @@ class Pruner:
 
 @dataclass(frozen=True)
 class ScoringPruner(Pruner):
-    """A method that scores every visual token by itself: the best of each image stay, ties to the
-    lowest index.
+    """A method that scores every visual token by itself.
+
+    The tokens of each image with the highest scores stay, ties to the lowest index.
     """
 
     def score(self, stage: Stage) -> Tensor:
@@ -194,11 +212,19 @@ class ScoringPruner(Pruner):
         raise TypeError(f"{type(self).__name__} writes no score")
 
     def select(self, stage: Stage) -> Selection:
-        score, kept = self.score(stage), [stage.no_tokens]
-        for rows, count in self.budgets(stage):
-            best = score[rows].sort(descending=True, stable=True).indices[:count]
-            kept.append(rows[best])
-        return Selection(torch.cat(kept).sort().values)
+        return Selection(top_places(self.score(stage), self.image_budgets(stage)))
+
+
+def top_places(score: Tensor, budgets: Iterable[tuple[Tensor, int]]) -> Tensor:
+    """The `count` places with the highest score (N,) of every (places, count), together, ascending.
+
+    Ties go to the lowest place.
+    """
+    kept = [
+        places[score[places].sort(descending=True, stable=True).indices[:count]]
+        for places, count in budgets
+    ]
+    return torch.cat([score.new_empty(0, dtype=torch.long), *kept]).sort().values
 
 
 def select_alike(
@@ -207,50 +233,54 @@ def select_alike(
     choose: Callable[[list[tuple[Stage, Tensor]], int], Tensor],
     budgets: Callable[[Stage], list[tuple[Tensor, int]]] | None = None,
 ) -> list[Selection]:
-    """A batch's choices where `choose` answers all images of one size and budget at once: one
-    greedy loop for all of them.
+    """A batch's choices, where one call of `choose` serves all images of one size and budget.
 
-    choose([(stage, places of the image's tokens (n,)), ...], keep) -> (images, keep) indices into
-    those places. It is not asked about images that keep all. budgets: in place of the pruner's,
-    where something else than images has them.
+    choose([(stage, the image's places (n,)), ...], keep) -> (images, keep) indices into these
+    places. It is not asked about images that keep all. budgets takes the place of the pruner's
+    `image_budgets`, where something else than images has budgets.
     """
-    of = budgets or pruner.budgets
+    budgets_of = budgets or pruner.image_budgets
     images = [
-        (number, rows, count) for number, stage in enumerate(stages) for rows, count in of(stage)
+        (number, places, count)
+        for number, stage in enumerate(stages)
+        for places, count in budgets_of(stage)
     ]
     kept: list[list[Tensor]] = [[stage.no_tokens] for stage in stages]
-    for size, budget in sorted({(len(rows), count) for _, rows, count in images}):
-        group = [
-            (number, rows) for number, rows, count in images if (len(rows), count) == (size, budget)
+    for size, budget in sorted({(len(places), count) for _, places, count in images}):
+        alike = [
+            (number, places)
+            for number, places, count in images
+            if (len(places), count) == (size, budget)
         ]
-        chosen = [rows for _, rows in group]
+        chosen = [places for _, places in alike]
         if budget < size:
-            places = choose([(stages[number], rows) for number, rows in group], budget)
-            chosen = [rows[place] for rows, place in zip(chosen, places, strict=True)]
-        for (number, _), rows in zip(group, chosen, strict=True):
-            kept[number].append(rows)
-    return [Selection(torch.cat(rows).sort().values) for rows in kept]
+            indices = choose([(stages[number], places) for number, places in alike], budget)
+            chosen = [places[index] for places, index in zip(chosen, indices, strict=True)]
+        for (number, _), places in zip(alike, chosen, strict=True):
+            kept[number].append(places)
+    return [Selection(torch.cat(places).sort().values) for places in kept]
 
 
 def intra_diversity(visual: Tensor) -> float:
-    """Mean pairwise cosine distance of an image's tokens (m, D), in [0, 2]; 0 for one token.
+    """Mean pairwise cosine distance of an image's tokens (n, D), in [0, 2]; 0 for one token.
 
-    The intra-image term of TrimTokenator-LC (arXiv 2512.22748). Of that paper only the abstract and
-    this formula are public: its inter-image term, how the two set the budget, and its second,
+    The intra-image term of TrimTokenator-LC (arXiv 2512.22748). Only the abstract and this formula
+    of that paper are public: its inter-image term, how the two set the budget, and its second,
     global stage are not, and are not here.
     """
-    unit, count = torch.nn.functional.normalize(visual.float(), dim=-1), len(visual)
+    unit = torch.nn.functional.normalize(visual.float(), dim=-1)
+    count = len(visual)
     if count < 2:
         return 0.0
-    # sum over i != j of cos(x_i, x_j) is |sum of the unit vectors|^2 - m: no m x m matrix.
-    return max(
-        float(1 - (unit.sum(0).square().sum() - unit.square().sum()) / (count * (count - 1))), 0.0
-    )
+    # The sum over i != j of cos(x_i, x_j) is |sum of the unit vectors|^2 - n: no n x n matrix.
+    similarity = (unit.sum(0).square().sum() - unit.square().sum()) / (count * (count - 1))
+    return max(float(1 - similarity), 0.0)
 
 
 def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Ragged (M_i, D) -> (B, M, D) filled up with zeros, and the mask (B, M) of what is real."""
+    """Ragged (M_i, D) -> (B, M, D) filled up with zeros, and the mask (B, M) of real rows."""
     mask = torch.nn.utils.rnn.pad_sequence(
-        [torch.ones(len(r), dtype=torch.bool, device=r.device) for r in rows], batch_first=True
+        [torch.ones(len(row), dtype=torch.bool, device=row.device) for row in rows],
+        batch_first=True,
     )
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True), mask

@@ -1,5 +1,6 @@
-"""What --keep means: `64`, `11%`, `0.11` or `all`; and how several images share a total. Knows no
-method and no tensor.
+"""The budget that --keep gives, `64`, `11%`, `0.11` or `all`, and how several images share a total.
+
+Knows no method and no tensor.
 """
 
 import math
@@ -13,15 +14,16 @@ from trimtok_cli.wording import brief
 
 @dataclass(frozen=True)
 class Budget:
-    """How many visual tokens of an image (or of a whole video) are kept: a count, a share of the
-    dense count, or all.
+    """The visual tokens to keep of an image or of a whole video.
+
+    A count (tokens), a share of the dense count, or all where both are None.
     """
 
     tokens: int | None = None
     share: float | None = None
 
     def count(self, num_dense: int) -> int:
-        """floor(share * N + 0.5), at least 1 and at most N."""
+        """The tokens to keep of N: the count, or floor(share * N + 0.5); at least 1, at most N."""
         if self.tokens is not None:
             return min(self.tokens, num_dense)
         if self.share is not None:
@@ -34,32 +36,36 @@ class Budget:
         if self.share is None:
             return "all"
         percent = f"{100 * self.share:.6g}%"
-        exact = format(Decimal(repr(self.share)), "f")  # without an exponent, which --keep has not
+        exact = format(Decimal(repr(self.share)), "f")  # --keep reads no exponent
         return percent if "e" not in percent and parse_budget(percent) == self else exact
 
 
 def share_out(total: int, weights: Sequence[float], sizes: Sequence[int]) -> list[int]:
-    """`total` tokens over images in proportion to `weights`: at least one each, never more than an
-    image has.
+    """`total` tokens shared out over images in proportion to `weights`.
 
-    Token by token to where weight / (count + 1/2) is highest (Webster's method), ties to the first
-    image.
+    Each image gets at least one token and never more than it has. Each next token goes to the image
+    whose weight / (count + 1/2) is highest (Webster's method), ties to the first image.
     """
     counts = [1] * len(sizes)
     for _ in range(min(total, sum(sizes)) - len(sizes)):
-        room = [i for i, size in enumerate(sizes) if counts[i] < size]
-        counts[max(room, key=lambda i: (weights[i] / (counts[i] + 0.5), -counts[i], -i))] += 1
+        open_images = [i for i, size in enumerate(sizes) if counts[i] < size]
+        counts[
+            max(open_images, key=lambda i: (weights[i] / (counts[i] + 0.5), -counts[i], -i))
+        ] += 1
     return counts
 
 
 def parse_budget(text: str | int | float) -> Budget:
-    """ValueError with one sentence where the text is none of the four forms."""
-    said = str(text).strip().lower()
-    if said == "all":
+    """The Budget that a text or a number says.
+
+    Raises ValueError with one sentence where it has none of the four forms.
+    """
+    form = str(text).strip().lower()
+    if form == "all":
         return Budget()
-    if re.fullmatch(r"\d{1,18}", said) and int(said) > 0:
-        return Budget(tokens=int(said))
-    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)(%?)", said)
+    if re.fullmatch(r"\d{1,18}", form) and int(form) > 0:
+        return Budget(tokens=int(form))
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)(%?)", form)
     if match:
         share = float(match[1]) / (100 if match[2] else 1)
         if 0 < share < 1:

@@ -1,7 +1,6 @@
-"""A method's parameters: what each may be is declared where its field is, and checked when the
-pruner is built.
+"""A method's parameters: a field declares its values, and building the pruner checks them.
 
-A field's type says what a value is, `param` its bounds and choices and how a sentence names it.
+The field's type says what a value is; `param` adds bounds, choices and the words for an error.
 Knows no method.
 """
 
@@ -18,21 +17,28 @@ from trimtok_cli.wording import quoted
 
 NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
-MOST = 2**63  # a number from here on is a mistake, and not all that meets it can hold it
+PLURALS = {int: "whole numbers", float: "numbers"}
 
-SEVERAL = {int: "whole numbers", float: "numbers"}
+# A number from here on is a mistake, and may not fit where it is used.
+MOST = 2**63
 
-_ORDERS = {"": lambda a, b: True, "rising": operator.lt, "falling": operator.ge}
+
+def _any_order(before: Any, after: Any) -> bool:
+    return True
+
+
+# Each item of a list against the next: `rising` is strict, `falling` allows equals.
+_ORDERS = {"": _any_order, "rising": operator.lt, "falling": operator.ge}
 
 _UNFIT = object()
 
 
 @dataclass(frozen=True)
 class Limits:
-    """least <= value <= most, or with `above` and `below` strictly so; of lists every item, and
-    their order.
+    """Bounds of a value: least <= value <= most, above < value < below; all items of a list obey.
 
-    says: what the parameter is, as a sentence about it goes on behind its name.
+    says: the words behind the parameter's name in an error. allowed: a further condition. order:
+    `rising` lists grow at every item, `falling` lists never grow.
     """
 
     says: str = ""
@@ -41,15 +47,14 @@ class Limits:
     most: float | None = None
     above: float | None = None
     below: float | None = None
-    allowed: Callable[[Any], bool] | None = None  # what else a value must be
-    # of a list: rising (each more than the one before) or falling (none more than the one before)
+    allowed: Callable[[Any], bool] | None = None
     order: str = ""
 
     def fit(self, value: Any) -> bool:
+        """Whether a value, already of its declared type, is within the limits."""
         if isinstance(value, tuple):
-            return all(map(self.fit, value)) and all(
-                _ORDERS[self.order](a, b) for a, b in pairwise(value)
-            )
+            in_order = all(_ORDERS[self.order](a, b) for a, b in pairwise(value))
+            return in_order and all(map(self.fit, value))
         if isinstance(value, str):
             return not self.choices or value in self.choices
         if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -64,25 +69,16 @@ class Limits:
 
     def range(self, name: str) -> str:
         """`0 < pool <= 1`, `1 or more`, or nothing."""
-        low = (
-            f"{self.above:g} <"
-            if self.above is not None
-            else f"{self.least:g} <="
-            if self.least is not None
-            else ""
-        )
-        high = (
-            f"< {self.below:g}"
-            if self.below is not None
-            else f"<= {self.most:g}"
-            if self.most is not None
-            else ""
-        )
-        if low and not high:
-            return (
-                f"more than {self.above:g}" if self.above is not None else f"{self.least:g} or more"
-            )
-        return " ".join(part for part in (low, name, high) if part) if low or high else ""
+        low = high = alone = ""
+        if self.above is not None:
+            low, alone = f"{self.above:g} <", f"more than {self.above:g}"
+        elif self.least is not None:
+            low, alone = f"{self.least:g} <=", f"{self.least:g} or more"
+        if self.below is not None:
+            high = f"< {self.below:g}"
+        elif self.most is not None:
+            high = f"<= {self.most:g}"
+        return " ".join(part for part in (low, name, high) if part) if high else alone
 
 
 def param(default: Any, says: str = "", **limits: Any) -> Any:
@@ -91,62 +87,64 @@ def param(default: Any, says: str = "", **limits: Any) -> Any:
 
 
 def check_params(pruner: Any) -> None:
-    """Every field of a dataclass instance against its type and limits; lists become tuples.
-    ValueError with one sentence.
+    """Checks every field of a dataclass instance against its type and limits; lists become tuples.
+
+    Raises ValueError with one sentence.
     """
     for field in dataclasses.fields(pruner):
         limits = field.metadata.get("limits", Limits())
-        object.__setattr__(
-            pruner, field.name, checked(field.name, field.type, limits, getattr(pruner, field.name))
-        )
+        value = checked(field.name, field.type, limits, getattr(pruner, field.name))
+        object.__setattr__(pruner, field.name, value)
 
 
-def checked(name: str, kind: Any, limits: Limits, value: Any) -> Any:
-    """The value in its own type. Raises ValueError where it is of none of `kind`'s types, or beyond
-    the limits.
+def checked(name: str, declared: Any, limits: Limits, value: Any) -> Any:
+    """The value in its declared type.
+
+    Raises ValueError where the value is of none of the declared types, or beyond the limits.
     """
-    union = isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
-    for option in typing.get_args(kind) if union else (kind,):
-        found = _as(option, value)
-        if found is not _UNFIT and limits.fit(found):
-            return found
-    raise ValueError(f"{name} {takes(name, kind, limits)}, got {quoted(value)}")
+    for option in _options(declared):
+        converted = _converted(option, value)
+        if converted is not _UNFIT and limits.fit(converted):
+            return converted
+    raise ValueError(f"{name} {requirement(name, declared, limits)}, got {quoted(value)}")
 
 
-def takes(name: str, kind: Any, limits: Limits) -> str:
-    """What a parameter takes, as a sentence goes on behind its name."""
+def requirement(name: str, declared: Any, limits: Limits) -> str:
+    """The values that a parameter takes, in words that follow its name."""
     if limits.choices:
         return f"must be one of {', '.join(limits.choices)}"
-    union = isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
-    options = [
-        option
-        for option in (typing.get_args(kind) if union else (kind,))
-        if option is not type(None)
-    ]
-    words = limits.says or "must be " + " or ".join(_name(option) for option in options)
+    types_named = [_type_name(option) for option in _options(declared) if option is not type(None)]
+    words = limits.says or "must be " + " or ".join(types_named)
     return ", ".join(part for part in (words, limits.range(name)) if part)
 
 
-def _as(kind: Any, value: Any) -> Any:
-    """The value in the type `kind`, or _UNFIT. No text is read for a number, no number for a truth;
-    NaN and infinity are none.
+def _options(declared: Any) -> tuple[Any, ...]:
+    """The members of a union, or the type itself."""
+    is_union = isinstance(declared, types.UnionType) or typing.get_origin(declared) is typing.Union
+    return typing.get_args(declared) if is_union else (declared,)
+
+
+def _converted(declared: Any, value: Any) -> Any:
+    """The value in the declared type, or _UNFIT.
+
+    Text is no number, a number is no truth value, and NaN and infinity are no numbers.
     """
-    if kind is type(None):
+    if declared is type(None):
         return value if value is None else _UNFIT
-    if kind in (bool, str):
-        return value if isinstance(value, kind) else _UNFIT
-    if kind in (int, float):
-        number = isinstance(value, int) or (kind is float and isinstance(value, float))
-        return value if number and not isinstance(value, bool) and abs(value) < MOST else _UNFIT
-    if typing.get_origin(kind) is tuple:
+    if declared in (bool, str):
+        return value if isinstance(value, declared) else _UNFIT
+    if declared in (int, float):
+        is_number = isinstance(value, int) or (declared is float and isinstance(value, float))
+        return value if is_number and not isinstance(value, bool) and abs(value) < MOST else _UNFIT
+    if typing.get_origin(declared) is tuple:
         if not isinstance(value, (list, tuple)) or not value:
             return _UNFIT
-        items = tuple(_as(typing.get_args(kind)[0], item) for item in value)
+        items = tuple(_converted(typing.get_args(declared)[0], item) for item in value)
         return _UNFIT if any(item is _UNFIT for item in items) else items
-    return value  # a type of a method's own: its own business
+    return value  # a type of the method's own, which the method checks
 
 
-def _name(kind: Any) -> str:
-    if typing.get_origin(kind) is tuple:
-        return f"a list of {SEVERAL[typing.get_args(kind)[0]]}"
-    return NAMES.get(kind, getattr(kind, "__name__", str(kind)))
+def _type_name(declared: Any) -> str:
+    if typing.get_origin(declared) is tuple:
+        return f"a list of {PLURALS[typing.get_args(declared)[0]]}"
+    return NAMES.get(declared, getattr(declared, "__name__", str(declared)))

@@ -1,5 +1,6 @@
-"""What methods that read the vision tower share: its signals for a stage's tokens, who is a
-candidate, parts into one choice.
+"""The parts that methods which read the vision tower share: signals, candidates, tiles, selections.
+
+Knows no method and no model.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,65 +14,66 @@ from trimtok_cli.pruners.budget import share_out
 from trimtok_cli.tokens import Selection
 
 
-def take(rows: Tensor, places: Tensor) -> Tensor:
-    """rows (B, N, F) at places (B, K) -> (B, K, F)."""
-    return rows.gather(-2, places[..., None].expand(*places.shape, rows.shape[-1]))
+def gather_rows(values: Tensor, places: Tensor) -> Tensor:
+    """values (B, N, F) at places (B, K) -> (B, K, F)."""
+    return values.gather(-2, places[..., None].expand(*places.shape, values.shape[-1]))
 
 
-def candidates(stage: Stage, rows: Tensor, count: int) -> tuple[Tensor, bool]:
-    """The places of an image that a method chooses `count` from, ascending, and whether they all
-    stay.
+def candidates(stage: Stage, places: Tensor, count: int) -> tuple[Tensor, bool]:
+    """The places of an image that a method chooses `count` from, and whether they all stay.
 
-    Tokens that show no place (an all-zero box) are no candidates, unless no token of the image
-    shows one. Where the others do not exceed the budget they all stay, and the first of those
-    without a place fill it up.
+    Tokens without a box (all zero) are no candidates, unless no token of the image has one. Where
+    the tokens with a box do not exceed the budget they all stay, and the first tokens without one
+    fill it up. Places ascend.
     """
-    if count >= len(rows):
-        return rows, True
-    box = stage.tokens.box.to(rows.device)[stage.prompt.alive[rows]]
-    placed = (box != 0).any(-1)
-    shown, blank = rows[placed], rows[~placed]
-    if not len(shown):
-        return rows, False
-    if len(shown) > count:
-        return shown, False
-    return torch.cat([shown, blank[: count - len(shown)]]).sort().values, True
+    if count >= len(places):
+        return places, True
+    box = stage.tokens.box.to(places.device)[stage.prompt.alive[places]]
+    has_box = (box != 0).any(-1)
+    boxed = places[has_box]
+    blank = places[~has_box]
+    if not len(boxed):
+        return places, False
+    if len(boxed) > count:
+        return boxed, False
+    return torch.cat([boxed, blank[: count - len(boxed)]]).sort().values, True
 
 
-def parts(stage: Stage, images: Iterable[tuple[Tensor, int]]) -> Iterator[tuple[Tensor, int, bool]]:
-    """(candidates, how many stay, whether that is all of them) for every image, or for every tile
-    of those cut in tiles.
+def tile_budgets(
+    stage: Stage, images: Iterable[tuple[Tensor, int]]
+) -> Iterator[tuple[Tensor, int, bool]]:
+    """(candidates, how many stay, whether they all stay) for every image, or for each of its tiles.
 
-    As published for LLaVA-NeXT, each tile has a budget of its own: its share, by size, of the
-    image's.
+    As published for LLaVA-NeXT, each tile of an image that is cut in tiles has a budget of its own:
+    its share, by size, of the image's.
     """
-    for rows, count in images:
-        rows, all_stay = candidates(stage, rows, count)
-        groups = [rows]
+    for image, count in images:
+        places, all_stay = candidates(stage, image, count)
+        tiles = [places]
         if not all_stay and stage.tokens.signals.offers("tile"):
-            tile = stage.tokens.signals.tile.to(rows.device)[stage.prompt.alive[rows]]
-            groups = [rows[tile == number] for number in tile.unique().tolist()]
-        sizes = [len(group) for group in groups]
-        if all_stay or count < len(
-            groups
-        ):  # fewer tokens than tiles: then the image is one after all
-            yield rows, count, all_stay
+            tile = stage.tokens.signals.tile.to(places.device)[stage.prompt.alive[places]]
+            tiles = [places[tile == number] for number in tile.unique().tolist()]
+        # An image with fewer tokens to keep than tiles is treated as one.
+        if all_stay or count < len(tiles):
+            yield places, count, all_stay
             continue
-        for group, share in zip(groups, share_out(count, sizes, sizes), strict=True):
-            yield group, share, share >= len(group)
+        sizes = [len(tile) for tile in tiles]
+        for part, share in zip(tiles, share_out(count, sizes, sizes), strict=True):
+            yield part, share, share >= len(part)
 
 
 def signal(stage: Stage, method: str, name: str) -> Tensor:
-    """What the vision tower offers under `name`, (N, ...) for this stage's visual tokens;
-    UsageError if it does not.
+    """The tower signal `name`, (N, ...) for this stage's visual tokens.
+
+    Raises UsageError where the vision tower does not offer it.
     """
-    require(stage, method, name)
+    require_signals(stage, method, name)
     values = getattr(stage.tokens.signals, name)
     return values[stage.prompt.alive.to(values.device)].to(stage.prompt.alive.device)
 
 
-def require(stage: Stage, method: str, *names: str) -> None:
-    """UsageError unless the vision tower offers all these."""
+def require_signals(stage: Stage, method: str, *names: str) -> None:
+    """Raises UsageError unless the vision tower offers all these signals."""
     missing = [name for name in names if not stage.tokens.signals.offers(name)]
     if missing:
         needed = f"{' and '.join(missing)} of the vision tower"
@@ -80,21 +82,23 @@ def require(stage: Stage, method: str, *names: str) -> None:
         )
 
 
-def answer(
+def joined_selection(
     stage: Stage,
     kept: Sequence[Tensor],
     merged: Sequence[tuple[Tensor, Tensor]] = (),
-    extra: Sequence[Tensor] = (),
+    added: Sequence[Tensor] = (),
 ) -> Selection:
-    """The images' parts as one choice: places kept, (places, values (., D)) that merging changed,
-    added rows (., D).
+    """The images' choices as one Selection.
+
+    kept: places; merged: (places, new values (n, D)) of kept tokens that merging changed; added:
+    further rows (n, D).
     """
-    places = torch.cat([stage.no_tokens, *kept]).sort().values
+    all_kept = torch.cat([stage.no_tokens, *kept]).sort().values
     embeds = None
     if merged:
         embeds = stage.visual_embeds.clone()
-        for rows, values in merged:
-            embeds[rows] = values.to(embeds)
-        embeds = embeds[places]
-    added = torch.cat([rows.to(stage.hidden) for rows in extra]) if extra else None
-    return Selection(places, embeds, added)
+        for places, values in merged:
+            embeds[places] = values.to(embeds)
+        embeds = embeds[all_kept]
+    extra = torch.cat([rows.to(stage.hidden) for rows in added]) if added else None
+    return Selection(all_kept, embeds, extra)

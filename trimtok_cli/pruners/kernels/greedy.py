@@ -1,13 +1,12 @@
-"""The two greedy searches over visual tokens, each by the cheapest exact way on its device. Knows
-no method and no model.
+"""The two greedy searches over visual tokens, each by the cheapest exact way on its device.
 
-RepMax (arXiv 2509.00320) takes the token least similar to the chosen ones on average, max-min
-(arXiv 2503.02175) the one whose nearest chosen token is farthest. Both read single rows of the N x
-N cosine matrix. On a CPU that matrix is nine tenths of the cost, so only rows that are read are
-computed (`greedy_rows`). Elsewhere launches are the cost: the matrix is one product, and the whole
-search one kernel (`greedy_triton`), or, where Triton cannot be used, a loop that waits for no
-value. `repmax_gram` and `max_min_gram` are also the plain reference that the other forms are held
-against.
+RepMax (arXiv 2509.00320) takes the token least similar to the chosen ones on average; max-min
+(arXiv 2503.02175) takes the token whose nearest chosen token is farthest. Both read single rows of
+the N x N cosine matrix. On a CPU the matrix is nine tenths of the cost, so only the rows that are
+read are computed (`greedy_cpu`). Elsewhere launches are the cost: the matrix is one product, and
+the whole search is one kernel (`greedy_triton`) or, without Triton, a loop that waits for no value.
+Tests hold `repmax_gram` against `reference`, and the other forms against `repmax_gram` and
+`max_min_gram`. Knows no method and no model.
 """
 
 import logging
@@ -21,26 +20,28 @@ from trimtok_cli.pruners.kernels.numerics import cosines, first_of_best, in_part
 
 log = logging.getLogger("trimtok")
 
-ROUNDING = 2e-7  # of a mean of cosines in float32
+# Means of cosines that differ by less are equal but for float32's rounding.
+ROUNDING = 2e-7
 
-TIE = 1e-6  # a token's cosine distance to its double comes out as up to 4e-7 in float32
+# Cosine distances that differ by less are equal: between two equal tokens float32 gives up to 4e-7.
+TIE = 1e-6
 
-WIDEST = 16384  # tokens that a kernel's program keeps in registers
+# Most tokens that one program of a kernel keeps in registers.
+WIDEST = 16384
 
 _without_kernels = False
 
 
 @torch.no_grad()
 def repmax(visual: Tensor, keep: int, diversity: str = "cosine") -> Tensor:
-    """Greedy RepMax, Eq. 8-16 of arXiv 2509.00320: (B, N, D) -> (B, keep) indices in the order of
-    selection.
+    """Greedy RepMax, Eq. 8-16 of arXiv 2509.00320: (B, N, D) -> (B, keep) in order of selection.
 
-    diversity: `cosine`, or `l2`, which minimises minus the distance (Table 10). Of twins the lowest
-    index goes first.
+    diversity: `cosine`, or `l2`, which minimises minus the distance (Table 10). Of duplicates the
+    lowest index goes first.
     """
     if visual.device.type == "cpu" and diversity == "cosine":
         unit = F.normalize(visual.float(), dim=-1, eps=1e-30)
-        return torch.stack([repmax_rows(each, keep, ROUNDING) for each in unit])
+        return torch.stack([repmax_rows(rows, keep, ROUNDING) for rows in unit])
     return in_parts(
         lambda part: repmax_gram(part, keep, diversity), 4 * visual.shape[1] ** 2, visual
     )
@@ -48,22 +49,22 @@ def repmax(visual: Tensor, keep: int, diversity: str = "cosine") -> Tensor:
 
 @torch.no_grad()
 def max_min(visual: Tensor, keep: int) -> Tensor:
-    """Farthest-point search in cosine distance: (B, N, D) -> (B, keep) indices in the order in
-    which it takes them.
+    """Farthest-point search in cosine distance: (B, N, D) -> (B, keep) in order of selection.
 
-    First the token whose nearest neighbour is farthest, then always the one whose nearest chosen
-    token is farthest; distances less than TIE apart go to the lowest index. Tokens of length zero
-    are one vector, at a right angle to every other.
+    The first token is the one whose nearest neighbour is farthest; each next token is the one whose
+    nearest chosen token is farthest. Distances less than TIE apart go to the lowest index. Tokens
+    of length zero count as one vector at a right angle to every other.
     """
     if visual.device.type == "cpu":
         unit = F.normalize(visual.float(), dim=-1, eps=1e-30)
-        return torch.stack([max_min_rows(each, keep, TIE) for each in unit])
+        return torch.stack([max_min_rows(rows, keep, TIE) for rows in unit])
     return in_parts(lambda part: max_min_gram(part, keep), 4 * visual.shape[1] ** 2, visual)
 
 
 def repmax_gram(visual: Tensor, keep: int, diversity: str = "cosine") -> Tensor:
-    """`repmax` with the whole matrix. Eq. 13's 1/(t-1) is a positive constant of each step and is
-    left out.
+    """`repmax` with the whole matrix.
+
+    The factor 1/(t-1) of Eq. 13 is a positive constant of each step and is left out.
     """
     if diversity == "cosine":
         similarity = cosines(visual)[0]  # C, (B, N, N)
@@ -71,7 +72,7 @@ def repmax_gram(visual: Tensor, keep: int, diversity: str = "cosine") -> Tensor:
         rows = visual.float()
         similarity = -torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
     mean = similarity.mean(dim=2)  # Eq. 9
-    # Eq. 10. Two tokens alone are always as far from each other: that tie, too, goes to the lowest
+    # Eq. 10. Two tokens always tie, being equally far from each other: the tie goes to the lowest
     # index and not to rounding.
     first = first_of_best(-mean, ROUNDING if diversity == "cosine" else 0.0)
     order = _launched("least_sum", similarity, first, keep)
@@ -83,17 +84,17 @@ def max_min_gram(visual: Tensor, keep: int) -> Tensor:
     similarity, zero = cosines(visual)
     similarity += zero[:, :, None] & zero[:, None, :]
     distance = similarity.neg_().add_(1)
-    distance.diagonal(dim1=1, dim2=2).fill_(torch.inf)  # nobody is its own nearest neighbour
+    distance.diagonal(dim1=1, dim2=2).fill_(torch.inf)  # no token is its own neighbour
     first = first_of_best(distance.amin(dim=2), TIE)
     order = _launched("farthest", distance, first, keep, TIE)
     return farthest(distance, first, keep) if order is None else order
 
 
 def least_sum(similarity: Tensor, first: Tensor, keep: int) -> Tensor:
-    """(B, N, N), (B,) -> (B, keep): `first`, then always the token with the least sum of
-    similarities to those taken.
+    """(B, N, N), (B,) -> (B, keep): `first`, then always the token least similar to the chosen.
 
-    It writes on the diagonal. Nothing leaves the device inside the loop.
+    The least sum of similarities is the least mean. Writes on the diagonal of `similarity`. Nothing
+    leaves the device inside the loop.
     """
     order = torch.empty(len(first), keep, dtype=torch.long, device=first.device)
     # The diagonal is +inf: adding row s to sigma also takes s out of the race (Eq. 11, 15).
@@ -110,13 +111,13 @@ def least_sum(similarity: Tensor, first: Tensor, keep: int) -> Tensor:
 
 
 def farthest(distance: Tensor, first: Tensor, keep: int) -> Tensor:
-    """(B, N, N), (B,) -> (B, keep): `first`, then always the lowest token within TIE of the
-    farthest from those taken.
+    """(B, N, N), (B,) -> (B, keep): `first`, then always the token farthest from the chosen.
 
-    It writes on the diagonal. Nothing leaves the device inside the loop.
+    The lowest token within TIE of the farthest is taken. Writes on the diagonal of `distance`.
+    Nothing leaves the device inside the loop.
     """
     order = torch.empty(len(first), keep, dtype=torch.long, device=first.device)
-    distance.diagonal(dim1=1, dim2=2).fill_(-torch.inf)  # nobody chosen may be chosen again
+    distance.diagonal(dim1=1, dim2=2).fill_(-torch.inf)  # a chosen token is no candidate
     nearest = torch.full_like(distance[:, 0], torch.inf)
     rows = torch.arange(len(first), device=first.device)
     chosen = first
@@ -129,9 +130,7 @@ def farthest(distance: Tensor, first: Tensor, keep: int) -> Tensor:
 
 
 def _launched(name: str, matrix: Tensor, *rest) -> Tensor | None:
-    """The search as one kernel; None where this device or this installation has no use for
-    Triton.
-    """
+    """The search as one kernel; None where the device or the installation cannot use Triton."""
     global _without_kernels
     if not matrix.is_cuda or _without_kernels or matrix.shape[1] > WIDEST:
         return None
@@ -142,7 +141,7 @@ def _launched(name: str, matrix: Tensor, *rest) -> Tensor | None:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        # no Triton, no compiler for it, a card it does not know: all of these can be lived with
+        # No Triton, no compiler for it, an unknown card: the plain loop does without the kernel.
         _without_kernels = True
         reason = (str(error).strip().splitlines() or [""])[0]
         log.warning(

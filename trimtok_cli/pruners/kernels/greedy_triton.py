@@ -1,9 +1,9 @@
-"""The greedy searches as one kernel launch each: a program per sample, its running values in
-registers. Needs Triton.
+"""The greedy searches as one kernel launch each. Needs Triton.
 
-Given the N x N matrix, a step of the search is one row read, one addition or minimum, and one
-reduction; as separate launches each would cost more than it computes. Knows neither where the
-matrix comes from nor which method asks.
+A program serves one sample and holds its running values in registers. Given the N x N matrix, a
+step of the search is one row read, one addition or minimum, and one reduction; as separate launches
+each would cost more than it computes. Knows neither where the matrix comes from nor which method
+asks.
 """
 
 import torch
@@ -23,9 +23,8 @@ def _least_sum_kernel(matrix, first, order, count, keep, BLOCK: tl.constexpr):
     for t in range(keep):
         if t > 0:
             chosen = tl.argmin(sigma, axis=0, tie_break_left=True).to(tl.int32)
-            chosen = tl.minimum(
-                chosen, count - 1
-            )  # where everything is +inf or NaN: still a place in the matrix
+            # Where everything is +inf or NaN, this is still a place in the matrix.
+            chosen = tl.minimum(chosen, count - 1)
         tl.store(order + sample * keep + t, chosen.to(tl.int64))
         row = tl.load(matrix + chosen.to(tl.int64) * count + places, mask=real, other=float("inf"))
         sigma = tl.where(places == chosen, float("inf"), sigma + row)
@@ -50,24 +49,26 @@ def _farthest_kernel(matrix, first, order, count, keep, tie, BLOCK: tl.constexpr
 
 
 def least_sum(similarity: Tensor, first: Tensor, keep: int) -> Tensor:
-    """`greedy.least_sum` in one launch: (B, N, N) float32, contiguous, and (B,) int64 -> (B, keep)
-    int64. Writes on neither.
+    """`greedy.least_sum` in one launch: (B, N, N) float32 and (B,) int64 -> (B, keep) int64.
+
+    `similarity` is contiguous. Writes on neither input.
     """
     return _launch(_least_sum_kernel, similarity, first, keep)
 
 
 def farthest(distance: Tensor, first: Tensor, keep: int, tie: float) -> Tensor:
-    """`greedy.farthest` in one launch: (B, N, N) float32, contiguous, and (B,) int64 -> (B, keep)
-    int64. Writes on neither.
+    """`greedy.farthest` in one launch: (B, N, N) float32 and (B,) int64 -> (B, keep) int64.
+
+    `distance` is contiguous. Writes on neither input.
     """
     return _launch(_farthest_kernel, distance, first, keep, tie)
 
 
-def _launch(kernel, matrix: Tensor, first: Tensor, keep: int, *more: float) -> Tensor:
+def _launch(kernel, matrix: Tensor, first: Tensor, keep: int, *constants: float) -> Tensor:
     order = torch.empty(len(first), keep, dtype=torch.long, device=first.device)
     block = triton.next_power_of_2(matrix.shape[1])
     warps = min(max(block // 256, 1), 16)  # 8 values a thread, up to the widest block
-    # No fusion of a product into a sum: the values are those of the plain loop to the last bit.
+    # Without fusing a product into a sum the values are those of the plain loop to the last bit.
     options = {"BLOCK": block, "num_warps": warps, "enable_fp_fusion": False}
-    kernel[(len(first),)](matrix, first, order, matrix.shape[1], keep, *more, **options)
+    kernel[(len(first),)](matrix, first, order, matrix.shape[1], keep, *constants, **options)
     return order

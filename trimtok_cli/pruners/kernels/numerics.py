@@ -1,4 +1,7 @@
-"""Cosines, ties and precision that the greedy searches share."""
+"""Cosines, ties, float32 precision and batches in parts, which the searches share.
+
+Knows no method and no model.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -7,22 +10,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LIMIT = 400_000_000  # bytes of the largest temporary; a batch that needs more goes through in parts
+# Bytes of the largest temporary; a batch that needs more goes through in parts.
+LIMIT = 400_000_000
 
 
 def cosines(visual: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, N, D) -> cosine similarities (B, N, N) in float32 and which tokens have length zero (B,
-    N); theirs are all 0.
+    """(B, N, D) -> cosine similarities (B, N, N) in float32, and which tokens have length zero.
 
-    16-bit tokens on a GPU are multiplied as they are: their products are exact in float32, where
-    they are summed, and the lengths are divided out afterwards. That is float32's accuracy at the
-    speed of 16 bits; unit vectors rounded to 16 bits would change what is kept.
+    The similarities of tokens of length zero, True in the second value (B, N), are all 0. 16-bit
+    tokens on a GPU are multiplied as they are: their products are exact in float32, where they are
+    summed, and the lengths are divided out afterwards. The result has float32's accuracy at the
+    speed of 16 bits; unit vectors rounded to 16 bits would change which tokens are kept.
     """
-    as_it_is = visual.is_cuda and visual.dtype in (torch.bfloat16, torch.float16)
-    visual = visual if as_it_is else visual.float()
+    in_16_bits = visual.is_cuda and visual.dtype in (torch.bfloat16, torch.float16)
+    visual = visual if in_16_bits else visual.float()
     length = torch.linalg.vector_norm(visual, dim=-1, dtype=torch.float32)
-    zero, length = length == 0, length.clamp(min=1e-30)
-    if as_it_is:
+    zero = length == 0
+    length = length.clamp(min=1e-30)
+    if in_16_bits:
         # torch before 2.8 has no such argument, and not every device has such a product.
         with contextlib.suppress(TypeError, RuntimeError):
             product = torch.bmm(visual, visual.mT, out_dtype=torch.float32)
@@ -33,22 +38,24 @@ def cosines(visual: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def first_of_best(score: Tensor, slack: Tensor | float) -> Tensor:
-    """(B, N) -> (B,): the lowest index whose score is within `slack` (one number, or (B, 1)) of the
-    row's best.
+    """(B, N) -> (B,): the lowest index whose score is within `slack` of the row's best.
+
+    slack: a number, or (B, 1).
     """
     return (score >= score.amax(dim=1, keepdim=True) - slack).int().argmax(dim=1)
 
 
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
-    """Products of float32 in float32 on CUDA too, whatever the process allows (TF32 keeps 11 bits);
-    restored afterwards.
+    """Multiplies float32 in float32 on CUDA too, whatever the process allows (TF32 keeps 11 bits).
+
+    The process's own setting is restored afterwards.
     """
     matmul = torch.backends.cuda.matmul
     # Reading the old switch where somebody has set the new one raises.
-    name, exact = (
-        ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
-    )
+    name, exact = "allow_tf32", False
+    if hasattr(matmul, "fp32_precision"):
+        name, exact = "fp32_precision", "ieee"
     before = getattr(matmul, name)
     setattr(matmul, name, exact)
     try:
@@ -58,8 +65,9 @@ def full_float32() -> Iterator[None]:
 
 
 def in_parts(function: Callable[..., Tensor], bytes_each: int, *batches: Tensor | None) -> Tensor:
-    """function(*batches), in parts of the batch whose temporary of `bytes_each` a sample stays
-    under LIMIT.
+    """function(*batches), called on parts of the batch so small that temporaries stay under LIMIT.
+
+    bytes_each: the temporary of one sample.
     """
     step = max(LIMIT // max(bytes_each, 1), 1)
     parts = [[None] * len(batches[0]) if batch is None else batch.split(step) for batch in batches]

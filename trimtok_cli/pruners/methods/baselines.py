@@ -1,9 +1,8 @@
-"""Floors: what a method must beat. A random draw of visual tokens, and every n-th one. No paper;
-they look at no value.
+"""Baselines that every method must beat: a random draw of visual tokens, and evenly spaced ones.
 
-Both keep exactly the budget of each image, in prompt order. Neither looks at grids or places:
-`Uniform` is evenly spaced in the ORDER of the tokens (row by row of a plain grid), so that where
-the spacing divides a row's length the kept tokens stand in columns; newlines and the tiles of one
+No paper. Both keep exactly the budget of each image, in prompt order, and look at no value, grid or
+box. `Uniform` is evenly spaced in the ORDER of the tokens (row by row of a plain grid): where the
+spacing divides a row's length, the kept tokens stand in columns. Newlines and the tiles of one
 image are tokens like any other.
 """
 
@@ -20,24 +19,23 @@ from trimtok_cli.tokens import Selection
 
 
 def random_indices(num_visual: int, keep: int, *, seed: int = 0, number: int = 0) -> list[int]:
-    """`keep` of the places 0..N-1, ascending: a draw of equal chances that depends on seed, N and
-    the image's number alone.
+    """`keep` of the places 0..N-1 drawn with equal chances, ascending.
 
-    `keep` >= N keeps all. A smaller keep is a part of a larger one. The same on every device and in
-    every release of torch (it is Python's own generator, seeded with text). ValueError where keep
-    or N is below 1.
+    The draw depends on seed, N and the image's number alone: Python's own generator is the same on
+    every device and in every release of torch. A smaller keep draws a part of a larger one; `keep`
+    >= N keeps all. Raises ValueError where keep or N is below 1.
     """
     _check(num_visual, keep)
-    draw = random.Random(f"{seed}/{number}/{num_visual}")
-    lot = [draw.random() for _ in range(num_visual)]
-    return sorted(sorted(range(num_visual), key=lambda i: (lot[i], i))[:keep])
+    generator = random.Random(f"{seed}/{number}/{num_visual}")
+    draws = [generator.random() for _ in range(num_visual)]
+    return sorted(sorted(range(num_visual), key=lambda i: (draws[i], i))[:keep])
 
 
 def uniform_indices(num_visual: int, keep: int) -> list[int]:
-    """`keep` of the places 0..N-1, ascending: the middles of `keep` equal stretches, floor((i +
-    1/2) N / keep).
+    """`keep` of the places 0..N-1, the middles of `keep` equal stretches, ascending.
 
-    `keep` >= N keeps all. ValueError where keep or N is below 1.
+    The i-th is floor((i + 1/2) N / keep). `keep` >= N keeps all. Raises ValueError where keep or N
+    is below 1.
     """
     _check(num_visual, keep)
     keep = min(keep, num_visual)
@@ -55,8 +53,9 @@ def _selection(stage: Stage, kept: list[Tensor]) -> Selection:
 
 @dataclass(frozen=True)
 class Random(Pruner):
-    """Tokens drawn by chance. The draw of an image depends on seed, token count and its number in
-    the prompt alone.
+    """Tokens drawn by chance.
+
+    An image's draw depends on seed, its token count and its number in the prompt alone.
     """
 
     name: ClassVar[str] = "random"
@@ -65,32 +64,26 @@ class Random(Pruner):
     seed: int = param(0, least=0)
 
     def select(self, stage: Stage) -> Selection:
+        visual_index = stage.tokens.visual_index
         kept = []
-        for rows, count in self.budgets(stage):
-            number = int(
-                stage.tokens.visual_index[
-                    stage.prompt.alive[rows[0]].to(stage.tokens.visual_index.device)
-                ]
-            )
-            places = random_indices(len(rows), count, seed=self.seed, number=number)
-            kept.append(rows[torch.tensor(places, device=rows.device)])
+        for places, count in self.image_budgets(stage):
+            first = stage.prompt.alive[places[0]].to(visual_index.device)
+            number = int(visual_index[first])
+            indices = random_indices(len(places), count, seed=self.seed, number=number)
+            kept.append(places[torch.tensor(indices, device=places.device)])
         return _selection(stage, kept)
 
 
 @dataclass(frozen=True)
 class Uniform(Pruner):
-    """Tokens evenly spaced in their order: one-dimensional also where the image is one plain
-    grid.
-    """
+    """Tokens evenly spaced in their order, one-dimensional even where the image is a plain grid."""
 
     name: ClassVar[str] = "uniform"
     licence: ClassVar[str] = ""
 
     def select(self, stage: Stage) -> Selection:
-        return _selection(
-            stage,
-            [
-                rows[torch.tensor(uniform_indices(len(rows), count), device=rows.device)]
-                for rows, count in self.budgets(stage)
-            ],
-        )
+        kept = [
+            places[torch.tensor(uniform_indices(len(places), count), device=places.device)]
+            for places, count in self.image_budgets(stage)
+        ]
+        return _selection(stage, kept)

@@ -1,20 +1,18 @@
-"""DivPrune: keep the visual tokens of which the two nearest are as far apart as they can be. No
-text, no attention.
+"""DivPrune: keep visual tokens whose two nearest are as far apart as can be. No text, no attention.
 
 Paper: "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models", arXiv
 2503.02175; published code: vbdi/divprune at 799e2d9. Max-min diversity by the greedy farthest-point
 search, in cosine distance, on projected tokens. `DivPruneStar` is DivPrune* of TrimTokenator (arXiv
 2509.00320, Section 5.4, Table 5): that paper's alignment stage first.
 
-Other than the published code: a chosen token is out of the race. There it is not: it loses only
-because its distance to itself is about 0, so that among equal tokens, and once every different
-vector is taken, the code can pick one twice and feed it twice. Distances less than 1e-6 apart,
-which float32 cannot tell from equal ones, tie to the lowest index. A token of length zero (NaN
-there) stands at distance 1 from every other and 0 from its likes. Arithmetic in float32, not in the
-model's type. The budget is a count, or a share rounded half up where the code rounds half to even
-(0.098 of 576 is 56 in both). The code prunes the first image alone; here each image has a budget of
-its own. Kept tokens stand in prompt order, as in the code; the paper's own numbers were made in the
-order of selection (issue 8 of the repository).
+Differences from the published code: a chosen token is no candidate any more. There it loses only
+because its distance to itself is about 0, so the code can pick a token twice among equal tokens,
+and once every different vector is taken. Distances less than 1e-6 apart, which float32 cannot tell
+from equal ones, tie to the lowest index. A token of length zero (NaN there) stands at distance 1
+from every other and 0 from its likes. Arithmetic is float32, not the model's type. A share is
+rounded half up where the code rounds half to even (0.098 of 576 is 56 in both). Each image has a
+budget of its own; the code prunes the first image alone. Kept tokens stand in prompt order, as in
+the code; the paper's own numbers were made in the order of selection (issue 8 of the repository).
 """
 
 from collections.abc import Sequence
@@ -42,8 +40,8 @@ def divprune(visual: Tensor, keep: int) -> Tensor:
     """(B, N, D) visual tokens -> (B, keep) int64 indices, ascending.
 
     `keep` >= N keeps all. Unbatched (N, D) gives (keep,). Raises ValueError for arguments that make
-    no sense. Source: arXiv 2503.02175, its greedy algorithm for the max-min diversity problem;
-    deviations: see the top of the file.
+    no sense. Source: the greedy algorithm of arXiv 2503.02175 for the max-min diversity problem;
+    the head of this file lists the differences.
     """
     _check(visual, keep)
     if keep >= visual.shape[-2]:
@@ -54,9 +52,9 @@ def divprune(visual: Tensor, keep: int) -> Tensor:
 def max_min_order(visual: Tensor, keep: int) -> Tensor:
     """The same tokens as `divprune`, in the order in which the greedy search takes them.
 
-    First the token whose nearest neighbour is farthest, then always the one whose nearest chosen
-    token is farthest. Where the published code would take a token a second time, this takes the
-    lowest one left.
+    The first token is the one whose nearest neighbour is farthest; each next token is the one whose
+    nearest chosen token is farthest. Where the published code would take a token a second time,
+    this takes the lowest one left.
     """
     _check(visual, keep)
     if visual.dim() == 2:
@@ -73,11 +71,10 @@ def divprune_star(
     align: str = "l2",
     text_mask: Tensor | None = None,
 ) -> Tensor:
-    """(B, N, D) visual and (B, M, D) text embeddings -> (B, keep) int64 indices, ascending:
-    DivPrune*.
+    """DivPrune*: (B, N, D) visual and (B, M, D) text -> (B, keep) int64 indices, ascending.
 
-    The floor(pool N) tokens nearest to the text (never fewer than keep; Eq. 3 of arXiv 2509.00320,
-    `alignment`), then DivPrune among them. text_mask (B, M) is True at real tokens. `keep` >= N
+    DivPrune among the floor(pool N) tokens nearest to the text (never fewer than keep; Eq. 3 of
+    arXiv 2509.00320, `alignment`). text_mask (B, M) is True at real tokens. `keep` >= N
     keeps all. Unbatched (N, D) and (M, D) give (keep,). Raises ValueError for arguments that make
     no sense. No code of it is published.
     """
@@ -104,10 +101,8 @@ def divprune_star(
     if num_pool >= num_visual:
         return divprune(visual, keep)
     near = near_text(visual, text, num_pool, align, text_mask)
-    return near.gather(
-        1,
-        divprune(torch.stack([each[rows] for each, rows in zip(visual, near, strict=True)]), keep),
-    )
+    rows = torch.stack([tokens[places] for tokens, places in zip(visual, near, strict=True)])
+    return near.gather(1, divprune(rows, keep))
 
 
 def _check(visual: Tensor, keep: int) -> None:
@@ -119,18 +114,18 @@ def _check(visual: Tensor, keep: int) -> None:
 
 @dataclass(frozen=True)
 class DivPrune(Pruner):
-    """The paper's pruner; it has no parameter but the budget."""
+    """The paper's pruner. Its only parameter is the budget."""
 
     name: ClassVar[str] = "divprune"
     paper: ClassVar[str] = "2503.02175"
     licence: ClassVar[str] = "CC BY-NC 4.0"
 
     def select_many(self, stages: Sequence[Stage]) -> list[Selection]:
-        """Every image of every sample at once, grouped by token count and budget."""
+        """Selects in every image of every sample; images of one size and budget share a search."""
 
         def choose(images: list[tuple[Stage, Tensor]], keep: int) -> Tensor:
             return divprune(
-                torch.stack([stage.visual_embeds[rows] for stage, rows in images]), keep
+                torch.stack([stage.visual_embeds[places] for stage, places in images]), keep
             )
 
         return select_alike(self, stages, choose)
@@ -138,8 +133,7 @@ class DivPrune(Pruner):
 
 @dataclass(frozen=True)
 class DivPruneStar(Pruner):
-    """DivPrune* of the TrimTokenator paper. pool, align and text are those of `TrimTokenator`'s
-    first stage.
+    """DivPrune* of the TrimTokenator paper. pool, align, text: as in TrimTokenator's stage 1.
 
     text: `instruction` compares with the user's own words, `prompt` with every text token of the
     prompt.
@@ -158,10 +152,10 @@ class DivPruneStar(Pruner):
         check_align(self.align)
 
     def select_many(self, stages: Sequence[Stage]) -> list[Selection]:
-        """Every image of every sample at once, grouped by token count and budget."""
+        """Selects in every image of every sample; images of one size and budget share a search."""
 
         def choose(images: list[tuple[Stage, Tensor]], keep: int) -> Tensor:
-            visual = torch.stack([stage.visual_embeds[rows] for stage, rows in images])
+            visual = torch.stack([stage.visual_embeds[places] for stage, places in images])
             text, mask = padded([stage.text(self.text) for stage, _ in images])
             return divprune_star(
                 visual, text, keep, pool=self.pool, align=self.align, text_mask=mask

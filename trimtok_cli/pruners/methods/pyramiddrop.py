@@ -1,15 +1,14 @@
-"""PyramidDrop: at three depths, keep the visual tokens that the prompt's last token would attend to
-in the coming layer.
+"""PyramidDrop: at three depths, keep the visual tokens that the last token attends to most.
 
 Paper: "PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy
 Reduction", arXiv 2410.17247. Score: attention of the layer in front of which tokens are dropped, on
 the hidden states that enter it, mean over heads, row of the prompt's last token. Stage i leaves
 floor(lambda^i N) of an image's N dense tokens. The published ratios 0.5, 0.25, 0.125 at [8, 16, 24]
-(`ratios`) cannot average fewer than 144 of 576; for smaller budgets the authors keep the powers of
-one lambda, move the layers to [2, 8, 16] of 32 and solve for lambda: that is what this does with
-`keep`, at other depths scaled.
+(`ratios`) cannot average fewer than 144 of 576. For smaller budgets the authors keep the powers of
+one lambda, move the layers to [2, 8, 16] of 32 and solve for lambda. `keep` does the same here, at
+other depths scaled.
 
-Decided here: ties go to the lowest index; each image has a budget and counts of its own (the
+Decided here: ties go to the lowest index. Each image has a budget and counts of its own (the
 published code prunes the first image only), never less than 1 token.
 """
 
@@ -18,36 +17,37 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from trimtok_cli.errors import UsageError
-from trimtok_cli.pruners.base import Pruner, Stage
+from trimtok_cli.pruners.base import Pruner, Stage, top_places
 from trimtok_cli.pruners.layerwise import (
     COUNTS,
     LAYER_LIST,
-    best,
     check_reachable,
     image_targets,
     last_row_score,
+    layers_within,
     moved_layers,
     scaled_layers,
-    there,
 )
 from trimtok_cli.pruners.params import param
 from trimtok_cli.tokens import Selection
 
-LAYERS = (2, 8, 16)  # of 32, where a budget decides
+# Layers of 32, where a budget decides.
+LAYERS = (2, 8, 16)
 
-PUBLISHED = (8, 16, 24)  # of 32, with the published ratios
+# Layers of 32, with the published ratios.
+PUBLISHED = (8, 16, 24)
 
 
 def pyramid_counts(
     num_dense: int, target: int, layers: Sequence[int], num_layers: int, counts: str = "final"
 ) -> tuple[int, ...]:
-    """Tokens that stay of an image's N in front of each of `layers`.
+    """The numbers of an image's N tokens that stay in front of each of `layers`.
 
     `final`: the last is `target`, so lambda = (target / N)^(1 / stages). `layer-mean`: lambda has
-    two digits, as published, found by bisection so that the mean over all layers, floors included,
-    is closest to the target (ties: fewer tokens); with 576 tokens, 32 layers and [2, 8, 16]: 64 ->
-    0.19 -> 109, 20, 3. Raises ValueError where the layers in front of the first stage alone exceed
-    the target.
+    two digits, as published; bisection finds the lambda whose mean over all layers, counts rounded
+    down, is closest to the target (ties: fewer tokens). With 576 tokens, 32 layers and [2, 8, 16]:
+    64 -> 0.19 -> 109, 20, 3. Raises ValueError where the layers in front of the first stage alone
+    exceed the target.
     """
     depth = len(layers)
     if target >= num_dense:
@@ -64,8 +64,8 @@ def pyramid_counts(
 
     def total(hundredths: int) -> int:
         ends = [*layers[1:], num_layers]
-        each = zip(level(hundredths), layers, ends, strict=True)
-        return layers[0] * num_dense + sum(count * (end - start) for count, start, end in each)
+        spans = zip(level(hundredths), layers, ends, strict=True)
+        return layers[0] * num_dense + sum(count * (end - start) for count, start, end in spans)
 
     low, high = 0, 100  # total(low) <= wanted < total(high), or low = 0
     while high - low > 1:
@@ -77,20 +77,20 @@ def pyramid_counts(
 
 
 def ratio_counts(num_dense: int, ratios: Sequence[float]) -> tuple[int, ...]:
-    """floor(ratio N) tokens for each of the ratios, as published; never less than 1."""
+    """floor(ratio N) tokens for each ratio, as published; never less than 1."""
     # 1e-9: floor(0.29 * 100) must be 29 although the float product is 28.999...
     return tuple(max(int(num_dense * ratio + 1e-9), 1) for ratio in ratios)
 
 
 @dataclass(frozen=True)
 class PyramidDrop(Pruner):
-    """counts: `final`, keep is what stays behind the last stage; `layer-mean`, keep is the mean
-    over all decoder layers.
+    """The paper's pruner, with keep or with ratios.
 
-    ratios: the shares of an image's dense tokens that stay behind each stage; published [0.5, 0.25,
-    0.125]. With them keep is no count, and has no say. layers: the layers in front of which tokens
-    leave, one for each ratio; by default the published [8, 16, 24] of 32 with three ratios, and [2,
-    8, 16] of 32 without.
+    counts: with `final`, keep counts the tokens behind the last stage; with `layer-mean`, keep is
+    the mean over all decoder layers. ratios: the shares of an image's dense tokens that stay behind
+    each stage, published [0.5, 0.25, 0.125]; with ratios keep has no say. layers: the layers in
+    front of which tokens leave, one for each ratio; by default [8, 16, 24] of 32 with three ratios,
+    as published, and [2, 8, 16] of 32 without.
     """
 
     name: ClassVar[str] = "pyramiddrop"
@@ -129,21 +129,23 @@ class PyramidDrop(Pruner):
 
     def stages(self, num_layers: int) -> tuple[int, ...]:
         if self.layers is not None:
-            return there("pyramiddrop", f"layers={list(self.layers)}", self.layers, num_layers)
+            return layers_within(
+                "pyramiddrop", f"layers={list(self.layers)}", self.layers, num_layers
+            )
         return scaled_layers(LAYERS if self.ratios is None else PUBLISHED, num_layers)
 
     def select(self, stage: Stage) -> Selection:
         layers, number = moved_layers(stage, self.stages(stage.num_layers))
-        score, counts = last_row_score(stage, stage.layer), []
-        for rows, dense, target in image_targets(self, stage):
-            if (
-                self.ratios is not None
-            ):  # a model too shallow for all stages has lost the first of them
-                counts.append((rows, ratio_counts(dense, self.ratios[-len(layers) :])[number]))
-                continue
-            try:
-                levels = pyramid_counts(dense, target, layers, stage.num_layers, self.counts)
-            except ValueError as error:
-                raise UsageError(f"pyramiddrop: {error}.") from None
-            counts.append((rows, levels[number]))
-        return Selection(best(score, counts))
+        score = last_row_score(stage, stage.layer)
+        kept = []
+        for places, dense, target in image_targets(self, stage):
+            if self.ratios is not None:
+                # A model too shallow for all stages has lost the first of them.
+                levels = ratio_counts(dense, self.ratios[-len(layers) :])
+            else:
+                try:
+                    levels = pyramid_counts(dense, target, layers, stage.num_layers, self.counts)
+                except ValueError as error:
+                    raise UsageError(f"pyramiddrop: {error}.") from None
+            kept.append((places, levels[number]))
+        return Selection(top_places(score, kept))

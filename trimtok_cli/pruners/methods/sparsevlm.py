@@ -1,24 +1,24 @@
-"""SparseVLM (v1.5): at three depths, keep the visual tokens that the question's most visual words
-attend to; recycle the rest.
+"""SparseVLM (v1.5): at three depths, keep visual tokens that visual words attend to, merge others.
 
 Paper: "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference", arXiv
 2410.04417. Text raters are the words that the visual tokens, as they enter the language model,
 match more than the average word. A visual token's score is the raters' attention to it in the layer
-that has just run. Of the pruned tokens the better part is clustered (DPC-KNN, on that layer's
-outputs) and each cluster's mean joins the sequence as a token behind the last kept one.
+that has just run. The better part of the pruned tokens is clustered (DPC-KNN, on that layer's
+outputs), and each cluster's mean joins the sequence as a token behind the last kept one.
 
-Deviations from the published code: the random 1e-6 that it adds to densities without a seed is left
-out, equal densities rank by lowest index instead (the stored vectors, made with it, match); ties go
-to the lowest index; a budget that is not below the tokens there keeps them as they are (the
-published code then still swaps one token for its copy); arithmetic is float32. The words are all
-text rows behind the first visual row: for one image all text behind it, question and template, with
-several also the text between them; where there is none, all text. Where no word is above the
-average (one word), all words rate. Version 2 (bias-divided attention, 14 heads, no recycling) and
-the rank-based counts are not here.
+Differences from the published code: the random 1e-6 that it adds to densities, without a seed, is
+left out; equal densities rank by lowest index (the stored vectors, made with it, match). Ties go to
+the lowest index. A budget that is not below the number of tokens keeps them as they are (the
+published code still swaps one token for its copy). Arithmetic is float32. Where no word is above
+the average (one word), all words rate. Version 2 (bias-divided attention, 14 heads, no recycling)
+and the rank-based counts are not here.
 
-Several images: as in the published code the visual tokens of a prompt are one pool, and so are
-merged tokens, which have no one owner. It gets the sum of the images' budgets; how images share it
-(`budget`) has no say.
+The words are all text rows behind the first visual row: question and template behind one image,
+with several images also the text between them. Without any text there, the words are all text.
+
+Several images: as in the published code the visual tokens of a prompt are one pool, and merged
+tokens belong to no image. The pool gets the sum of the images' budgets; `budget`, by which images
+share it, has no say.
 """
 
 from dataclasses import dataclass
@@ -29,25 +29,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trimtok_cli.pruners.base import Pruner, Stage
+from trimtok_cli.pruners.base import Pruner, Stage, top_places
 from trimtok_cli.pruners.layerwise import (
     COUNTS,
     LAYER_LIST,
-    best,
     dense_budgets,
+    layers_within,
     moved_layers,
     scaled_layers,
-    there,
 )
 from trimtok_cli.pruners.params import param
 from trimtok_cli.tokens import Selection
 
-LAYERS = (3, 7, 16)  # of 32: in front of these, behind the published 2, 6, 15
+# Layers of 32 in front of which tokens leave: behind the published 2, 6, 15.
+LAYERS = (3, 7, 16)
 
 DENSE = 576
 
-# Of 576: the budget, what a stage keeps, and what it leaves with its merged tokens. The ends are
-# ours.
+# Counts for DENSE tokens: the budget, the tokens that each stage keeps, and the tokens that it
+# leaves with merged ones. The first and the last line are not published.
 PUBLISHED = (
     (0, (0, 0, 0), (0, 0, 0)),
     (64, (66, 30, 17), (82, 32, 18)),
@@ -59,11 +59,11 @@ PUBLISHED = (
 
 
 def text_raters(visual: Tensor, text: Tensor) -> Tensor:
-    """(N, D) visual and (M, D) text input embeddings -> (R,) ascending places of the text that
-    rates, 1 <= R <= M.
+    """(N, D) visual and (M, D) text input embeddings -> (R,) ascending places of the raters.
 
-    Those above the mean of m = mean over v of softmax over text of (visual text^T), unscaled and
-    not normalised; all of them where none is. Raises ValueError for empty or unequal shapes.
+    m = mean over visual tokens of softmax over text of (visual text^T), unscaled and not
+    normalised. Raters are above the mean of m, or all text where none is. Raises ValueError for
+    empty or unequal shapes.
     """
     if (
         visual.dim() != 2
@@ -87,38 +87,35 @@ def rater_score(attention: Tensor) -> Tensor:
 
 
 def clusters(current: int, kept: int) -> int:
-    """How many tokens the `current - kept` pruned ones of a stage become; 0 where none is
-    pruned.
-    """
+    """The number of merged tokens that the `current - kept` pruned ones of a stage become."""
     return _recycled(current - kept) // 10 + 1 if current > kept else 0
 
 
 def _recycled(pruned: int) -> int:
-    """How many of the pruned tokens are merged: the published int(0.3 P) + 1."""
+    """The number of the pruned tokens that are merged: the published int(0.3 P) + 1."""
     return int(0.3 * pruned) + 1
 
 
 def recycle(pruned: Tensor, score: Tensor, count: int) -> Tensor:
-    """(P, D) outputs of the pruned tokens in prompt order, their score (P,) -> (count, D) float32
-    merged tokens.
+    """(P, D) pruned tokens in prompt order and scores (P,) -> (count, D) float32 merged tokens.
 
-    The int(0.3 P) + 1 with the highest scores are clustered, in the order of their scores.
+    The int(0.3 P) + 1 tokens with the highest scores are clustered, in the order of their scores.
     """
     order = score.float().sort(descending=True, stable=True).indices[: _recycled(len(pruned))]
     return merged(pruned[order], count)
 
 
 def merged(tokens: Tensor, count: int) -> Tensor:
-    """Means of `count` DPC-KNN clusters of (P, D) tokens -> (count, D) float32, best centre first;
-    0 <= count <= P.
+    """(P, D) tokens -> (count, D) float32, the means of DPC-KNN clusters, best centre first.
 
-    d = distance / sqrt(D); density = exp(-mean of d^2 to the `count` nearest, oneself included);
-    delta = d to the nearest denser token, for the densest the largest d of all; centres have the
-    highest density * delta. ValueError for a bad count.
+    d = distance / sqrt(D). density = exp(-mean of d^2 to the `count` nearest, oneself included).
+    delta = d to the nearest denser token, for the densest the largest d of all. Centres have the
+    highest density * delta. Raises ValueError unless 0 <= count <= P.
     """
     if not 0 <= count <= len(tokens):
         raise ValueError(f"{len(tokens)} tokens cannot be merged into {count}")
-    tokens, places = tokens.float(), torch.arange(len(tokens), device=tokens.device)
+    tokens = tokens.float()
+    places = torch.arange(len(tokens), device=tokens.device)
     if not count:
         return tokens[:0]
     # "donot_use": the product form loses digits by cancellation, and equal tokens must be at
@@ -139,12 +136,12 @@ def merged(tokens: Tensor, count: int) -> Tensor:
 
 
 def stage_aims(num_dense: int, target: int, counts: str = "final") -> tuple[int, int, int]:
-    """What the three stages aim at for N dense tokens: published shares of N, interpolated linearly
-    and rounded half up.
+    """The numbers of tokens that the three stages aim at, for N dense tokens.
 
-    `layer-mean`: tokens that each stage keeps, merged ones not counted, looked up by the budget's
-    share of N (published for 192, 128, 96 and 64 of 576). `final`: tokens that each stage leaves
-    with the merged ones, looked up by the last stage's share, so that the last is `target`.
+    Published shares of N are interpolated linearly and rounded half up. `layer-mean`: the tokens
+    that each stage keeps, merged ones not counted, looked up by the budget's share of N (published
+    for 192, 128, 96 and 64 of 576). `final`: the tokens that each stage leaves, merged ones
+    counted, looked up by the last stage's share, so that the last is `target`.
     """
     if target >= num_dense:
         return (num_dense,) * 3
@@ -152,10 +149,9 @@ def stage_aims(num_dense: int, target: int, counts: str = "final") -> tuple[int,
         (budget, kept) if counts == "layer-mean" else (left[2], left)
         for budget, kept, left in PUBLISHED
     ]
-    at, aims = (
-        target * DENSE,
-        [],
-    )  # shares over a common denominator N * 576: whole numbers, no rounding
+    # Shares stand over the common denominator N * 576: whole numbers, no rounding.
+    at = target * DENSE
+    aims = []
     (low, under), (high, over) = next(
         pair for pair in pairwise(points) if at < pair[1][0] * num_dense
     )
@@ -170,10 +166,10 @@ def stage_aims(num_dense: int, target: int, counts: str = "final") -> tuple[int,
 
 
 def stage_counts(current: int, aim: int, counts: str = "final") -> tuple[int, int]:
-    """Of `current` tokens at a stage: how many are kept, and how many merged ones are added.
+    """(kept, merged): how many of a stage's `current` tokens stay, and how many merged are added.
 
-    `final`: together exactly the aim, at most half of it merged (the published formula alone would
-    exceed small aims).
+    `final`: the sum is exactly the aim, at most half of it merged; the published formula alone
+    would exceed small aims.
     """
     if aim >= current:
         return current, 0
@@ -186,26 +182,29 @@ def stage_counts(current: int, aim: int, counts: str = "final") -> tuple[int, in
 
 
 def sparsevlm_counts(num_dense: int, target: int, counts: str = "final") -> list[tuple[int, int]]:
-    """(kept, merged) of the three stages; 576 tokens with layer-mean 192: (300, 9), (200, 4), (110,
-    3).
+    """(kept, merged) of the three stages.
+
+    576 tokens with layer-mean 192: (300, 9), (200, 4), (110, 3).
     """
-    found, current = [], num_dense
+    stages = []
+    current = num_dense
     for aim in stage_aims(num_dense, target, counts):
-        found.append(stage_counts(current, aim, counts))
-        current = sum(found[-1])
-    return found
+        stages.append(stage_counts(current, aim, counts))
+        current = sum(stages[-1])
+    return stages
 
 
 @dataclass(frozen=True)
 class SparseVLM(Pruner):
-    """counts: `final`, keep is what the last stage leaves, merged tokens included; `layer-mean`,
-    keep names a published list.
+    """The paper's pruner.
 
-    The published lists count each layer's output in a model of 32 layers: 192, 128 and 64 of 576
-    are then means of 192.0, 128.6 and 64.8. Counting what each layer processes, as the run's record
-    does, they are 206.5, 145.4 and 82.3; a model of another depth keeps the lists, and its mean
-    moves with the rounding of its layers. layers: the three layers in front of which tokens leave;
-    the published code has [3, 7, 16] whatever the depth, the default scales them.
+    counts: with `final`, keep counts the tokens that the last stage leaves, merged ones included;
+    with `layer-mean`, keep names a published list. The published lists count each layer's output in
+    a model of 32 layers: 192, 128 and 64 of 576 are means of 192.0, 128.6 and 64.8. Counted by the
+    tokens that each layer processes, as in the run's record, the means are 206.5, 145.4 and 82.3. A
+    model of another depth keeps the lists, and its mean moves with the rounding of its layers.
+    layers: the three layers in front of which tokens leave; the published code has [3, 7, 16]
+    whatever the depth, the default scales them.
     """
 
     name: ClassVar[str] = "sparsevlm"
@@ -225,14 +224,13 @@ class SparseVLM(Pruner):
     def stages(self, num_layers: int) -> tuple[int, ...]:
         if self.layers is None:
             return scaled_layers(LAYERS, num_layers)
-        return there("sparsevlm", f"layers={list(self.layers)}", self.layers, num_layers)
+        return layers_within("sparsevlm", f"layers={list(self.layers)}", self.layers, num_layers)
 
     def select(self, stage: Stage) -> Selection:
         layers, number = moved_layers(stage, self.stages(stage.num_layers))
         visual = stage.prompt.visual
-        aims = stage_aims(
-            len(stage.tokens), sum(target for _, target in dense_budgets(self, stage)), self.counts
-        )
+        target = sum(count for _, count in dense_budgets(self, stage))
+        aims = stage_aims(len(stage.tokens), target, self.counts)
         kept, added = stage_counts(len(visual), aims[len(aims) - len(layers) + number], self.counts)
         places = torch.arange(len(visual), device=visual.device)
         if kept == len(visual):
@@ -242,7 +240,7 @@ class SparseVLM(Pruner):
             text_raters(stage.tokens.embeds.to(stage.prompt.embeds), stage.prompt.embeds[words])
         ]
         score = rater_score(stage.attention(raters, stage.layer - 1)[..., visual])
-        chosen = best(score, [(places, kept)])
+        chosen = top_places(score, [(places, kept)])
         rest = places[~torch.isin(places, chosen)]
         return Selection(
             chosen, extra=recycle(stage.hidden[visual[rest]], score[rest], added) if added else None

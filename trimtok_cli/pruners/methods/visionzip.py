@@ -1,17 +1,16 @@
-"""VisionZip: keep the tokens that the tower's CLS token attends to, and sum up the others in a few
-contextual tokens.
+"""VisionZip: keep tokens that the tower's CLS token attends to, sum up the others in a few tokens.
 
 Paper: "VisionZip: Longer is Better but Not Necessary in Vision Language Models", CVPR 2025, arXiv
-2412.04467; the details follow the published code (commit 3151f6d). It does not see the text. N
-visual tokens, D dominant, C contextual.
+2412.04467; the details follow the published code (commit 3151f6d). The method does not see the
+text. N visual tokens, D dominant, C contextual.
 
-Where this differs from the published code. The CLS token, there one of the dominant tokens, is no
-visual token of these checkpoints: D patches stay instead, or with `cls` it is added behind the
+Differences from the published code: the CLS token, there one of the dominant tokens, is no visual
+token of these checkpoints. D patches stay instead, or with `cls` the CLS token is added behind the
 image's tokens and counted. A contextual token stands where its target stood, or with `append`
 behind the kept tokens; the published order is CLS, dominant, contextual. Added tokens of all images
 of a prompt follow its last kept token. Every tile of an image has its share of the budget, as
-published, by size. Tokens that show no place (the newlines of LLaVA-NeXT) count in the budget's N
-but are dropped, unless the others are too few for it.
+published, by size. Tokens without a box (the newlines of LLaVA-NeXT) count in the budget's N but
+are dropped, unless the others are too few for it.
 """
 
 import math
@@ -24,39 +23,44 @@ from torch import Tensor
 
 from trimtok_cli.pruners.base import Pruner, Stage
 from trimtok_cli.pruners.params import param
-from trimtok_cli.pruners.tower import answer, parts, require, signal, take
+from trimtok_cli.pruners.tower import (
+    gather_rows,
+    joined_selection,
+    require_signals,
+    signal,
+    tile_budgets,
+)
 from trimtok_cli.tokens import Selection
 
 
 def visionzip(
     saliency: Tensor, metric: Tensor, features: Tensor, dominant: int, contextual: int
 ) -> tuple[Tensor, ...]:
-    """Dominant tokens, the places of the contextual ones, and their values.
+    """The places of the dominant tokens and of the contextual tokens, and the latter's values.
 
-    saliency (B, N), metric (B, N, d) and features (B, N, F) without the CLS row, D = dominant, C =
-    contextual. Gives the places (B, D) and (B, C), each ascending and int64, and values (B, C, F)
+    saliency (B, N), metric (B, N, d) and features (B, N, F) come without the CLS row; D = dominant,
+    C = contextual. Returns places (B, D) and (B, C), each ascending and int64, and values (B, C, F)
     float32; without B in, without B out. Ties go to the lowest index. Raises ValueError where D + C
     is not in 1..N or shapes do not fit. Section 3 of the paper; the published code counts CLS in
     its D.
     """
     _check(saliency, metric, features, dominant, contextual)
     order = saliency.float().sort(dim=-1, descending=True, stable=True).indices
-    best, rest = (
-        order[..., :dominant].sort(dim=-1).values,
-        order[..., dominant:].sort(dim=-1).values,
-    )
-    targets, group = contextual_groups(take(metric, rest), contextual)
-    values = merge_groups(take(features, rest), targets, group)
+    best = order[..., :dominant].sort(dim=-1).values
+    rest = order[..., dominant:].sort(dim=-1).values
+    targets, group = contextual_groups(gather_rows(metric, rest), contextual)
+    values = merge_groups(gather_rows(features, rest), targets, group)
     return best, rest[..., targets], values
 
 
 def contextual_groups(metric: Tensor, contextual: int) -> tuple[Tensor, Tensor]:
     """Uniform targets among the R tokens left, and the target that each token is most like.
 
-    metric (B, R, d) -> targets (C,), places 0, step, 2 step, ... with step = R // C, and group (B,
-    R) in 0..C-1, a target's being its own. Cosine similarity, ties to the lowest target.
+    metric (B, R, d) -> targets (C,), places 0, step, 2 step, ... with step = R // C; and group (B,
+    R) in 0..C-1, where a target is in its own. Cosine similarity, ties to the lowest target.
     """
-    num_rest, device = metric.shape[-2], metric.device
+    num_rest = metric.shape[-2]
+    device = metric.device
     targets = torch.arange(contextual, device=device) * max(num_rest // max(contextual, 1), 1)
     if not contextual:
         return targets, metric.new_zeros(metric.shape[:-1], dtype=torch.long)
@@ -67,17 +71,18 @@ def contextual_groups(metric: Tensor, contextual: int) -> tuple[Tensor, Tensor]:
 
 
 def merge_groups(features: Tensor, targets: Tensor, group: Tensor) -> Tensor:
-    """(B, R, F) features -> (B, C, F) float32: each target plus the MEAN of its group's other
-    members, as published.
+    """(B, R, F) features -> (B, C, F) float32: each target plus the MEAN of its group's others.
+
+    The sum is the published one.
     """
     features = features.float()
-    member = (
-        group[..., None] == torch.arange(len(targets), device=group.device)
-    ).float()  # (B, R, C)
+    numbers = torch.arange(len(targets), device=group.device)
+    member = (group[..., None] == numbers).float()  # (B, R, C)
     member[..., targets, :] = 0
-    # A product and not a scatter: float sums by scatter come out in another order at every run on a
+    # A product in place of a scatter, whose float sums come out in another order at every run on a
     # GPU.
-    return features[..., targets, :] + member.mT @ features / member.sum(-2).clamp(min=1)[..., None]
+    mean = member.mT @ features / member.sum(-2).clamp(min=1)[..., None]
+    return features[..., targets, :] + mean
 
 
 def _check(saliency, metric, features, dominant, contextual) -> None:
@@ -98,19 +103,18 @@ def _check(saliency, metric, features, dominant, contextual) -> None:
 
 @dataclass(frozen=True)
 class VisionZip(Pruner):
-    """VisionZip. contextual: how much of each image's budget is contextual tokens, 54 + 10, 108 +
-    20, 162 + 30.
+    """The paper's pruner.
 
-    A share below 1 of the budget, or a count of 1 or more (of each tile's budget where an image is
-    cut in tiles).
+    contextual: the contextual part of each image's budget (of each tile's, where an image is cut in
+    tiles), a share below 1 or a count of 1 or more. The default gives the published 54 + 10, 108 +
+    20 and 162 + 30. cls: the image's CLS token is one of the dominant tokens, as published. It is
+    added behind the kept tokens and needs the tower's `cls` (images, F), whose rows are numbered
+    like visual_index. append: contextual tokens are added behind the kept ones, as published,
+    instead of standing at their targets.
 
-    cls: the image's CLS token is one of the dominant tokens, as published; it is added behind the
-    kept ones and needs the tower's `cls` (images, F), a row for every image, in the numbers of
-    visual_index. append: contextual tokens are added behind the kept ones, as published, instead of
-    standing at their targets. Features are merged before the projector. Families with no such
-    features (the Qwen2.5-VL variant of the published code) merge the projected tokens themselves;
-    the published shares there, dominant 0.65 N and contextual 0.05 N, are keep=70% and
-    contextual=0.0714.
+    Features are merged before the projector. Families without such features merge the projected
+    tokens, as the Qwen2.5-VL variant of the published code does; its shares, dominant 0.65 N and
+    contextual 0.05 N, are keep=70% and contextual=0.0714.
     """
 
     name: ClassVar[str] = "visionzip"
@@ -132,45 +136,50 @@ class VisionZip(Pruner):
         return ("saliency", "keys", *(("cls", "features", "project") if self.cls else ()))
 
     def split(self, count: int) -> tuple[int, int]:
-        """(dominant, contextual) of a budget: a count, or floor(share * T + 0.5), of contextual
-        ones, at least one dominant.
+        """(dominant, contextual) tokens of a budget T, at least one dominant.
+
+        A share of contextual tokens is floor(share * T + 0.5).
         """
-        wanted = (
-            self.contextual
-            if isinstance(self.contextual, int)
-            else math.floor(self.contextual * count + 0.5)
-        )
+        wanted = self.contextual
+        if not isinstance(wanted, int):
+            wanted = math.floor(wanted * count + 0.5)
         contextual = min(wanted, count - 1)
         return count - contextual, contextual
 
     def select(self, stage: Stage) -> Selection:
-        signals, name = stage.tokens.signals, "visionzip"
-        require(stage, name, *self.signals)
-        before = signals.offers("features") and signals.offers("project")
-        saliency, keys = signal(stage, name, "saliency"), signal(stage, name, "keys")
-        features = signal(stage, name, "features") if before else stage.visual_embeds
-        project = (
-            (lambda values: signals.project(values.to(features.dtype)))
-            if before
-            else (lambda values: values)
-        )
-        kept, merged, extra = [], [], []
-        for rows, count, all_stay in parts(stage, self.budgets(stage)):
+        signals = stage.tokens.signals
+        require_signals(stage, self.name, *self.signals)
+        before_projector = signals.offers("features") and signals.offers("project")
+        saliency = signal(stage, self.name, "saliency")
+        keys = signal(stage, self.name, "keys")
+        features = stage.visual_embeds
+        if before_projector:
+            features = signal(stage, self.name, "features")
+
+        def project(values: Tensor) -> Tensor:
+            return signals.project(values.to(features.dtype)) if before_projector else values
+
+        kept, merged, added = [], [], []
+        for places, count, all_stay in tile_budgets(stage, self.image_budgets(stage)):
             if all_stay:
-                kept.append(rows)
+                kept.append(places)
                 continue
             dominant, contextual = self.split(count)
             with_cls = self.cls and dominant > 1  # a budget of one is a patch
             best, targets, values = visionzip(
-                saliency[rows], keys[rows], features[rows], dominant - with_cls, contextual
+                saliency[places],
+                keys[places],
+                features[places],
+                dominant - 1 if with_cls else dominant,
+                contextual,
             )
-            kept.append(rows[best])
+            kept.append(places[best])
             if with_cls:
-                number = stage.tokens.visual_index.to(rows.device)[stage.prompt.alive[rows[:1]]]
-                extra.append(project(signals.cls.to(features)[number]))
+                image = stage.tokens.visual_index.to(places.device)[stage.prompt.alive[places[:1]]]
+                added.append(project(signals.cls.to(features)[image]))
             if contextual and self.append:
-                extra.append(project(values))
+                added.append(project(values))
             elif contextual:
-                kept.append(rows[targets])
-                merged.append((rows[targets], project(values)))
-        return answer(stage, kept, merged, extra)
+                kept.append(places[targets])
+                merged.append((places[targets], project(values)))
+        return joined_selection(stage, kept, merged, added)

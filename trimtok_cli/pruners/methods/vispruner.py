@@ -1,16 +1,15 @@
-"""VisPruner: keep the tokens that the tower's CLS token attends to, then thin out the rest by
-likeness.
+"""VisPruner: keep tokens that the tower's CLS token attends to, then thin out the rest by likeness.
 
 Paper: "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs",
-ICCV 2025, arXiv 2412.01818; the details follow the published code (commit aefa01a). It does not see
-the text and merges nothing.
+ICCV 2025, arXiv 2412.01818; the details follow the published code (commit aefa01a). The method does
+not see the text and merges nothing.
 
-Where this differs from the published code. An odd number of tokens is split with the middle one on
-the even side (the published code fails there). Ties go to the token listed first; the published
-sorts leave them open, and since the order decides the next round's split, one tie can change many
-of the tokens kept. Every tile of an image has its share of the budget, as published, by size.
-Tokens that show no place (newlines) count in the budget's N but are dropped, unless the others are
-too few for it.
+Differences from the published code: an odd number of tokens is split with the middle one on the
+even side (the published code fails there). Ties go to the token listed first; the published sorts
+leave ties open, and as the order decides the next round's split, one tie can change many of the
+tokens kept. Every tile of an image has its share of the budget, as published, by size. Tokens
+without a box (newlines) count in the budget's N but are dropped, unless the others are too few for
+it.
 """
 
 from dataclasses import dataclass
@@ -22,10 +21,11 @@ from torch import Tensor
 
 from trimtok_cli.pruners.base import Pruner, Stage
 from trimtok_cli.pruners.params import param
-from trimtok_cli.pruners.tower import answer, parts, signal, take
+from trimtok_cli.pruners.tower import gather_rows, joined_selection, signal, tile_budgets
 from trimtok_cli.tokens import Selection
 
-ROUND = 8  # tokens removed at a time
+# Tokens removed at a time.
+ROUND = 8
 
 SIMILARITIES = ("features", "embeds")
 
@@ -35,9 +35,9 @@ IMPORTANT = "is a share of the budget"
 def vispruner(saliency: Tensor, features: Tensor, keep: int, *, important: float = 0.5) -> Tensor:
     """(B, N) attention from CLS and (B, N, F) features -> (B, keep) int64 indices, ascending.
 
-    int(important * keep) tokens stay for their attention, the others are those that `thinned`
-    leaves. `keep` >= N keeps all; without B in, without B out. Raises ValueError for arguments that
-    make no sense. Section 3 of the paper.
+    int(important * keep) tokens stay for their attention; `thinned` leaves the others. `keep` >= N
+    keeps all; without B in, without B out. Raises ValueError for arguments that make no sense.
+    Section 3 of the paper.
     """
     if (
         saliency.dim() not in (1, 2)
@@ -55,22 +55,20 @@ def vispruner(saliency: Tensor, features: Tensor, keep: int, *, important: float
     if saliency.dim() == 1:
         return vispruner(saliency[None], features[None], keep, important=important)[0]
     keep = min(keep, saliency.shape[1])
-    num_important = int(
-        important * keep + 1e-9
-    )  # 1e-9: 0.29 * 100 is 29, although the float product is 28.999...
+    # 1e-9: 0.29 * 100 is 29, although the float product is 28.999...
+    num_important = int(important * keep + 1e-9)
     order = saliency.float().sort(dim=1, descending=True, stable=True).indices
     rest = order[:, num_important:]
-    diverse = rest.gather(1, thinned(take(features, rest), keep - num_important))
+    diverse = rest.gather(1, thinned(gather_rows(features, rest), keep - num_important))
     return torch.cat([order[:, :num_important], diverse], dim=1).sort(dim=1).values
 
 
 def thinned(features: Tensor, keep: int) -> Tensor:
-    """(B, R, F), listed by falling attention -> (B, keep) places in that list, in the order they
-    end up in.
+    """(B, R, F), listed by falling attention -> (B, keep) places in this list.
 
-    While too many are left, the list is split in even and odd places, and the (at most 8) even
-    tokens that are most like some odd one by cosine go. The evens that stay, by falling likeness,
-    then the odds, are the next list.
+    While too many are left, the list is split in even and odd places, and up to 8 even tokens, most
+    like some odd one by cosine, go. The evens that stay, by falling likeness, then the odds, are
+    the next list. The places come in the order of the last list.
     """
     unit = F.normalize(features.float(), dim=-1, eps=1e-30)
     similarity = unit @ unit.mT if keep else unit  # (B, R, R) once: each round reads a part of it
@@ -86,21 +84,20 @@ def thinned(features: Tensor, keep: int) -> Tensor:
 
 
 def published_share(count: int, size: int, *, tiled: bool) -> float:
-    """The published share of a budget that goes by attention: 0.75 where 64 of 576 stay, 0.5 at
-    128, 192 and for each tile.
+    """The share of a budget that goes by attention: 0.75 up to 64 of 576 tokens, 0.5 above.
 
-    Between the published budgets as at the larger one; below 64 of 576 as there.
+    Published are 0.75 at 64 of 576, and 0.5 at 128, at 192 and for each tile.
     """
     return 0.75 if not tiled and count * 576 <= 64 * size else 0.5
 
 
 @dataclass(frozen=True)
 class VisPruner(Pruner):
-    """VisPruner. important: the share of each image's budget that goes by attention; by default as
-    published, `published_share`.
+    """The paper's pruner.
 
-    similarity: `features` compares tower features before the projector, as published; `embeds`
-    compares the projected tokens, for families that have no such features.
+    important: the share of each image's budget that goes by attention, by default
+    `published_share`. similarity: `features` compares tower features before the projector, as
+    published; `embeds` compares the projected tokens, for families that have no such features.
     """
 
     name: ClassVar[str] = "vispruner"
@@ -119,20 +116,19 @@ class VisPruner(Pruner):
         return ("saliency", "features") if self.similarity == "features" else ("saliency",)
 
     def select(self, stage: Stage) -> Selection:
-        saliency = signal(stage, "vispruner", "saliency")
-        features = (
-            signal(stage, "vispruner", "features")
-            if self.similarity == "features"
-            else stage.visual_embeds
-        )
-        kept, tiled = [], stage.tokens.signals.offers("tile")
-        for rows, count, all_stay in parts(stage, self.budgets(stage)):
-            if not all_stay:
-                share = (
-                    published_share(count, len(rows), tiled=tiled)
-                    if self.important is None
-                    else self.important
-                )
-                rows = rows[vispruner(saliency[rows], features[rows], count, important=share)]
-            kept.append(rows)
-        return answer(stage, kept)
+        saliency = signal(stage, self.name, "saliency")
+        features = stage.visual_embeds
+        if self.similarity == "features":
+            features = signal(stage, self.name, "features")
+        tiled = stage.tokens.signals.offers("tile")
+        kept = []
+        for places, count, all_stay in tile_budgets(stage, self.image_budgets(stage)):
+            if all_stay:
+                kept.append(places)
+                continue
+            share = self.important
+            if share is None:
+                share = published_share(count, len(places), tiled=tiled)
+            chosen = vispruner(saliency[places], features[places], count, important=share)
+            kept.append(places[chosen])
+        return joined_selection(stage, kept)

@@ -1,12 +1,12 @@
 """VTW, visual tokens withdrawal: in front of one decoder layer K all visual tokens leave.
 
 Paper: "Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for Rapid
-Inference", arXiv 2405.05803. No token is scored. The paper finds K once per model: on a few
-samples, the first K from 5 on at which the next token's distribution hardly changes; `kl_of` and
-`first_below` are the arithmetic of that search, the runs are the caller's. Survivors (the text)
+Inference", arXiv 2405.05803. No token is scored. The paper finds K once per model: the first K from
+5 on at which the next token's distribution hardly changes, on a few samples. `kl_of` and
+`first_below` are the arithmetic of this search; the caller runs the model. Survivors (the text)
 keep their position ids, the published default.
 
-Decided here: K scales with depth from the published 15 of 32; all images of a prompt leave, not
+Decided here: K scales with depth from the published 15 of 32. All images of a prompt leave, not
 only the last.
 """
 
@@ -19,16 +19,15 @@ import torch
 from torch import Tensor
 
 from trimtok_cli.pruners.base import Pruner, Stage
-from trimtok_cli.pruners.layerwise import COUNTS, LAYER, image_targets, scaled_layers, there
+from trimtok_cli.pruners.layerwise import COUNTS, LAYER, image_targets, layers_within, scaled_layers
 from trimtok_cli.pruners.params import param
 from trimtok_cli.tokens import Selection
 
 
 def kl_of(full_logits: Tensor, dropped_logits: Tensor) -> Tensor:
-    """KL(dropped || full) of next-token distributions in nats, summed over the vocabulary and
-    averaged over the batch.
+    """KL(dropped || full) of next-token distributions in nats, the mean over the batch.
 
-    (B, V) or (V,) logits at the prompt's last position -> a float32 scalar. It is the published
+    (B, V) or (V,) logits at the prompt's last position -> a float32 scalar, the published
     KLDivLoss(batchmean)(log_softmax(full), softmax(dropped)). Raises ValueError where the shapes
     differ.
     """
@@ -37,7 +36,8 @@ def kl_of(full_logits: Tensor, dropped_logits: Tensor) -> Tensor:
             f"both logits must be (B, V) or both (V,), got {tuple(full_logits.shape)} and "
             f"{tuple(dropped_logits.shape)}"
         )
-    full, dropped = full_logits.float().log_softmax(-1), dropped_logits.float().log_softmax(-1)
+    full = full_logits.float().log_softmax(-1)
+    dropped = dropped_logits.float().log_softmax(-1)
     # A token that the shortened prompt rules out with a logit of -inf adds 0, not NaN.
     return torch.where(dropped.isneginf(), 0.0, dropped.exp() * (dropped - full)).sum(-1).mean()
 
@@ -54,19 +54,21 @@ def first_below(kls: Mapping[int, float], eta: float) -> int | None:
 
 
 def withdrawal_layer(num_dense: int, target: int, num_layers: int) -> int:
-    """K at which N tokens over K of L layers average closest to `target`: rounded half up, 1 .. L
-    (L: they never leave).
+    """K at which N tokens over K of L layers average closest to `target`, rounded half up, 1 .. L.
+
+    At K = L the tokens never leave.
     """
     return max((2 * target * num_layers + num_dense) // (2 * num_dense), 1)
 
 
 @dataclass(frozen=True)
 class VTW(Pruner):
-    """layer: K, how many decoder layers see the visual tokens (default 15/32 of them).
+    """The paper's pruner. layer: K, the number of decoder layers that see the visual tokens.
 
-    counts: with `final`, keep is no count: nothing stays behind K, whatever keep says. With
-    `layer-mean`, K follows from keep, as near as whole layers come: 64 of 576 tokens over 32 layers
-    is K = 4; where keep is a count, each image has a K of its own. Then `layer` must not be given.
+    By default K is 15/32 of the layers. counts: with `final`, keep has no say, nothing stays behind
+    K. With `layer-mean`, K follows from keep as near as whole layers come: 64 of 576 tokens over 32
+    layers is K = 4. Where keep is a count, each image has a K of its own. `layer` must not be given
+    with `layer-mean`.
     """
 
     name: ClassVar[str] = "vtw"
@@ -91,26 +93,25 @@ class VTW(Pruner):
 
     @property
     def _one_for_all(self) -> bool:
-        """With layer-mean: whether one K fits images of every size."""
+        """Whether, with layer-mean, one K fits images of every size."""
         return self.keep.share is not None and self.budget == "equal"
 
     def stages(self, num_layers: int) -> tuple[int, ...]:
         if self.counts == "final":
             if self.layer is None:
                 return scaled_layers((15,), num_layers)
-            return there("vtw", f"layer={self.layer}", (self.layer,), num_layers)
+            return layers_within("vtw", f"layer={self.layer}", (self.layer,), num_layers)
         if self._one_for_all:
             layer = max(math.floor(self.keep.share * num_layers + 0.5), 1)
             return (layer,) if layer < num_layers else ()
-        return tuple(
-            range(1, num_layers)
-        )  # a count's K needs the image's size, which only a stage knows
+        # A count's K needs the image's size, which only a stage knows.
+        return tuple(range(1, num_layers))
 
     def select(self, stage: Stage) -> Selection:
         if self.counts == "final" or self._one_for_all:
             return Selection(stage.no_tokens)
         kept = [stage.no_tokens]
-        for rows, dense, target in image_targets(self, stage):
+        for places, dense, target in image_targets(self, stage):
             if stage.layer < withdrawal_layer(dense, target, stage.num_layers):
-                kept.append(rows)
+                kept.append(places)
         return Selection(torch.cat(kept).sort().values)
