@@ -230,6 +230,7 @@ def test_the_order_of_the_stages_and_either_alone(order):
             "align-only": partial(align_only, visual, text, keep),
             "diversity-only": partial(diversity_only, visual, keep),
         }[order]()
+        assert got.shape == (2, keep)
         for x, t, found in zip(visual, text, got, strict=True):
 
             def near(rows, k, x=x, t=t):
