@@ -198,7 +198,7 @@ def test_a_pass_takes_no_more_crops_than_it_may(family, monkeypatch):
         seen.append(len(ids))
         return run_tower(model, ids, media)
 
-    monkeypatch.setattr(base, "capture", counted)
+    monkeypatch.setattr(base, "run_tower", counted)
     monkeypatch.setattr(family, "crops", 0.0, raising=False)
     found = family.encode_many(batch)
     assert seen == [len(tokens) for tokens in want if len(tokens)]
