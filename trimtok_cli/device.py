@@ -51,7 +51,7 @@ def release(device: torch.device) -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a --device option; `cuda:N` becomes the current CUDA device.
+    """The device of a --device option; `cuda:N` becomes the current device.
 
     `auto` is the first CUDA device, else Apple's GPU, else the CPU. Raises UsageError for a device
     that this machine does not have.
@@ -73,7 +73,8 @@ def pick_device(name: str) -> torch.device:
     }.get(device.type, 0)
     if (device.index or 0) >= num_devices:
         raise UsageError(
-            f"--device {name}: this machine has {num_devices} devices of that kind; use --device auto."
+            f"--device {name}: this machine has {num_devices} devices of that kind; "
+            "use --device auto."
         )
     if device.type == "cuda" and device.index is not None:
         # Kernels and CUDA graphs are launched on the current device.

@@ -16,7 +16,8 @@ from tests.support.families import FAMILIES
 from trimtok_cli.errors import ModelError, SampleError
 from trimtok_cli.media.frames import Clip
 from trimtok_cli.models import fitting
-from trimtok_cli.models.checkpoint import Broken, check_generation
+from trimtok_cli.models.broken import Broken
+from trimtok_cli.models.generation_settings import check_generation
 from trimtok_cli.models.loading import load_model
 from trimtok_cli.models.registry import ADAPTERS
 from trimtok_cli.models.vision.clip_text import ClipText

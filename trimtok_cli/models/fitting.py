@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 from trimtok_cli.limits import TEMPLATE_BYTES, TimeUp, at_most, within
-from trimtok_cli.models.checkpoint import AGAIN, Broken
+from trimtok_cli.models.broken import AGAIN, Broken
 from trimtok_cli.wording import brief
 
 log = logging.getLogger("trimtok")

@@ -16,8 +16,8 @@ import torch
 import transformers
 
 from trimtok_cli.errors import ModelError
+from trimtok_cli.models.broken import Broken
 from trimtok_cli.models.catalog import locate
-from trimtok_cli.models.checkpoint import Broken
 from trimtok_cli.models.hub import fetch
 from trimtok_cli.wording import brief, shortened
 

@@ -16,18 +16,13 @@ from transformers.utils import is_accelerate_available
 from trimtok_cli.device import pick_device, pick_dtype
 from trimtok_cli.errors import ModelError, UsageError
 from trimtok_cli.models.adapter import Adapter
-from trimtok_cli.models.checkpoint import (
-    OTHER_LAYOUTS,
-    Broken,
-    check,
-    check_adapter,
-    quantization,
-    read_settings,
-)
+from trimtok_cli.models.broken import Broken
+from trimtok_cli.models.checkpoint import OTHER_LAYOUTS, check, read_settings
 from trimtok_cli.models.fitting import fit
 from trimtok_cli.models.folder import Folder, find_folder, strip
 from trimtok_cli.models.registry import ADAPTERS
 from trimtok_cli.models.vision.clip_text import ClipText
+from trimtok_cli.models.weight_files import check_adapter, quantization
 from trimtok_cli.models.weights import check_filled, check_weights
 from trimtok_cli.wording import brief
 

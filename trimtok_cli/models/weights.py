@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from trimtok_cli.models.checkpoint import Broken
+from trimtok_cli.models.broken import Broken
 from trimtok_cli.models.folder import _first_sentence
 
 LOOKED_AT = 1024  # numbers of a matrix

@@ -11,14 +11,10 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
 from trimtok_cli.errors import ModelError
-from trimtok_cli.models.checkpoint import (
-    TOKENIZERS,
-    Broken,
-    check_files,
-    check_one_of,
-    read_settings,
-)
+from trimtok_cli.models.broken import Broken
+from trimtok_cli.models.checkpoint import TOKENIZERS, check_one_of, read_settings
 from trimtok_cli.models.folder import find_folder
+from trimtok_cli.models.weight_files import check_weight_files
 from trimtok_cli.models.weights import check_weights
 
 SEGMENT = 77  # CLIP's longest text, in tokens
@@ -39,7 +35,7 @@ class ClipText:
                 raise Broken(
                     "it is no CLIP checkpoint; name one that has the model's own vision tower"
                 )
-            check_files(folder.path, settings)
+            check_weight_files(folder.path, settings)
             check_one_of(folder.path, TOKENIZERS, f"tokenizer ({TOKENIZERS[0]})")
         clip, info = folder.load(
             "weights",
