@@ -222,7 +222,7 @@ def test_every_familys_processor_looks_for_what_its_template_writes(name, tmp_pa
     """What the refusal above rests on."""
     FAMILIES[name](tmp_path / "model")
     processor = AutoProcessor.from_pretrained(tmp_path / "model")
-    assert processor.image_token in fitting._asked(processor)
+    assert processor.image_token in fitting._trial_prompt(processor)
 
 
 BROKEN = {
