@@ -63,7 +63,7 @@ SIGNALS = ("saliency", "keys", "last_saliency", "last_keys", "features", "cls")
 def test_tokens_and_signals_are_those_of_the_whole_tower(family, monkeypatch):
     batch = asked(family)
     found = family.encode_many(batch)
-    monkeypatch.setattr(type(family), "reading", Adapter.reading)
+    monkeypatch.setattr(type(family), "early_exit", Adapter.early_exit)
     assert len(found) == len(batch) > 1
     for one, other in zip(found, family.encode_many(batch), strict=True):
         assert torch.equal(one.embeds, other.embeds) and len(one) > 0
@@ -109,8 +109,8 @@ def test_layers_behind_run_only_for_a_signal_of_the_last_one_which_is_the_whole_
     ((args, kwargs),) = entered
     tower.inputs["last_"], tower.behind = [(args, kwargs)], ()
     whole = tower.signals(
-        adapter._places(inputs),
-        tower_offsets([adapter._places(inputs)], [[False] * 2])[0],
+        adapter.layouts(inputs),
+        tower_offsets([adapter.layouts(inputs)], [[False] * 2])[0],
         adapter.project,
     )
     assert torch.equal(found[0], whole.last_saliency) and torch.equal(found[1], whole.last_keys)
@@ -199,7 +199,7 @@ def test_a_pass_takes_no_more_crops_than_it_may(family, monkeypatch):
         return run_tower(model, ids, media)
 
     monkeypatch.setattr(base, "run_tower", counted)
-    monkeypatch.setattr(family, "crops", 0.0, raising=False)
+    monkeypatch.setattr(family, "crops_per_batch", 0.0, raising=False)
     found = family.encode_many(batch)
     assert seen == [len(tokens) for tokens in want if len(tokens)]
     for one, other in zip(found, want, strict=True):

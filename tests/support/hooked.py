@@ -12,7 +12,8 @@ import torch
 
 from trimtok_cli.errors import ModelError
 from trimtok_cli.media import video
-from trimtok_cli.models.preprocessor import Inputs, Preprocessor
+from trimtok_cli.models.inputs import Inputs
+from trimtok_cli.models.preprocessor import Preprocessor
 
 HANGS = (
     "import os, time; from pathlib import Path; from trimtok_cli.media import decoder_child "

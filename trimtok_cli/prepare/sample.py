@@ -18,7 +18,8 @@ from trimtok_cli.media.frames import FrameRule
 from trimtok_cli.media.images import MOST_PIXELS, load_image, shrunk
 from trimtok_cli.media.kinds import by_content
 from trimtok_cli.media.video import load_video
-from trimtok_cli.models.preprocessor import Inputs, Preprocessor
+from trimtok_cli.models.inputs import Inputs
+from trimtok_cli.models.preprocessor import Preprocessor
 
 MOST_TOGETHER = 2 * MOST_PIXELS  # pixels of all pictures of one prompt: 1 GB of RGB
 
