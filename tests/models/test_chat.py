@@ -1,6 +1,4 @@
-"""Questions with several images: placeholders where the user put them, the user's own words found
-again, system prompts.
-"""
+"""Questions with several images: placeholders, the rows of the user's words, system prompts."""
 
 import pytest
 from transformers import AutoTokenizer

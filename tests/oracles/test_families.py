@@ -1,5 +1,7 @@
-"""Every family against the library itself: dense = generate, pruned = masked or built without the
-rows, boxes = painted pixels.
+"""Every family against the library itself.
+
+Dense equals `generate`; pruned equals a masked prompt, or one built without the rows; boxes are where
+pixels are painted.
 """
 
 from dataclasses import replace

@@ -1,5 +1,6 @@
-"""What a checkpoint's generation_config.json says, against `generate` itself: tokens where it is
-greedy, shares where it samples.
+"""A checkpoint's generation_config.json against `generate` itself.
+
+Greedy answers have the same tokens; sampled ones have tokens in the same shares.
 """
 
 import copy

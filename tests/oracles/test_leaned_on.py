@@ -1,4 +1,4 @@
-"""What trimtok leans on inside other libraries is there, and stands in one table."""
+"""The parts of other libraries that trimtok relies on exist, and are listed in one table."""
 
 import ast
 import importlib

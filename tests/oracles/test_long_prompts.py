@@ -1,5 +1,6 @@
-"""Prompts, answers and pictures beyond what the model or the machine can take: a sentence in the
-sample's row, in bounded time.
+"""Prompts, answers and pictures too large for the model or the machine.
+
+Each is a sentence in the sample's row, in bounded time.
 """
 
 import resource

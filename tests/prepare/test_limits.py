@@ -1,6 +1,4 @@
-"""One time limit for every sample, with and without workers: what takes too long is a failed row,
-and the run goes on.
-"""
+"""One time limit for every sample, with and without workers: a slow sample is a failed row."""
 
 import json
 import re
@@ -126,17 +124,16 @@ def test_without_workers_a_sample_that_takes_too_long_fails_alone(
         "template": {"question": "slow"},
     }[place]
     if place == "template":
-        told = type(adapter.preprocessor).prepare
+        original = type(adapter.preprocessor).prepare
 
-        def lazy(self, images, question, **more):
-            return work() if question == "slow" else told(self, images, question, **more)
+        def lazy(self, images, question, **options):
+            return work() if question == "slow" else original(self, images, question, **options)
 
         monkeypatch.setattr(type(adapter.preprocessor), "prepare", lazy)
     else:
         monkeypatch.setattr(preparing, place, lambda *_: work())
-        monkeypatch.setattr(
-            preparing, "by_content", lambda sample: sample
-        )  # else a picture is no video, whatever it is called
+        # A picture would not be taken for a video, whatever it is called.
+        monkeypatch.setattr(preparing, "by_content", lambda sample: sample)
     ask = Ask("What?", frames=FrameRule(timeout=0.1), timeout=0.3)
     found = list(prefetch(adapter.preprocessor, [Sample(1), Sample(2, **slow), Sample(3)], ask))
     assert [type(each) for each in found] == [Prepared, Failed, Prepared]

@@ -1,9 +1,8 @@
-"""One folder for every short name of the catalogue, with what the published checkpoint's files say,
-in small.
+"""One folder for each short name of the catalogue, with the published checkpoint's settings.
 
 The keys of config.json, generation_config.json and the processors' files are the published ones, in
-the layout and with the odd values that they have; sizes are small, weights are random, templates
-are our own words with the published roles and marks.
+their layout and with their odd values. Sizes are small, weights are random, and templates are our own
+words with the published roles and marks.
 """
 
 import json
