@@ -58,10 +58,10 @@ class Family(ABC):
 
     @abstractmethod
     def image_layout(self, inputs: Inputs, number: int, visual: Visual) -> TokenLayout:
-        """Where the visual tokens of image `number` of the prompt lie in the image."""
+        """The layout of the visual tokens of image `number` of the prompt."""
 
     def video_layout(self, inputs: Inputs, visual: Visual) -> TokenLayout:
-        """Where the visual tokens of the prompt's video lie in its frames.
+        """The layout of the visual tokens of the prompt's video.
 
         Only called for a family with a video path of its own.
         """
@@ -89,7 +89,7 @@ class Family(ABC):
         return nullcontext()
 
     def project(self, features: Tensor) -> Tensor:
-        """(K, F) tower features -> (K, D) visual tokens, where one makes one."""
+        """(K, F) tower features -> (K, D) visual tokens, one for each."""
         return self.model.model.multi_modal_projector(features.to(self.dtype))
 
     # ---- 5. what the language model is given

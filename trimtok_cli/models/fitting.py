@@ -135,9 +135,9 @@ def _trial_prompt(processor: Any, template: str | None = None) -> str | None:
 def _fit_counts(processor: Any, config: Any) -> None:
     """Sets how the processor counts the patches of a tower of CLIP or SigLIP.
 
-    The strategy `default` drops the class token. Of a tower without one it would drop the first
-    patch, which breaks tiles; a processor that counts all patches does not expect the loss either.
-    In both cases the patch stays.
+    The strategy `default` drops the class token. A tower without one would lose its first patch,
+    which breaks tiles, and which a processor that counts all patches does not expect. In both cases
+    the patch stays.
     """
     strategy = config.vision_feature_select_strategy
     class_tokens = CLASS_TOKENS[config.vision_config.model_type]

@@ -39,7 +39,7 @@ class Folder:
         self.trusted = trusted
 
     def load(self, part: str, from_pretrained: Callable[..., Any], **options: Any) -> Any:
-        """What `from_pretrained` loads of the folder; ModelError with one sentence if it fails."""
+        """Loads one part by its `from_pretrained`; ModelError with one sentence if that fails."""
         try:
             with no_dialogue():
                 return from_pretrained(
