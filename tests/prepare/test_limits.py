@@ -185,9 +185,9 @@ def test_a_chat_template_that_asks_for_all_memory_is_a_failed_row(adapter, monke
 
 def test_the_limit_is_an_option(llava_folder, pictures, monkeypatch):
     monkeypatch.setattr(
-        preparing, "load_image", lambda path: busy() if path == pictures[1] else told(path)
+        preparing, "load_image", lambda path: busy() if path == pictures[1] else load_image(path)
     )
-    from trimtok_cli.media.images import load_image as told
+    from trimtok_cli.media.images import load_image
 
     for command in ("caption", "compare"):
         options = [
