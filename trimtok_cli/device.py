@@ -1,5 +1,6 @@
-"""What a device is asked: a stopwatch that waits for it, its memory, running out of it, and which
-one a name means.
+"""The device: which one a name means, its dtype, its memory, and a stopwatch that waits for it.
+
+Knows no model.
 """
 
 import gc
@@ -15,25 +16,29 @@ from trimtok_cli.errors import UsageError
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """CUDA's allocator has a class of its own for it; the CPU's, and CUDA's libraries, raise a
-    RuntimeError.
+    """Whether an error says that memory ran out.
+
+    CUDA's allocator has an error class of its own; the CPU's allocator and CUDA's libraries raise a
+    RuntimeError, which only its text tells apart.
     """
-    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    own_class = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     signs = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
-    return known or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs))
+    return own_class or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    )
 
 
 def forget_frames(error: Exception) -> Exception:
-    """The error without the tensors that the frames of its traceback hold."""
+    """Returns the error; the frames of its traceback let go of their tensors."""
     traceback.clear_frames(error.__traceback__)
     return error
 
 
 def free_bytes(device: torch.device) -> int:
-    """What could still be allocated, counting what torch holds in reserve."""
+    """Bytes that can still be allocated, including those that torch holds in reserve."""
     if device.type == "cuda":
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + held
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserved
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):  # not Linux
@@ -41,64 +46,61 @@ def free_bytes(device: torch.device) -> int:
 
 
 def release(device: torch.device) -> None:
-    """Gives what is no longer used back to the device."""
+    """Returns unused memory to the device."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the first CUDA device, then Apple's GPU, then the CPU. UsageError if a named device
-    is not there.
+    """The device of a --device option; `cuda:N` becomes the current device.
+
+    `auto` is the first CUDA device, else Apple's GPU, else the CPU. Raises UsageError for a device
+    that this machine does not have.
     """
     if name == "auto":
-        return torch.device(
-            "cuda"
-            if torch.cuda.is_available()
-            else "mps"
-            if torch.backends.mps.is_available()
-            else "cpu"
-        )
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
         raise UsageError(
             f"--device {name} is not a device: use auto, cpu, mps, cuda or cuda:N."
         ) from None
-    there = {
+    num_devices = {
         "cpu": 1,
         "cuda": torch.cuda.device_count(),
         "mps": int(torch.backends.mps.is_available()),
     }.get(device.type, 0)
-    if (device.index or 0) >= there:
+    if (device.index or 0) >= num_devices:
         raise UsageError(
-            f"--device {name}: this machine has {there} devices of that kind; use --device auto."
+            f"--device {name}: this machine has {num_devices} devices of that kind; "
+            "use --device auto."
         )
     if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # kernels and recordings are launched on the current device
+        # Kernels and CUDA graphs are launched on the current device.
+        torch.cuda.set_device(device)
     return device
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on CUDA (float16 before Ampere), float16 on mps, float32 on a CPU.
+    """The dtype of a --dtype option.
+
+    `auto` is bfloat16 on CUDA (float16 before Ampere), float16 on mps, float32 on a CPU. Raises
     UsageError for a name that --dtype does not take.
     """
     check_settings(RunConfig, dtype=name)
     if name != "auto":
         return getattr(torch, name)
     if device.type == "cuda":
-        return (
-            torch.bfloat16
-            if torch.cuda.is_bf16_supported(including_emulation=False)
-            else torch.float16
-        )
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has_bfloat16 else torch.float16
     return torch.float16 if device.type == "mps" else torch.float32
 
 
 class Clock:
-    """Seconds between marks. `mark` waits until the device has finished, so that a stage pays for
-    its own kernels.
-    """
+    """A stopwatch that waits for the device, so that each step pays for its own kernels."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -116,7 +118,7 @@ class Clock:
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done all that it was given."""
+    """Waits until the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -124,10 +126,11 @@ def wait(device: torch.device) -> None:
 
 
 def reset_peak(device: torch.device) -> None:
+    """Starts a new measurement of `peak_bytes`."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most memory allocated since `reset_peak`; 0 where the device does not count."""
+    """The most bytes allocated since `reset_peak`; 0 on a device that does not count them."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0

@@ -1,8 +1,7 @@
-"""What the model's parts hand to each other: visual tokens, the prompt as embeddings, and a
-pruner's choice. torch only.
+"""The tensors that models and pruners share: visual tokens, the prompt, a pruner's choice.
 
-No batch axis: a sample's visual tokens are (N, D), its prompt (S, D). Knows no model, no method, no
-file.
+A sample has no batch axis: its visual tokens are (N, D), its prompt is (S, D). This module knows no
+model, no method and no file, and imports nothing heavier than torch.
 """
 
 from collections.abc import Callable
@@ -13,38 +12,45 @@ from torch import Tensor
 
 
 class TowerSignals:
-    """What a method may ask of the vision tower besides its output; nothing is computed before it
-    is asked for.
+    """The signals of the vision tower that a method may read; each is computed on first use.
 
-    A family hands over the functions that it can offer, in the order of the visual tokens. Read
-    them as attributes: saliency (N,): attention received in the tower layer whose output is read,
-    from its CLS token or else on the mean; keys (N, d): that layer's keys, mean over heads;
-    last_saliency, last_keys: of the tower's last layer, all heads as one; features (N, F): what
-    enters the projector; project((K, F)) -> (K, D); blocks: the tower's layers, to be run
-    otherwise; tile (N,): which of its image's tiles a token is of, -1 for none, where images are
-    cut in tiles. relevance (N,): cosine to the question by CLIP's own text tower, where one was
-    loaded; cls (images, F): what left that layer at each image's (or its overview's, or a clip's
-    first frame's) CLS token. A token that shows no place has zeros.
+    A family passes one function for each signal that it can offer. Signals are read as attributes.
+    Their rows are in the order of the visual tokens, and zero for a token that shows no part of
+    the image. The layer that is *read* is the one whose output enters the projector.
+
+    saliency (N,): attention that the token receives in the layer that is read, from its CLS token,
+    or on average over all tokens where the tower has none.
+    keys (N, d): keys of that layer, mean over heads.
+    last_saliency (N,), last_keys (N, d): the same of the last layer, its heads taken as one.
+    features (N, F): what enters the projector; project: (K, F) -> (K, D), the projector itself.
+    blocks: the tower's layers, for a method that runs them in its own way.
+    tile (N,): number of the tile of its image that holds the token, -1 for none.
+    relevance (N,): cosine to the question by CLIP's text tower, where one was loaded.
+    cls (images, F): output of the layer that is read at the CLS token of each image, of its
+    overview where it is cut into tiles, or of the first frame of a clip.
     """
 
     def __init__(self, **offers: Callable[..., Tensor]) -> None:
-        self._offers, self._known = offers, {}
+        self._offers = offers
+        self._computed: dict[str, Tensor] = {}
 
     def offers(self, name: str) -> bool:
+        """Whether the tower has this signal."""
         return name in self._offers
 
-    def offering(self, **more: Callable[..., Tensor]) -> "TowerSignals":
-        """The same with further offers."""
-        return TowerSignals(**self._offers, **more)
+    def offering(self, **signals: Callable[..., Tensor]) -> "TowerSignals":
+        """The same signals and further ones."""
+        return TowerSignals(**self._offers, **signals)
 
     def __getattr__(self, name: str) -> Tensor:
         if name.startswith("_") or name not in self._offers:
             raise AttributeError(f"the vision tower offers no {name}")
-        if name not in self._known:
-            self._known[name] = self._offers[name]()
-        return self._known[name]
+        if name not in self._computed:
+            self._computed[name] = self._offers[name]()
+        return self._computed[name]
 
     def project(self, features: Tensor) -> Tensor:
+        """(K, F) tower features -> (K, D) visual tokens."""
         return self._offers["project"](features)
 
 
@@ -52,11 +58,14 @@ class TowerSignals:
 class VisualTokens:
     """The dense visual tokens of one sample, projected, in prompt order.
 
-    embeds (N, D). visual_index (N,): which image or video a token is of, and so which budget it
-    falls under; frame (N,) counts within a video. box (N, 4): xyxy in [0, 1] of the upright image,
-    all zero where a token shows no place (a newline). grids: (rows, columns) for every image that
-    is one plain grid, () for the others. deepstack (L, N, D): what Qwen3-VL adds to the visual rows
-    behind each of its first L decoder layers. visual_index, box and frame are on the CPU.
+    embeds (N, D).
+    visual_index (N,): number of the image or video that the token shows, and so of its budget.
+    box (N, 4): xyxy in [0, 1] of the upright image, all zero for a token that shows no part of it.
+    frame (N,): number of the token's frame within its video.
+    grids: (rows, columns) of every image that is one plain grid, () of the others.
+    deepstack (L, N, D): added to the visual rows behind each of the first L layers (Qwen3-VL).
+
+    visual_index, box and frame are on the CPU.
     """
 
     embeds: Tensor
@@ -73,10 +82,11 @@ class VisualTokens:
 
 @dataclass(frozen=True)
 class Selection:
-    """A pruner's answer: kept (K,) ascending, as places among the tokens it was shown.
+    """The tokens that a pruner chose.
 
-    embeds (K, D) replaces the kept rows where merging changed them; extra (E, D) are added tokens,
-    set behind the last kept one.
+    kept (K,): ascending indices into the tokens that the pruner was shown.
+    embeds (K, D): replaces the kept rows where merging changed them.
+    extra (E, D): new tokens, inserted behind the last kept one.
     """
 
     kept: Tensor
@@ -86,13 +96,15 @@ class Selection:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the language model reads. embeds (S, D); positions (S,), or (3, S) under M-RoPE.
+    """The input of the language model for one sample.
 
-    visual (N,): the rows of embeds that are visual tokens; alive (N,): their numbers in the dense
-    prompt (added tokens count on from the dense number). instruction (T,): the rows that hold the
-    user's own words. deepstack (L, N, D): what is added to the visual rows behind each of the first
-    L decoder layers, where a family does that. ids: those of the dense prompt, placeholders
-    included, whatever is pruned. seed: what this sample's lots are drawn by.
+    embeds (S, D); positions (S,), or (3, S) under M-RoPE.
+    visual (N,): rows of embeds that are visual tokens.
+    alive (N,): their numbers in the dense prompt; extra tokens count on from the dense number.
+    instruction (M,): rows that hold the user's own words.
+    deepstack (L, N, D): added to the visual rows behind each of the first L decoder layers.
+    ids: token ids of the dense prompt, placeholders included, also after pruning.
+    seed: the sample's own, for methods and sampling that draw at random.
     """
 
     embeds: Tensor
@@ -108,8 +120,9 @@ class Prompt:
         return len(self.embeds)
 
     def reduced(self, selection: Selection, *, num_dense: int, renumber: bool) -> "Prompt":
-        """Without the visual tokens that `selection` left out; with `renumber` the positions close
-        the gaps.
+        """The prompt with only the visual tokens of `selection`, and its extra ones.
+
+        num_dense: visual tokens of the dense prompt. renumber: positions close the gaps.
         """
         device, length = self.embeds.device, len(self.embeds)
         kept = selection.kept.to(device)
@@ -120,21 +133,17 @@ class Prompt:
         if selection.embeds is not None:
             embeds = embeds.clone()
             embeds[self.visual[kept]] = selection.embeds.to(embeds.dtype)
-        # In place of nonzero, whose size the host would have to wait for: how many rows stay is
-        # known without the device.
-        rows = (
-            stays.int()
-            .sort(descending=True, stable=True)
-            .indices[: length - len(self.visual) + len(kept)]
-        )
-        new_place = stays.long().cumsum(0) - 1
+        # The number of rows is known without the device; `nonzero` would make the host wait for it.
+        num_rows = length - len(self.visual) + len(kept)
+        rows = stays.int().sort(descending=True, stable=True).indices[:num_rows]
+        new_row = stays.long().cumsum(0) - 1
         prompt = replace(
             self,
             embeds=embeds[rows],
             positions=self.positions[..., rows],
-            visual=new_place[self.visual[kept]],
+            visual=new_row[self.visual[kept]],
             alive=self.alive[kept],
-            instruction=new_place[self.instruction],
+            instruction=new_row[self.instruction],
             deepstack=None if self.deepstack is None else self.deepstack[:, kept],
         )
         if selection.extra is not None and len(selection.extra):
@@ -144,42 +153,42 @@ class Prompt:
         return prompt
 
     def _with_extra(self, extra: Tensor, num_dense: int) -> "Prompt":
+        """The prompt with visual tokens `extra` (E, D) behind the last visual token."""
         count, device = len(extra), self.embeds.device
-        at = (
-            int(self.visual[-1]) + 1
-            if len(self.visual)
-            else int(self.instruction[0])
-            if len(self.instruction)
-            else len(self)
-        )
-        position = self.positions[
-            ..., max(at - 1, 0) : max(at - 1, 0) + 1
-        ]  # added tokens stand where the last kept one stands
+        start = self._first_row_behind_visual()
+        # Extra tokens have the position of the token in front of them.
+        before = max(start - 1, 0)
+        position = self.positions[..., before : before + 1]
+        next_number = max(num_dense, int(self.alive.max()) + 1 if len(self.alive) else 0)
+        deepstack = self.deepstack
+        if deepstack is not None:
+            deepstack = torch.nn.functional.pad(deepstack, (0, 0, 0, count))
 
-        def shift(rows):
-            return torch.where(rows >= at, rows + count, rows)
+        def shifted(rows: Tensor) -> Tensor:
+            return torch.where(rows >= start, rows + count, rows)
 
         new = torch.arange(count, device=device)
         return replace(
             self,
-            embeds=torch.cat([self.embeds[:at], extra.to(self.embeds.dtype), self.embeds[at:]]),
+            embeds=torch.cat(
+                [self.embeds[:start], extra.to(self.embeds.dtype), self.embeds[start:]]
+            ),
             positions=torch.cat(
                 [
-                    self.positions[..., :at],
+                    self.positions[..., :start],
                     position.expand(*position.shape[:-1], count),
-                    self.positions[..., at:],
+                    self.positions[..., start:],
                 ],
                 -1,
             ),
-            visual=torch.cat([shift(self.visual), at + new]),
-            alive=torch.cat(
-                [
-                    self.alive,
-                    max(num_dense, int(self.alive.max()) + 1 if len(self.alive) else 0) + new,
-                ]
-            ),
-            instruction=shift(self.instruction),
-            deepstack=None
-            if self.deepstack is None
-            else torch.nn.functional.pad(self.deepstack, (0, 0, 0, count)),
+            visual=torch.cat([shifted(self.visual), start + new]),
+            alive=torch.cat([self.alive, next_number + new]),
+            instruction=shifted(self.instruction),
+            deepstack=deepstack,
         )
+
+    def _first_row_behind_visual(self) -> int:
+        """The row behind the last visual token; without any, the first one of the instruction."""
+        if len(self.visual):
+            return int(self.visual[-1]) + 1
+        return int(self.instruction[0]) if len(self.instruction) else len(self)

@@ -359,9 +359,9 @@ def test_an_unknown_family_names_the_known_ones(tmp_path, pictures):
 
 
 def test_ctrl_c_keeps_what_is_written(llava_folder, pictures, monkeypatch):
-    from trimtok_cli.prepare import pool as ahead
+    from trimtok_cli.prepare import pool
 
-    real, calls = ahead.attempt, []
+    real, calls = pool.attempt, []
 
     def third_is_interrupted(preprocessor, sample, ask):
         calls.append(sample)
@@ -369,7 +369,7 @@ def test_ctrl_c_keeps_what_is_written(llava_folder, pictures, monkeypatch):
             raise KeyboardInterrupt
         return real(preprocessor, sample, ask)
 
-    monkeypatch.setattr(ahead, "attempt", third_is_interrupted)
+    monkeypatch.setattr(pool, "attempt", third_is_interrupted)
     run("caption", *pictures, "-m", llava_folder, "--max-new-tokens", 2, "-o", "o.jsonl", code=130)
     assert len(rows(Path("o.jsonl"))) == 2
     assert json.loads(Path("o.run.json").read_text())["interrupted"] is True

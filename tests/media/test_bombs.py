@@ -18,9 +18,9 @@ import pytest
 from PIL import Image
 
 from tests.media.test_pixels_true import chunk, encoded
+from trimtok_cli.data import FrameRule
 from trimtok_cli.errors import MediaError
 from trimtok_cli.media import frame_counts, image_limits, jpeg_marks
-from trimtok_cli.media.frames import FrameRule
 from trimtok_cli.media.images import load_image
 from trimtok_cli.media.video import load_video
 

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 
 from tests.support.clips import HEIGHT, WIDTH, make_clip, mark_rotation, number_in
+from trimtok_cli.data import FrameRule
 from trimtok_cli.errors import MediaError, UsageError
 from trimtok_cli.media import video
 from trimtok_cli.media.decoders.answer import choose_frames
-from trimtok_cli.media.frames import FrameRule, pick_times
+from trimtok_cli.media.frames import pick_times
 from trimtok_cli.media.video import load_video
 
 ROOT = Path(__file__).parents[2]

@@ -18,11 +18,11 @@ import pytest
 from PIL import Image
 
 from tests.support.clips import HEIGHT, WIDTH, make_clip, mark_rotation, number_in, picture
-from trimtok_cli.data import Sample
+from trimtok_cli.data import FrameRule, Sample
 from trimtok_cli.errors import MediaError
 from trimtok_cli.media import kinds, video
 from trimtok_cli.media.decoders import pyav
-from trimtok_cli.media.frames import FrameRule, pick_times
+from trimtok_cli.media.frames import pick_times
 from trimtok_cli.media.images import load_image
 from trimtok_cli.media.kinds import by_content, kind_of
 from trimtok_cli.media.video import VIDEO_SUFFIXES, load_video

@@ -1,5 +1,6 @@
-"""Recomputed attention against the library's eager attention, for language models of every kind of
-attention; `seen` as written.
+"""Recomputed attention against the library's eager attention, for every type of attention.
+
+`seen` is held against its definition, written out.
 """
 
 import pytest

@@ -1,6 +1,4 @@
-"""Questions with several images: placeholders where the user put them, the user's own words found
-again, system prompts.
-"""
+"""Questions with several images: placeholders, the rows of the user's words, system prompts."""
 
 import pytest
 from transformers import AutoTokenizer
@@ -10,12 +8,12 @@ from tests.support.families import FAMILIES
 from trimtok_cli.errors import ModelError, SampleError
 from trimtok_cli.models.chat import (
     MEDIA,
-    Written,
-    grown,
-    guarded,
+    PromptText,
+    hide_marks,
     message_parts,
     token_rows,
-    written,
+    with_replacements,
+    write_prompt,
 )
 from trimtok_cli.models.loading import load_model
 
@@ -91,8 +89,10 @@ def test_instruction_rows_of_words_that_also_stand_in_the_template(llava_folder)
 
     def said(*texts):
         content = [{"type": "image"}, *({"type": "text", "text": text} for text in texts)]
-        prompt = guarded(written(template, [{"role": "user", "content": content}]), ["<image>"])
-        prompt = grown(prompt, [{"span": (6, 13), "replacement": "<image>" * 5}])
+        prompt = hide_marks(
+            write_prompt(template, [{"role": "user", "content": content}]), ["<image>"]
+        )
+        prompt = with_replacements(prompt, [{"span": (6, 13), "replacement": "<image>" * 5}])
         coded = tokenizer(prompt.text, return_tensors="pt", return_offsets_mapping=True)
         kept, rows = token_rows(prompt, coded.input_ids[0], coded.offset_mapping[0], [4])
         assert (
@@ -109,26 +109,28 @@ def test_instruction_rows_of_words_that_also_stand_in_the_template(llava_folder)
 
 def test_words_that_a_template_shows_twice_or_changes_or_leaves_out_are_found_and_a_whim_of_it_is_refused():
     def whole(apply, text):
-        return written(apply, [{"role": "user", "content": [{"type": "text", "text": text}]}])
+        return write_prompt(apply, [{"role": "user", "content": [{"type": "text", "text": text}]}])
 
     def text_of(chat):
         return chat[0]["content"][0]["text"]
 
-    assert whole(lambda chat: f"<{text_of(chat)}|{text_of(chat)}>", "a|b") == Written(
+    assert whole(lambda chat: f"<{text_of(chat)}|{text_of(chat)}>", "a|b") == PromptText(
         "<a|b|a|b>", "tuuutuuut"
     )
-    assert whole(lambda chat: f"[{text_of(chat).strip().upper()}]", " ab ") == Written(
+    assert whole(lambda chat: f"[{text_of(chat).strip().upper()}]", " ab ") == PromptText(
         "[AB]", "tuut"
     )
-    assert whole(lambda chat: "[]", "ab") == Written("[]", "tt")
+    assert whole(lambda chat: "[]", "ab") == PromptText("[]", "tt")
     with pytest.raises(SampleError, match="ask otherwise"):
         whole(lambda chat: "long" if len(text_of(chat)) > 3 else f"[{text_of(chat)}]", "abcdef")
 
 
 def test_a_part_of_a_prompt_is_replaced_and_stays_its_authors():
-    prompt = Written("a<i>b", "utttu").spliced([(1, 4, "<i><i>", MEDIA)])
+    prompt = PromptText("a<i>b", "utttu").spliced([(1, 4, "<i><i>", MEDIA)])
     assert (
-        prompt == Written("a<i><i>b", "ummmmmmu") and prompt.users(0, 2) and not prompt.users(1, 7)
+        prompt == PromptText("a<i><i>b", "ummmmmmu")
+        and prompt.has_user(0, 2)
+        and not prompt.has_user(1, 7)
     )
 
 

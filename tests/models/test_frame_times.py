@@ -1,5 +1,6 @@
-"""The times of a video's frames reach the prompt exactly: as the library writes them of frame
-numbers and a rate.
+"""The times of a video's frames reach the prompt exactly.
+
+They are written as the library writes frame numbers at a rate.
 """
 
 from fractions import Fraction

@@ -1,8 +1,7 @@
-"""What becomes of checkpoint folders that are not whole, not readable, or of another kind: loaded,
-or one sentence that says why.
+"""Checkpoint folders that are not whole, not readable, or hold something else.
 
-The tables hold one row a fault. Every sentence names the option, says what is wrong and what to do,
-and no class of a library.
+Each is loaded, or refused with one sentence that says why. The tables have one row for each fault.
+Every sentence names the option, the fault and the remedy, and no class of a library.
 """
 
 import json
@@ -25,7 +24,7 @@ ALL = {"llava": tiny.llava, **FAMILIES}
 
 
 def said_of(folder: Path, **options) -> str:
-    """The sentence that a folder is refused with."""
+    """The sentence that refuses a folder."""
     with pytest.raises(ModelError) as caught:
         load_model(str(folder), device="cpu", **options)
     said = str(caught.value)
@@ -143,7 +142,7 @@ def test_a_tied_head_is_not_missing(name, tmp_path):
 
 
 def edit(path: Path, **values) -> None:
-    """Keys of a JSON file; None takes one away."""
+    """Sets keys of a JSON file; None removes a key."""
     found = json.loads(path.read_text()) if path.is_file() else {}
     path.write_text(
         json.dumps({key: value for key, value in (found | values).items() if value is not None})
@@ -158,7 +157,7 @@ def inner(folder: Path, part: str, **values) -> None:
 
 
 def sharded(folder: Path) -> list[str]:
-    """Two files of weights and an index; their names."""
+    """Splits the weights into two files and an index; returns the files' names."""
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     files = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
@@ -185,9 +184,7 @@ def float64(folder: Path) -> None:
 
 
 def new_names(folder: Path) -> None:
-    """Tensors named as the library's modules are now; what it saves is named as they were at
-    first.
-    """
+    """Names the tensors as the library's modules are named now; it saves them by the first names."""
     weights = {
         re.sub(r"^language_model\.model\.", "model.language_model.", name).replace(
             "language_model.lm_head", "lm_head"
@@ -203,9 +200,7 @@ def new_names(folder: Path) -> None:
 
 
 def apart(folder: Path) -> None:
-    """preprocessor_config.json alone, with the processor's class, and no word of patches and
-    strategies.
-    """
+    """Leaves preprocessor_config.json alone, with the processor's class and no patches or strategy."""
     whole = json.loads((folder / "processor_config.json").read_text())
     images = whole["image_processor"] | {"processor_class": "LlavaProcessor"}
     (folder / "preprocessor_config.json").write_text(json.dumps(images))
@@ -731,9 +726,7 @@ def test_what_an_old_processor_leaves_out_comes_from_the_model(tower, tmp_path):
 def test_a_tower_without_class_token_keeps_all_its_patches(
     model, processor, class_tokens, tokens, tmp_path
 ):
-    """Unless the model and its processor both count without the first, as `generate` would then do
-    as well.
-    """
+    """Unless the model and its processor both leave out the first, as `generate` then does too."""
     folder = tiny.siglip(tmp_path / "m")
     edit(folder / "config.json", vision_feature_select_strategy=model)
     whole = json.loads((folder / "processor_config.json").read_text())

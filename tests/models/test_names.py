@@ -1,6 +1,4 @@
-"""A model's name before anything is loaded, and a hub that answers, refuses, or cannot be
-reached.
-"""
+"""A model's name before anything is loaded, and a hub that answers, refuses, or is out of reach."""
 
 import json
 import subprocess
@@ -147,9 +145,7 @@ def test_of_a_repository_only_what_is_loaded_is_downloaded(files, code, want):
 
 
 class Hub(BaseHTTPRequestHandler):
-    """A hub with one repository, `owner/model`, of the files in `files`; `status` is what it
-    answers to all else.
-    """
+    """A hub with one repository, `owner/model`, of `files`; all else is answered with `status`."""
 
     files: ClassVar[dict[str, bytes]] = {}
     status, code = 200, ""
@@ -225,9 +221,7 @@ print(time.monotonic() - begin)
 
 @pytest.fixture
 def hub(tmp_path, llava_folder):
-    """(server, ask): `ask(address)` fetches in a process of its own, whose cache lasts as long as
-    the test.
-    """
+    """(server, ask): `ask(address)` fetches in a process of its own; the cache lasts for the test."""
     handler = type(
         "Ours",
         (Hub,),

@@ -1,6 +1,4 @@
-"""What a checkpoint's folder says in place of what belongs there is one sentence that names the
-file or the part.
-"""
+"""Odd values in the files of a checkpoint: one sentence names the file or the part."""
 
 import json
 import shutil
@@ -16,7 +14,8 @@ from tests.support.families import FAMILIES
 from trimtok_cli.errors import ModelError, SampleError
 from trimtok_cli.media.frames import Clip
 from trimtok_cli.models import fitting
-from trimtok_cli.models.checkpoint import Broken, check_generation
+from trimtok_cli.models.broken import Broken
+from trimtok_cli.models.generation_settings import check_generation
 from trimtok_cli.models.loading import load_model
 from trimtok_cli.models.registry import ADAPTERS
 from trimtok_cli.models.vision.clip_text import ClipText
@@ -63,7 +62,7 @@ def pixels(**values):
 
 
 def mark(text: str):
-    """An image token of the processor's that the template knows nothing of."""
+    """The processor has an image token that the template does not write."""
 
     def change(folder: Path) -> None:
         edit(folder / "processor_config.json", image_token=text)
@@ -218,10 +217,10 @@ def test_a_generation_setting_of_another_kind_is_named_before_the_weights_are_re
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_familys_processor_looks_for_what_its_template_writes(name, tmp_path):
-    """What the refusal above rests on."""
+    """The refusal above relies on this."""
     FAMILIES[name](tmp_path / "model")
     processor = AutoProcessor.from_pretrained(tmp_path / "model")
-    assert processor.image_token in fitting._asked(processor)
+    assert processor.image_token in fitting._trial_prompt(processor)
 
 
 BROKEN = {
@@ -284,7 +283,7 @@ def cut(text: str, mark: str, count: int) -> str:
 
 
 def test_a_clip_without_its_tokenizer_is_refused(tmp_path):
-    """The library would make one of no words, and every question would be the same to it."""
+    """The library would make a tokenizer without words, to which all questions are the same."""
     sizes = {
         "hidden_size": 32,
         "intermediate_size": 48,

@@ -1,5 +1,6 @@
-"""The vision tower runs and keeps no more than is read of it: against the library's whole tower,
-bit by bit.
+"""The vision tower runs no layer, and keeps no state, that nothing reads.
+
+The oracle is the library's whole tower, bit by bit.
 """
 
 import gc
@@ -52,10 +53,8 @@ def asked(adapter):
     )
 
 
-LACKING = {
-    "smolvlm",
-    "llava_onevision",
-}  # which show an image or a video, not both; which offer nothing of a video
+# SmolVLM shows an image or a video, not both; LLaVA-OneVision offers no signals of a video.
+LACKING = {"smolvlm", "llava_onevision"}
 SIGNALS = ("saliency", "keys", "last_saliency", "last_keys", "features", "cls")
 
 
@@ -63,7 +62,7 @@ SIGNALS = ("saliency", "keys", "last_saliency", "last_keys", "features", "cls")
 def test_tokens_and_signals_are_those_of_the_whole_tower(family, monkeypatch):
     batch = asked(family)
     found = family.encode_many(batch)
-    monkeypatch.setattr(type(family), "reading", Adapter.reading)
+    monkeypatch.setattr(type(family), "early_exit", Adapter.early_exit)
     assert len(found) == len(batch) > 1
     for one, other in zip(found, family.encode_many(batch), strict=True):
         assert torch.equal(one.embeds, other.embeds) and len(one) > 0
@@ -99,8 +98,7 @@ def test_layers_behind_run_only_for_a_signal_of_the_last_one_which_is_the_whole_
     assert ran == list(range(1, depth + 1))
     found = tokens.signals.last_saliency, tokens.signals.last_keys
     assert ran == list(range(1, len(layers) + 1))
-    # The oracle: what enters the last layer's attention when the library's own forward pass goes to
-    # its end.
+    # The oracle: the inputs of the last layer's attention in the library's own whole forward pass.
     tower = adapter.tower()
     layers[-1].self_attn.register_forward_pre_hook(
         lambda _, args, kwargs: entered.append((args, kwargs)), with_kwargs=True
@@ -109,8 +107,8 @@ def test_layers_behind_run_only_for_a_signal_of_the_last_one_which_is_the_whole_
     ((args, kwargs),) = entered
     tower.inputs["last_"], tower.behind = [(args, kwargs)], ()
     whole = tower.signals(
-        adapter._places(inputs),
-        tower_offsets([adapter._places(inputs)], [[False] * 2])[0],
+        adapter.layouts(inputs),
+        tower_offsets([adapter.layouts(inputs)], [[False] * 2])[0],
         adapter.project,
     )
     assert torch.equal(found[0], whole.last_saliency) and torch.equal(found[1], whole.last_keys)
@@ -118,9 +116,7 @@ def test_layers_behind_run_only_for_a_signal_of_the_last_one_which_is_the_whole_
 
 @torch.inference_mode()
 def test_no_hidden_state_is_alive_that_nobody_reads(tmp_path):
-    """When the projector runs: of the tower's layers only what is read, and afterwards, without
-    taps, not even that.
-    """
+    """When the projector runs, only the states that it reads are alive; without signals, none later."""
     for name, states in (
         ("-2", 1),
         ("[1, -2]", 2),
@@ -152,10 +148,8 @@ def test_no_hidden_state_is_alive_that_nobody_reads(tmp_path):
         )
 
 
-def test_the_model_is_as_before_also_when_a_pass_fails(family):
-    """A plain `generate` of the library is bit-equal before and after; no hook and no attribute
-    stays.
-    """
+def test_the_model_is_as_before_also_when_a_run_fails(family):
+    """The library's `generate` is bit-equal before and after; no hook and no attribute stays."""
     inputs = library_inputs(family, [picture(4, 100, 80)])
 
     def state() -> list:
@@ -187,8 +181,8 @@ def test_the_model_is_as_before_also_when_a_pass_fails(family):
 
 
 @torch.inference_mode()
-def test_a_pass_takes_no_more_crops_than_it_may(family, monkeypatch):
-    from trimtok_cli.models import adapter as base
+def test_a_tower_batch_takes_no_more_crops_than_it_may(family, monkeypatch):
+    from trimtok_cli.models import adapter as adapter_module
 
     batch = [*asked(family), family.prepare([], "?"), *asked(family)]
     want = family.encode_many(batch)
@@ -198,8 +192,8 @@ def test_a_pass_takes_no_more_crops_than_it_may(family, monkeypatch):
         seen.append(len(ids))
         return run_tower(model, ids, media)
 
-    monkeypatch.setattr(base, "run_tower", counted)
-    monkeypatch.setattr(family, "crops", 0.0, raising=False)
+    monkeypatch.setattr(adapter_module, "run_tower", counted)
+    monkeypatch.setattr(family, "crops_per_batch", 0.0, raising=False)
     found = family.encode_many(batch)
     assert seen == [len(tokens) for tokens in want if len(tokens)]
     for one, other in zip(found, want, strict=True):
@@ -215,9 +209,7 @@ def test_a_pass_takes_no_more_crops_than_it_may(family, monkeypatch):
 @torch.inference_mode()
 @pytest.mark.parametrize("family", sorted(VIDEO_FAMILIES - LACKING), indirect=True)
 def test_signals_of_a_prompt_with_an_image_and_a_video_are_each_ones_own(family):
-    """Whichever stands first, and whatever shares the pass: those of the image and of the video
-    asked about alone.
-    """
+    """They equal those of the image and of the video alone, in any order and any batch."""
     assert family.preprocessor.has_video and family.preprocessor.mixes
     clips = [clip_of(2), clip_of(2, 50, 50)]
     for words in ("?", "<video> and then <image>"):
@@ -240,7 +232,7 @@ def test_signals_of_a_prompt_with_an_image_and_a_video_are_each_ones_own(family)
                 assert (getattr(tokens.signals, name) - want).abs().max() < 1e-4, name
 
 
-def test_passes():
+def test_samples_of_one_shape_fill_tower_batches_in_their_order():
     def sample(*shape: int, name: str = "pixel_values") -> dict[str, torch.Tensor]:
         return {name: torch.empty(shape, device="meta")}
 

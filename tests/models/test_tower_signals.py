@@ -1,6 +1,4 @@
-"""What methods may ask of a vision tower: against the library's own eager attention, and by
-painting, in every family.
-"""
+"""Tower signals against the library's own eager attention, and by painting, in every family."""
 
 import pytest
 import torch
@@ -17,7 +15,7 @@ OFFERS = ("saliency", "keys", "last_saliency", "last_keys", "features", "project
 @pytest.fixture(scope="module", params=["llava", "siglip", *FAMILIES])
 def family(request, tmp_path_factory):
     build = {"llava": tiny.llava, "siglip": tiny.siglip, **FAMILIES}[request.param]
-    return load_model(str(build(tmp_path_factory.mktemp("taps") / request.param)), device="cpu")
+    return load_model(str(build(tmp_path_factory.mktemp("signals") / request.param)), device="cpu")
 
 
 @torch.inference_mode()
@@ -41,13 +39,8 @@ def test_signals_have_a_row_for_every_visual_token_and_lie_where_the_pixels_came
         assert x0 - 0.1 <= x <= x1 + 0.1 and y0 - 0.1 <= y <= y1 + 0.1, (x, y, (x0, y0, x1, y1))
 
 
-ONE_TO_ONE = [
-    "llava",
-    "siglip",
-    "llava_next",
-    "llava_next_video",
-    "llava_onevision",
-]  # a visual token is one token of the tower
+# Families whose visual tokens are one token of the tower each.
+ONE_TO_ONE = ["llava", "siglip", "llava_next", "llava_next_video", "llava_onevision"]
 
 
 @torch.inference_mode()
@@ -70,11 +63,11 @@ def test_features_projected_are_the_visual_tokens(family):
 
 
 @torch.inference_mode()
-def test_nothing_is_worked_out_before_it_is_asked_for(family, monkeypatch):
-    from trimtok_cli.models.vision import tower_signals as taps
+def test_no_signal_is_computed_before_it_is_read(family, monkeypatch):
+    from trimtok_cli.models.vision import tower_signals
 
     calls = []
-    monkeypatch.setattr(taps, "queries_and_keys", lambda *a, **k: calls.append(1) or 1 / 0)
+    monkeypatch.setattr(tower_signals, "queries_and_keys", lambda *a, **k: calls.append(1) or 1 / 0)
     tokens = family.encode_many([family.prepare([picture(1)], "?")])[0]
     assert not calls and tokens.signals.offers("saliency")
     with pytest.raises(ZeroDivisionError):
@@ -128,7 +121,7 @@ def test_a_towers_layers_run_by_halves_give_its_features(tmp_path):
 
 @torch.inference_mode()
 def test_visionzip_with_cls_adds_it_within_the_budget(tmp_path):
-    """54 + 10 as published: CLS is one of the 54, projected like the others."""
+    """As published: CLS is one of the 54 dominant tokens, projected like the others."""
     from trimtok_cli.pruners.base import Stage
     from trimtok_cli.pruners.registry import build_pruner
 
@@ -148,9 +141,7 @@ def test_visionzip_with_cls_adds_it_within_the_budget(tmp_path):
 
 @torch.inference_mode()
 def test_visionzip_and_vispruner_give_every_tile_its_share(tmp_path):
-    """LLaVA-NeXT: tiles told apart by boxes, the pure function on each tile's own signals, budgets
-    by size.
-    """
+    """On LLaVA-NeXT: the method's pure function on each tile's own signals, budgets by size."""
     from trimtok_cli.pruners.base import Stage
     from trimtok_cli.pruners.budget import share_out
     from trimtok_cli.pruners.methods.visionzip import visionzip

@@ -1,5 +1,6 @@
-"""No checkpoint runs code: one malicious folder for every place that can name code, and a standard
-input that says yes to all.
+"""No checkpoint runs code, although standard input says yes to every question.
+
+There is one malicious folder for every setting that can name code.
 
 All of them are captioned in one real process, each by the command itself; its standard input is a
 pipe of "y" lines, of which none may be missing afterwards.
@@ -82,9 +83,7 @@ def images_apart(folder: Path, **values) -> None:
 
 
 def nameless(folder: Path) -> None:
-    """No file says the processor's class, so the library chooses it by the family, and forgets what
-    it was told of code.
-    """
+    """No file names the processor's class, so the library chooses one, and forgets about trust."""
     images_apart(folder, image_processor_type="Unknown")
     (folder / "processor_config.json").unlink()
     edit(folder / "tokenizer_config.json", drop=("processor_class",))
@@ -248,9 +247,7 @@ def prepare(folder: Path, plain: Path, change: Callable[[Path], object]) -> None
 
 @pytest.fixture(scope="module")
 def captioned(tmp_path_factory, llava_folder):
-    """Every malicious folder captioned: {name: (exit code, what was said on stderr)}, and how much
-    of standard input is left.
-    """
+    """({name: (exit code, stderr)} of every malicious folder, what is left of standard input)."""
     place = tmp_path_factory.mktemp("evil")
     plain = {"llava": llava_folder, "qwen2_vl": FAMILIES["qwen2_vl"](place / "plain")}
     for name, (family, change, _, _) in PLACES.items():
@@ -318,7 +315,7 @@ def test_a_run_says_in_its_manifest_whether_code_was_trusted():
 
 
 def loads(path: Path) -> dict[str, bool]:
-    """The places in a file that load what a checkpoint says, and whether each is a safe one."""
+    """The calls in a file that load a checkpoint, and whether each is safe."""
     tree, found = ast.parse(path.read_text(encoding="utf-8")), {}
     handed = {
         id(argument)

@@ -1,5 +1,7 @@
-"""Every family against the library itself: dense = generate, pruned = masked or built without the
-rows, boxes = painted pixels.
+"""Every family against the library itself.
+
+Dense equals `generate`; pruned equals a masked prompt, or one built without the rows; boxes are where
+pixels are painted.
 """
 
 from dataclasses import replace
@@ -21,7 +23,7 @@ STEPS = 4
 QUESTION = "What is to the left of it?"
 
 
-# Each family once more with other sizes, heads and head: what is right for one folder only shows
+# Each family once more with other sizes and heads: code that is right for one folder alone fails
 # here.
 OTHERWISE = {
     "llava_next": {"text_model": "mistral", "grid": 5},
@@ -54,16 +56,14 @@ def kind_of(adapter) -> str:
 
 
 def clip_of(count: int, width: int = 60, height: int = 44) -> Clip:
-    """Frames at uneven times, so that a processor which samples again or invents times would be
-    seen.
-    """
+    """A clip with uneven times, which shows whether a processor samples again or invents times."""
     times = tuple(round(0.3 * i + 0.11 * (i % 2), 2) for i in range(count))
     frames = tuple(picture(70 + i, width, height) for i in range(count))
     return Clip(frames, times, times[-1] + 0.3, 24.0, "pyav", width, height, 90, 0, ())
 
 
 def library_inputs(adapter, images, clip=None, question: str = QUESTION) -> dict:
-    """What a user of the library would hand to generate."""
+    """The inputs that a user of the library would pass to `generate`."""
     content = (
         [{"type": "image"}] * len(images)
         + [{"type": "video"}] * (clip is not None)
@@ -220,8 +220,9 @@ def test_keep_all_is_dense(family):
 
 
 def masked_logits(adapter, prompt, dense, kept_rows) -> torch.Tensor:
-    """No cache: the whole dense sequence at every step, dropped rows masked out as keys, at their
-    original positions.
+    """Logits without a cache: the whole dense sequence at every step, dropped rows masked as keys.
+
+    All rows have their original positions.
     """
     embeds, positions = dense.embeds, dense.positions
     mask = torch.zeros(len(dense), dtype=torch.long)
@@ -248,7 +249,7 @@ def masked_logits(adapter, prompt, dense, kept_rows) -> torch.Tensor:
 
 
 def logits_without(adapter, inputs, dense, rows) -> torch.Tensor:
-    """Of generate on a prompt of these rows alone, as if there never were others."""
+    """Logits of `generate` on a prompt of these rows alone, as if the others had never been."""
     ids = inputs.input_ids[rows][None]
     typed = "token_type_ids" in inputs.tensors
     given = (
@@ -273,9 +274,7 @@ def logits_without(adapter, inputs, dense, rows) -> torch.Tensor:
 
 @torch.inference_mode()
 def test_pruned_equals_its_reference(family):
-    """Kept positions: the dropped rows masked out of the dense run. Renumbered: generate on a
-    prompt built without them.
-    """
+    """With kept positions: the dense run, dropped rows masked. Renumbered: `generate` without them."""
     inputs = family.prepare([picture(2, 150, 60), picture(5, 60, 100)], QUESTION)
     dense, tokens = dense_prompt(family, inputs)
     pruner = build_pruner("trimtokenator", {"keep": "40%"})
@@ -314,8 +313,9 @@ def painted(image: Image.Image, x: float, y: float) -> Image.Image:
 @pytest.mark.parametrize("size", [(240, 240), (360, 200), (150, 400)])
 @torch.inference_mode()
 def test_boxes_lie_where_the_pixels_came_from(family, size):
-    """The tokens that move most when a spot is painted lie over the spot, in every tile that shows
-    it; newlines never move.
+    """The tokens that change most when a spot is painted lie over it, in every tile that shows it.
+
+    Newlines never change.
     """
     plain = picture(5, *size)
     base = family.encode_many([family.prepare([plain], "?")])[0]

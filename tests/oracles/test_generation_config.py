@@ -1,5 +1,6 @@
-"""What a checkpoint's generation_config.json says, against `generate` itself: tokens where it is
-greedy, shares where it samples.
+"""A checkpoint's generation_config.json against `generate` itself.
+
+Greedy answers have the same tokens; sampled ones have tokens in the same shares.
 """
 
 import copy
@@ -28,8 +29,9 @@ LOOPS = {"continuous": Continuous, "simple": Plain}
 
 
 class Asked:
-    """A model and three questions of unequal length, with what `generate` is given for each, and
-    what it says without settings.
+    """A model and three questions of unequal length, with the inputs of `generate` for each.
+
+    `generate`'s answers without settings are kept as well.
     """
 
     def __init__(self, adapter):
@@ -96,7 +98,7 @@ def _as_it_was(request):
 
 
 def set_config(asked: Asked, **settings) -> None:
-    """The checkpoint's file, with these settings in it."""
+    """Puts these settings into the checkpoint's generation settings."""
     config = copy.deepcopy(asked.plain_config)
     config.update(**settings)
     asked.adapter.model.generation_config = config
@@ -158,8 +160,9 @@ MANY = ["repetition_penalty", "no_repeat_ngram_size", "several"]
 
 
 def same_tokens(asked: Asked) -> int:
-    """In how many of the three the settings changed something; the loops as `generate`, alone and
-    side by side.
+    """Holds the loops against `generate`, alone and side by side.
+
+    Returns the number of the three questions whose answer the settings changed.
     """
     want = [asked.library(i).sequences[0].tolist() for i in range(3)]
     ends = set(asked.adapter.end_ids)
@@ -222,7 +225,7 @@ WARPED = {
 
 
 def same_shares(asked: Asked, monkeypatch, **options) -> None:
-    """The shares that lots are drawn by are those of `generate`, where both say the same tokens."""
+    """Tokens are drawn by the same shares as in `generate`, as long as both have the same tokens."""
     want = [asked.library(i, **options) for i in range(3)]
     told = [out.sequences[0].tolist() for out in want]
     scores = [torch.cat(out.scores).softmax(-1) for out in want]
@@ -317,9 +320,7 @@ def test_a_prompt_that_max_length_leaves_no_room_for_fails_alone(llava, loop):
 
 
 def test_pruned_prompts_are_penalised_for_the_same_ids_as_dense_ones(llava):
-    """The processors see the dense prompt's ids, placeholders included, whatever rows the pruner
-    took.
-    """
+    """The processors see all ids of the dense prompt, whichever rows the pruner dropped."""
     set_config(llava, repetition_penalty=1.5, no_repeat_ngram_size=2, min_length=40)
     inputs = llava.adapter.prepare([picture(1, 100, 80)], "Why? " * 5)
     tokens = llava.adapter.encode_many([inputs])

@@ -1,4 +1,4 @@
-"""What trimtok leans on inside other libraries is there, and stands in one table."""
+"""The parts of other libraries that trimtok relies on exist, and are listed in one table."""
 
 import ast
 import importlib
@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "trimtok_cli"
 
 
 @pytest.mark.parametrize("leaned", LEANED_ON, ids=lambda leaned: leaned.name)
-def test_what_is_leaned_on_is_there(leaned):
+def test_every_part_that_is_leaned_on_exists(leaned):
     module, _, path = leaned.name.partition(":")
     found = importlib.import_module(module)
     for name in path.split("."):
@@ -31,9 +31,7 @@ def test_imports_from_inside_transformers_stand_in_the_table():
 
 
 def test_private_members_of_a_model_stand_in_the_table():
-    """What the library calls its own affair may go with any release:
-    `self.model._something(...)`.
-    """
+    """Private members may go with any release: `self.model._something(...)`."""
     known = {leaned.name.rpartition(".")[2] for leaned in LEANED_ON}
     called = set()
     for file in PACKAGE.rglob("*.py"):
@@ -57,9 +55,7 @@ def test_private_members_of_a_model_stand_in_the_table():
 
 
 def test_the_cache_goes_by_the_name_that_the_model_says(adapter):
-    """Under either name of the argument the model is given the cache; a release that renames it
-    again changes no call of ours.
-    """
+    """The model takes its cache under either name; a third name would need one change."""
 
     class Old:
         def forward(self, past_key_values=None): ...

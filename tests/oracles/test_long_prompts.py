@@ -1,5 +1,6 @@
-"""Prompts, answers and pictures beyond what the model or the machine can take: a sentence in the
-sample's row, in bounded time.
+"""Prompts, answers and pictures too large for the model or the machine.
+
+Each is a sentence in the sample's row, in bounded time.
 """
 
 import resource
@@ -33,8 +34,9 @@ def family(request, tmp_path_factory):
 
 @pytest.fixture
 def short(adapter, monkeypatch):
-    """The tiny LLaVA with 64 positions: a picture takes 36, the template 21, so that four
-    characters of a question fit.
+    """The tiny LLaVA with 64 positions: a picture takes 36 and the template 21.
+
+    So a question of four characters fits.
     """
     monkeypatch.setattr(adapter, "num_positions", 64)
     monkeypatch.setattr(adapter.preprocessor, "num_positions", 64)
@@ -153,7 +155,7 @@ def test_every_family_knows_its_positions_and_refuses_a_question_that_alone_is_l
 
 
 def test_a_question_of_marks_that_just_fits_is_not_refused(adapter, monkeypatch):
-    """What hides a mark from the tokenizer is not counted."""
+    """The stand-ins that hide marks from the tokenizer are not counted."""
     question = "</s> " * 50
     rows = len(adapter.prepare([], question).input_ids)
     monkeypatch.setattr(adapter.preprocessor, "num_positions", rows)

@@ -1,6 +1,4 @@
-"""Scores that are no numbers: the sample they belong to fails with a sentence, its neighbours are
-answered as if alone.
-"""
+"""Scores that are no numbers: their sample fails with a sentence, and its neighbours are answered."""
 
 from dataclasses import replace
 

@@ -1,5 +1,6 @@
-"""Our path against slow and obvious ones: generate of transformers, prompts built by hand, singles
-for batches. Logits, not text.
+"""Our path against slow and obvious ones, by logits and not by text.
+
+They are transformers' `generate`, prompts built by hand, and singles in place of batches.
 """
 
 from functools import partial

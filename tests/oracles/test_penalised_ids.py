@@ -1,6 +1,4 @@
-"""What a penalty looks at is the dense prompt's ids, whatever a method takes away, before the
-decoder or within it.
-"""
+"""Penalties look at the dense prompt's ids, whichever tokens a method drops, and wherever."""
 
 import json
 import sys

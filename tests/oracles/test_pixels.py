@@ -1,6 +1,4 @@
-"""Pixels stay bytes until they lie on the model's device: what enters the vision tower is what the
-processor itself would give.
-"""
+"""Pixels stay bytes up to the model's device; the tower then reads the processor's own floats."""
 
 import pickle
 

@@ -1,8 +1,7 @@
-"""Every short name of the catalogue, loaded from a folder that says what its published files say,
-and answered once.
+"""Every short name of the catalogue: a folder with its published settings is loaded and asked once.
 
-Dense is what the library's own `generate` gives greedily with the checkpoint's settings; then half
-of the visual tokens are kept.
+The dense answer is that of the library's own greedy `generate` with the checkpoint's settings; then
+half of the visual tokens are kept.
 """
 
 from pathlib import Path

@@ -1,8 +1,7 @@
-"""A user's text is text: ordinary questions are tokenized as the library does it, marks in them are
-characters, no word is lost.
+"""A user's text is text: tokenized as the library does it, its marks are characters, no word is lost.
 
-On tokenizers that merge characters as those of real checkpoints do, and on the tiny models of every
-family.
+Runs on tokenizers that merge characters as those of real checkpoints do, and on the tiny models of
+every family.
 """
 
 import pickle

@@ -425,13 +425,13 @@ def test_overwriting_keeps_the_old_answers_until_the_first_new_one(
     llava_folder, pictures, monkeypatch
 ):
     before = old_run(llava_folder, pictures)
-    from trimtok_cli.prepare import pool as ahead
+    from trimtok_cli.prepare import pool
 
     def interrupted(*_):
         assert snapshot(Path("o")).items() >= before.items()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ahead, "attempt", interrupted)
+    monkeypatch.setattr(pool, "attempt", interrupted)
     run("caption", *pictures, "-m", llava_folder, *SHORT, "-o", "o", "--overwrite", code=130)
     assert snapshot(Path("o")) == before
 
@@ -582,9 +582,9 @@ def test_a_document_that_cannot_be_written_leaves_the_old_one(monkeypatch):
 def test_an_output_that_vanishes_ends_the_run_at_once(llava_folder, pictures, monkeypatch):
     import shutil
 
-    from trimtok_cli.prepare import pool as ahead
+    from trimtok_cli.prepare import pool
 
-    real, calls = ahead.attempt, []
+    real, calls = pool.attempt, []
 
     def attempt(*given):
         calls.append(given)
@@ -592,7 +592,7 @@ def test_an_output_that_vanishes_ends_the_run_at_once(llava_folder, pictures, mo
             shutil.rmtree("o")
         return real(*given)
 
-    monkeypatch.setattr(ahead, "attempt", attempt)
+    monkeypatch.setattr(pool, "attempt", attempt)
     done = run("caption", *pictures, "-m", llava_folder, *SHORT, "-q", "-o", "o", code=1)
     assert (
         "was removed while the run went on, with 2 answers in it" in done.stderr and len(calls) <= 4

@@ -1,6 +1,4 @@
-"""One time limit for every sample, with and without workers: what takes too long is a failed row,
-and the run goes on.
-"""
+"""One time limit for every sample, with and without workers: a slow sample is a failed row."""
 
 import json
 import re
@@ -18,12 +16,11 @@ from typer.testing import CliRunner
 from tests.conftest import picture
 from tests.support.hooked import ENDLESS, Hooked
 from trimtok_cli.cli import app
-from trimtok_cli.data import Failed, Sample
+from trimtok_cli.data import Failed, FrameRule, Sample
 from trimtok_cli.engine.results import NO_MEMORY, failed_result
 from trimtok_cli.engine.stream import answer_all
 from trimtok_cli.evaluation.compare import compare_all
 from trimtok_cli.limits import TimeUp, within
-from trimtok_cli.media.frames import FrameRule
 from trimtok_cli.prepare import sample as preparing
 from trimtok_cli.prepare.pool import prefetch
 from trimtok_cli.prepare.sample import Ask, Prepared
@@ -126,17 +123,16 @@ def test_without_workers_a_sample_that_takes_too_long_fails_alone(
         "template": {"question": "slow"},
     }[place]
     if place == "template":
-        told = type(adapter.preprocessor).prepare
+        original = type(adapter.preprocessor).prepare
 
-        def lazy(self, images, question, **more):
-            return work() if question == "slow" else told(self, images, question, **more)
+        def lazy(self, images, question, **options):
+            return work() if question == "slow" else original(self, images, question, **options)
 
         monkeypatch.setattr(type(adapter.preprocessor), "prepare", lazy)
     else:
         monkeypatch.setattr(preparing, place, lambda *_: work())
-        monkeypatch.setattr(
-            preparing, "by_content", lambda sample: sample
-        )  # else a picture is no video, whatever it is called
+        # A picture would not be taken for a video, whatever it is called.
+        monkeypatch.setattr(preparing, "by_content", lambda sample: sample)
     ask = Ask("What?", frames=FrameRule(timeout=0.1), timeout=0.3)
     found = list(prefetch(adapter.preprocessor, [Sample(1), Sample(2, **slow), Sample(3)], ask))
     assert [type(each) for each in found] == [Prepared, Failed, Prepared]
@@ -188,9 +184,9 @@ def test_a_chat_template_that_asks_for_all_memory_is_a_failed_row(adapter, monke
 
 def test_the_limit_is_an_option(llava_folder, pictures, monkeypatch):
     monkeypatch.setattr(
-        preparing, "load_image", lambda path: busy() if path == pictures[1] else told(path)
+        preparing, "load_image", lambda path: busy() if path == pictures[1] else load_image(path)
     )
-    from trimtok_cli.media.images import load_image as told
+    from trimtok_cli.media.images import load_image
 
     for command in ("caption", "compare"):
         options = [

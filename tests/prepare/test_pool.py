@@ -1,6 +1,4 @@
-"""Worker processes: the same results in the same order, a bounded number ahead, and nothing left
-behind, whatever happens.
-"""
+"""Worker processes: the same results in the same order, a bounded number in flight, no process left."""
 
 import json
 import os
@@ -20,10 +18,9 @@ import torch
 from tests.conftest import picture
 from tests.support.clips import make_clip
 from tests.support.hooked import Hooked
-from trimtok_cli.data import Sample
+from trimtok_cli.data import FrameRule, Sample
 from trimtok_cli.engine.stream import answer_all
 from trimtok_cli.errors import ModelError
-from trimtok_cli.media.frames import FrameRule
 from trimtok_cli.prepare.pool import prefetch
 from trimtok_cli.prepare.sample import Ask, Failed, Prepared
 
@@ -33,7 +30,7 @@ ASK = Ask("What?", max_new_tokens=2, frames=FrameRule(frames=3, timeout=60), tim
 
 
 def gone(pid: int) -> bool:
-    """Within some seconds: what was killed may have to be waited for by the system."""
+    """Whether a process ends within some seconds; the system may take time to reap it."""
     for _ in range(100):
         try:
             os.kill(pid, 0)
@@ -78,8 +75,9 @@ def samples(tmp_path_factory) -> list[Sample]:
 
 @pytest.fixture(scope="module")
 def run(adapter, samples, tmp_path_factory):
-    """All samples once, by two workers, from an endless source; closed while one of them waits for
-    a decoder that hangs.
+    """All samples once, by two workers, from an endless source.
+
+    Closed while a worker waits for a decoder that hangs.
     """
     read: list[int] = []
 
@@ -237,7 +235,7 @@ def test_a_plain_script_needs_no_main_guard_and_takes_its_workers_along_when_it_
 
 
 def test_ctrl_c_leaves_no_process(llava_folder, pictures):
-    """As a terminal sends it, to the whole group, while the input goes on."""
+    """As a terminal sends Ctrl-C: to the whole group, while the input goes on."""
     options = ["-m", str(llava_folder), "--workers", "2", "--max-new-tokens", "2", "-q", "-o", "-"]
     process = subprocess.Popen(
         [sys.executable, "-m", "trimtok_cli", "caption", "-", *options],

@@ -1,6 +1,4 @@
-"""Workers are killed, stopped, starved and cut off, at random and on purpose: every sample gets its
-one row, in order.
-"""
+"""Workers are killed, stopped, starved and cut off: every sample has one row, in order."""
 
 import errno
 import os
@@ -19,7 +17,7 @@ from tests.prepare.test_pool import gone
 from tests.support.light_worker import Light
 from trimtok_cli.child_process import Child, Ended
 from trimtok_cli.data import Sample
-from trimtok_cli.prepare import pool as ahead
+from trimtok_cli.prepare import pool
 from trimtok_cli.prepare.pool import prefetch
 from trimtok_cli.prepare.sample import Ask, Failed, Prepared
 
@@ -50,9 +48,9 @@ def light(monkeypatch) -> SimpleNamespace:
             super().__init__(*args)
             pids.append(self.process.pid)
 
-    monkeypatch.setattr(ahead, "WORKER", "from tests.support.light_worker import main; main()")
-    monkeypatch.setattr(ahead, "Child", Kept)
-    monkeypatch.setattr(ahead, "GRACE", 0.5)
+    monkeypatch.setattr(pool, "WORKER", "from tests.support.light_worker import main; main()")
+    monkeypatch.setattr(pool, "Child", Kept)
+    monkeypatch.setattr(pool, "GRACE", 0.5)
     yield SimpleNamespace(pids=pids)
     for pid in pids:
         with pytest.raises(ChildProcessError):  # not even a zombie is left
@@ -69,20 +67,20 @@ def run(samples: list[Sample], workers: int) -> list[Prepared | Failed]:
     return found
 
 
-def said(found: list[Prepared | Failed]) -> list[str]:
-    """What was prepared, or the error."""
+def outcomes(found: list[Prepared | Failed]) -> list[str]:
+    """The prepared inputs of each sample, or its error."""
     return [str(each.error) if isinstance(each, Failed) else each.inputs for each in found]
 
 
 @pytest.mark.parametrize("harm", HARMS)
 def test_a_sample_that_harms_its_worker_is_a_failed_row_and_no_other_is(light, harm):
-    found = said(run(questions("a", harm, "b", "c", f"{harm} again", "d"), workers=2))
+    found = outcomes(run(questions("a", harm, "b", "c", f"{harm} again", "d"), workers=2))
     assert found[1].startswith(HARMS[harm]) and found[4].startswith(HARMS[harm])
     assert [found[i] for i in (0, 2, 3, 5)] == [f"prepared {name}" for name in "abcd"]
 
 
 def test_a_sample_whose_worker_died_for_other_reasons_is_prepared_after_all(light):
-    assert said(run(questions("once x", "once y", "a"), workers=2)) == [
+    assert outcomes(run(questions("once x", "once y", "a"), workers=2)) == [
         "prepared once x",
         "prepared once y",
         "prepared a",
@@ -97,7 +95,7 @@ def test_ever_more_deaths_end_the_samples_that_caused_them_and_never_the_run(
     assert [isinstance(each, Prepared) for each in found] == [False] * 8 + [True] + [False] * 4 + [
         True
     ]
-    assert all(each.startswith(DIED) for each in said(found) if not each.startswith("prepared"))
+    assert all(each.startswith(DIED) for each in outcomes(found) if not each.startswith("prepared"))
     assert len(light.pids) <= 2 * 12 + workers, "each sample has two chances"
     assert caplog.messages == []
 
@@ -109,10 +107,10 @@ def test_when_workers_die_while_they_start_the_run_goes_on_with_fewer_or_none_an
 ):
     monkeypatch.setenv("LIGHT_STARTS", str(lived))
     monkeypatch.setenv("LIGHT_END", end)
-    monkeypatch.setattr(ahead, "STARTING", 1)
+    monkeypatch.setattr(pool, "STARTING", 1)
     harmful = {2: "die", 5: "once x", 7: "leave"} if lived else {}
     samples = questions(*(harmful.get(i, f"q{i}") for i in range(12)))
-    found = said(run(samples, workers=3))
+    found = outcomes(run(samples, workers=3))
     for i, each in enumerate(found):
         assert each == f"prepared {samples[i].question}" or (
             i in harmful and each.startswith(DIED)
@@ -125,11 +123,9 @@ def test_when_workers_die_while_they_start_the_run_goes_on_with_fewer_or_none_an
 
 
 def test_what_harmed_a_worker_is_never_tried_in_the_parent(light, monkeypatch):
-    """Where no worker is left, an innocent sample is prepared here, one with a death on its account
-    is not.
-    """
+    """Where no worker is left, the parent prepares the samples that killed none."""
     monkeypatch.setenv("LIGHT_STARTS", "1")
-    found = said(run(questions("a", "die", "b", "die"), workers=1))
+    found = outcomes(run(questions("a", "die", "b", "die"), workers=1))
     assert found[1].startswith(DIED) and [found[0], found[2], found[3]] == [
         "prepared a",
         "prepared b",
@@ -143,8 +139,8 @@ def test_a_system_without_room_for_processes_or_threads_is_a_run_without_workers
     def refuse(*_: object) -> None:
         raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(ahead, "Child", refuse)
-    assert said(run(questions("a", "b", "c"), workers=2)) == [
+    monkeypatch.setattr(pool, "Child", refuse)
+    assert outcomes(run(questions("a", "b", "c"), workers=2)) == [
         "prepared a",
         "prepared b",
         "prepared c",
@@ -156,7 +152,7 @@ def test_a_system_without_room_for_processes_or_threads_is_a_run_without_workers
 
     caplog.clear()
     monkeypatch.setattr(threading.Thread, "start", no_thread)
-    assert said(run(questions("a", "b", "c"), workers=2)) == [
+    assert outcomes(run(questions("a", "b", "c"), workers=2)) == [
         "prepared a",
         "prepared b",
         "prepared c",
@@ -169,7 +165,7 @@ def test_a_sample_that_cannot_be_sent_is_prepared_here(light):
         def __reduce__(self):
             raise TypeError("not this one")
 
-    assert said(run([Sample(0, question=Words("a")), Sample(1, question="b")], workers=1)) == [
+    assert outcomes(run([Sample(0, question=Words("a")), Sample(1, question="b")], workers=1)) == [
         "prepared a",
         "prepared b",
     ]
@@ -222,7 +218,7 @@ def test_workers_killed_at_random_lose_no_sample_and_change_no_answer(light, see
 
 
 def test_no_time_passes_while_a_process_is_stopped():
-    """As by Ctrl-Z."""
+    """A stop as by Ctrl-Z."""
     work = "(print('begun', flush=True), [time.sleep(0.05) for _ in range(12)], print('done'))"
     code = f"import time; from trimtok_cli.limits import within; within(4, lambda: {work})"
     process = subprocess.Popen(

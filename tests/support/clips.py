@@ -1,5 +1,4 @@
-"""Small clips for the tests of video reading: every frame carries its own number in the picture,
-and which way is up.
+"""Small clips for the tests of video reading: each frame shows its own number, and which way is up.
 
 A frame is 96 x 64 in blocks of 24 x 32: the top left block is red, the bottom right one blue, the
 six between them are the number in binary. Knows nothing of the code under test.
@@ -26,9 +25,7 @@ def picture(number: int) -> np.ndarray:
 
 
 def number_in(image: Image.Image) -> int:
-    """The number that the picture carries; AssertionError where it is not upright, not RGB or
-    torn.
-    """
+    """The number that the picture shows; AssertionError where it is not upright, not RGB or torn."""
     assert (image.mode, image.size) == ("RGB", (WIDTH, HEIGHT))
     blocks = (
         np.asarray(image, dtype=float).reshape(2, 32, 4, 24, 3)[:, 4:-4, :, 4:-4].mean(axis=(1, 3))
@@ -53,9 +50,10 @@ def make_clip(
     turn: int = 0,
     change: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Path:
-    """A clip whose frame i appears at ticks[i] / `rate` seconds. With `turn` the pictures are
-    stored turned by so many degrees clockwise, as a phone held upright stores them; the caller then
-    marks the file with `mark_rotation`.
+    """A clip whose frame i appears at ticks[i] / `rate` seconds.
+
+    turn: degrees clockwise by which the pictures are stored turned, as a phone held upright stores
+    them; the caller then marks the file with `mark_rotation`.
     """
     import av
 
@@ -75,9 +73,7 @@ def make_clip(
 
 
 def mark_rotation(path: Path, degrees: int) -> Path:
-    """Patches the mp4's display matrix: a player shall turn the picture clockwise by so many
-    degrees.
-    """
+    """Patches the mp4's display matrix, by which a player turns the picture clockwise."""
     cos, sin = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
     data = bytearray(path.read_bytes())
     start = data.index(b"tkhd") + 4 + 40  # version 0: the matrix is 40 bytes into the box

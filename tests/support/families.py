@@ -1,9 +1,8 @@
-"""Tiny random-weight models of the real classes, one builder per family, saved as folders that load
-offline.
+"""Tiny models of every family with random weights, saved as folders that load offline.
 
-As in `tiny`: their answers mean nothing, their logits are far from flat, and their visual rows are
-as long as their text rows. `grid` is everywhere the side of the square of visual tokens that one
-tile gives. SmolVLM's processor needs the package num2words.
+As in `tiny`, their answers mean nothing, their logits are far from flat, and their visual rows are
+as long as their text rows. `grid` is the side of the square of visual tokens that one tile has.
+SmolVLM's processor needs the package num2words.
 """
 
 import re
@@ -19,7 +18,7 @@ from PIL import Image
 from tests.support import families_text as text
 
 VISION = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "patch_size": 14}
-"""What the CLIP, SigLIP and Idefics towers share."""
+"""Settings that the CLIP, SigLIP and Idefics towers share."""
 
 
 def llava_next(
@@ -34,9 +33,7 @@ def llava_next(
     text_model: str = "llama",
     layer: int | list[int] = -2,
 ) -> Path:
-    """CLIP tower; a base tile, then up to 2x2, 1x3 or 3x1 tiles without their padding, a newline
-    behind every row.
-    """
+    """CLIP tower; an overview, then up to 2x2, 1x3 or 3x1 tiles without padding, with newlines."""
     words, chat = text.mistral() if text_model == "mistral" else text.vicuna()
     config = hf.LlavaNextConfig(
         text_config=text.text_config(
@@ -541,7 +538,7 @@ def gemma3(
 def _save(folder: Path, model_class, config, processor, last: str, seed: int, end) -> Path:
     torch.manual_seed(seed)
     model = model_class(config).eval()
-    _see(model, processor, last)
+    _scale_visual(model, processor, last)
     model.generation_config = hf.GenerationConfig(
         bos_token_id=text.BOS, eos_token_id=end, pad_token_id=text.PAD
     )
@@ -551,11 +548,10 @@ def _save(folder: Path, model_class, config, processor, last: str, seed: int, en
 
 
 @torch.no_grad()
-def _see(model, processor, last: str) -> None:
-    """Weights of the visual part that keep what differs between pixels, then visual rows as long as
-    text rows.
+def _scale_visual(model, processor, last: str) -> None:
+    """Scales the visual weights: pixels make a difference, visual rows are as long as text rows.
 
-    `last` is the pattern of the weights that visual rows are proportional to.
+    last: pattern of the weights that visual rows are proportional to.
     """
     decoder = {
         id(parameter)
@@ -568,13 +564,14 @@ def _see(model, processor, last: str) -> None:
     }
     for name, parameter in visual.items():
         if parameter.ndim > 1:
-            place = re.search(r"pos_embed|position_embedding|cls_token", name)
-            parameter.normal_(0, 0.3 if place else (parameter.numel() / parameter.shape[0]) ** -0.5)
+            is_position = re.search(r"pos_embed|position_embedding|cls_token", name)
+            parameter.normal_(
+                0, 0.3 if is_position else (parameter.numel() / parameter.shape[0]) ** -0.5
+            )
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (100, 80, 3), dtype=np.uint8))
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
-    with warnings.catch_warnings(
-        action="ignore", category=DeprecationWarning
-    ):  # 5.17's InternVL gives numpy a tensor
+    # InternVL's processor of transformers 5.17 gives numpy a tensor.
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
         inputs = processor(
             text=[processor.apply_chat_template(chat)], images=[image], return_tensors="pt"
         )

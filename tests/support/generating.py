@@ -1,4 +1,4 @@
-"""Loops and their rules in one call, as most tests want them."""
+"""Loops and their rules in one call, with the defaults that most tests want."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -39,15 +39,14 @@ def rules(
 def generate(
     adapter: Any, prompts: Sequence[Prompt], *, keep_logits: bool = False, **options: Any
 ) -> tuple[list[Generated], Seconds]:
-    """The oracle of the loops: one batch by the plain one."""
-    made = rules(adapter, **options)
-    return plain_loop.generate(adapter, prompts, made, keep_logits=keep_logits)
+    """One batch by the plain loop: the oracle of the other loops."""
+    return plain_loop.generate(adapter, prompts, rules(adapter, **options), keep_logits=keep_logits)
 
 
-def loop_of(kind: type, adapter: Any, *, batch_limit: int | None = 1, **options: Any) -> Any:
-    """A loop of this kind; options of `rules` and of the loop alike."""
+def loop_of(loop_class: type, adapter: Any, *, batch_limit: int | None = 1, **options: Any) -> Any:
+    """A loop of this class; options are those of `rules` and of the loop."""
     own = {name: options.pop(name) for name in ("keep_logits", "prefill_tokens") if name in options}
-    return kind(adapter, rules(adapter, **options), batch_limit=batch_limit, **own)
+    return loop_class(adapter, rules(adapter, **options), batch_limit=batch_limit, **own)
 
 
 def continuous(adapter: Any, **options: Any) -> Continuous:
@@ -63,9 +62,9 @@ def requests(prompts: Iterable[Prompt]) -> list[Request]:
 
 
 def run_all(loop: Loop, prompts: Iterable[Prompt]) -> dict[int, Finished]:
-    """What became of each prompt, by its place; each ends once."""
+    """Each prompt's end by its number; each ends once."""
     finished = list(run(loop, requests(prompts)))
-    by_number = {each.request.number: each for each in finished}
+    by_number = {end.request.number: end for end in finished}
     assert len(by_number) == len(finished), "a prompt ended twice"
     return by_number
 
@@ -73,7 +72,7 @@ def run_all(loop: Loop, prompts: Iterable[Prompt]) -> dict[int, Finished]:
 def finish(
     adapter: Any, pruner: Pruner | None, encoded: Sequence[Encoded], ask: Ask
 ) -> list[Result]:
-    """A batch through the loop that a run would take for it."""
+    """The results of a batch through the loop that a run would choose for it."""
     loop = loop_for(
         adapter, pruner, rules_for(adapter, ask), decode=ask.decode, batch_limit=len(encoded)
     )

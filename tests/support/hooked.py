@@ -1,6 +1,4 @@
-"""A preprocessor that does harm when it is asked to, for the tests of worker processes, which load
-it from here.
-"""
+"""A preprocessor that does harm when it is asked to, for the tests of worker processes."""
 
 import os
 import signal
@@ -12,7 +10,8 @@ import torch
 
 from trimtok_cli.errors import ModelError
 from trimtok_cli.media import video
-from trimtok_cli.models.preprocessor import Inputs, Preprocessor
+from trimtok_cli.models.inputs import Inputs
+from trimtok_cli.models.preprocessor import Preprocessor
 
 HANGS = (
     "import os, time; from pathlib import Path; from trimtok_cli.media import decoder_child "
@@ -27,9 +26,7 @@ ENDLESS = "{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% 
 
 
 class Hooked(Preprocessor):
-    """What the question says is done; `words` of the others is the process that they were prepared
-    in.
-    """
+    """Does what the question says; the inputs' `words` are the id of the process."""
 
     def __setstate__(self, state) -> None:
         vars(self).update(state)
@@ -46,26 +43,30 @@ class Hooked(Preprocessor):
         if question == "refuse":
             raise ModelError("this model cannot.")
         if question == "endless":
-            told, self.processor.chat_template = self.processor.chat_template, ENDLESS
+            template = self.processor.chat_template
+            self.processor.chat_template = ENDLESS
             try:
                 return super().prepare(images, "What?", **options)
             finally:
-                self.processor.chat_template = told
+                self.processor.chat_template = template
         if question == "memory":
             import resource
 
             limit = resource.getrlimit(resource.RLIMIT_AS)
-            resource.setrlimit(
-                resource.RLIMIT_AS, (1 << 30, limit[1])
-            )  # less than the libraries take
+            # Less than the libraries take.
+            resource.setrlimit(resource.RLIMIT_AS, (1 << 30, limit[1]))
             try:
                 torch.ones(1 << 28)
             finally:
                 resource.setrlimit(resource.RLIMIT_AS, limit)
         if question in ("local", "half"):
-            found, local = super().prepare(images, question, **options), lambda: None
+            inputs = super().prepare(images, question, **options)
+
+            # A local function cannot be pickled; bfloat16 is no type of numpy.
+            def local() -> None: ...
+
             extra = local if question == "local" else torch.arange(3, dtype=torch.bfloat16)
-            return replace(found, tensors=found.tensors | {"extra": extra})
+            return replace(inputs, tensors=inputs.tensors | {"extra": extra})
         if question == "print":
             print("nonsense", flush=True)
             os.write(1, b"more nonsense")

@@ -1,6 +1,4 @@
-"""The Triton kernels held against the plain loops over the same matrix, on whatever device a test
-has.
-"""
+"""The Triton kernels against the plain loops over the same matrix, on any device."""
 
 import torch
 from torch import Tensor

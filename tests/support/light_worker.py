@@ -1,8 +1,7 @@
-"""A worker process that starts in a moment, as it loads no torch, and does the harm that a sample's
-question asks for.
+"""A worker process that loads no torch, and does the harm that a sample's question asks for.
 
-It speaks as worker.py does, so that tests of the parent's side may lose as many of these as they
-like.
+It answers messages as worker.py does and starts in a moment, so that the tests of the parent's side
+may lose many of them.
 """
 
 import os
@@ -24,36 +23,36 @@ class Light:
         return f"prepared {question}"
 
 
-class Made:
+class Reply:
     """Becomes a Prepared in the parent."""
 
     def __init__(self, sample: Sample) -> None:
         self.sample = sample
 
     def __reduce__(self):
-        return made, (self.sample,)
+        return prepared, (self.sample,)
 
 
-def made(sample: Sample):
+def prepared(sample: Sample):
     from trimtok_cli.prepare.sample import Prepared
 
     return Prepared(sample, sample.question, Light().prepare([], sample.question), (), Seconds())
 
 
-def say(answer: bytes, length: int | None = None) -> None:
+def send(answer: bytes, length: int | None = None) -> None:
     data = (len(answer) if length is None else length).to_bytes(8, "big") + answer
     while data:
         data = data[os.write(1, data) :]
 
 
 def harm(question: str) -> None:
-    """What ends this process does not return."""
+    """Does the harm; returns only where this process goes on."""
     match question.split():
         case ["die", *_]:
             os.kill(os.getpid(), signal.SIGKILL)
         case ["leave", *_]:
             os._exit(7)
-        case ["once", name]:  # the first one only
+        case ["once", name]:  # only the first time
             if not Path(name).exists():
                 Path(name).touch()
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -62,21 +61,21 @@ def harm(question: str) -> None:
         case ["hang", *_]:
             time.sleep(60)
         case ["cut", *_]:
-            say(b"half an answer", length=1000)
+            send(b"half an answer", length=1000)
             os._exit(0)
         case ["cut-and-stop", *_]:
-            say(b"half an answer", length=1000)
+            send(b"half an answer", length=1000)
             os.kill(os.getpid(), signal.SIGSTOP)
         case ["endless", *_]:
-            say(b"", length=1 << 62)
+            send(b"", length=1 << 62)
         case ["unreadable", *_]:
-            say(b"this is no pickle")
+            send(b"this is no pickle")
         case ["slow", seconds, *_]:
             time.sleep(float(seconds))
 
 
 def starts() -> int:
-    """How many of these were started in this folder, this one included."""
+    """The number of these processes started in this folder, this one included."""
     Path("starts").mkdir(exist_ok=True)
     Path("starts", str(os.getpid())).touch()
     return len(list(Path("starts").iterdir()))
@@ -87,9 +86,9 @@ def main() -> None:
         harm(os.environ.get("LIGHT_END", "die"))
     messages = inbox()
     messages.get()  # the task
-    say(pickle.dumps(None))
+    send(pickle.dumps(None))
     while True:
         sample = pickle.loads(messages.get())
         harm(sample.question)
         if sample.question.split()[0] != "unreadable":
-            say(pickle.dumps(Made(sample)))
+            send(pickle.dumps(Reply(sample)))

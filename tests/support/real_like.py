@@ -1,5 +1,6 @@
-"""Processors with the chat templates of real checkpoints and tokenizers that merge characters as
-theirs do, trained here. No model.
+"""Processors with the chat templates of real checkpoints, and with tokenizers that merge characters.
+
+The tokenizers are trained here. There is no model.
 """
 
 import json

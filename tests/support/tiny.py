@@ -1,8 +1,7 @@
-"""Random-weight models of the real classes, saved as folders, so that `load_model` runs its real
-code offline.
+"""Tiny LLaVA models with random weights, saved as folders, so that `load_model` runs offline.
 
-Not trained on anything: their answers mean nothing, their logits are far from flat, which is what
-the oracles need.
+They are trained on nothing: their answers mean nothing, and their logits are far from flat, as the
+oracles need.
 """
 
 from pathlib import Path
@@ -176,8 +175,8 @@ def _save(
             **options,
         )
     )
-    # Visual rows as long as text rows, and as far from each other as real ones: else nothing that a
-    # test drops would matter.
+    # Visual rows are as long as text rows and as far from each other as real ones, so that a
+    # dropped token changes the answer.
     model.model.multi_modal_projector.linear_2.weight.data.mul_(20)
     for name, parameter in model.model.vision_tower.named_parameters():
         if "patch_embedding.weight" in name or "patch_conv.weight" in name:

@@ -1,4 +1,4 @@
-"""A result as a writer writes it, without a file."""
+"""A result's line as a writer writes it, without a file."""
 
 from typing import Any
 

@@ -24,7 +24,7 @@ from trimtok_cli.device import out_of_memory, release, reset_peak
 from trimtok_cli.errors import sentence
 from trimtok_cli.generation.types import Loop
 from trimtok_cli.models.adapter import Adapter
-from trimtok_cli.models.preprocessor import Inputs
+from trimtok_cli.models.inputs import Inputs
 from trimtok_cli.prepare.sample import Ask, Prepared, prepare
 from trimtok_cli.pruners.base import Pruner
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from trimtok_cli.child_process import end_with_parent
+from trimtok_cli.data import FrameRule
 from trimtok_cli.errors import MediaError
 from trimtok_cli.media.decoders import decord, pillow, pyav
 from trimtok_cli.media.files import machine_fault, unquoted
-from trimtok_cli.media.frames import FrameRule
 
 # name -> read(path, name of the file in messages, rule, last decoder to be asked)
 DECODERS = {"decord": decord.read, "pyav": pyav.read, "pillow": pillow.read}

@@ -20,10 +20,11 @@ from typing import Any
 from PIL import Image
 
 from trimtok_cli.child_process import python_command
+from trimtok_cli.data import FrameRule
 from trimtok_cli.errors import MediaError
 from trimtok_cli.media.containers import missing_part
 from trimtok_cli.media.files import as_media_error, machine_fault, refuse_irregular
-from trimtok_cli.media.frames import DECODER_PACKAGES, Clip, FrameRule
+from trimtok_cli.media.frames import DECODER_PACKAGES, Clip
 from trimtok_cli.media.kinds import HEAD, container, looks_like, picture
 from trimtok_cli.wording import shortened
 

@@ -1,9 +1,8 @@
-"""Attention recomputed from what entered a module, for the rows that a method asks for: the model
-stays on its fast kernels.
+"""Attention probabilities of single rows, recomputed from the input of an attention module.
 
-The module's own code works out queries and keys, with whatever norms and rotary positions it has;
-only where it would attend, they are noted, with what else it would attend by. Knows no family and
-no method.
+The model itself stays on its fast kernels. The module's own code computes queries and keys, with
+its norms and rotary positions; in place of attending, it records them and its window, soft cap and
+sinks. Knows no family and no method.
 """
 
 import copy
@@ -13,16 +12,16 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-_NAME = "trimtok_note"
+_RECORDING = "trimtok_note"
 
 
 @dataclass(frozen=True)
 class Call:
-    """What a module gives its attention function: query and key (B, H, S, d), rotated.
+    """The arguments of one call of an attention function: query and key (B, H, S, d), rotated.
 
-    window: how many rows a row looks back over, itself counted, None for all. softcap: scores s
-    become c tanh(s / c). sinks (H,): for each query head the score of a place beyond the rows,
-    which takes its share of the softmax.
+    window: rows that a row sees, itself and those before it; None for all.
+    softcap c: scores s become c tanh(s / c).
+    sinks (H,): score of a sink beside the rows, which takes its share of each head's softmax.
     """
 
     query: Tensor
@@ -33,7 +32,7 @@ class Call:
     sinks: Tensor | None = None
 
 
-def _note(
+def _record(
     module,
     query,
     key,
@@ -46,39 +45,38 @@ def _note(
     **_,
 ):
     scaling = module.head_dim**-0.5 if scaling is None else scaling
-    module.noted.append(Call(query, key, scaling, sliding_window, softcap, s_aux))
+    module.recorded.append(Call(query, key, scaling, sliding_window, softcap, s_aux))
     return query.transpose(1, 2), None
 
 
 def attention_calls(attention, *args, **kwargs) -> list[Call]:
-    """How an attention module of the library would attend if it were called so.
+    """The calls of its attention function that a module would make for these arguments.
 
-    One entry for every call of its attention function: towers with images of any size attend image
-    by image.
+    Towers for images of any size make one call for each image; other modules make one in all.
     """
-    AttentionInterface.register(_NAME, _note)
+    AttentionInterface.register(_RECORDING, _record)
     probe = copy.copy(attention)  # shares the weights; only its configuration is its own
     probe.config = copy.copy(attention.config)
-    probe.config._attn_implementation = _NAME
-    probe.noted = []
-    probe.forward(
-        *args, **kwargs
-    )  # not a call: hooks of the module's own runs are no business of this one
-    return probe.noted
+    probe.config._attn_implementation = _RECORDING
+    probe.recorded = []
+    # `forward` runs no hooks: those of the module are for the model's own runs.
+    probe.forward(*args, **kwargs)
+    return probe.recorded
 
 
 def queries_and_keys(attention, *args, **kwargs) -> list[tuple[Tensor, Tensor, float]]:
-    """The queries, keys and scales of `attention_calls`."""
+    """The query, key and scaling of each of the `attention_calls`."""
     return [
         (call.query, call.key, call.scaling) for call in attention_calls(attention, *args, **kwargs)
     ]
 
 
 def window_of(layer, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> int | None:
-    """How many rows a row of decoder `layer` looks back over, itself counted; None for all. hidden
-    (1, S, D) would enter it.
+    """The rows that a row of a decoder layer sees, itself and those before it; None for all.
+
+    hidden (1, S, D): any input of the layer.
     """
-    first = tuple(each[..., :1, :] for each in position_embeddings)
+    first = tuple(embedding[..., :1, :] for embedding in position_embeddings)
     (call,) = attention_calls(
         layer.self_attn, hidden[:, :1], position_embeddings=first, attention_mask=None
     )
@@ -88,22 +86,22 @@ def window_of(layer, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor])
 def seen(
     rows: Tensor, length: int, window: int | None = None, blocks: Tensor | None = None
 ) -> Tensor:
-    """Which rows each of `rows` (R,) sees in a sequence of `length` -> (R, length) bool. The one
-    definition of it.
+    """(R, length) bool: the rows of a sequence that each of `rows` (R,) sees. Its only definition.
 
-    A row sees itself, those before it, and those of its own block, as far as its window reaches
-    back. Windows count the rows that are there, whatever positions they carry: so the model counts
-    in a prompt that never had the others. blocks (length,): the number of a row's block, -1 for
-    none; None where no family's block sees itself in both directions.
+    A row sees itself, the rows before it and the rows of its own block, as far back as the window
+    reaches. The window counts the rows that are left after pruning, whatever their positions, as
+    the model does in a prompt that never had the others.
+    blocks (length,): number of each row's block, -1 for none. The rows of a block see each other in
+    both directions (Gemma 3's images).
     """
-    places = torch.arange(length, device=rows.device)
-    found = places <= rows[:, None]
+    columns = torch.arange(length, device=rows.device)
+    visible = columns <= rows[:, None]
     if blocks is not None:
         own = blocks[rows][:, None]
-        found |= (own == blocks) & (own >= 0)
+        visible |= (own == blocks) & (own >= 0)
     if window is not None:
-        found &= places > rows[:, None] - window
-    return found
+        visible &= columns > rows[:, None] - window
+    return visible
 
 
 def attention_rows(
@@ -113,11 +111,10 @@ def attention_rows(
     rows: Tensor,
     blocks: Tensor | None = None,
 ) -> Tensor:
-    """hidden (S, D) that enters decoder `layer`, rows (R,) places in it -> (H, R, S) probabilities,
-    float32.
+    """(H, R, S) float32 attention probabilities of `rows` (R,) in a decoder layer.
 
-    Equals `output_attentions` of an eager forward pass without padding: windows, soft caps and
-    sinks are the module's own, blocks are those of `seen`.
+    hidden (S, D): the layer's input. blocks: as in `seen`. Equals `output_attentions` of an eager
+    forward pass without padding, with the module's own window, soft cap and sinks.
     """
     normed = layer.input_layernorm(hidden[None])
     (call,) = attention_calls(
@@ -135,10 +132,10 @@ def attention_rows(
 
 
 def attention_received(query: Tensor, key: Tensor, scaling: float, *, from_first: bool) -> Tensor:
-    """(B, H, S, d) twice -> (B, S) float32: attention each place gets, mean over heads.
+    """(B, S) float32: attention that each token receives, mean over heads.
 
-    From the first place alone (a tower's CLS token), or as the mean over all places, one of the
-    batch at a time.
+    query, key (B, H, S, d). from_first: from the first token alone (a tower's CLS token); else the
+    mean over all tokens, computed for one of the batch at a time to save memory.
     """
     if from_first:
         return (query[:, :, :1].float() @ key.float().mT * scaling).softmax(-1).mean(1)[:, 0]

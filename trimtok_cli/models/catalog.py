@@ -1,7 +1,6 @@
-"""Checkpoints with short names (alias, hub id, family, dense visual tokens, licence), and what a
-name means. Loads nothing.
+"""The checkpoints that have a short name, and what the name of a model means. Loads nothing.
 
-Licences are as known when this was written; the checkpoint's card has the last word.
+Licences are those known when this was written; the checkpoint's card has the last word.
 """
 
 import re
@@ -11,16 +10,16 @@ from pathlib import Path
 from trimtok_cli.errors import UsageError
 from trimtok_cli.wording import suggestion
 
-_LLAVA, _NEXT = "576 an image", "up to 2,880 an image"
-
+_LLAVA = "576 an image"
+_NEXT = "up to 2,880 an image"
 _ONEVISION = "729 a tile, 196 a frame"
-
-_QWEN2, _QWEN3 = "one per 28 x 28 pixels", "one per 32 x 32 pixels"
+_QWEN2 = "one per 28 x 28 pixels"
+_QWEN3 = "one per 32 x 32 pixels"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`family` is the config's model_type; `tokens` the dense visual tokens, in words."""
+    """A checkpoint with a short name. family: its model_type. tokens: its dense visual tokens."""
 
     alias: str
     hub_id: str
@@ -114,11 +113,12 @@ ALIASES = {checkpoint.alias: checkpoint.hub_id for checkpoint in CHECKPOINTS}
 
 
 def locate(model: str, flag: str = "--model") -> Path | str:
-    """The folder or the hub id that a name means: a short name of --model's, a hub id, or a folder.
-    UsageError if it is none.
+    """The folder (Path) or hub id (str) that a name means; UsageError if it means neither.
+
+    Short names are for --model alone; `flag` is the option that the name was given to.
     """
-    short = ALIASES if flag == "--model" else {}
-    source = short.get(model, model)
+    aliases = ALIASES if flag == "--model" else {}
+    source = aliases.get(model, model)
     try:
         local = Path(source).expanduser()
         if source.strip() and local.is_dir():
@@ -127,13 +127,13 @@ def locate(model: str, flag: str = "--model") -> Path | str:
             raise UsageError(
                 f"{flag} {model} is a file: name the folder that holds it and its config.json."
             )
-    except (OSError, RuntimeError, ValueError):  # a name too long, a user who is not there
-        pass
+    except (OSError, RuntimeError, ValueError):
+        pass  # too long for a path, or the home of an unknown user
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source, re.ASCII) and len(source) <= 96:
         return source
-    if not short:
+    if not aliases:
         raise UsageError(f"{flag} {model}: no such folder, and no hub id (owner/name).")
-    near = suggestion(model, short)
+    near = suggestion(model, aliases)
     raise UsageError(
         f"{flag} {model}: no such folder, and neither a hub id (owner/name) nor a short "
         f"name{near}; `trimtok models` lists those."
@@ -141,8 +141,9 @@ def locate(model: str, flag: str = "--model") -> Path | str:
 
 
 def in_cache(hub_id: str) -> bool:
-    """Whether the hub's local cache holds weights of a checkpoint, complete or not; asks no
-    server.
+    """Whether the hub's local cache holds weights of a checkpoint, complete or not.
+
+    Asks no server.
     """
     from huggingface_hub.constants import HF_HUB_CACHE
 

@@ -1,5 +1,7 @@
-"""How transformers loads each part of a folder: no code of a checkpoint runs unless it is trusted,
-and what cannot be loaded is one sentence. Knows no family.
+"""Folder: a checkpoint on disk, and how transformers loads each of its parts.
+
+No code of a checkpoint runs unless it is trusted, and a part that cannot be loaded is one sentence.
+Knows no family.
 """
 
 import contextlib
@@ -16,8 +18,8 @@ import torch
 import transformers
 
 from trimtok_cli.errors import ModelError
+from trimtok_cli.models.broken import Broken
 from trimtok_cli.models.catalog import locate
-from trimtok_cli.models.checkpoint import Broken
 from trimtok_cli.models.hub import fetch
 from trimtok_cli.wording import brief, shortened
 
@@ -25,21 +27,21 @@ log = logging.getLogger("trimtok")
 
 
 class Folder:
-    """A checkpoint on this machine, out of which transformers loads one part after the other.
+    """A checkpoint on this machine, whose parts transformers loads one after the other.
 
-    said: the option that named it, as the user wrote it, for sentences; trusted: whether its own
-    Python code may run.
+    named_by: the option that named the checkpoint, as the user wrote it, for sentences.
+    trusted: whether the checkpoint's own Python code may run.
     """
 
-    def __init__(self, path: Path, said: str, *, trusted: bool = False) -> None:
-        self.path, self.said, self.trusted = path, said, trusted
+    def __init__(self, path: Path, named_by: str, *, trusted: bool = False) -> None:
+        self.path = path
+        self.named_by = named_by
+        self.trusted = trusted
 
     def load(self, part: str, from_pretrained: Callable[..., Any], **options: Any) -> Any:
-        """What `from_pretrained` makes of the folder. ModelError with one sentence, whatever goes
-        wrong.
-        """
+        """Loads one part by its `from_pretrained`; ModelError with one sentence if that fails."""
         try:
-            with unasked():
+            with no_dialogue():
                 return from_pretrained(
                     str(self.path),
                     trust_remote_code=self.trusted,
@@ -47,15 +49,16 @@ class Folder:
                     **options,
                 )
         except Exception as error:
-            log.debug("%s: its %s cannot be loaded", self.said, part, exc_info=error)
+            log.debug("%s: its %s cannot be loaded", self.named_by, part, exc_info=error)
             raise self.error(reason(part, error)) from error
 
     def error(self, reason: str) -> ModelError:
-        return ModelError(f"{self.said} cannot be loaded: {reason}.")
+        """The sentence for a checkpoint that cannot be loaded for this reason."""
+        return ModelError(f"{self.named_by} cannot be loaded: {reason}.")
 
     @contextlib.contextmanager
     def sentences(self) -> Iterator[None]:
-        """While it lasts, Broken becomes a ModelError."""
+        """Within this context, Broken becomes a ModelError."""
         try:
             yield
         except Broken as error:
@@ -65,21 +68,22 @@ class Folder:
 def find_folder(
     model: str, flag: str, *, revision: str | None = None, trusted: bool = False
 ) -> tuple[Folder, str]:
-    """A checkpoint by alias, hub id or folder, and its commit (`local` for a folder). UsageError or
-    ModelError.
+    """The folder of an alias, hub id or path, and its commit (`local` for a path).
+
+    Raises UsageError for a name that means nothing, ModelError for one that cannot be downloaded.
     """
-    source, said = locate(model, flag), f"{flag} {model}"
+    source = locate(model, flag)
+    named_by = f"{flag} {model}"
     if isinstance(source, Path):
-        return Folder(source, said, trusted=trusted), revision or "local"
-    path = fetch(source, said, revision=revision, code=trusted)
-    return Folder(path, said, trusted=trusted), path.name
+        return Folder(source, named_by, trusted=trusted), revision or "local"
+    path = fetch(source, named_by, revision=revision, code=trusted)
+    return Folder(path, named_by, trusted=trusted), path.name
 
 
 def strip(config: transformers.PretrainedConfig) -> None:
-    """Takes out of a configuration how the library is to run it and where else its weights are:
-    that is not a file's to say.
+    """Removes settings by which a configuration chooses kernels, or weights outside its folder.
 
-    An implementation that it names may be a kernel which the library fetches from the hub.
+    transformers may fetch an implementation that is named there from the hub.
     """
     for name in (
         "fusion_config",
@@ -96,14 +100,14 @@ def strip(config: transformers.PretrainedConfig) -> None:
 
 
 @contextlib.contextmanager
-def unasked() -> Iterator[None]:
-    """While it lasts, whoever asks on standard input is told nothing, and whatever a library prints
-    stays off standard output.
+def no_dialogue() -> Iterator[None]:
+    """Within this context, no library reads standard input or prints to standard output.
 
-    Standard input holds the user's paths, of which one may begin with y; standard output may be the
-    answers.
+    Standard input may hold the user's paths, and a path that begins with y would answer a question.
+    Standard output may be where the answers go.
     """
-    stdin, printed = sys.stdin, io.StringIO()
+    stdin = sys.stdin
+    printed = io.StringIO()
     with (
         open(os.devnull, encoding="utf-8") as nothing,
         _native_prints_on_stderr(),
@@ -120,9 +124,9 @@ def unasked() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _native_prints_on_stderr() -> Iterator[None]:
-    """What is no Python prints past `sys.stdout`."""
+    """Native code prints past `sys.stdout`: within this context, to standard error."""
     try:
-        kept = os.dup(1)
+        saved = os.dup(1)
     except OSError:  # standard output is closed
         yield
         return
@@ -131,13 +135,14 @@ def _native_prints_on_stderr() -> Iterator[None]:
             os.dup2(2, 1)
         yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(saved, 1)
+        os.close(saved)
 
 
 def reason(part: str, error: Exception) -> str:
-    """Why a part of a checkpoint cannot be loaded and what to do, without the library's own advice,
-    which is for programmers.
+    """Why a part of a checkpoint cannot be loaded, and what to do.
+
+    The library's own advice is left out: it is for programmers.
     """
     text = " ".join(str(error).split())
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "not enough memory" in text:
@@ -152,8 +157,8 @@ def reason(part: str, error: Exception) -> str:
         return "the processor of this family needs num2words: pip install 'trimtok[smolvlm]'"
     if isinstance(error, ImportError):
         package = re.search(r"pip install (?:-U |--upgrade )?([\w\-\[\]]+)", text)
-        what_to_do = f": pip install {package[1]}" if package else ""
-        return f"for its {part} a package is not installed ({_first_sentence(text)}){what_to_do}"
+        remedy = f": pip install {package[1]}" if package else ""
+        return f"for its {part} a package is not installed ({first_sentence(text)}){remedy}"
     if isinstance(error, OSError) and error.strerror:
         return f"its {part} cannot be read ({error.strerror}); check the folder"
     if (
@@ -165,29 +170,25 @@ def reason(part: str, error: Exception) -> str:
             f"for its {part} it has a pickle that holds more than tensors, or is damaged; "
             "use a checkpoint with safetensors"
         )
-    if type(error).__name__.startswith(
-        "StrictDataclass"
-    ):  # a setting that the library's class of settings refuses
-        said = text.split("Error: ", 1)[-1][:160].rstrip(".")
-        return (
-            f"its {part} cannot be read by transformers {transformers.__version__} ({said}); "
-            "check the folder"
-        )
-    told = (
-        isinstance(error, (OSError, ValueError, RuntimeError)) and text
-    )  # else it speaks to programmers
-    said = (
-        f" ({brief(text)} is not known)"
-        if isinstance(error, KeyError)
-        else f" ({_first_sentence(text)})"
-        if told
-        else ""
-    )
     return (
-        f"its {part} cannot be read by transformers {transformers.__version__}{said}; check "
-        "the folder"
+        f"its {part} cannot be read by transformers {transformers.__version__}"
+        f"{_in_brackets(error, text)}; check the folder"
     )
 
 
-def _first_sentence(text: str) -> str:
+def _in_brackets(error: Exception, text: str) -> str:
+    """The library's words on an error in brackets, where they are of use to a user; else ""."""
+    # A setting that the library's class of settings refuses.
+    if type(error).__name__.startswith("StrictDataclass"):
+        return f" ({text.split('Error: ', 1)[-1][:160].rstrip('.')})"
+    if isinstance(error, KeyError):
+        return f" ({brief(text)} is not known)"
+    # Other errors speak to programmers.
+    if isinstance(error, (OSError, ValueError, RuntimeError)) and text:
+        return f" ({first_sentence(text)})"
+    return ""
+
+
+def first_sentence(text: str) -> str:
+    """The first sentence of a library's message, shortened, without its full stop."""
     return shortened(re.split(r"(?<=[\w)'\"`])[.!?] ", " ".join(text.split()))[0].rstrip("."))

@@ -1,8 +1,7 @@
-"""A checkpoint on the hub becomes a folder in the hub's local cache. Downloads files; reads and
-runs none of them.
+"""The hub: a checkpoint is downloaded to the hub's local cache. Reads and runs none of its files.
 
-The first request is short and is not repeated: without a network, a run begins at once with what
-the cache holds, or ends with a sentence.
+The first request is short and is not repeated: without a network, a run begins at once with the
+files in the cache, or ends with a sentence.
 """
 
 import logging
@@ -18,6 +17,7 @@ FIRST_REQUEST = 10  # seconds
 
 _SETTINGS = re.compile(r"[^/]+\.(json|jinja|model|txt|tiktoken)")
 
+# The ways of naming weights, the preferred one first.
 _WEIGHTS = (
     re.compile(r"model(-\d+-of-\d+)?\.safetensors"),
     re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin"),
@@ -27,12 +27,11 @@ _WEIGHTS = (
 _ADAPTER = re.compile(r"adapter_model\.(safetensors|bin)")
 
 
-def fetch(hub_id: str, said: str, *, revision: str | None = None, code: bool = False) -> Path:
-    """The folder that holds a checkpoint, downloaded as far as it is not there. `said` is the
-    option that named it.
+def fetch(hub_id: str, named_by: str, *, revision: str | None = None, code: bool = False) -> Path:
+    """The folder of a checkpoint in the cache, after a download of the files that are missing.
 
-    code: the checkpoint's own Python files as well. ModelError where it can be had neither from the
-    hub nor from the cache.
+    named_by: the option that named the checkpoint, for sentences. code: also download its Python
+    files. Raises ModelError where neither the hub nor the cache has the checkpoint.
     """
     from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import RevisionNotFoundError
@@ -47,35 +46,37 @@ def fetch(hub_id: str, said: str, *, revision: str | None = None, code: bool = F
         )
     except Exception as error:
         log.debug("%s cannot be had from the hub", hub_id, exc_info=error)
-        here = [
+        cached = [
             try_to_load_from_cache(hub_id, name, revision=revision)
             for name in ("config.json", "adapter_config.json")
         ]
-        folders = [Path(path).parent for path in here if isinstance(path, str)]
+        folders = [Path(path).parent for path in cached if isinstance(path, str)]
         if folders and not isinstance(error, RevisionNotFoundError):
             return folders[0]
-        raise ModelError(f"{said} cannot be loaded: {_why(hub_id, revision, error)}.") from error
+        raise ModelError(
+            f"{named_by} cannot be loaded: {_reason(hub_id, revision, error)}."
+        ) from error
 
 
 def wanted(names: Sequence[str], *, code: bool = False) -> list[str]:
-    """Of a repository's files those that are loaded: settings at its top, one kind of weights, with
-    `code` its Python files.
+    """The files of a repository that are loaded: settings and one set of weights.
+
+    code: its Python files as well.
     """
-    weights = next(
-        (found for kind in _WEIGHTS if (found := [name for name in names if kind.fullmatch(name)])),
-        [],
-    )
-    weights += [name for name in names if _ADAPTER.fullmatch(name) and name not in weights]
-    more = [name for name in names if _SETTINGS.fullmatch(name) or (code and name.endswith(".py"))]
-    return more + weights
+    small = [name for name in names if _SETTINGS.fullmatch(name) or (code and name.endswith(".py"))]
+    candidates = ([name for name in names if naming.fullmatch(name)] for naming in _WEIGHTS)
+    weights = next(filter(None, candidates), [])
+    adapters = [name for name in names if _ADAPTER.fullmatch(name) and name not in weights]
+    return small + weights + adapters
 
 
 def _literal(name: str) -> str:
+    """A pattern that matches this name alone."""
     return re.sub(r"([*?[])", r"[\1]", name)
 
 
-def _why(hub_id: str, revision: str | None, error: Exception) -> str:
-    """What is wrong and what to do, by the kind of answer that the hub gave."""
+def _reason(hub_id: str, revision: str | None, error: Exception) -> str:
+    """Why a checkpoint cannot be downloaded, and what to do, by the hub's answer."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.RevisionNotFoundError):
@@ -85,8 +86,8 @@ def _why(hub_id: str, revision: str | None, error: Exception) -> str:
             f"{hub_id} is gated; ask for access on its page, then log in with `hf auth "
             "login` or HF_TOKEN"
         )
-    answer = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, errors.RepositoryNotFoundError) or answer == 401:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.RepositoryNotFoundError) or status == 401:
         return (
             f"the hub has no {hub_id}, or keeps it private; check the name, or log in with "
             "`hf auth login` or HF_TOKEN"
@@ -100,8 +101,8 @@ def _why(hub_id: str, revision: str | None, error: Exception) -> str:
         return (
             f"{hub_id} cannot be written to the cache ({error.strerror}); make room, or set HF_HOME"
         )
-    found = f"the hub answered {answer}" if answer else "the hub cannot be reached"
+    cause = f"the hub answered {status}" if status else "the hub cannot be reached"
     return (
-        f"{hub_id} is not wholly in the cache, and {found}; check the network, or name a "
+        f"{hub_id} is not wholly in the cache, and {cause}; check the network, or name a "
         "local folder"
     )

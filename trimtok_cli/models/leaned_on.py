@@ -1,10 +1,9 @@
-"""What trimtok leans on inside other libraries, beyond their documented calls, and since which
-version it is so.
+"""The parts of other libraries that trimtok relies on beyond their documented calls, and why.
 
-The first place to look when a release moves something. tests/oracles/test_leaned_on.py finds every
-name in the installed versions, and sees that the package imports nothing from transformers' inner
-modules that does not stand here. The lower bounds in pyproject.toml follow from this table and from
-the tests' runs on the oldest versions.
+This is the first place to look when a release moves something. tests/oracles/test_leaned_on.py
+looks for every name in the installed versions, and fails where the package imports anything from
+transformers' inner modules that is not listed here. The lower bounds in pyproject.toml follow from
+this table and from the tests on the oldest versions.
 """
 
 import inspect
@@ -13,8 +12,10 @@ from typing import NamedTuple
 
 
 class Leaned(NamedTuple):
-    """name: what must be there, as module:attribute. since: when it became so; "" where all allowed
-    versions have it.
+    """One such part.
+
+    name: `module:attribute`. why: the use that trimtok makes of it. since: the first version that
+    has it; "" where all allowed versions do.
     """
 
     name: str
@@ -37,24 +38,24 @@ LEANED_ON = (
     ),
     Leaned(
         "transformers.cache_utils:Cache",
-        "the KV slots are a cache of the library's kind, made of layers (kv_slots.py)",
+        "the KV slots are a subclass of the library's cache, made of layers (kv_slots.py)",
     ),
     Leaned(
         "transformers.cache_utils:DynamicCache",
-        "the plain loop's cache; from the decoder's config it knows its windows",
+        "the plain loop's cache; it takes its windows from the decoder's config",
     ),
     Leaned(
         "transformers.modeling_outputs:BaseModelOutputWithPooling",
-        "what a tower that is ended early hands over",
+        "the output of a tower that ends early (vision/tower_run.py)",
     ),
     Leaned(
         "transformers.image_processing_utils:select_best_resolution",
-        "LLaVA-NeXT's choice of tiles is the library's own",
+        "LLaVA-NeXT's resolution is the library's choice (families/llava_next.py)",
     ),
     Leaned(
         "transformers.image_processing_backends:TorchvisionBackend.rescale_and_normalize",
-        "bytes become floats on the device; a processor without it (Pillow's backend) makes "
-        "its own floats",
+        "bytes become floats on the device (pixels.py); a processor without it (Pillow's "
+        "backend) makes its own floats",
     ),
     Leaned(
         "transformers:GenerationMixin._get_logits_processor",
@@ -86,11 +87,11 @@ LEANED_ON = (
     ),
     Leaned(
         "transformers:ProcessorMixin.__call__",
-        "`return_text_replacement_offsets`: where placeholders grew (chat.py)",
+        "`return_text_replacement_offsets`: where placeholders were repeated (preprocessor.py)",
     ),
     Leaned(
         "transformers:AttentionInterface.register",
-        "queries and keys are noted where a module would attend (attention.py)",
+        "queries and keys are recorded where a module would attend (attention.py)",
     ),
     Leaned(
         "transformers:PretrainedConfig.get_config_dict",
@@ -136,5 +137,5 @@ LEANED_ON = (
 
 
 def cache_argument(forward: Callable) -> str:
-    """What a model's forward pass calls the cache that it is given."""
+    """The name of a forward pass's argument for its KV cache."""
     return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"

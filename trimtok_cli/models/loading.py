@@ -1,8 +1,8 @@
 """`load_model`: from a name to an Adapter on its device.
 
-The steps are elsewhere: `catalog` says what a name means, `hub` downloads, `checkpoint` looks at
-the folder, `folder` has transformers load each part, `weights` checks what was loaded, `fitting`
-makes the processor fit the model.
+The steps are in other modules: `catalog` says what a name means, `hub` downloads, `checkpoint`
+checks the folder, `folder` has transformers load each part, `fitting` makes the processor fit the
+model, `weights` checks what was loaded.
 """
 
 from functools import partial
@@ -18,18 +18,13 @@ from trimtok_cli.config import RunConfig
 from trimtok_cli.device import pick_device, pick_dtype
 from trimtok_cli.errors import ModelError, UsageError
 from trimtok_cli.models.adapter import Adapter
-from trimtok_cli.models.checkpoint import (
-    OTHER_LAYOUTS,
-    Broken,
-    check,
-    check_adapter,
-    quantization,
-    read_settings,
-)
+from trimtok_cli.models.broken import Broken
+from trimtok_cli.models.checkpoint import OTHER_LAYOUTS, check, read_settings
 from trimtok_cli.models.fitting import fit
 from trimtok_cli.models.folder import Folder, find_folder, strip
 from trimtok_cli.models.registry import ADAPTERS
 from trimtok_cli.models.vision.clip_text import ClipText
+from trimtok_cli.models.weight_files import check_adapter, quantization
 from trimtok_cli.models.weights import check_filled, check_weights
 from trimtok_cli.wording import brief
 
@@ -43,12 +38,11 @@ def load_model(
     clip_text: str | None = None,
     trust_remote_code: bool = False,
 ) -> Adapter:
-    """An alias, a hub id or a local folder, on its device and ready to answer. ModelError with one
-    sentence if it cannot be, UsageError for a value that the option of that name refuses.
+    """The adapter of a checkpoint (an alias, a hub id or a folder), on its device, ready to answer.
 
-    clip_text: a CLIP checkpoint whose text tower says how relevant each patch is to the question
-    (CDPruner asks for it). trust_remote_code: run Python files of the checkpoint where it asks for
-    it; what they do is nobody's but theirs.
+    clip_text: a CLIP checkpoint whose text tower says how relevant each patch is to the question,
+    for CDPruner. trust_remote_code: run the checkpoint's own Python files where it has any, with
+    all of the user's rights. Raises UsageError, or ModelError with one sentence.
     """
     check_settings(
         RunConfig,
@@ -59,10 +53,10 @@ def load_model(
         clip_text=clip_text or "",
         trust_remote_code=trust_remote_code,
     )
-    place = pick_device(device)
-    kind = pick_dtype(dtype, place)
+    target = pick_device(device)
+    weight_dtype = pick_dtype(dtype, target)
     folder, commit = find_folder(model, "--model", revision=revision, trusted=trust_remote_code)
-    # The library's own loading bars would tear ours; it still reports what goes wrong by raising.
+    # The library's progress bars would tear ours; errors still reach us as exceptions.
     transformers.utils.logging.disable_progress_bar()
     with folder.sentences():
         base = _base(folder)
@@ -74,42 +68,47 @@ def load_model(
     processor = base.load("processor", AutoProcessor.from_pretrained)
     with folder.sentences():
         fit(processor, config)
-    if (
-        "generation_config.json" in settings
-    ):  # for a sentence that names it; the library reads it again with the weights
+    # The library reads this file again with the weights; here an error names the file.
+    if "generation_config.json" in settings:
         base.load("generation_config.json", GenerationConfig.from_pretrained)
-    network = _network(base, config, kind, place, quantization(settings["config.json"]))
+    network = _network(
+        base,
+        config,
+        dtype=weight_dtype,
+        device=target,
+        quantized=quantization(settings["config.json"]),
+    )
     if base is not folder:
         folder.load("adapter", partial(_add_adapter, network))
     adapter = ADAPTERS[config.model_type](network, processor, name=model, revision=commit)
-    adapter.clip_text = ClipText(clip_text, place) if clip_text else None
+    adapter.clip_text = ClipText(clip_text, target) if clip_text else None
     return adapter
 
 
 def _base(folder: Folder) -> Folder:
-    """The folder itself, or of a PEFT adapter alone the checkpoint that it adapts."""
+    """The base model of a folder with nothing but a PEFT adapter; else the folder itself."""
     settings = read_settings(folder.path)
     if "adapter_config.json" not in settings or "config.json" in settings:
         return folder
     check_adapter(settings["adapter_config.json"])
     base = str(settings["adapter_config.json"]["base_model_name_or_path"])
     try:
-        found, _ = find_folder(base, "its base model", trusted=folder.trusted)
+        base_folder, _ = find_folder(base, "its base model", trusted=folder.trusted)
     except UsageError as error:
         raise Broken(str(error).rstrip(".")) from error
-    return Folder(found.path, folder.said, trusted=folder.trusted)
+    return Folder(base_folder.path, folder.named_by, trusted=folder.trusted)
 
 
 def _add_adapter(network, path: str, **options) -> None:
+    """Adds a PEFT adapter to a model; has the signature of `from_pretrained`."""
     network.load_adapter(path, adapter_kwargs={"local_files_only": True})
     network.eval()
 
 
 def _check_family(settings: dict[str, dict], model: str) -> None:
-    """ModelError for a family that is not supported, before anything else is looked for in its
-    folder.
+    """Raises ModelError for a family that is not supported.
 
-    The library itself would refuse it with a page of advice.
+    transformers would refuse it with a page of advice.
     """
     family = settings.get("config.json", {}).get("model_type")
     if isinstance(family, str) and family not in ADAPTERS and family not in OTHER_LAYOUTS:
@@ -119,39 +118,41 @@ def _check_family(settings: dict[str, dict], model: str) -> None:
         )
 
 
-def _network(folder: Folder, config, kind: torch.dtype, place: torch.device, quantized: str):
-    """The model with its weights, every one of them read from the folder, on its device.
+def _network(
+    folder: Folder, config, *, dtype: torch.dtype, device: torch.device, quantized: str
+) -> transformers.PreTrainedModel:
+    """The model on its device, with every weight read from the folder.
 
-    The attention is named here: what config.json names may be a kernel that the library fetches
-    from the hub. Quantized weights are laid out for a device while they are read, and stay there.
+    The attention is set here, because config.json may name a kernel that the library fetches from
+    the hub. quantized: the method of quantization or "". Quantized weights are laid out for a
+    device while they are read, and stay there.
     """
-    if quantized and not any(
-        name.startswith(quantized) for name in AUTO_QUANTIZER_MAPPING
-    ):  # they would be read as they lie
+    # Weights of an unknown quantization would be read as if they were plain numbers.
+    if quantized and not any(name.startswith(quantized) for name in AUTO_QUANTIZER_MAPPING):
         version = transformers.__version__
         raise folder.error(
             f"its weights are quantized by {brief(quantized)!r}, which transformers "
             f"{version} does not know"
         )
-    more = {"device_map": {"": place}} if quantized and is_accelerate_available() else {}
+    placement = {"device_map": {"": device}} if quantized and is_accelerate_available() else {}
     network, info = folder.load(
         "weights",
         AutoModelForImageTextToText.from_pretrained,
         config=config,
-        dtype=kind,
+        dtype=dtype,
         attn_implementation="sdpa",
         output_loading_info=True,
         ignore_mismatched_sizes=True,
-        **more,
+        **placement,
     )
     with folder.sentences():
         check_weights(info, layers=config.get_text_config().num_hidden_layers)
         if not quantized:
             check_filled(network)
     try:
-        return (network if quantized else network.to(place)).eval()
+        return (network if quantized else network.to(device)).eval()
     except torch.OutOfMemoryError:
         raise ModelError(
-            f"{folder.said} does not fit into the memory of {place}: use a smaller model or "
+            f"{folder.named_by} does not fit into the memory of {device}: use a smaller model or "
             "--device cpu."
         ) from None

@@ -1,13 +1,10 @@
-"""The part of a model family that needs no network: chat template, image and video processor, and
-how bytes become floats.
+"""The part of a family that needs no network: chat template and image and video processor.
 
-A Preprocessor is small and can be pickled, so that samples may be prepared in other processes.
-Pixels stay bytes until they lie on the model's device, where they are rescaled and normalized in
-the image processor's own arithmetic. Knows no pruning method.
+A Preprocessor is small and can be pickled, so that other processes can prepare samples. Knows no
+model and no pruning method.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -20,107 +17,53 @@ from trimtok_cli.errors import ModelError, SampleError
 from trimtok_cli.limits import TEMPLATE_BYTES, at_most
 from trimtok_cli.media.frames import Clip
 from trimtok_cli.models.chat import (
-    Written,
-    grown,
-    guarded,
+    PromptText,
     has_start,
+    hide_marks,
     marks_of,
     message_parts,
     token_rows,
-    written,
+    with_replacements,
+    write_prompt,
 )
+from trimtok_cli.models.inputs import TEXT_TENSORS, Inputs, Visual
+from trimtok_cli.models.pixels import Pixels
 from trimtok_cli.wording import brief
 
-OF_THE_TEXT = (
-    "input_ids",
-    "attention_mask",
-    "token_type_ids",
-    "mm_token_type_ids",
-)  # tensors of one number a token
-
-# times as long as it is wide: what the processors of Qwen allow; others would ask for gigabytes
+# The longest shape of an image, length to width. Qwen's processors refuse longer ones; others would
+# ask for gigabytes.
 LONGEST_SHAPE = 200
 
-_ARITHMETIC = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 
+class Preprocessor(Pixels):
+    """A family's processor. Raises ModelError where its checkpoint has no template for images."""
 
-@dataclass(frozen=True)
-class Visual:
-    """An image or a video of a prompt: kind, (width, height), and the times in seconds of a video's
-    frames.
-
-    frame: its number where it is one frame of a clip that is shown as images; None where it is an
-    image of its own.
-    """
-
-    kind: str
-    size: tuple[int, int]
-    times: tuple[float, ...] = ()
-    frame: int | None = None
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """One prepared question. tensors: what the family's processor made, batch axis 1, on the CPU;
-    input_ids (S,). Pixels are uint8 where `Preprocessor.normalized` is to make floats of them,
-    float32 where the processor did.
-
-    instruction (T,): rows of the user's words. visuals: images and videos in the prompt's order;
-    text: the prompt as sent; words: the user's own.
-    """
-
-    tensors: dict[str, Tensor]
-    input_ids: Tensor
-    instruction: Tensor
-    visuals: tuple[Visual, ...]
-    text: str
-    words: str = ""
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """image or video, for every number that a visual token's `visual_index` can be."""
-        return tuple(
-            "image" if v.kind == "image" and v.frame is None else "video"
-            for v in self.visuals
-            if not v.frame
-        )
-
-
-class Preprocessor:
-    """A family's processor. Raises ModelError where its checkpoint cannot be asked questions."""
-
-    # images and a video may stand in one prompt; elsewhere the video is then shown as frames
+    # Images and a video may stand in one prompt; if not, the video is shown as images beside them.
     mixes = True
 
-    shares = False  # video frames lie in one tensor with images
-
-    num_positions: int | None = None  # of the model, where that is known
+    # The model's positions, where their number is known.
+    num_positions: int | None = None
 
     def __init__(self, processor, name: str) -> None:
-        self.processor, self.name = processor, name
-        if getattr(processor, "chat_template", None) is None:  # a tokenizer's own knows no images
+        super().__init__(processor)
+        self.name = name
+        # A template that only the tokenizer has knows no images.
+        if getattr(processor, "chat_template", None) is None:
             raise ModelError(
                 f"{name} has no chat template for images, so questions cannot be put to it: "
                 "use an instruction-tuned checkpoint."
             )
 
-    @property
-    def has_video(self) -> bool:
-        """Whether videos have a path of their own in this family; elsewhere their frames are shown
-        as images.
-        """
-        return getattr(self.processor, "video_processor", None) is not None
-
     def video_inputs(self, clip: Clip) -> dict:
-        """What the processor is given for a video whose frames were chosen already: it may neither
-        sample nor date them again.
+        """The processor's arguments for a clip; it neither samples nor dates its frames again.
 
-        At one frame a second a frame's index is its time, exactly. The rate that was sampled is
-        reckoned from how many frames the clip would then have.
+        At one frame a second, a frame's index is its time, exactly. The sampling rate follows from
+        the number of frames that the whole clip would then have.
         """
-        count, times = len(clip.frames), clip.times
+        times = clip.times
+        count = len(clip.frames)
         gap = (times[-1] - times[0]) / (count - 1) if count > 1 else max(clip.duration, 0.001)
-        facts = {
+        metadata = {
             "total_num_frames": count * gap,
             "fps": 1.0,
             "duration": clip.duration,
@@ -128,43 +71,9 @@ class Preprocessor:
         }
         return {
             "videos": [[list(clip.frames)]],
-            "video_metadata": [facts],
+            "video_metadata": [metadata],
             "do_sample_frames": False,
         }
-
-    def as_bytes(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The processor's tensors, with pixels that were neither rescaled nor normalized as uint8,
-        which most of them are.
-        """
-        return tensors
-
-    def normalized(self, media: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The tower's inputs on any device: what is uint8 becomes what the processor itself would
-        have made of it, in float32.
-        """
-        return {
-            name: self._floats(name, tensor) if tensor.dtype == torch.uint8 else tensor
-            for name, tensor in media.items()
-        }
-
-    def _floats(self, name: str, pixels: Tensor) -> Tensor:
-        """(..., 3, H, W) uint8 -> float32, by the library's own function: the same operations on
-        every number, in any layout.
-        """
-        kind = "video_processor" if name == "pixel_values_videos" else "image_processor"
-        return getattr(self.processor, kind).rescale_and_normalize(pixels, **self._arithmetic(kind))
-
-    def _arithmetic(self, kind: str) -> dict[str, Any] | None:
-        """What a processor rescales and normalizes with; None where that is left to it.
-
-        That is where Pillow's backend is set, which calculates otherwise, and where one tensor
-        would need two kinds.
-        """
-        found = [
-            _settings(getattr(self.processor, each, None))
-            for each in (kind, "image_processor", "video_processor")
-        ]
-        return found[0] if not self.shares or not self.has_video or found[1] == found[2] else None
 
     def prepare(
         self,
@@ -175,48 +84,30 @@ class Preprocessor:
         clip: Clip | None = None,
         as_frames: bool = False,
     ) -> Inputs:
-        """Chat template, processor, and where the user's words are. SampleError where the question
-        or a picture does not fit.
+        """A question in the words of the chat template, with the processor's tensors.
 
-        as_frames shows a clip as so many images, as it always is where the family has no video
-        path.
+        as_frames: show the clip as images, as it always is where the family has no video path.
+        Raises SampleError where the question or an image does not fit the model.
         """
         _check_shapes([*images, *(clip.frames if clip is not None else ())])
-        as_frames = clip is not None and (
-            as_frames or not self.has_video or (bool(images) and not self.mixes)
-        )
-        content, pictures, visuals = message_parts(question, len(images), clip is not None), [], []
+        if clip is not None and (not self.has_video or (images and not self.mixes)):
+            as_frames = True
+        parts = message_parts(question, len(images), clip is not None)
+        content, pictures, visuals = _shown(parts, images, clip, as_frames=as_frames)
         chat = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
-        shown, rest = [], iter(images)
-        for part in content:
-            if part["type"] == "video" and as_frames:
-                pictures += clip.frames
-                visuals += [
-                    Visual("image", frame.size, (), i) for i, frame in enumerate(clip.frames)
-                ]
-                shown += [{"type": "image"}] * len(clip.frames)
-                continue
-            if part["type"] == "video":
-                visuals.append(Visual("video", (clip.width, clip.height), clip.times))
-            elif part["type"] == "image":
-                pictures.append(next(rest))
-                visuals.append(Visual("image", pictures[-1].size))
-            shown.append(part)
-        prompt = written(self._apply_template, [*chat, {"role": "user", "content": shown}])
-        tensors, rows, order = self._tokenized(prompt, pictures, None if as_frames else clip)
-        # A template may show what it is given in another order: images first, say.
-        kinds = {
-            kind: iter([visual for visual in visuals if visual.kind == kind])
-            for kind in ("image", "video")
-        }
-        words = " ".join(part["text"].strip() for part in content if part["type"] == "text")
+        chat.append({"role": "user", "content": content})
+        prompt = write_prompt(self._apply_template, chat)
+        tensors, instruction, order = self._tokenized(prompt, pictures, None if as_frames else clip)
+        # A template may show images and videos in another order than the question.
+        images_left = (visual for visual in visuals if visual.kind == "image")
+        videos_left = (visual for visual in visuals if visual.kind == "video")
         return Inputs(
-            tensors,
-            tensors["input_ids"][0],
-            rows,
-            tuple(next(kinds[kind]) for kind in order),
-            prompt.text,
-            words,
+            tensors=tensors,
+            input_ids=tensors["input_ids"][0],
+            instruction=instruction,
+            visuals=tuple(next(images_left if kind == "image" else videos_left) for kind in order),
+            text=prompt.text,
+            words=" ".join(part["text"].strip() for part in parts if part["type"] == "text"),
         )
 
     def _apply_template(self, chat: list[dict]) -> str:
@@ -248,29 +139,29 @@ class Preprocessor:
 
     @property
     def _mark_ids(self) -> set[int]:
-        """Ids that no user's characters become; those that the vocabulary lacks may become its
-        token for unknown ones.
+        """The ids of marks, which no user's characters may become.
+
+        Without the id for unknown tokens, which marks that the vocabulary lacks share with words.
         """
         return set(self._marks.values()) - {self.processor.tokenizer.unk_token_id}
 
     def _tokenized(
-        self, prompt: Written, pictures: Sequence[Image.Image], clip: Clip | None
+        self, prompt: PromptText, pictures: Sequence[Image.Image], clip: Clip | None
     ) -> tuple[dict[str, Tensor], Tensor, list[str]]:
-        """The processor's tensors, the rows of the question's words, and what is shown, image or
-        video, in the prompt's order.
-        """
-        tokenizer, safe = self.processor.tokenizer, guarded(prompt, self._marks)
+        """The tensors, the instruction's rows, and `image` or `video` in the prompt's order."""
+        tokenizer = self.processor.tokenizer
+        safe = hide_marks(prompt, self._marks)
         options: dict[str, Any] = {"add_special_tokens": not has_start(tokenizer, safe.text)}
         self._check_length(prompt.text, **options)
-        self._check_places(safe.text, images=len(pictures), videos=int(clip is not None))
+        self._check_placeholders(safe.text, images=len(pictures), videos=int(clip is not None))
         if clip is not None:
             options |= self.video_inputs(clip)
-        for kind, name in (
+        for part, arguments in (
             ("image_processor", "images_kwargs"),
             ("video_processor", "videos_kwargs"),
         ):
-            if self._arithmetic(kind) is not None:
-                options[name] = {"do_rescale": False, "do_normalize": False}
+            if self.arithmetic_of(part) is not None:
+                options[arguments] = {"do_rescale": False, "do_normalize": False}
         batch = self.processor(
             text=[safe.text],
             images=[pictures] if pictures else None,
@@ -279,44 +170,45 @@ class Preprocessor:
             return_text_replacement_offsets=True,
             **options,
         )
-        offsets, replaced = (
-            batch.pop("offset_mapping", None),
-            batch.pop("text_replacement_offsets", ()),
-        )
-        replaced = list(replaced[0]) if len(replaced) else []
+        offsets = batch.pop("offset_mapping", None)
+        replacements = batch.pop("text_replacement_offsets", ())
+        replacements = list(replacements[0]) if len(replacements) else []
         tensors = self.as_bytes(
-            {key: value for key, value in batch.items() if isinstance(value, Tensor)}
+            {name: value for name, value in batch.items() if isinstance(value, Tensor)}
         )
-        instruction = torch.empty(0, dtype=torch.long)  # without offsets nobody knows
+        # Without offsets, the rows of the user's words are unknown.
+        instruction = torch.empty(0, dtype=torch.long)
         if offsets is not None:
             kept, instruction = token_rows(
-                grown(safe, replaced), tensors["input_ids"][0], offsets[0], self._mark_ids
+                with_replacements(safe, replacements),
+                tensors["input_ids"][0],
+                offsets[0],
+                self._mark_ids,
             )
-            tensors |= {name: tensors[name][:, kept] for name in OF_THE_TEXT if name in tensors}
-        return tensors, instruction, [each["type"] for each in replaced]
+            tensors |= {name: tensors[name][:, kept] for name in TEXT_TENSORS if name in tensors}
+        return tensors, instruction, [replacement["type"] for replacement in replacements]
 
-    def _check_places(self, text: str, **given: int) -> None:
-        """SampleError where the chat template leaves out a picture, or writes for it what the
-        processor does not look for.
+    def _check_placeholders(self, text: str, **num_shown: int) -> None:
+        """Raises SampleError where the template does not write one placeholder for each image.
+
+        It may leave out an image, or write a placeholder that the processor does not look for.
         """
-        for kind, count in given.items():
-            mark = getattr(self.processor, f"{kind.removesuffix('s')}_token", None)
-            if mark and (places := text.count(mark)) != count:
+        for media, count in num_shown.items():
+            placeholder = getattr(self.processor, f"{media.removesuffix('s')}_token", None)
+            if placeholder and (num_written := text.count(placeholder)) != count:
                 raise SampleError(
-                    f"the chat template of {self.name} writes {places} places ({mark}) for "
-                    f"{count} {kind}: ask with as many "
+                    f"the chat template of {self.name} writes {num_written} places "
+                    f"({placeholder}) for {count} {media}: ask with as many "
                     "as it knows, or use another checkpoint."
                 )
 
     def _check_length(self, text: str, **options) -> None:
-        """SampleError where the words alone are longer than the model's positions, before anything
-        else is made of them.
+        """Raises SampleError where the words alone need more positions than the model has.
 
-        Here a mark in them counts as one token, so that none is refused that fits.
+        A placeholder counts as one token here, so no prompt that fits is refused.
         """
-        if (
-            self.num_positions is None or 4 * len(text) <= self.num_positions
-        ):  # a character is four tokens at most
+        # A character is four tokens at most.
+        if self.num_positions is None or 4 * len(text) <= self.num_positions:
             return
         count = len(self.processor.tokenizer(text, verbose=False, **options).input_ids)
         if count > self.num_positions:
@@ -327,9 +219,36 @@ class Preprocessor:
             )
 
 
+def _shown(
+    parts: Sequence[dict], images: Sequence[Image.Image], clip: Clip | None, *, as_frames: bool
+) -> tuple[list[dict], list[Image.Image], list[Visual]]:
+    """The parts of a message as they are shown, the pictures among them, and their Visuals."""
+    content: list[dict] = []
+    pictures: list[Image.Image] = []
+    visuals: list[Visual] = []
+    images_left = iter(images)
+    for part in parts:
+        if part["type"] == "video" and as_frames:
+            content += [{"type": "image"}] * len(clip.frames)
+            pictures += clip.frames
+            visuals += [
+                Visual("image", frame.size, frame=number)
+                for number, frame in enumerate(clip.frames)
+            ]
+            continue
+        content.append(part)
+        if part["type"] == "video":
+            visuals.append(Visual("video", (clip.width, clip.height), clip.times))
+        elif part["type"] == "image":
+            pictures.append(next(images_left))
+            visuals.append(Visual("image", pictures[-1].size))
+    return content, pictures, visuals
+
+
 def _check_shapes(images: Sequence[Image.Image]) -> None:
-    """SampleError for a picture so long and thin that a processor that looks at its shorter side
-    would blow it up.
+    """Raises SampleError for an image so long and thin that a processor would blow it up.
+
+    Some processors scale an image by its shorter side.
     """
     for width, height in {image.size for image in images}:
         if max(width, height) > LONGEST_SHAPE * min(width, height):
@@ -337,14 +256,3 @@ def _check_shapes(images: Sequence[Image.Image]) -> None:
                 f"a picture of {width} x {height} pixels is more than {LONGEST_SHAPE} times "
                 "as long as it is wide: crop it first."
             )
-
-
-def _settings(processor) -> dict[str, Any] | None:
-    if not hasattr(processor, "rescale_and_normalize") or not (
-        processor.do_rescale or processor.do_normalize
-    ):
-        return None
-    found = {name: getattr(processor, name) for name in _ARITHMETIC}
-    return {
-        name: tuple(value) if isinstance(value, list) else value for name, value in found.items()
-    }

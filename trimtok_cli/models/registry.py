@@ -1,4 +1,4 @@
-"""The model families: `config.model_type` to the Adapter that speaks for it."""
+"""The model families: the Adapter of each `model_type`. A new family is one line here."""
 
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.models.families.gemma3 import Gemma3

@@ -1,16 +1,16 @@
-"""Whether a model was loaded with all of its weights."""
+"""Checks on a loaded model: all of its weights were read, and they are numbers. Knows no family."""
 
 import re
 from typing import Any
 
 import torch
 
-from trimtok_cli.models.checkpoint import Broken
-from trimtok_cli.models.folder import _first_sentence
+from trimtok_cli.models.broken import Broken
+from trimtok_cli.models.folder import first_sentence
 
-LOOKED_AT = 1024  # numbers of a matrix
+SAMPLED = 1024  # numbers of a matrix that are looked at
 
-NAMED = 3  # of the tensors that are missing, so many are named
+MOST_NAMED = 3  # tensors that a sentence names
 
 # Weights that no answer depends on: SigLIP's pooling head, which some checkpoints were saved
 # without.
@@ -20,28 +20,29 @@ _DECODER_LAYER = re.compile(r"(?:language_model|text_model|^model)(?:\.model)?\.
 
 
 def check_weights(info: dict[str, Any], *, layers: int = 0) -> None:
-    """Raises Broken where the library's report of what it loaded has weights that are random now,
-    and names them.
+    """Raises Broken where weights are missing, have another shape, or are of more layers.
 
-    What a model shares with another tensor, or computes itself, the library does not count as
-    missing. layers: how many the decoder has, where that is known; a checkpoint that has more of
-    them was made for another config.json.
+    info: transformers' report on loading. It does not count as missing a tensor that the model
+    shares with another one, or computes. layers: those of the decoder, 0 where unknown; weights of
+    more layers were made for another config.json.
     """
-    found = [
+    layers_read = [
         int(match[1]) + 1
         for name in info["unexpected_keys"]
         if (match := _DECODER_LAYER.search(name))
     ]
-    if layers and max(found, default=0) > layers:
+    if layers and max(layers_read, default=0) > layers:
         raise Broken(
-            f"its config.json says {layers} layers, and its weights have {max(found)}; copy "
+            f"its config.json says {layers} layers, and its weights have {max(layers_read)}; copy "
             "or download it again"
         )
     missing = sorted(name for name in info["missing_keys"] if not UNREAD.search(name))
     if missing:
-        others = sorted(info["unexpected_keys"])
+        unknown = sorted(info["unexpected_keys"])
         hint = (
-            f"; it has {len(others)} that the model does not know ({others[0]})" if others else ""
+            f"; it has {len(unknown)} that the model does not know ({unknown[0]})"
+            if unknown
+            else ""
         )
         raise Broken(
             f"its weights lack {_count(missing)} that the model needs{hint}; copy or "
@@ -52,29 +53,25 @@ def check_weights(info: dict[str, Any], *, layers: int = 0) -> None:
         for name, have, want in info["mismatched_keys"]
     )
     if shapes:
-        more = f" and {len(shapes) - 1} more" if shapes[1:] else ""
+        others = f" and {len(shapes) - 1} more" if shapes[1:] else ""
         raise Broken(
-            f"its weights are not of the sizes that its config.json says ({shapes[0]}{more})"
+            f"its weights are not of the sizes that its config.json says ({shapes[0]}{others})"
         )
     if info.get("error_msgs"):
-        raise Broken(f"its weights do not fit the model ({_first_sentence(info['error_msgs'][0])})")
+        raise Broken(f"its weights do not fit the model ({first_sentence(info['error_msgs'][0])})")
 
 
 def check_filled(network: torch.nn.Module) -> None:
-    """Raises Broken where a matrix holds nothing but zeros: its file was made as long as it should
-    be, but not filled.
+    """Raises Broken where a matrix holds nothing but zeros, as in a file that was never filled.
 
-    Looks at about a thousand of its numbers, evenly spaced.
+    Looks at about SAMPLED numbers of each matrix, evenly spaced.
     """
-    matrices = (
-        (name, each)
-        for name, each in network.named_parameters()
-        if each.ndim > 1 and min(each.shape) > 1
-    )
     empty = [
         name
-        for name, each in matrices
-        if not each.flatten()[:: each.numel() // LOOKED_AT + 1].any()
+        for name, matrix in network.named_parameters()
+        if matrix.ndim > 1
+        and min(matrix.shape) > 1
+        and not matrix.flatten()[:: matrix.numel() // SAMPLED + 1].any()
     ]
     if empty:
         raise Broken(
@@ -84,9 +81,10 @@ def check_filled(network: torch.nn.Module) -> None:
 
 
 def _count(names: list[str]) -> str:
-    listed = ", ".join(names[:NAMED]) + (
-        f", and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    )
+    """The number of these tensors, and the first of their names."""
+    listed = ", ".join(names[:MOST_NAMED])
+    if len(names) > MOST_NAMED:
+        listed += f", and {len(names) - MOST_NAMED} more"
     return f"{len(names)} tensor{'s' if names[1:] else ''} ({listed})"
 
 

@@ -56,7 +56,7 @@ def write_page(
     if load is None:
         from trimtok_cli.media.images import load_image as load
     if load_clip is None:
-        from trimtok_cli.media.frames import FrameRule
+        from trimtok_cli.data import FrameRule
         from trimtok_cli.media.video import load_video
 
         load_clip = partial(load_video, rule=FrameRule())

@@ -1,9 +1,8 @@
-"""Samples prepared ahead of the model, in processes of their own: in order, a bounded number at a
-time, whatever happens to one.
+"""`prefetch`: worker processes prepare samples before the model needs them, in order.
 
-A process that dies takes one sample along and no other, and a new one takes its place. Where none
-can be started any more, fewer go on, and in the end this process prepares its samples itself. The
-processes' side is worker.py. Knows no model.
+A bounded number of samples is in flight. A process that dies takes one sample with it, and a new
+process takes its place. Where no process can be started any more, the others go on; without any,
+this process prepares the samples itself. worker.py is the processes' side. Knows no model.
 """
 
 import logging
@@ -24,25 +23,25 @@ from trimtok_cli.models.preprocessor import Preprocessor
 from trimtok_cli.prepare.sample import Ask, Prepared, attempt, overdue
 from trimtok_cli.prepare.worker import packed
 
-PREFETCH = (
-    4  # samples in flight for each worker: enough that none waits while the model takes its time
-)
+# Samples in flight for each worker: enough that none waits while the model is busy.
+PREFETCH = 4
 
-# a process may die for reasons of its own: so often a sample is tried, and so often a process is
-# started
+# How often a sample is tried, and a process started: a process may die for reasons of its own.
 CHANCES = 2
 
-STARTING = 300  # seconds for the libraries' imports
+STARTING = 300  # seconds that a process may take for the libraries' imports
 
+# The code of a worker process.
 WORKER = (
     "from trimtok_cli.child_process import inbox; messages = inbox(); from "
     "trimtok_cli.prepare.worker import main; main(messages)"
 )
 
-# seconds beyond a sample's limit, which its worker keeps itself unless it is stopped or in native
-# code
+# Seconds beyond a sample's limit. A worker keeps the limit itself, unless it is stopped or runs
+# native code.
 GRACE = 5
 
+# Stands in the queue of free processes where none can be started any more.
 _NONE_LEFT = object()
 
 log = logging.getLogger("trimtok")
@@ -56,37 +55,38 @@ def prefetch(
     workers: int = 0,
     ahead: int | None = None,
 ) -> Iterator[Prepared | Failed]:
-    """What becomes of every sample, in order. `samples` is read at most `ahead` further than
-    results were taken (4 a worker).
+    """Yields each sample prepared or failed, in order.
 
-    With 0 workers everything is done here and now, one sample at a time. Close the iterator to end
-    the processes before its end. Raises ModelError where no sample can be prepared.
+    ahead: the most samples that are read before their results are taken, by default PREFETCH for
+    each worker. With 0 workers, this process prepares each sample when it is taken. Close the
+    iterator to end the processes early. Raises ModelError where no sample can be prepared.
     """
     if not workers:
         for sample in samples:
             yield attempt(preprocessor, sample, ask)
         return
-    waiting: deque[tuple[Sample, Future]] = deque()
+    in_flight: deque[tuple[Sample, Future]] = deque()
 
     def first() -> Prepared | Failed:
-        sample, found = waiting.popleft()
-        return found.result() or attempt(
-            preprocessor, sample, ask
-        )  # here, in the thread that can keep the time limit
+        sample, future = in_flight.popleft()
+        # Without a result the sample is prepared here, in the main thread, which alone can keep the
+        # time limit.
+        return future.result() or attempt(preprocessor, sample, ask)
 
     with closing(_Workers(preprocessor, ask, workers)) as pool:
         for sample in samples:
-            waiting.append((sample, pool.submit(sample)))
-            # What is ready does not wait for further input, which may trickle in.
-            if waiting[0][1].done() or len(waiting) >= (ahead or PREFETCH * workers):
+            in_flight.append((sample, pool.submit(sample)))
+            # A result that is ready does not wait for further input, which may trickle in.
+            if in_flight[0][1].done() or len(in_flight) >= (ahead or PREFETCH * workers):
                 yield first()
-        while waiting:
+        while in_flight:
             yield first()
 
 
 class _Workers:
-    """So many processes, started as they are needed. Each is in `free` or in the hands of one
-    thread, which waits for it.
+    """A pool of `count` worker processes, started as they are needed.
+
+    Each process is either in the queue `free` or asked by one thread, which waits for its reply.
     """
 
     def __init__(self, preprocessor: Preprocessor, ask: Ask, count: int) -> None:
@@ -97,33 +97,36 @@ class _Workers:
             raise ModelError(
                 f"the preprocessor cannot be sent to worker processes ({error}): use 0 workers."
             ) from error
-        # No worker needs a GPU, and a library's warnings, or a failed start's story, would be told
-        # once for each of them.
+        # Workers need no GPU. A library's warnings, or the traceback of a failed start, would be
+        # printed once for each worker.
         debug = level <= logging.DEBUG
         quiet = {} if debug else {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
         self.environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | quiet
         self.code = ("" if debug else "sys.excepthook = lambda *_: None; ") + WORKER
-        self.ask, self.places, self.warned, self.closed = ask, count, False, False
+        self.ask = ask
+        self.num_left = count  # processes that run or may still be started
+        self.warned = False
+        self.closed = False
         self.children: set[Child] = set()
-        self.changing = threading.Lock()
+        self.lock = threading.Lock()
         self.free: LifoQueue[Child | object | None] = LifoQueue()
         for _ in range(count):
-            self.free.put(None)  # a place for a process that is not yet needed
+            self.free.put(None)  # a process that is not started yet
         self.threads = ThreadPoolExecutor(count, "trimtok-worker")
 
     def submit(self, sample: Sample) -> Future:
-        """What becomes of it; None where it is to be prepared by the caller."""
+        """A future of the prepared or failed sample, or of None: then the caller prepares it."""
         try:
             return self.threads.submit(self._run, sample)
         except RuntimeError as error:  # no thread can be started
             self._warn(str(error))
-            here: Future = Future()
-            here.set_result(None)
-            return here
+            without_result: Future = Future()
+            without_result.set_result(None)
+            return without_result
 
     def close(self) -> None:
-        """Ends all processes at once, whatever they are at."""
-        with self.changing:
+        """Ends all processes at once, also those that are busy."""
+        with self.lock:
             self.closed = True
             for child in self.children:
                 child.process.kill()
@@ -133,43 +136,45 @@ class _Workers:
             child.end()
 
     def _run(self, sample: Sample) -> Prepared | Failed | None:
+        """The reply of a worker to one sample; None where the caller is to prepare it."""
         try:
-            message = packed(
-                replace(sample, extra={})
-            )  # of no use there, and anything may be in it
-        except Exception:  # a script's own sample
+            # A worker has no use for `extra`, which may hold anything.
+            message = packed(replace(sample, extra={}))
+        except Exception:  # a sample that a script made
             return None
-        end, limit = None, self.ask.limit(sample)
+        limit = self.ask.limit(sample)
+        death: Ended | None = None
         for _ in range(CHANCES):
             child = self._take()
             if child is None:
                 break
             try:
-                found = pickle.loads(child.ask(message, limit + GRACE))
+                reply = pickle.loads(child.ask(message, limit + GRACE))
             except Ended as error:
-                end = error
-                if end.overdue:
+                death = error
+                if death.overdue:
                     return Failed(sample, overdue(limit))
             except Exception as error:
-                said = (
+                problem = (
                     "what a worker process prepared cannot be read here "
                     f"({sentence(error)}): use 0 workers"
                 )
-                return Failed(sample, SampleError(said))
+                return Failed(sample, SampleError(problem))
             else:
-                if isinstance(found, ModelError):
-                    raise found
-                return found and replace(found, sample=sample)
+                if isinstance(reply, ModelError):
+                    raise reply
+                return reply and replace(reply, sample=sample)
             finally:
                 self.free.put(child)
-        if end is None:
+        if death is None:
             return None
-        # Never here: what ended a worker may end this process, and all the others' answers with it.
-        said = (
-            f"the worker process that read it died ({end.how}): the file may be damaged, or "
+        # The caller must not prepare this sample: it might end this process, and every other
+        # sample's answer with it.
+        problem = (
+            f"the worker process that read it died ({death.how}): the file may be damaged, or "
             "memory has run out"
         )
-        return Failed(sample, SampleError(said))
+        return Failed(sample, SampleError(problem))
 
     def _take(self) -> Child | None:
         """A process that is ready; None where none can be started any more."""
@@ -183,38 +188,42 @@ class _Workers:
                     return self._start()
                 except ModelError:
                     raise
-                except Exception as error:  # it ended, or the system allows no further process
+                # The process ended, or the system allows no further one.
+                except Exception as error:
                     reason = str(error)
             self._warn(f"a worker process cannot be started ({reason})")
-            with self.changing:
-                self.places -= 1
-                if not self.places:
+            with self.lock:
+                self.num_left -= 1
+                if not self.num_left:
                     self.free.put(_NONE_LEFT)
-        self.free.put(_NONE_LEFT)  # the next thread looks for it, too
+        self.free.put(_NONE_LEFT)  # for the next thread
         return None
 
     def _start(self) -> Child:
-        with self.changing:
+        """A new process that has loaded its libraries; raises what keeps it from starting."""
+        with self.lock:
             if self.closed:
                 raise Ended(0)
             child = Child(self.code, self.environment)
             self.children.add(child)
         try:
-            said = pickle.loads(child.ask(self.task, STARTING))
+            refusal = pickle.loads(child.ask(self.task, STARTING))
         except Exception:
             self._forget(child)
             raise
-        if said is not None:
-            raise said
+        if refusal is not None:
+            raise refusal
         return child
 
     def _forget(self, child: Child) -> None:
+        """Ends a process and takes it out of the pool."""
         child.end()
-        with self.changing:
+        with self.lock:
             self.children.discard(child)
 
     def _warn(self, reason: str) -> None:
-        with self.changing:
+        """Logs once that the run goes on with fewer processes."""
+        with self.lock:
             if not (self.warned or self.closed):
                 log.warning("%s: the run goes on with fewer of them, or without", reason)
             self.warned = True

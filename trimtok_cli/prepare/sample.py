@@ -1,6 +1,4 @@
-"""From a sample on disk to what the model's processor makes of it. Knows no pruner and touches no
-device.
-"""
+"""`prepare`: one sample from its files to a model's inputs. Knows no pruner, touches no device."""
 
 import logging
 from collections.abc import Sequence
@@ -12,36 +10,40 @@ from PIL import Image
 
 from trimtok_cli.bounds import check_record, like
 from trimtok_cli.config import RunConfig
-from trimtok_cli.data import Failed, Media, Sample, Seconds
+from trimtok_cli.data import Failed, FrameRule, Media, Sample, Seconds
 from trimtok_cli.device import Clock, out_of_memory
 from trimtok_cli.errors import ModelError, SampleError, sentence
 from trimtok_cli.limits import TimeUp, within
-from trimtok_cli.media.frames import FrameRule
+from trimtok_cli.media.frames import Clip
 from trimtok_cli.media.image_limits import MOST_PIXELS
 from trimtok_cli.media.images import load_image, shrunk
 from trimtok_cli.media.kinds import by_content
 from trimtok_cli.media.video import load_video
-from trimtok_cli.models.preprocessor import Inputs, Preprocessor
+from trimtok_cli.models.inputs import Inputs
+from trimtok_cli.models.preprocessor import Preprocessor
 from trimtok_cli.sampling import Sampling
 
-MOST_TOGETHER = 2 * MOST_PIXELS  # pixels of all pictures of one prompt: 1 GB of RGB
+# Pixels of all pictures of one prompt together: 1 GB of RGB.
+MOST_TOGETHER = 2 * MOST_PIXELS
 
 log = logging.getLogger("trimtok")
 
 
 @dataclass(frozen=True)
 class Ask:
-    """How every sample of a run is asked. `prompt` is for samples that bring no question of their
-    own.
+    """How every sample of a run is asked.
 
-    frames: which frames of a video are read; video_as: `video` (the family's own path), `frames`
-    (as images) or `auto`. max_pixels: larger images and frames are shrunk to so many before the
-    processor sees them; 0 shrinks none. decode: `continuous` (a static cache, and a waiting prompt
-    takes the place of an answer that ends) or `simple` (batch by batch, a cache that grows).
-    timeout: seconds for reading and preparing one sample; decoding its video comes on top, with the
-    time of `frames`. max_new_tokens: None is the checkpoint's own number, else 128; sampling: what
-    overrules its generation settings. UsageError for a value that the option of that
-    name refuses.
+    prompt: the question of samples that have none of their own.
+    max_new_tokens: None is the checkpoint's own number, or 128 where it has none.
+    sampling: overrules the checkpoint's generation settings.
+    frames: which frames of a video are read.
+    video_as: `video` (the family's own path), `frames` (as images) or `auto`.
+    max_pixels: larger images and frames are shrunk to this number of pixels; 0 shrinks none.
+    decode: `continuous` (a static cache; a prompt that waits follows an answer that ends) or
+    `simple` (batch by batch, with a cache that grows).
+    timeout: seconds for reading and preparing one sample, without the decoding of its video, which
+    has the time of `frames`.
+    UsageError for a value that the option of that name refuses.
     """
 
     prompt: str = like(RunConfig, "prompt", default="", empty=True)
@@ -68,8 +70,10 @@ class Ask:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A sample read from disk and put into the model's words; its times so far. seed: what its lots
-    are drawn by.
+    """A sample whose files are read and whose question is prepared, with the times that it took.
+
+    media: facts about each image or video. seed: the sample's own, for draws at random. number: the
+    sample's place in its run.
     """
 
     sample: Sample
@@ -82,7 +86,7 @@ class Prepared:
 
 
 def attempt(preprocessor: Preprocessor, sample: Sample, ask: Ask) -> Prepared | Failed:
-    """As `prepare`, but raises ModelError alone, which every other sample would meet as well."""
+    """As `prepare`, but only ModelError is raised, which every other sample would meet as well."""
     try:
         return prepare(preprocessor, sample, ask)
     except ModelError:
@@ -93,14 +97,16 @@ def attempt(preprocessor: Preprocessor, sample: Sample, ask: Ask) -> Prepared | 
 
 
 def overdue(seconds: float) -> SampleError:
-    """The error of a sample that takes longer than its limit."""
+    """The error of a sample that took longer than its limit of `seconds`."""
     remedy = "save its files again, look at the model's chat template, or raise --timeout"
     return SampleError(f"it was not read and prepared within {seconds:g} seconds; {remedy}")
 
 
 def prepare(preprocessor: Preprocessor, sample: Sample, ask: Ask) -> Prepared:
-    """Reads the files, then the chat template and the processor. SampleError where a limit is met:
-    of time, which is kept in the main thread alone (see `within`), or of memory.
+    """Reads a sample's files, then runs the chat template and the processor.
+
+    Raises SampleError where that takes too much time or memory. The time limit is kept in the main
+    thread alone (see `limits.within`).
     """
     try:
         return within(ask.limit(sample), lambda: _prepare(preprocessor, sample, ask))
@@ -117,7 +123,8 @@ def prepare(preprocessor: Preprocessor, sample: Sample, ask: Ask) -> Prepared:
 def _prepare(preprocessor: Preprocessor, sample: Sample, ask: Ask) -> Prepared:
     if sample.problem:
         raise SampleError(sample.problem)
-    given, sample = sample, by_content(sample)
+    given = sample
+    sample = by_content(sample)
     if sample.video is not None and ask.video_as == "video" and not preprocessor.has_video:
         raise ModelError(
             f"--video-as video: {preprocessor.name} has no video path of its own; use "
@@ -126,40 +133,52 @@ def _prepare(preprocessor: Preprocessor, sample: Sample, ask: Ask) -> Prepared:
     clock = Clock(torch.device("cpu"))
     loaded = _images(sample.images, ask.max_pixels)
     clip = load_video(sample.video, ask.frames) if sample.video is not None else None
-    load, question = clock.mark(), ask.question(sample)
-    pictures, as_frames = [image for image, _ in loaded], ask.video_as == "frames"
+    load_seconds = clock.mark()
+    question = ask.question(sample)
     if clip is not None:
         clip = replace(clip, frames=tuple(shrunk(frame, ask.max_pixels) for frame in clip.frames))
     inputs = preprocessor.prepare(
-        pictures, question, system=ask.system, clip=clip, as_frames=as_frames
+        [image for image, _ in loaded],
+        question,
+        system=ask.system,
+        clip=clip,
+        as_frames=ask.video_as == "frames",
     )
-    seconds = Seconds(load=load, prepare=clock.mark())
+    seconds = Seconds(load=load_seconds, prepare=clock.mark())
     media = [media for _, media in loaded]
     if clip is not None:
-        media.append(
-            Media(
-                clip.width,
-                clip.height,
-                "RGB",
-                frames=clip.num_frames,
-                warnings=clip.warnings,
-                decoder=clip.decoder,
-                duration=clip.duration,
-                times=clip.times,
-            )
-        )
-    return Prepared(given, question, inputs, tuple(media), seconds)
+        media.append(_clip_media(clip))
+    return Prepared(
+        sample=given, question=question, inputs=inputs, media=tuple(media), seconds=seconds
+    )
+
+
+def _clip_media(clip: Clip) -> Media:
+    """The facts about a video."""
+    return Media(
+        width=clip.width,
+        height=clip.height,
+        mode="RGB",
+        frames=clip.num_frames,
+        warnings=clip.warnings,
+        decoder=clip.decoder,
+        duration=clip.duration,
+        times=clip.times,
+    )
 
 
 def _images(paths: Sequence[Path], max_pixels: int) -> list[tuple[Image.Image, Media]]:
-    """The pictures of one prompt, shrunk to `max_pixels` each. SampleError where all together would
-    fill the memory.
+    """The pictures of one prompt, each shrunk to `max_pixels`.
+
+    Raises SampleError where all of them together would fill the memory.
     """
-    loaded, total = [], 0
+    loaded: list[tuple[Image.Image, Media]] = []
+    total = 0
     for path in paths:
         image, media = load_image(path)
-        loaded.append((shrunk(image, max_pixels), media))
-        total += loaded[-1][0].width * loaded[-1][0].height
+        image = shrunk(image, max_pixels)
+        loaded.append((image, media))
+        total += image.width * image.height
         if total > MOST_TOGETHER:
             raise SampleError(
                 f"its {len(paths)} pictures have more than {MOST_TOGETHER:,} pixels "

@@ -1,9 +1,8 @@
-"""What runs in a worker process of ahead.py: samples come in by its standard input, prepared ones
-leave by its standard output.
+"""A worker process of pool.py: reads samples from standard input, writes prepared ones to output.
 
-Both are plain pickles, tensors in them as numpy arrays: bytes through a pipe need no shared memory,
-of which containers have little, and no file handle each. Knows no model and nothing of the parent
-but what it is sent.
+Both are plain pickles with tensors as numpy arrays. Bytes through a pipe need no shared memory, of
+which containers have little, and no file handle for each tensor. Knows no model, and nothing of the
+parent but the messages.
 """
 
 import copyreg
@@ -23,7 +22,7 @@ from trimtok_cli.prepare.sample import attempt
 
 
 def packed(value: Any) -> bytes:
-    """As a whole, before any of it is sent: what cannot be pickled leaves nothing in the pipe."""
+    """The bytes of a message; an error in pickling comes before any byte is in the pipe."""
     buffer = io.BytesIO()
     pickler = pickle.Pickler(buffer, protocol=5)
     pickler.dispatch_table = copyreg.dispatch_table | {torch.Tensor: _as_array}
@@ -39,62 +38,64 @@ def _as_array(tensor: torch.Tensor) -> tuple:
 
 
 def main(inbox: SimpleQueue[bytes]) -> None:
-    """Answers the samples of `child.inbox`, which ends this process with its parent."""
+    """Answers messages until the process ends with its parent.
+
+    inbox: that of `child_process.inbox`, which ends this process.
+    """
     out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints shall not get between the answers
+    os.dup2(2, 1)  # a library's prints must not get between the replies
     torch.set_num_threads(1)
     try:
         _serve(inbox, out)
-    except BrokenPipeError:  # nobody waits for the answer
+    except BrokenPipeError:  # the parent no longer reads
         pass
     except BaseException:
         sys.excepthook(*sys.exc_info())
-    os._exit(
-        1
-    )  # at once: decoders have been known to crash while they tidy up, and a thread still listens
+    # At once: decoders have crashed while they tidied up, and a thread still reads the inbox.
+    os._exit(1)
 
 
-def _say(out: BinaryIO, answer: bytes) -> None:
-    out.write(len(answer).to_bytes(8, "big"))
-    out.write(answer)
+def _send(out: BinaryIO, message: bytes) -> None:
+    """Writes a message behind its length in 8 bytes."""
+    out.write(len(message).to_bytes(8, "big"))
+    out.write(message)
     out.flush()
 
 
 def _serve(inbox: SimpleQueue[bytes], out: BinaryIO) -> None:
-    """Says None when it is ready; then a Prepared, a Failed or a ModelError for a sample, None for
-    one that it cannot read.
+    """Sends None when it is ready, then one reply for each sample.
+
+    A reply is a Prepared, a Failed, a ModelError, or None for a sample that it cannot read.
     """
     try:
         level, preprocessor, ask = pickle.loads(inbox.get())
-    except (
-        AttributeError,
-        ModuleNotFoundError,
-    ) as error:  # a class that only the parent's own script knows
-        said = (
+    # A class that only the parent's own script has.
+    except (AttributeError, ModuleNotFoundError) as error:
+        refusal = (
             f"the workers cannot load the preprocessor ({error}): define its class in a "
             "module, or use 0 workers."
         )
-        return _say(out, packed(ModelError(said)))
+        return _send(out, packed(ModelError(refusal)))
     if level <= logging.DEBUG:
         logging.basicConfig(level=logging.WARNING)
         logging.getLogger("trimtok").setLevel(level)
-    _say(out, packed(None))
+    _send(out, packed(None))
     while True:
-        _say(out, _answer(inbox.get(), preprocessor, ask))
+        _send(out, _reply(inbox.get(), preprocessor, ask))
 
 
-def _answer(message: bytes, preprocessor: Any, ask: Any) -> bytes:
+def _reply(message: bytes, preprocessor: Any, ask: Any) -> bytes:
     try:
         sample = pickle.loads(message)
-    except Exception:  # a class that only the parent knows, in a sample that a script made
+    except Exception:  # a script's own sample, of a class that only the parent has
         return packed(None)
     try:
         return packed(attempt(preprocessor, sample, ask))
     except ModelError as error:
         return packed(error)
     except Exception as error:
-        said = (
+        problem = (
             f"what a worker process prepared cannot be handed over ({sentence(error)}): use "
             "0 workers"
         )
-        return packed(Failed(sample, SampleError(said)))
+        return packed(Failed(sample, SampleError(problem)))

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from trimtok_cli.data import FrameRule
 from trimtok_cli.errors import MediaError
-from trimtok_cli.media.frames import FrameRule, pick_times
+from trimtok_cli.media.frames import pick_times
 
 # What a decoder returns: the fields of a Clip that it knows, and the frames (H, W, 3), 8-bit RGB.
 Answer = tuple[dict[str, Any], list[np.ndarray]]

@@ -13,10 +13,10 @@ from importlib.util import find_spec
 
 import numpy as np
 
+from trimtok_cli.data import FrameRule
 from trimtok_cli.media.containers import rotation_of
 from trimtok_cli.media.decoders import pyav
 from trimtok_cli.media.decoders.answer import Answer, choose_frames, fit_frame
-from trimtok_cli.media.frames import FrameRule
 from trimtok_cli.media.image_limits import MOST_PIXELS
 from trimtok_cli.media.kinds import container
 from trimtok_cli.media.packets import SEEKS, Clock, Packets, usual_end

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trimtok_cli.data import FrameRule
 from trimtok_cli.media.decoders.answer import (
     Answer,
     choose_frames,
@@ -13,7 +14,6 @@ from trimtok_cli.media.decoders.answer import (
     refuse_mixed_sizes,
 )
 from trimtok_cli.media.frame_counts import MOST_FRAMES
-from trimtok_cli.media.frames import FrameRule
 from trimtok_cli.media.image_limits import MOST_PIXELS
 from trimtok_cli.media.images import animation
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from trimtok_cli.data import FrameRule
 from trimtok_cli.errors import MediaError
 from trimtok_cli.media.containers import degrees_of_turn
 from trimtok_cli.media.decoders.answer import (
@@ -18,7 +19,6 @@ from trimtok_cli.media.decoders.answer import (
     fit_frame,
     refuse_mixed_sizes,
 )
-from trimtok_cli.media.frames import FrameRule
 from trimtok_cli.media.image_limits import MOST_PIXELS
 from trimtok_cli.media.kinds import DEMUXERS, HEAD, container
 from trimtok_cli.media.packets import Clock, Packets

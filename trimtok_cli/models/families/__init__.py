@@ -1,1 +1,1 @@
-"""One file a family."""
+"""One file for each model family; README.md says how to add one."""

@@ -1,9 +1,8 @@
-"""Gemma 3 (`model_type: gemma3`): 256 tokens an image, pooled from a SigLIP grid, that see each
-other in both directions.
+"""Gemma 3 (`gemma3`): 256 tokens for each image, pooled from a SigLIP grid.
 
-"Gemma 3 Technical Report", arXiv 2503.19786. Positions are 1-D. Most layers look back over a window
-that is counted in rows: with fewer visual tokens in front of it, the words see farther back than in
-the dense prompt.
+"Gemma 3 Technical Report", arXiv 2503.19786. The tokens of an image see each other in both
+directions. Positions are 1-D. Most layers see a window of rows: with fewer visual tokens in the
+prompt, words see farther back than in the dense prompt.
 """
 
 import math
@@ -14,13 +13,15 @@ from torch import Tensor
 
 from trimtok_cli.errors import ModelError
 from trimtok_cli.models.adapter import Adapter
-from trimtok_cli.models.preprocessor import Inputs, Visual
+from trimtok_cli.models.inputs import Inputs, Visual
 from trimtok_cli.models.vision.token_layout import TokenLayout, single_grid
 from trimtok_cli.models.vision.tower_signals import TowerRecorder
 from trimtok_cli.tokens import Prompt
 
 
 class Gemma3(Adapter):
+    """`gemma3`: one square grid for each image."""
+
     def image_layout(self, inputs: Inputs, number: int, visual: Visual) -> TokenLayout:
         if self.processor.image_processor.do_pan_and_scan:
             raise ModelError(
@@ -44,20 +45,21 @@ class Gemma3(Adapter):
         cache,
         prompts: Sequence[Prompt] = (),
     ) -> Tensor:
-        """Through the outer model, which alone builds the masks that let an image's tokens see each
-        other.
+        """As `Family.forward`, but through the outer model.
+
+        The outer model alone builds the masks by which the tokens of an image see each other.
         """
-        kinds = None
+        token_types = None
         if prompts:
-            kinds = torch.zeros(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+            token_types = torch.zeros(embeds.shape[:2], dtype=torch.long, device=embeds.device)
             for row, prompt in enumerate(prompts):
-                kinds[row, embeds.shape[1] - len(prompt) + prompt.visual] = 1
-        out = self.model.model(
+                token_types[row, embeds.shape[1] - len(prompt) + prompt.visual] = 1
+        output = self.model.model(
             inputs_embeds=embeds,
             attention_mask=mask,
             position_ids=positions,
             use_cache=True,
-            token_type_ids=kinds,
+            token_type_ids=token_types,
             **{self.cache_argument: cache},
         )
-        return self.model.lm_head(out.last_hidden_state[:, -1])
+        return self.model.lm_head(output.last_hidden_state[:, -1])

@@ -1,16 +1,16 @@
-"""Idefics3 and SmolVLM (`idefics3`, `smolvlm`): tiles of equal token count between row and column
-marks, then an overview.
+"""Idefics3 and SmolVLM (`idefics3`, `smolvlm`): tiles between row and column marks, an overview.
 
 "Building and better understanding vision-language models", arXiv 2408.12637; "SmolVLM", arXiv
-2504.05299. The image is stretched to whole tiles. SmolVLM's video frames are one tile each.
-Positions are 1-D.
+2504.05299. The image is stretched to whole tiles, which have equally many tokens. SmolVLM's video
+frames are one tile each. Positions are 1-D.
 """
 
 import torch
 from torch import Tensor
 
 from trimtok_cli.models.adapter import Adapter
-from trimtok_cli.models.preprocessor import Inputs, Preprocessor, Visual
+from trimtok_cli.models.inputs import Inputs, Visual
+from trimtok_cli.models.preprocessor import Preprocessor
 from trimtok_cli.models.vision.token_layout import (
     TokenLayout,
     grid_boxes,
@@ -23,24 +23,26 @@ from trimtok_cli.models.vision.tower_signals import TowerRecorder
 
 
 class IdeficsPreprocessor(Preprocessor):
-    shares, mixes = (
-        True,
-        False,
-    )  # SmolVLM's processor writes images and video frames to the same place, one of the two
+    """Bytes that the processor laid into a tensor of floats are bytes again."""
+
+    # SmolVLM's processor writes either images or video frames to one tensor.
+    one_pixel_tensor = True
+    mixes = False
 
     def as_bytes(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The processor lays the bytes of all tiles into one tensor of floats. It pads none: in one
-        prompt they are of one size.
+        """The tensors with pixels as uint8.
 
-        So the model's mark for a missing tile, all zeros, is seen in floats that the processor
-        would have made as well.
+        The tiles of a prompt have one size, so the processor pads none. The model takes a tile of
+        zeros for a missing one; it finds the same zeros as in the processor's own floats.
         """
-        if "pixel_values" not in tensors or self._arithmetic("image_processor") is None:
+        if "pixel_values" not in tensors or self.arithmetic_of("image_processor") is None:
             return tensors
         return tensors | {"pixel_values": tensors["pixel_values"].to(torch.uint8)}
 
 
 class Idefics3(Adapter):
+    """`idefics3` and `smolvlm`."""
+
     media_axis = 1  # (1, tiles, 3, H, W)
     preprocessing = IdeficsPreprocessor
 
@@ -65,7 +67,7 @@ class Idefics3(Adapter):
 
     @property
     def _side(self) -> int:
-        """Tokens along a tile's side, behind the pixel shuffle."""
+        """Visual tokens along a tile's side, after the pixel shuffle."""
         config = self.model.config
         return (
             config.vision_config.image_size

@@ -1,10 +1,10 @@
-"""LLaVA-NeXT, LLaVA-NeXT-Video and LLaVA-OneVision: an overview tile, tiles of the image at its own
-shape, newline tokens.
+"""LLaVA-NeXT, LLaVA-NeXT-Video and LLaVA-OneVision: overview, tiles, newline tokens.
 
 "LLaVA-NeXT: Improved reasoning, OCR, and world knowledge" (2024); "LLaVA-OneVision", arXiv
-2408.03326. The image is fitted into the best of a list of resolutions, padded, cut into tiles;
-tokens of the padding are dropped, and behind every row of the rest stands a newline token. Newlines
-are candidates like any other token and show no place. Positions are 1-D.
+2408.03326. The image is fitted into the best of a list of resolutions, padded to a canvas and cut
+into tiles. The tokens of the padding are dropped, and a newline token is put behind every row of
+the rest. Newlines are candidates like any other token and show no part of the image. Positions are
+1-D.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
 from trimtok_cli.models.families.llava import ClipAdapter
-from trimtok_cli.models.preprocessor import Inputs, Visual
+from trimtok_cli.models.inputs import Inputs, Visual
 from trimtok_cli.models.vision.token_layout import (
     WHOLE,
     TokenLayout,
@@ -27,9 +27,9 @@ from trimtok_cli.models.vision.token_layout import (
 
 
 class LlavaNext(ClipAdapter):
-    """`llava_next`: base tile of 576, then up to 2,304 tokens of tiles and a newline a row."""
+    """`llava_next`: an overview of 576 tokens, then up to 2,304 of tiles, and a newline a row."""
 
-    on_host = ("image_sizes", "batch_num_images")
+    host_tensors = ("image_sizes", "batch_num_images")
 
     def image_layout(self, inputs: Inputs, number: int, visual: Visual) -> TokenLayout:
         side = self._side
@@ -38,30 +38,25 @@ class LlavaNext(ClipAdapter):
         rows, columns = len(y) - 1, len(x) - 1
         cut_y, cut_x = self._padding(rows, columns, visual.size)
         edges_y, edges_x = self._edges(y, x, (cut_y, cut_x), (height, width), visual.size)
-        tiled = boxes_between(edges_y, edges_x).reshape(
-            len(edges_y) - 1, len(edges_x) - 1, 4
-        )  # a very long image may have no rows
-        lines = torch.cat([tiled, no_boxes(len(tiled))[:, None]], 1).reshape(-1, 4)
-        # The tower's tokens come tile by tile; here they lie as in the whole grid.
-        whole = (
-            torch.arange(rows * columns)
-            .reshape(rows // side, columns // side, side, side)
-            .transpose(1, 2)
-        )
-        kept = (
-            whole.reshape(rows, columns)[cut_y : rows - cut_y, cut_x : columns - cut_x]
-            + side * side
-        )
-        made_of = (
-            kept[..., None] if kept.shape == tiled.shape[:2] else _spread(kept, *tiled.shape[:2])
-        )
-        behind = torch.nn.functional.pad(made_of, (0, 0, 0, 1), value=-1).flatten(0, 1)
-        overview = torch.arange(side * side)[:, None].expand(-1, behind.shape[1])
+        # A very long image may have no rows.
+        boxes = boxes_between(edges_y, edges_x).reshape(len(edges_y) - 1, len(edges_x) - 1, 4)
+        lines = torch.cat([boxes, no_boxes(len(boxes))[:, None]], 1).reshape(-1, 4)
+        # Tower tokens come tile by tile, behind those of the overview; here they lie as on the
+        # canvas.
+        tiles = torch.arange(rows * columns).reshape(rows // side, columns // side, side, side)
+        canvas = tiles.transpose(1, 2).reshape(rows, columns) + side * side
+        kept = canvas[cut_y : rows - cut_y, cut_x : columns - cut_x]
+        if kept.shape == boxes.shape[:2]:
+            source = kept[..., None]
+        else:
+            source = _spread(kept, *boxes.shape[:2])
+        with_newlines = torch.nn.functional.pad(source, (0, 0, 0, 1), value=-1).flatten(0, 1)
+        overview = torch.arange(side * side)[:, None].expand(-1, with_newlines.shape[1])
         return TokenLayout(
-            torch.cat([grid_boxes(side, side), lines]),
-            source=torch.cat([overview, behind]),
-            tower=rows * columns + side * side,
-            tiles=rows * columns // side**2 + 1,
+            box=torch.cat([grid_boxes(side, side), lines]),
+            source=torch.cat([overview, with_newlines]),
+            num_tower_tokens=rows * columns + side * side,
+            num_tiles=rows * columns // side**2 + 1,
         )
 
     def video_layout(self, inputs: Inputs, visual: Visual) -> TokenLayout:
@@ -76,16 +71,18 @@ class LlavaNext(ClipAdapter):
 
     @property
     def _side(self) -> int:
+        """Tower tokens along a tile's side."""
         vision = self.model.config.vision_config
         return vision.image_size // vision.patch_size
 
     def _best_resolution(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) of the listed resolutions that the processor fits the image into."""
+        """(height, width) of the listed resolution that the processor fits the image into."""
         return tuple(select_best_resolution(size[::-1], self.model.config.image_grid_pinpoints))
 
     def _canvas(self, pixels: int) -> Tensor:
-        """Edges of the token cells along one side of the padded canvas, in pixels. A tile's
-        remainder falls to its last cell.
+        """(cells + 1,) edges of the token cells along a side of the canvas, in pixels.
+
+        The pixels of a tile that fill no cell belong to its last one.
         """
         vision, side = self.model.config.vision_config, self._side
         count = pixels // vision.image_size * side
@@ -94,9 +91,7 @@ class LlavaNext(ClipAdapter):
 
     @staticmethod
     def _padding(rows: int, columns: int, size: tuple[int, int]) -> tuple[int, int]:
-        """Rows that the model drops at the top and at the bottom, columns at the left and at the
-        right, as padding.
-        """
+        """(rows, columns) of padding that the model drops at each end of the canvas."""
         width, height = size
         if width / height > columns / rows:
             return (rows - int(round(height * (columns / width), 7))) // 2, 0
@@ -110,39 +105,45 @@ class LlavaNext(ClipAdapter):
         canvas: tuple[int, int],
         size: tuple[int, int],
     ) -> tuple[Tensor, Tensor]:
-        """The edges that are left when the padding is dropped, as shares of the image."""
+        """The edges (y, x) that are left without the padding, as shares of the image.
+
+        cut: rows and columns of padding at each end. canvas: (height, width) in pixels.
+        """
         width, height = size
-        # How the processor lays the image into the canvas, in pixels: it rounds in its own way, not
-        # in the model's.
+        # The image's size on the canvas, in pixels: the processor and the model round differently.
         scale_x, scale_y = canvas[1] / width, canvas[0] / height
         if scale_x < scale_y:
-            wide, tall = canvas[1], min(math.ceil(height * scale_x), canvas[0])
+            fitted_width, fitted_height = canvas[1], min(math.ceil(height * scale_x), canvas[0])
         else:
-            wide, tall = min(math.ceil(width * scale_y), canvas[1]), canvas[0]
+            fitted_width, fitted_height = min(math.ceil(width * scale_y), canvas[1]), canvas[0]
         y, x = y[cut[0] : len(y) - cut[0]], x[cut[1] : len(x) - cut[1]]
-        return (y - (canvas[0] - tall) // 2) / tall, (x - (canvas[1] - wide) // 2) / wide
+        top, left = (canvas[0] - fitted_height) // 2, (canvas[1] - fitted_width) // 2
+        return (y - top) / fitted_height, (x - left) / fitted_width
 
 
 class LlavaOnevision(LlavaNext):
-    """`llava_onevision`: SigLIP, at most nine tiles' worth of tokens; of several images each is one
-    tile; pooled video frames.
+    """`llava_onevision`: SigLIP, at most nine tiles' worth of tokens, pooled video frames.
+
+    In a prompt with several images, each image is one padded tile.
     """
 
     def image_layout(self, inputs: Inputs, number: int, visual: Visual) -> TokenLayout:
-        if sum(each.kind == "image" for each in inputs.visuals) == 1:
+        if sum(other.kind == "image" for other in inputs.visuals) == 1:
             return super().image_layout(inputs, number, visual)
-        (width, height), square = visual.size, max(visual.size)
-        view = (-(square - width) // 2 / width, -(square - height) // 2 / height)
-        padded = grid_boxes(
-            self._side, self._side, (*view, view[0] + square / width, view[1] + square / height)
-        )
-        return TokenLayout(torch.cat([padded, no_boxes(1)]))
+        width, height = visual.size
+        square = max(visual.size)
+        left = -(square - width) // 2 / width
+        top = -(square - height) // 2 / height
+        view = (left, top, left + square / width, top + square / height)
+        padded = grid_boxes(self._side, self._side, view)
+        return TokenLayout(box=torch.cat([padded, no_boxes(1)]))
 
     def video_layout(self, inputs: Inputs, visual: Visual) -> TokenLayout:
         side = math.ceil(self._side / 2)
         frames = per_frame(grid_boxes(side, side, WHOLE), len(visual.times), (side, side))
         return TokenLayout(
-            torch.cat([frames.box, no_boxes(1)]), (), torch.cat([frames.frame, frames.frame[-1:]])
+            box=torch.cat([frames.box, no_boxes(1)]),
+            frame=torch.cat([frames.frame, frames.frame[-1:]]),
         )
 
     def _edges(
@@ -153,33 +154,32 @@ class LlavaOnevision(LlavaNext):
         canvas: tuple[int, int],
         size: tuple[int, int],
     ) -> tuple[Tensor, Tensor]:
-        """More than nine tiles' worth is shrunk, in token space."""
+        """As `LlavaNext._edges`; a grid of more than nine tiles' worth of tokens is shrunk."""
         y, x = super()._edges(y, x, cut, canvas, size)
         rows, columns = len(y) - 1, len(x) - 1
         most = int(self.model.config.vision_aspect_ratio.removeprefix("anyres_max_"))
         ratio = math.sqrt(rows * columns / (most * self._side**2))
-        return (
-            (_shrunk(y, int(rows // ratio)), _shrunk(x, int(columns // ratio)))
-            if ratio > 1.1
-            else (y, x)
-        )
+        if ratio <= 1.1:
+            return y, x
+        return _shrunk(y, int(rows // ratio)), _shrunk(x, int(columns // ratio))
 
 
 def _spread(grid: Tensor, rows: int, columns: int) -> Tensor:
-    """(rows, columns, 4): the cells of a larger grid that lie around the middle of each cell of a
-    smaller one.
+    """(rows, columns, 4) entries of a larger grid around the middle of each cell of a smaller one.
+
+    They are the four that bilinear interpolation reads.
     """
 
-    def around(count: int, of: int) -> tuple[Tensor, Tensor]:
-        low = ((torch.arange(count) + 0.5) * of / count - 0.5).clamp(min=0).long()
-        return low, (low + 1).clamp(max=of - 1)
+    def around(count: int, num_cells: int) -> tuple[Tensor, Tensor]:
+        low = ((torch.arange(count) + 0.5) * num_cells / count - 0.5).clamp(min=0).long()
+        return low, (low + 1).clamp(max=num_cells - 1)
 
-    y, x = around(rows, len(grid)), around(columns, grid.shape[1])
-    return torch.stack([grid[a][:, b] for a in y for b in x], -1)
+    near_rows, near_columns = around(rows, len(grid)), around(columns, grid.shape[1])
+    return torch.stack([grid[y][:, x] for y in near_rows for x in near_columns], -1)
 
 
 def _shrunk(edges: Tensor, count: int) -> Tensor:
-    """`count` cells over the span of as many as there are edges."""
-    at = torch.linspace(0, len(edges) - 1, count + 1)
-    low = at.floor().long().clamp(max=len(edges) - 2)
-    return edges[low] + (at - low) * (edges[low + 1] - edges[low])
+    """(count + 1,) edges of fewer cells over the same span."""
+    index = torch.linspace(0, len(edges) - 1, count + 1)
+    low = index.floor().long().clamp(max=len(edges) - 2)
+    return edges[low] + (index - low) * (edges[low + 1] - edges[low])

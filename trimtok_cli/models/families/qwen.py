@@ -1,8 +1,8 @@
-"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL: images at their own resolution, 2 x 2 patches to a token, M-RoPE.
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL: images at their own resolution, 2 x 2 patches a token, M-RoPE.
 
-"Qwen2-VL", arXiv 2409.12191; "Qwen2.5-VL", arXiv 2502.13923; "Qwen3-VL", arXiv 2511.21631. A
-token's position is (time, row, column), so kept tokens keep theirs and text goes on where the dense
-prompt would: nothing is renumbered.
+"Qwen2-VL", arXiv 2409.12191; "Qwen2.5-VL", arXiv 2502.13923; "Qwen3-VL", arXiv 2511.21631. The
+position of a token is (time, row, column). Kept tokens keep their positions and the answer goes on
+where it would in the dense prompt: nothing is renumbered.
 """
 
 from collections.abc import Sequence
@@ -13,30 +13,36 @@ from torch import Tensor
 
 from trimtok_cli.media.frames import Clip
 from trimtok_cli.models.adapter import Adapter
-from trimtok_cli.models.preprocessor import Inputs, Preprocessor, Visual
+from trimtok_cli.models.inputs import Inputs, Visual
+from trimtok_cli.models.preprocessor import Preprocessor
 from trimtok_cli.models.vision.token_layout import TokenLayout, grid_boxes
 from trimtok_cli.models.vision.tower_signals import TowerRecorder
 from trimtok_cli.tokens import Prompt
 
+# The processor's tensors that `get_rope_index` computes positions from.
 _FOR_POSITIONS = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
 
 
 class QwenPreprocessor(Preprocessor):
-    def _floats(self, name: str, pixels: Tensor) -> Tensor:
-        """(patches, 3 * frames * side * side): in a patch, its channels are the outermost axis."""
-        return super()._floats(name, pixels.reshape(len(pixels), 3, 1, -1)).reshape(pixels.shape)
+    """Pixels as rows of patches; video frames in pairs."""
+
+    def to_floats(self, name: str, pixels: Tensor) -> Tensor:
+        """(patches, 3 * frames * side * side) uint8 -> float32; colour is outermost."""
+        by_channel = pixels.reshape(len(pixels), 3, 1, -1)
+        return super().to_floats(name, by_channel).reshape(pixels.shape)
 
     def video_inputs(self, clip: Clip) -> dict:
-        """A layer is two frames: a single one is shown twice, as the processors themselves do with
-        a last odd one.
+        """As `Preprocessor.video_inputs`, but a single frame is shown twice.
+
+        Two frames make one layer of tokens; the processors themselves repeat a last odd frame.
         """
-        given = super().video_inputs(clip)
+        inputs = super().video_inputs(clip)
         if len(clip.frames) == 1:
-            facts = given["video_metadata"][0]
-            given["videos"] = [[list(clip.frames * 2)]]
-            twice = {name: facts[name] * 2 for name in ("total_num_frames", "frames_indices")}
-            given["video_metadata"] = [facts | twice]
-        return given
+            metadata = inputs["video_metadata"][0]
+            inputs["videos"] = [[list(clip.frames * 2)]]
+            twice = {name: metadata[name] * 2 for name in ("total_num_frames", "frames_indices")}
+            inputs["video_metadata"] = [metadata | twice]
+        return inputs
 
 
 class Qwen2VL(Adapter):
@@ -57,69 +63,72 @@ class Qwen2VL(Adapter):
         return TowerRecorder({"": self.model.model.visual.blocks[-1].attn}, None, has_cls=False)
 
     def positions(self, inputs: Inputs) -> Tensor:
-        """(3, S): time, row and column of every token, as the model itself works them out for the
-        dense prompt.
+        """(3, S): time, row and column of every token, by the model's own code.
 
-        On the CPU, as it reads numbers one by one.
+        That code reads numbers one by one, so it runs on the CPU.
         """
         known = {name: inputs.tensors[name] for name in _FOR_POSITIONS if name in inputs.tensors}
         ids = inputs.input_ids[None]
-        return self._moved(
-            self.model.model.get_rope_index(ids, attention_mask=torch.ones_like(ids), **known)[0][
-                :, 0
-            ]
+        positions, _ = self.model.model.get_rope_index(
+            ids, attention_mask=torch.ones_like(ids), **known
         )
+        return self.to_device(positions[:, 0])
 
     def _layers(self, layers: int, rows: int, columns: int) -> TokenLayout:
-        """Layers of rows x columns tokens. The processor lays the patches of a token side by side
-        already.
+        """The layout of layers of rows x columns tokens.
+
+        The processor puts the patches of a token one after the other.
         """
-        spots, vision = self._tower_order(layers, rows, columns), self.model.config.vision_config
-        source = spots[:, None] * self._merge**2 + torch.arange(self._merge**2)
-        frame = torch.arange(layers).repeat_interleave(rows * columns) * vision.temporal_patch_size
+        patches = torch.arange(self._merge**2)
+        source = self._tower_order(layers, rows, columns)[:, None] * len(patches) + patches
+        frames_per_layer = self.model.config.vision_config.temporal_patch_size
         return TokenLayout(
-            grid_boxes(rows, columns).repeat(layers, 1),
-            (rows, columns),
-            frame,
-            source,
-            source.numel(),
+            box=grid_boxes(rows, columns).repeat(layers, 1),
+            grid=(rows, columns),
+            frame=torch.arange(layers).repeat_interleave(rows * columns) * frames_per_layer,
+            source=source,
+            num_tower_tokens=source.numel(),
         )
 
     def _tower_order(self, layers: int, rows: int, columns: int) -> Tensor:
-        """Where each token stands in the tower: Qwen2.5's goes window by window, layer by layer;
-        the others in raster order.
+        """The index of each token in the tower's order.
+
+        Qwen2.5's tower goes window by window, layer by layer; the others go in raster order.
         """
         vision = self.model.config.vision_config
         numbers = torch.arange(layers * rows * columns)
         if not getattr(vision, "window_size", 0):
             return numbers
         side = vision.window_size // vision.patch_size // self._merge
-        more = (0, -columns % side, 0, -rows % side)
-        grid = torch.nn.functional.pad(numbers.reshape(layers, rows, columns), more, value=-1)
-        windows = (
-            grid.reshape(layers, grid.shape[1] // side, side, -1, side).transpose(2, 3).flatten()
-        )
-        return windows[windows >= 0].argsort()
+        padding = (0, -columns % side, 0, -rows % side)
+        grid = torch.nn.functional.pad(numbers.reshape(layers, rows, columns), padding, value=-1)
+        windows = grid.reshape(layers, grid.shape[1] // side, side, -1, side).transpose(2, 3)
+        in_order = windows.flatten()
+        return in_order[in_order >= 0].argsort()
 
     def _grid(self, thw: Tensor) -> tuple[int, int, int]:
+        """(layers, rows, columns) of tokens, from the processor's grid of patches."""
         layers, rows, columns = thw.tolist()
         return layers, rows // self._merge, columns // self._merge
 
     @property
     def _merge(self) -> int:
+        """Patches along the side of a visual token."""
         return self.model.config.vision_config.spatial_merge_size
 
 
 class Qwen3VL(Qwen2VL):
-    """`qwen3_vl`: features of earlier tower layers are added to the visual rows behind the first
-    decoder layers (deepstack).
+    """`qwen3_vl`: with deepstack.
+
+    Features of earlier tower layers are added to the visual rows behind the first decoder layers.
     """
 
     def prefill_extras(self, embeds: Tensor, prompts: Sequence[Prompt]) -> dict:
-        deep = [prompt.deepstack for prompt in prompts if prompt.deepstack is not None]
-        if not deep:
+        """The deepstack layers of all prompts, and a mask (B, S) of the rows they are added to."""
+        deepstack = [prompt.deepstack for prompt in prompts if prompt.deepstack is not None]
+        if not deepstack:
             return {}
         mask = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
         for row, prompt in enumerate(prompts):
             mask[row, embeds.shape[1] - len(prompt) + prompt.visual] = True
-        return {"visual_pos_masks": mask, "deepstack_visual_embeds": list(torch.cat(deep, 1))}
+        return {"visual_pos_masks": mask, "deepstack_visual_embeds": list(torch.cat(deepstack, 1))}

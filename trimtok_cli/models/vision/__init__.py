@@ -1,1 +1,1 @@
-"""The vision tower: run, cut short, and asked for what methods read of it."""
+"""The vision tower: which samples share a run, the run itself, its signals, its token layout."""

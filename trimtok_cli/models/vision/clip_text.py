@@ -1,8 +1,7 @@
-"""CLIP's text tower beside a LLaVA whose vision tower is CLIP's: how relevant each patch is to the
-question.
+"""ClipText: CLIP's text tower, which says how relevant each patch is to the question.
 
-What CDPruner (arXiv 2506.10967) weighs tokens with; LLaVA checkpoints carry only the vision half.
-Knows no method.
+CDPruner (arXiv 2506.10967) weighs tokens by this relevance. LLaVA's vision tower is CLIP's, but its
+checkpoints lack the text tower. Knows no method.
 """
 
 import torch
@@ -11,25 +10,20 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
 from trimtok_cli.errors import ModelError
-from trimtok_cli.models.checkpoint import (
-    TOKENIZERS,
-    Broken,
-    check_files,
-    check_one_of,
-    read_settings,
-)
+from trimtok_cli.models.broken import Broken
+from trimtok_cli.models.checkpoint import TOKENIZERS, check_one_of, read_settings
 from trimtok_cli.models.folder import find_folder
+from trimtok_cli.models.weight_files import check_weight_files
 from trimtok_cli.models.weights import check_weights
 
 SEGMENT = 77  # CLIP's longest text, in tokens
 
-SHORT_ANSWER = "Answer the question using a single word or phrase."  # says nothing of the image
+# The benchmarks put this behind a question; it says nothing of the image.
+SHORT_ANSWER = "Answer the question using a single word or phrase."
 
 
 class ClipText:
-    """The text half of a CLIP checkpoint, and of its vision half the last normalization and
-    projection.
-    """
+    """A CLIP checkpoint's text tower, with the last normalization and projection of its patches."""
 
     def __init__(self, source: str, device: torch.device) -> None:
         folder, _ = find_folder(source, "--clip-text")
@@ -39,7 +33,7 @@ class ClipText:
                 raise Broken(
                     "it is no CLIP checkpoint; name one that has the model's own vision tower"
                 )
-            check_files(folder.path, settings)
+            check_weight_files(folder.path, settings)
             check_one_of(folder.path, TOKENIZERS, f"tokenizer ({TOKENIZERS[0]})")
         clip, info = folder.load(
             "weights",
@@ -51,17 +45,17 @@ class ClipText:
             check_weights(info)
         clip = clip.to(device).eval()
         self.tokenizer = folder.load("tokenizer", AutoTokenizer.from_pretrained)
-        self.clip, self.width = clip, clip.config.vision_config.hidden_size
+        self.clip = clip
+        self.width = clip.config.vision_config.hidden_size
 
     def relevance(self, features: Tensor, words: str) -> Tensor:
-        """(N, F) patch features that enter the projector, and the question -> (N,) float32 mean
-        cosine over text segments.
+        """(N,) float32 cosine of each patch to the question, mean over segments of the question.
 
-        Neither negated nor scaled. Words on how to answer, as the benchmarks put them behind a
-        question (SHORT_ANSWER), are no question: as in CDPruner's published evaluation they are
-        left out. CLIP's own marks in it are characters. A long question is cut into segments of 77
-        tokens, the last one filled with zeros. Raises ModelError where the tower is not this
-        CLIP's.
+        features (N, F): what enters the projector. words: the question; SHORT_ANSWER behind it is
+        left out, as in CDPruner's published evaluation. CLIP's own marks in the question are plain
+        characters. A long question is cut into segments of 77 tokens, the last one filled with
+        zeros. The cosine is neither negated nor scaled. Raises ModelError where the features are
+        not of this CLIP.
         """
         if features.shape[-1] != self.width:
             raise ModelError(
@@ -75,8 +69,8 @@ class ClipText:
             device=features.device,
         )
         segments = F.pad(ids, (0, -len(ids) % SEGMENT)).reshape(-1, SEGMENT)
-        found = self.clip.get_text_features(segments)
-        text = F.normalize(getattr(found, "pooler_output", found).float(), dim=-1)
+        output = self.clip.get_text_features(segments)
+        text = F.normalize(getattr(output, "pooler_output", output).float(), dim=-1)
         patches = self.clip.visual_projection(
             self.clip.vision_model.post_layernorm(features.float())
         )

@@ -1,33 +1,41 @@
-"""Where visual tokens lie: boxes over an image, in the order of its tokens. Knows no model."""
+"""TokenLayout: where the visual tokens of an image or a video lie. Knows no model.
+
+A *box* is the part of the image that a token shows. A *source* is the tower tokens that a visual
+token is made of: one where the projector keeps the grid, several where it merges or pools.
+"""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+# The whole image as a view: xyxy as shares of its width and height.
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """The tokens of one image or video. box (n, 4): xyxy in [0, 1] of it, all zero where a token
-    shows no place.
+    """The visual tokens of one image or video, in their order.
 
-    grid: (rows, columns) where they form one plain grid, else (). frame (n,): which frame of a
-    video. source (n, g): which of this image's tower tokens, CLS tokens not counted, each is made
-    of, -1 for none; there are `tower` of those, in `tiles` equal tiles.
+    box (N, 4): xyxy in [0, 1] of the image, all zero for a token that shows no part of it.
+    grid: (rows, columns) where the tokens form one plain grid, else ().
+    frame (N,): number of the token's frame in a video.
+    source (N, G): indices of the tower tokens that a token is made of, -1 for none. They count the
+    tower tokens of this image or video, without CLS tokens. None where they are unknown.
+    num_tower_tokens: tower tokens of this image or video, without CLS tokens.
+    num_tiles: equal tiles that those are of.
     """
 
     box: Tensor
     grid: tuple[int, ...] = ()
     frame: Tensor | None = None
     source: Tensor | None = None
-    tower: int = 0
-    tiles: int = 1
+    num_tower_tokens: int = 0
+    num_tiles: int = 1
 
 
 def grid_boxes(rows: int, columns: int, view: tuple[float, float, float, float] = WHOLE) -> Tensor:
-    """(rows * columns, 4) equal cells in raster order over `view`, clamped to the image."""
+    """(rows * columns, 4) boxes of equal cells over `view`, in raster order, within the image."""
     left, top, right, bottom = view
     return boxes_between(
         torch.linspace(top, bottom, rows + 1), torch.linspace(left, right, columns + 1)
@@ -35,8 +43,9 @@ def grid_boxes(rows: int, columns: int, view: tuple[float, float, float, float] 
 
 
 def boxes_between(y: Tensor, x: Tensor) -> Tensor:
-    """Cells between the edges y (rows + 1,) and x (columns + 1,), in raster order, clamped to the
-    image.
+    """(rows * columns, 4) boxes of the cells between edges, in raster order, clamped to the image.
+
+    y (rows + 1,) and x (columns + 1,): the edges, as shares of the image.
     """
     rows, columns = len(y) - 1, len(x) - 1
     boxes = torch.stack(
@@ -52,44 +61,42 @@ def boxes_between(y: Tensor, x: Tensor) -> Tensor:
 
 
 def no_boxes(count: int) -> Tensor:
-    """Tokens that show no place: newlines, a CLS row."""
+    """(count, 4) boxes of tokens that show no part of the image: newlines, a CLS token."""
     return torch.zeros(count, 4)
 
 
-def tiles(rows: int, columns: int, side: int) -> Tensor:
-    """An image cut into rows x columns tiles of side x side tokens each, tile by tile."""
-    return torch.cat(
-        [
-            grid_boxes(side, side, (c / columns, r / rows, (c + 1) / columns, (r + 1) / rows))
-            for r in range(rows)
-            for c in range(columns)
-        ]
-    )
+def tile_boxes(rows: int, columns: int, side: int) -> Tensor:
+    """Boxes of an image cut into rows x columns tiles of side x side tokens, tile by tile."""
+    views = [
+        (column / columns, row / rows, (column + 1) / columns, (row + 1) / rows)
+        for row in range(rows)
+        for column in range(columns)
+    ]
+    return torch.cat([grid_boxes(side, side, view) for view in views])
 
 
 def per_frame(
-    box: Tensor,
-    frames: int,
-    grid: tuple[int, ...] = (),
-    step: int = 1,
-    source: Tensor | None = None,
+    box: Tensor, num_frames: int, grid: tuple[int, ...] = (), source: Tensor | None = None
 ) -> TokenLayout:
-    """The same boxes for each of `frames`, of which every one stands for `step` frames of the clip.
+    """The layout of a video whose frames all have the same boxes.
 
-    source (n, g): of one frame; each frame has tower tokens of its own, all of them in it.
+    box (n, 4), source (n, G): of one frame. Each frame has tower tokens of its own, and every one
+    of them is in its source.
     """
-    number = torch.arange(frames).repeat_interleave(len(box))
+    frame = torch.arange(num_frames).repeat_interleave(len(box))
+    boxes = box.repeat(num_frames, 1)
     if source is None:
-        return TokenLayout(box.repeat(frames, 1), grid, number * step)
-    whole = source.repeat(frames, 1) + number[:, None] * source.numel()
-    return TokenLayout(box.repeat(frames, 1), grid, number * step, whole, whole.numel())
+        return TokenLayout(box=boxes, grid=grid, frame=frame)
+    sources = source.repeat(num_frames, 1) + frame[:, None] * source.numel()
+    return TokenLayout(
+        box=boxes, grid=grid, frame=frame, source=sources, num_tower_tokens=sources.numel()
+    )
 
 
 def source_blocks(rows: int, columns: int, side: int = 1, tile: int = 0) -> Tensor:
-    """(rows * columns, side * side): tower tokens in raster order that each token of a rows x
-    columns grid is made of.
+    """(rows * columns, side * side) sources of a grid whose tokens merge side x side tower tokens.
 
-    tile: which of equal tiles, one after the other.
+    Tower tokens are in raster order. tile: number of this grid among equal tiles.
     """
     width = columns * side
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
@@ -101,17 +108,26 @@ def source_blocks(rows: int, columns: int, side: int = 1, tile: int = 0) -> Tens
 def single_grid(
     rows: int, columns: int, side: int = 1, view: tuple[float, float, float, float] = WHOLE
 ) -> TokenLayout:
-    """One grid over `view`, each token of side x side tower tokens."""
+    """The layout of one grid over `view`, whose tokens merge side x side tower tokens."""
     source = source_blocks(rows, columns, side)
     return TokenLayout(
-        grid_boxes(rows, columns, view), (rows, columns), None, source, source.numel()
+        box=grid_boxes(rows, columns, view),
+        grid=(rows, columns),
+        source=source,
+        num_tower_tokens=source.numel(),
     )
 
 
 def tiled_layout(rows: int, columns: int, side: int, merge: int) -> TokenLayout:
-    """rows x columns tiles of side x side tokens, and behind them one of the whole image."""
-    box = torch.cat([tiles(rows, columns, side), grid_boxes(side, side)])
-    source = torch.cat(
-        [source_blocks(side, side, merge, tile) for tile in range(rows * columns + 1)]
+    """The layout of rows x columns tiles of side x side tokens, then a tile of the whole image.
+
+    merge: tower tokens along the side of a visual token.
+    """
+    num_tiles = rows * columns + 1
+    source = torch.cat([source_blocks(side, side, merge, tile) for tile in range(num_tiles)])
+    return TokenLayout(
+        box=torch.cat([tile_boxes(rows, columns, side), grid_boxes(side, side)]),
+        source=source,
+        num_tower_tokens=source.numel(),
+        num_tiles=num_tiles,
     )
-    return TokenLayout(box, (), None, source, source.numel(), rows * columns + 1)

@@ -1,8 +1,7 @@
-"""What methods may ask of a vision tower: noted while it runs, worked out only when asked for.
-Knows no family and no method.
+"""Tower signals: what methods may read of the vision tower, recorded in a run, computed on demand.
 
-`TowerRecorder` is hooked around one capture; each sample's TowerSignals then reads its own rows,
-through the map from visual tokens to tower tokens that the family's TokenLayouts hold.
+A `TowerRecorder` is hooked around one tower run. The TowerSignals of each sample then read the
+sample's own rows, through the sources of its token layouts. Knows no family and no method.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,11 +19,11 @@ from trimtok_cli.tokens import TowerSignals
 
 @dataclass(frozen=True)
 class Blocks:
-    """The tower's layers for a method that changes the tokens between their halves. hidden (images,
-    T, C) enters the first.
+    """The tower's layers, for a method that changes tokens between the two halves of a layer.
 
-    With has_cls the first place of each image is its CLS token. `attend` and `feed` are the two
-    halves of a CLIP layer.
+    A method such as ToMe merges tokens between attention and feed-forward, so it runs the layers
+    itself. `attend` and `feed` are the halves of a CLIP layer.
+    hidden (images, T, D): input of the first layer. has_cls: token 0 of each image is a CLS token.
     """
 
     hidden: Tensor
@@ -34,8 +33,9 @@ class Blocks:
     def attend(
         self, number: int, hidden: Tensor, bias: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(B, T, C), and bias (B, T) added to every query's scores -> (B, T, C) and the keys (B, T,
-        d), mean over heads.
+        """The first half of layer `number`: (B, T, D) and the keys (B, T, d), mean over heads.
+
+        hidden (B, T, D). bias (B, T): added to the attention scores of every query.
         """
         layer = self.layers[number]
         normed = layer.layer_norm1(hidden)
@@ -44,18 +44,21 @@ class Blocks:
         return hidden + layer.self_attn(normed, attention_mask=mask)[0], keys
 
     def feed(self, number: int, hidden: Tensor) -> Tensor:
+        """The second half of layer `number`: (B, T, D) -> (B, T, D)."""
         layer = self.layers[number]
         return hidden + layer.mlp(layer.layer_norm2(hidden))
 
 
 class TowerRecorder:
-    """Attention modules by name (`""` is the layer whose output is read, `last_` the tower's last)
-    and the projector.
+    """A context in which a tower run leaves behind what its signals are computed from.
 
-    Of the last layer queries and keys are taken at full width, as one head: so PruMerge defines
-    what it asks for. has_cls: the first place of every tile is a CLS token, which is no visual
-    token. layers: from the first to the one whose output is read, where a method may run them
-    itself; behind: the others, which are run only when something of the last one is asked for.
+    attention: attention modules by the prefix of their signals: "" for the layer that is read,
+    whose output enters the projector, `last_` for the tower's last layer. Queries and keys of the
+    last layer are taken as one head, as PruMerge defines them.
+    projector: its inputs are the features.
+    has_cls: token 0 of every tile is a CLS token, which is no visual token.
+    layers: from the first to the one that is read, where a method may run them itself.
+    behind: the layers after that one, which run only for a signal of the last one.
     """
 
     def __init__(
@@ -67,35 +70,34 @@ class TowerRecorder:
         layers: Sequence = (),
         behind: Sequence = (),
     ) -> None:
-        self.attention, self.projector, self.has_cls, self.layers, self.behind = (
-            attention or {},
-            projector,
-            has_cls,
-            layers,
-            behind,
-        )
-        self.entered: list[Tensor] = []
-        self.left: list[tuple] = []
+        self.attention = attention or {}
+        self.projector = projector
+        self.has_cls = has_cls
+        self.layers = layers
+        self.behind = behind
+        # Recorded in the run: inputs of attention modules, of the first layer and of the projector;
+        # output of the layer that is read, with the further arguments that the layers behind need.
         self.inputs: dict[str, list] = {name: [] for name in self.attention}
+        self.layer_inputs: list[Tensor] = []
+        self.layer_outputs: list[tuple] = []
         self.features: list[Tensor] = []
-        self.worked_out: dict[tuple[str, str], Tensor] = {}
+        # Computed on demand, for all samples of the run.
+        self.computed: dict[tuple[str, str], Tensor] = {}
 
     def __enter__(self) -> "TowerRecorder":
         self.hooks = []
         for name, module in self.attention.items():
 
-            def note(_, args, kwargs, name=name):
-                return self.inputs[name].append((args, kwargs))
+            def record(_, args, kwargs, name=name):
+                self.inputs[name].append((args, kwargs))
 
-            self.hooks.append(module.register_forward_pre_hook(note, with_kwargs=True))
+            self.hooks.append(module.register_forward_pre_hook(record, with_kwargs=True))
         if self.layers:
-            first = self.layers[0]
+            first, last = self.layers[0], self.layers[-1]
             self.hooks.append(
-                first.register_forward_pre_hook(lambda _, args: self.entered.append(args[0]))
+                first.register_forward_pre_hook(lambda _, args: self.layer_inputs.append(args[0]))
             )
-            self.hooks.append(
-                self.layers[-1].register_forward_hook(self._note_output, with_kwargs=True)
-            )
+            self.hooks.append(last.register_forward_hook(self._record_output, with_kwargs=True))
         if self.projector is not None:
             self.hooks.append(
                 self.projector.register_forward_pre_hook(
@@ -108,120 +110,135 @@ class TowerRecorder:
         for hook in self.hooks:
             hook.remove()
 
-    def _note_output(self, _, args, kwargs, output) -> None:
-        """With what else the layer was given: the layers behind it are given the same."""
-        self.left.append(((output, *args[1:]), kwargs))
-
-    def _chunks(self, name: str) -> list[tuple[Tensor, Tensor, float]]:
-        if name == "last_" and self.behind and not self.inputs[name]:
-            self.inputs[name] = [self._run_behind(*each) for each in self.left]
-        found = [
-            chunk
-            for args, kwargs in self.inputs[name]
-            for chunk in queries_and_keys(self.attention[name], *args, **kwargs)
-        ]
-        if name != "last_":
-            return found
-        wide = [
-            (q.transpose(1, 2).flatten(2)[:, None], k.transpose(1, 2).flatten(2)[:, None])
-            for q, k, _ in found
-        ]
-        return [(q, k, q.shape[-1] ** -0.5) for q, k in wide]
-
-    def _run_behind(self, args: tuple, kwargs: Mapping) -> tuple[tuple, Mapping]:
-        """What would have entered the last layer's attention."""
-        for layer in self.behind[:-1]:
-            args = (layer(*args, **kwargs), *args[1:])
-        return inputs_of(self.attention["last_"], partial(self.behind[-1], *args, **kwargs))
-
-    def _once(self, signal: Callable[[str], Tensor], name: str) -> Tensor:
-        """A batch's samples share one pass over the tower's chunks."""
-        key = (signal.__name__, name)
-        if key not in self.worked_out:
-            self.worked_out[key] = signal(name)
-        return self.worked_out[key]
-
-    def saliency(self, name: str) -> Tensor:
-        """(tower tokens,): attention from CLS, or received on the mean where there is none."""
-        found = [
-            attention_received(*chunk, from_first=self.has_cls)[:, self.has_cls :].flatten()
-            for chunk in self._chunks(name)
-        ]
-        return torch.cat(found)
-
-    def keys(self, name: str) -> Tensor:
-        """(tower tokens, d): mean over heads."""
-        return torch.cat(
-            [
-                key.float().mean(1)[:, self.has_cls :].flatten(0, 1)
-                for _, key, _ in self._chunks(name)
-            ]
-        )
-
-    def _class_tokens(self, starts: Sequence[int]) -> Tensor:
-        """(len(starts), C): what left the layer that is read at the CLS token of the tile that each
-        tower token is in.
-        """
-        left = torch.cat([args[0] for args, _ in self.left])
-        return left[[start // (left.shape[1] - 1) for start in starts], 0]
-
-    def all_features(self) -> Tensor:
-        """(tower tokens, F): what enters the projector."""
-        return torch.cat([each.flatten(0, -2) for each in self.features])
+    def _record_output(self, _, args, kwargs, output) -> None:
+        self.layer_outputs.append(((output, *args[1:]), kwargs))
 
     def signals(
         self,
-        places: Sequence[TokenLayout],
-        starts: Sequence[int],
+        layouts: Sequence[TokenLayout],
+        offsets: Sequence[int],
         project: Callable[[Tensor], Tensor],
     ) -> TowerSignals:
-        """The signals of one sample, each of whose images and videos has its tower tokens from one
-        of `starts` on.
+        """The signals of one sample.
 
-        A visual token made of several has their mean.
+        layouts, offsets: of each of its images and videos; the offset of their tower tokens in the
+        run. A visual token that is made of several tower tokens has their mean.
         """
-        if any(place.source is None for place in places):
+        if any(layout.source is None for layout in layouts):
             return TowerSignals()
         sources = [
-            torch.where(p.source < 0, -1, p.source + start)
-            for p, start in zip(places, starts, strict=True)
+            torch.where(layout.source < 0, -1, layout.source + offset)
+            for layout, offset in zip(layouts, offsets, strict=True)
         ]
 
-        def mine(signal: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        def rows_of(signal: Callable[[], Tensor]) -> Callable[[], Tensor]:
+            """The sample's own rows of a signal of the whole run."""
+
             def read() -> Tensor:
                 whole = signal()
-                rows = [self._gather(whole, source.to(whole.device)) for source in sources]
-                return torch.cat(rows)
+                return torch.cat([_gather(whole, source.to(whole.device)) for source in sources])
 
             return read
 
         offers: dict[str, Callable] = {}
         for name in self.attention:
-            offers[f"{name}saliency"] = mine(partial(self._once, self.saliency, name))
-            offers[f"{name}keys"] = mine(partial(self._once, self.keys, name))
+            offers[f"{name}saliency"] = rows_of(partial(self._once, self.saliency, name))
+            offers[f"{name}keys"] = rows_of(partial(self._once, self.keys, name))
         if self.projector is not None and all(source.shape[1] == 1 for source in sources):
-            offers |= {"features": mine(self.all_features), "project": project}
+            offers |= {"features": rows_of(self.all_features), "project": project}
         if self.layers and self.has_cls:
-            offers["cls"] = partial(self._class_tokens, starts)
-        if any(place.tiles > 1 for place in places):
-            owner = [
-                torch.where(p.source[:, 0] < 0, -1, p.source[:, 0] // (p.tower // p.tiles))
-                for p in places
-            ]
-            offers["tile"] = lambda: torch.cat(owner)
-        if self.layers and len(places) == sum(bool(place.grid) for place in places):
-            tile = places[0].tower
-            offers["blocks"] = lambda: Blocks(
-                torch.cat(self.entered)[[start // tile for start in starts]],
-                self.layers,
-                self.has_cls,
-            )
+            offers["cls"] = partial(self._class_tokens, offsets)
+        if any(layout.num_tiles > 1 for layout in layouts):
+            offers["tile"] = partial(_tile_of, layouts)
+        if self.layers and layouts and all(layout.grid for layout in layouts):
+            offers["blocks"] = partial(self._blocks, layouts[0].num_tower_tokens, offsets)
         return TowerSignals(**offers)
 
-    @staticmethod
-    def _gather(whole: Tensor, source: Tensor) -> Tensor:
-        """Rows of `whole` by (n, g) numbers, mean over g; zero where there is none (-1: a
-        newline).
+    # ---- signals of the whole run, in the order of its tower tokens
+
+    def saliency(self, name: str) -> Tensor:
+        """(tower tokens,): attention from the CLS token, or received on average without one."""
+        received = [
+            attention_received(query, key, scaling, from_first=self.has_cls)
+            for query, key, scaling in self._queries_and_keys(name)
+        ]
+        return torch.cat([self._without_cls(attention).flatten() for attention in received])
+
+    def keys(self, name: str) -> Tensor:
+        """(tower tokens, d): keys, mean over heads."""
+        keys = [key.float().mean(1) for _, key, _ in self._queries_and_keys(name)]
+        return torch.cat([self._without_cls(key).flatten(0, 1) for key in keys])
+
+    def all_features(self) -> Tensor:
+        """(tower tokens, F): what enters the projector."""
+        return torch.cat([features.flatten(0, -2) for features in self.features])
+
+    def _without_cls(self, tokens: Tensor) -> Tensor:
+        """(B, T, ...) without the CLS token of each tile."""
+        return tokens[:, 1:] if self.has_cls else tokens
+
+    def _queries_and_keys(self, name: str) -> list[tuple[Tensor, Tensor, float]]:
+        """Query, key (B, H, S, d) and scaling of each attention call of module `name`."""
+        if name == "last_" and self.behind and not self.inputs[name]:
+            self.inputs[name] = [
+                self._run_behind(args, kwargs) for args, kwargs in self.layer_outputs
+            ]
+        calls = [
+            call
+            for args, kwargs in self.inputs[name]
+            for call in queries_and_keys(self.attention[name], *args, **kwargs)
+        ]
+        if name != "last_":
+            return calls
+        wide = [(_as_one_head(query), _as_one_head(key)) for query, key, _ in calls]
+        return [(query, key, query.shape[-1] ** -0.5) for query, key in wide]
+
+    def _run_behind(self, args: tuple, kwargs: Mapping) -> tuple[tuple, Mapping]:
+        """The inputs of the last layer's attention, from the output of the layer that is read."""
+        for layer in self.behind[:-1]:
+            args = (layer(*args, **kwargs), *args[1:])
+        return inputs_of(self.attention["last_"], partial(self.behind[-1], *args, **kwargs))
+
+    def _once(self, signal: Callable[[str], Tensor], name: str) -> Tensor:
+        """A signal of the whole run, computed once for all of its samples."""
+        key = (signal.__name__, name)
+        if key not in self.computed:
+            self.computed[key] = signal(name)
+        return self.computed[key]
+
+    # ---- signals by image
+
+    def _class_tokens(self, offsets: Sequence[int]) -> Tensor:
+        """(len(offsets), D): output of the layer that is read, at the CLS token of each tile.
+
+        offsets: of one tower token in each tile.
         """
-        rows = whole[source.clamp(min=0)].float().mean(1)
-        return rows * (source[:, 0] >= 0).to(rows.dtype).reshape(-1, *[1] * (rows.dim() - 1))
+        output = torch.cat([args[0] for args, _ in self.layer_outputs])
+        num_tokens = output.shape[1] - 1
+        return output[[offset // num_tokens for offset in offsets], 0]
+
+    def _blocks(self, tokens_per_image: int, offsets: Sequence[int]) -> Blocks:
+        images = [offset // tokens_per_image for offset in offsets]
+        return Blocks(torch.cat(self.layer_inputs)[images], self.layers, self.has_cls)
+
+
+def _as_one_head(tensor: Tensor) -> Tensor:
+    """(B, H, S, d) -> (B, 1, S, H * d)."""
+    return tensor.transpose(1, 2).flatten(2)[:, None]
+
+
+def _tile_of(layouts: Sequence[TokenLayout]) -> Tensor:
+    """(N,): number of each token's tile within its image, -1 for a token that is of none."""
+    tiles = []
+    for layout in layouts:
+        source = layout.source[:, 0]
+        tokens_per_tile = layout.num_tower_tokens // layout.num_tiles
+        tiles.append(torch.where(source < 0, -1, source // tokens_per_tile))
+    return torch.cat(tiles)
+
+
+def _gather(whole: Tensor, source: Tensor) -> Tensor:
+    """(N, ...) rows of a signal by source (N, G), mean over G; zero where it is -1 (a newline)."""
+    rows = whole[source.clamp(min=0)].float().mean(1)
+    shows = (source[:, 0] >= 0).to(rows.dtype)
+    return rows * shows.reshape(-1, *[1] * (rows.dim() - 1))

@@ -1,0 +1,149 @@
+"""Family: the questions that each model family answers about itself. Knows no pruning method.
+
+A new family is one file in families/ and one line in registry.py. It says where visual tokens lie
+in an image or a video, and overrides the defaults here that do not hold for it: positions,
+preprocessing, the signals of its vision tower, the arguments of its language model. Everything that
+turns pixels into visual tokens (tower, projector, tiling, newline tokens, pooling) is the model's
+own code in transformers.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from trimtok_cli.errors import ModelError
+from trimtok_cli.models.inputs import Inputs, Visual
+from trimtok_cli.models.leaned_on import cache_argument
+from trimtok_cli.models.positions import num_positions
+from trimtok_cli.models.preprocessor import Preprocessor
+from trimtok_cli.models.vision.token_layout import TokenLayout
+from trimtok_cli.models.vision.tower_signals import TowerRecorder
+from trimtok_cli.tokens import Prompt
+
+
+class Family(ABC):
+    """A loaded model with its processor, and what is particular to its family."""
+
+    # Kept tokens close the gaps between their positions, which are 1-D. A family with M-RoPE keeps
+    # the positions of the dense prompt.
+    renumbers = True
+
+    # The axis along which the processor lays out images and tiles.
+    media_axis = 0
+
+    preprocessing: type[Preprocessor] = Preprocessor
+
+    # The processor's tensors that stay on the CPU, as the model reads them number by number.
+    host_tensors: tuple[str, ...] = ()
+
+    # The largest batch of the vision tower, in crops of 336 x 336 pixels. A sample is never split.
+    crops_per_batch = 64
+
+    def __init__(self, model, processor, *, name: str, revision: str) -> None:
+        self.model = model
+        self.processor = processor
+        self.name = name
+        self.revision = revision
+        self.device: torch.device = model.device
+        self.dtype: torch.dtype = model.dtype
+        self.num_positions = num_positions(model.config.get_text_config())
+        self.preprocessor = self.preprocessing(processor, name)
+        self.preprocessor.num_positions = self.num_positions
+
+    # ---- 1. where visual tokens lie
+
+    @abstractmethod
+    def image_layout(self, inputs: Inputs, number: int, visual: Visual) -> TokenLayout:
+        """The layout of the visual tokens of image `number` of the prompt."""
+
+    def video_layout(self, inputs: Inputs, visual: Visual) -> TokenLayout:
+        """The layout of the visual tokens of the prompt's video.
+
+        Only called for a family with a video path of its own.
+        """
+        raise ModelError(f"{self.name} has no video path of its own; show its frames as images.")
+
+    # ---- 2. which positions the dense prompt has
+
+    def positions(self, inputs: Inputs) -> Tensor:
+        """(S,) positions of the dense prompt; (3, S) for a family with M-RoPE."""
+        return torch.arange(len(inputs.input_ids), device=self.device)
+
+    # ---- 3. what the vision tower tells methods
+
+    def tower(self) -> TowerRecorder:
+        """A recorder for the signals that methods may read of the vision tower; none by default."""
+        return TowerRecorder()
+
+    # ---- 4. how much of the vision tower runs
+
+    def early_exit(self) -> AbstractContextManager:
+        """A context in which the tower ends behind the last layer that is read.
+
+        By default it runs to its end.
+        """
+        return nullcontext()
+
+    def project(self, features: Tensor) -> Tensor:
+        """(K, F) tower features -> (K, D) visual tokens, one for each."""
+        return self.model.model.multi_modal_projector(features.to(self.dtype))
+
+    # ---- 5. what the language model is given
+
+    def prefill_extras(self, embeds: Tensor, prompts: Sequence[Prompt]) -> dict:
+        """Further arguments of the language model in the prefill of `prompts`; none by default."""
+        return {}
+
+    def forward(
+        self,
+        embeds: Tensor,
+        mask: Tensor | None,
+        positions: Tensor,
+        cache,
+        prompts: Sequence[Prompt] = (),
+    ) -> Tensor:
+        """One pass of the language model: logits (B, V) of the last row. Fills `cache`.
+
+        embeds (B, S, D); mask (B, total) or None; positions (B, S) or (3, B, S). prompts: in the
+        prefill, the prompts that `embeds` was laid out from; empty afterwards.
+        """
+        output = self.model.get_decoder()(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=True,
+            **{self.cache_argument: cache},
+            **self.prefill_extras(embeds, prompts),
+        )
+        return self.model.lm_head(output.last_hidden_state[:, -1])
+
+    # ---- the same for all families
+
+    @cached_property
+    def cache_argument(self) -> str:
+        """The name of the decoder's argument for its KV cache."""
+        return cache_argument(self.model.get_decoder().forward)
+
+    @property
+    def placeholder_ids(self) -> tuple[int, ...]:
+        """The token ids whose rows are visual tokens: an image's, and a video's of its own."""
+        config = self.model.config
+        ids = (getattr(config, name, None) for name in ("image_token_id", "video_token_id"))
+        return tuple(id for id in ids if id is not None)
+
+    def is_visual(self, ids: Tensor) -> Tensor:
+        """(S,) bool: which token ids are placeholders of visual tokens."""
+        return torch.isin(ids, torch.tensor(self.placeholder_ids, device=ids.device))
+
+    def to_device(self, tensor: Tensor) -> Tensor:
+        """A CPU tensor on the model's device.
+
+        A copy to CUDA is from page-locked memory; only then does the host not wait for it.
+        """
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
