@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import trimtok_cli
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "trimtok_cli"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -199,6 +201,18 @@ def test_nothing_outside_asks_which_method_or_family_runs():
         for text in texts
         if any(f"'{name}'" in text for name in ("trimtokenator", "dense", "llava"))
     ] == []
+
+
+def test_type_checkers_are_told_the_public_names_where_they_are():
+    told = ast.parse((PACKAGE / "__init__.pyi").read_text(encoding="utf-8"))
+    places = {
+        alias.asname: node.module
+        for node in told.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert places == trimtok_cli._PUBLIC and {*places} < {*dir(trimtok_cli)}
+    assert (PACKAGE / "py.typed").exists()
 
 
 def test_lint():
