@@ -5,6 +5,7 @@ outside asks for names.
 import ast
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -229,6 +230,13 @@ def test_lint():
     assert done.returncode == 0, done.stdout
     ours = (path.read_text(encoding="utf-8") for path in ROOT.glob("t*/**/*.py"))
     assert not any("# fmt:" + " " in text for text in ours), "one formatter, for every line"
+
+
+@pytest.mark.skipif(not find_spec("mypy"), reason="mypy is not installed")
+def test_types():
+    """Strict and lenient folders, and those not yet looked at, stand in pyproject.toml."""
+    done = subprocess.run([sys.executable, "-m", "mypy"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_files_and_functions_stay_small():

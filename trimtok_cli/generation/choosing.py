@@ -130,7 +130,7 @@ class Chooser:
         self.seen = more
 
 
-def draw(shares: Tensor, dice: Sequence[torch.Generator]) -> Tensor:
+def draw(shares: Tensor, dice: Sequence[torch.Generator | None]) -> Tensor:
     """(B, V) shares -> (B,) one id of each row, by that row's own lot.
 
     As torch.multinomial draws one, which checks its shares on the host and so waits for the device.

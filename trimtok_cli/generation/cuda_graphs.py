@@ -10,6 +10,7 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ class CudaGraphs:
         """Forgets the recordings: the tensors that they read are about to be made anew."""
         self.recorded: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self.asked: Counter[tuple[int, int]] = Counter()
-        self.pool = None
+        self.pool: Any = None
 
     def __call__(self, step: Step, count: int, span: int, rows: int, places: int) -> Tensor:
         """(count, V). rows, places: how many there are in all. Recorded or not, the shapes and so

@@ -6,8 +6,9 @@ which answer lies in which slot.
 """
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,8 +38,9 @@ class KVSlots(Cache):
         self.numbers = torch.zeros(0, dtype=torch.long, device=self.device)
         self.rows = self.length = self.first = self.past = 0
         self.new: Sequence[int] = ()
-        self.place: tuple | None = None
-        self.seen = self.last = ()
+        self.place: tuple[Tensor, slice, Tensor] | None = None
+        self.seen: tuple[Tensor, ...] = ()
+        self.last: tuple[Tensor, ...] = ()
 
     def holds(self, rows: int, length: int) -> bool:
         return rows <= self.rows and length <= self.length
@@ -55,18 +57,23 @@ class KVSlots(Cache):
         self.lengths = torch.zeros(self.rows, dtype=torch.long, device=self.device)
         self.lengths[: len(old_lengths)] = old_lengths
         if old is not None:
-            self._make(old)
-            self.store[:, :, : old.shape[2], :, : old.shape[4]] = old
+            self._make(old)[:, :, : old.shape[2], :, : old.shape[4]] = old
 
-    def _make(self, like: Tensor) -> None:
-        """Zeros, not whatever lay there: a masked place counts nothing, but nothing times NaN is
-        NaN.
-        """
+    def _make(self, like: Tensor) -> Tensor:
+        """A new store, of zeros: a masked place counts nothing, but nothing times NaN is NaN."""
         heads, width = like.shape[-3], like.shape[-1]
         self.store = like.new_zeros(len(self.layers), 2, self.rows, heads, self.length, width)
+        return self.store
+
+    @property
+    def _stored(self) -> Tensor:
+        """The store, where a prompt has been written."""
+        if self.store is None:
+            raise LookupError("no prompt has been written yet")
+        return self.store
 
     @contextmanager
-    def filling(self, first: int, lengths: Sequence[int]):
+    def filling(self, first: int, lengths: Sequence[int]) -> Iterator[None]:
         """A prefill of left-padded prompts of these lengths, into the slots from `first` on."""
         self.new, self.first, self.past = lengths, first, 0
         try:
@@ -88,34 +95,34 @@ class KVSlots(Cache):
         self.place = None if even else (self.numbers[:count], slice(None), self.lengths[:count])
         # Views of all layers at once: made layer by layer they would cost a small model's step 5 %
         # of its time.
-        seen = self.store[:, :, :count, :, :span].flatten(0, 1)
+        seen = self._stored[:, :, :count, :, :span].flatten(0, 1)
         self.seen, self.last = seen.unbind(), seen[:, :, :, -1:].unbind()
 
     def move(self, source: int, target: int, length: int) -> None:
         """What lies in slot `source` now lies in slot `target`."""
-        self.store[:, :, target, :, :length] = self.store[:, :, source, :, :length]
+        store = self._stored
+        store[:, :, target, :, :length] = store[:, :, source, :, :length]
         self.lengths[target] = self.lengths[source]
 
     def wipe(self, slot: int) -> None:
         """Zeros in place of what an answer left that was not made of numbers: whoever comes next
         masks it, not more.
         """
-        self.store[:, :, slot] = 0
+        self._stored[:, :, slot] = 0
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """keys and values (B, heads, S, head_dim) of one layer -> those that its attention is to
         see.
         """
-        if self.store is None:
-            self._make(keys)
+        store = self._make(keys) if self.store is None else self.store
         for which, new in enumerate((keys, values), 2 * layer):
             if self.new:
-                self._fill(new, self.store[which // 2, which % 2])
+                self._fill(new, store[which // 2, which % 2])
             elif self.place is None:
                 self.last[which].copy_(new)
             else:
                 self.seen[which][self.place] = new[:, :, 0]
-        return (keys, values) if self.new else self.seen[2 * layer : 2 * layer + 2]
+        return (keys, values) if self.new else (self.seen[2 * layer], self.seen[2 * layer + 1])
 
     def _fill(self, new: Tensor, kept: Tensor) -> None:
         padded = new.shape[2]
@@ -136,16 +143,15 @@ class _Layer(CacheLayerMixin):
 
     def __init__(self, owner: KVSlots, number: int) -> None:
         super().__init__()
-        self.owner, self.number = (
-            weakref.proxy(owner),
-            number,
-        )  # a cycle would keep the cache until the next collection
+        # A cycle would keep the cache until the next collection.
+        self.owner: KVSlots = weakref.proxy(owner)
+        self.number = number
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         pass
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, *args, **kwargs
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         return self.owner.write(self.number, key_states, value_states)
 

@@ -27,7 +27,7 @@ NEW_TOKENS = 128  # where neither the user nor the checkpoint says
 FILE = "generation_config.json"
 
 # What one token after the other cannot give: the setting, and its values that ask for nothing.
-SEARCHES: dict[str, tuple] = {
+SEARCHES: dict[str, tuple[Any, ...]] = {
     "num_beams": (None, 1),
     "num_beam_groups": (None, 1),
     "constraints": (None,),

@@ -12,11 +12,12 @@ import os
 import socket
 import stat
 from pathlib import Path
+from typing import Any
 
 try:
     import fcntl
 except ImportError:  # Windows, where a file that is open cannot be removed: that is lock enough
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
@@ -79,7 +80,7 @@ class Lock:
                         if holder
                         else "another run is about to write it"
                     ) from None
-                free = not holder or not _alive(holder.get("pid"))
+                free = not holder or not _alive(holder["pid"])
         if holder and holder.get("host") != socket.gethostname():
             raise Busy(
                 f"another run ({who}) is writing it; if that run is gone, remove {self.path}"
@@ -87,7 +88,7 @@ class Lock:
         if not free:
             raise Busy(f"another run ({who}) is writing it")
 
-    def _holder(self, file: int) -> dict:
+    def _holder(self, file: int) -> dict[str, Any]:
         """What the lock says; empty where it says nothing yet. Busy if the file is somebody
         else's.
         """

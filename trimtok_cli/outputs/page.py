@@ -25,6 +25,10 @@ from trimtok_cli.outputs.whole_files import write_whole
 
 LONGEST_SIDE, JPEG_QUALITY, FLAT_COLORS = 640, 85, 256
 
+Load = Callable[[Path], tuple[Any, Any]]  # an image and its Media
+
+LoadClip = Callable[[Path], Any]  # a Clip
+
 BARS = (
     ("load", "load, prepare"),
     ("encode", "encode"),
@@ -41,8 +45,8 @@ def write_page(
     title: str,
     facts: Mapping[str, str],
     sentence: str,
-    load: Callable[[Path], tuple[Any, Any]] | None = None,
-    load_clip: Callable[[Path], Any] | None = None,
+    load: Load | None = None,
+    load_clip: LoadClip | None = None,
     limit: int = 200,
 ) -> None:
     """Write the page to `path`, a card for each of the first `limit` samples; the summary counts
@@ -53,17 +57,21 @@ def write_page(
     Clip (by default `media.video.load_video`); what they refuse becomes a box with the reason.
     """
     if load is None:
-        from trimtok_cli.media.images import load_image as load
+        from trimtok_cli.media.images import load_image
+
+        load = load_image
     if load_clip is None:
         from trimtok_cli.media.frames import FrameRule
         from trimtok_cli.media.video import load_video
 
         load_clip = partial(load_video, rule=FrameRule())
-    folder, tidy = (
-        FileSystemLoader(Path(__file__).parent),
-        {"trim_blocks": True, "lstrip_blocks": True},
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, **tidy)
     environment.filters |= {
         "duration": summary.duration,
         "percent": summary.percent,
@@ -121,7 +129,8 @@ def diff(dense: str, pruned: str) -> list[tuple[str, str]]:
     """The pruned answer in pieces (kind, text): equal, replace and insert hold its own words,
     delete what it lacks of dense's.
     """
-    old, new, pieces = dense.split(), re.findall(r"\S+\s*", pruned), []
+    old, new = dense.split(), re.findall(r"\S+\s*", pruned)
+    pieces: list[tuple[str, str]] = []
     for kind, i, j, k, end in SequenceMatcher(
         None, old, pruned.split(), autojunk=False
     ).get_opcodes():
@@ -131,9 +140,7 @@ def diff(dense: str, pruned: str) -> list[tuple[str, str]]:
     return pieces
 
 
-def _card(
-    number: int, comparison: Comparison, load: Callable, load_clip: Callable
-) -> dict[str, Any]:
+def _card(number: int, comparison: Comparison, load: Load, load_clip: LoadClip) -> dict[str, Any]:
     sample, results = comparison.sample, comparison.results
     pictures = list(_pictures(comparison, load, load_clip))
     errors = [result.error for result in results if result.error]
@@ -165,7 +172,7 @@ def _pane(comparison: Comparison, number: int, pictures: Sequence[Picture]) -> d
     }
 
 
-def _pictures(comparison: Comparison, load: Callable, load_clip: Callable) -> Iterator[Picture]:
+def _pictures(comparison: Comparison, load: Load, load_clip: LoadClip) -> Iterator[Picture]:
     """Images in the prompt's order, and of a video every frame that has tokens."""
     sample = by_content(comparison.sample)
     names = iter(
@@ -179,20 +186,26 @@ def _pictures(comparison: Comparison, load: Callable, load_clip: Callable) -> It
         sample.video is not None
     )
     for number, kind in enumerate(kinds):
-        path, name = next(names) if kind == "image" else (sample.video, sample.video.name)
+        if kind == "image":
+            path, name = next(names)
+        elif sample.video is not None:
+            path, name = sample.video, sample.video.name
+        else:
+            continue
         try:
             if kind == "image":
                 yield _picture(name, load(path)[0], number)
                 continue
             owners = zip(comparison.frame, comparison.visual_index, strict=False)
             wanted = sorted({frame for frame, owner in owners if owner == number})
-            clip = load_clip(path) if wanted else None
+            if not wanted:
+                yield Picture(name, problem="No frame of this video was read.", number=number)
+                continue
+            clip = load_clip(path)
             for frame in wanted:
                 yield _picture(
                     f"{name}, {clip.times[frame]:.2f} s", clip.frames[frame], number, frame
                 )
-            if not wanted:
-                yield Picture(name, problem="No frame of this video was read.", number=number)
         except (MediaError, OSError) as error:
             yield Picture(name, problem=str(error), number=number)
 
@@ -200,7 +213,8 @@ def _pictures(comparison: Comparison, load: Callable, load_clip: Callable) -> It
 def _picture(name: str, image: Any, number: int, frame: int | None = None) -> Picture:
     image = image.convert("RGB")
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    return Picture(name, _data_uri(image), *image.size, number=number, frame=frame)
+    width, height = image.size
+    return Picture(name, _data_uri(image), width, height, number=number, frame=frame)
 
 
 def _data_uri(image: Any) -> str:
