@@ -144,7 +144,7 @@ class _Layer(CacheLayerMixin):
     def __init__(self, owner: KVSlots, number: int) -> None:
         super().__init__()
         # A cycle would keep the cache until the next collection.
-        self.owner: KVSlots = weakref.proxy(owner)
+        self.owner: Any = weakref.proxy(owner)
         self.number = number
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
