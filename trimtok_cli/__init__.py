@@ -1,6 +1,7 @@
 """trimtok: caption images and answer questions about them with most visual tokens pruned away.
 
 The public names load on first use, so that importing the package (and `trimtok --help`) stays fast.
+`__init__.pyi` tells type checkers the same names.
 """
 
 import importlib
@@ -25,3 +26,7 @@ def __getattr__(name: str):
     if name in _PUBLIC:
         return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from trimtok_cli import __version__
-from trimtok_cli.commands import bench, caption, compare, methods, models, vqa
+from trimtok_cli.commands import bench, caption, compare, env, methods, models, vqa
 from trimtok_cli.interrupts import protected
 
 app = typer.Typer(
@@ -29,6 +29,8 @@ app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
 app.command("models", epilog=models.EXAMPLES)(models.models)
 
 app.command("methods", epilog=methods.EXAMPLES)(methods.methods)
+
+app.command("env", epilog=env.EXAMPLES)(env.env)
 
 
 def _show_version(wanted: bool) -> None:

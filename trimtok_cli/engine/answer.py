@@ -93,7 +93,9 @@ def reduce(
 
     A batch that breaks is tried again in halves, so that a sample fails only by itself.
     """
-    signals, ready, failed = reads_tower(pruner), [], []
+    signals = reads_tower(pruner)
+    ready: list[Pruned] = []
+    failed: list[Failed] = []
 
     def work(group: list[Prepared]) -> list[Pruned]:
         return prune(adapter, pruner, encode(adapter, group, signals=signals))
@@ -102,7 +104,7 @@ def reduce(
         error = made if isinstance(made, Exception) else too_long(adapter, made)
         if error:
             failed.append(Failed(each.sample, error, each.number))
-        else:
+        elif isinstance(made, Pruned):
             ready.append(made)
     return ready, failed
 
@@ -112,8 +114,8 @@ def finish(
 ) -> list[Result]:
     """Prunes and generates a batch; results in its order. Raises the first sample's error."""
     pruned = prune(adapter, pruner, encoded)
-    for each in pruned:
-        if error := too_long(adapter, each):
+    for request in pruned:
+        if error := too_long(adapter, request):
             raise error
     finished = sorted(run(loop, pruned), key=lambda each: each.request.number)
     for each in finished:

@@ -5,7 +5,9 @@ name. Hooks live for one answer and are removed whatever happens; nothing of the
 """
 
 import inspect
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +17,9 @@ from trimtok_cli.device import Clock
 from trimtok_cli.models.attention import attention_rows, seen, window_of
 from trimtok_cli.pruners.base import Pruner, Stage
 from trimtok_cli.tokens import Prompt, VisualTokens
+
+Arguments = dict[str, Any]  # by name, of a decoder layer
+Replaced = tuple[tuple[Tensor], Arguments]  # what a hook gives a layer instead
 
 
 class RunningStages:
@@ -28,7 +33,7 @@ class RunningStages:
     """
 
     def __init__(
-        self, decoder, pruner: Pruner, prompt: Prompt, tokens: VisualTokens, *, renumber: bool
+        self, decoder: Any, pruner: Pruner, prompt: Prompt, tokens: VisualTokens, *, renumber: bool
     ) -> None:
         self.decoder, self.pruner, self.tokens = decoder, pruner, tokens
         self.renumber = renumber and pruner.renumbers
@@ -47,7 +52,7 @@ class RunningStages:
         self.masks: dict[int, Tensor | None] = {}
         self.shorter: dict[tuple[int, int], Tensor] = {}
         self.kinded = "layer_type" in inspect.signature(decoder.rotary_emb.forward).parameters
-        self.known: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self.known: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
 
     @property
     def plain(self) -> Prompt:
@@ -66,8 +71,10 @@ class RunningStages:
         for hook in self.hooks:
             hook.remove()
 
-    def _hook(self, number: int):
-        def before_layer(layer, args, kwargs):
+    def _hook(self, number: int) -> Callable[..., Replaced | None]:
+        def before_layer(
+            layer: Any, args: tuple[Tensor, ...], kwargs: Arguments
+        ) -> Replaced | None:
             hidden = args[0]
             if number == 0:
                 self.steps += 1
@@ -78,11 +85,13 @@ class RunningStages:
 
         return before_layer
 
-    def _prefill(self, number: int, layer, hidden: Tensor, kwargs: dict):
-        deep, self.masks[number] = self.start.deepstack, kwargs.get("attention_mask")
+    def _prefill(self, number: int, layer: Any, hidden: Tensor, kwargs: Arguments) -> Replaced:
+        # No row leaves before the last deepstack feature was added.
+        deep = self.prompt.deepstack
+        self.masks[number] = kwargs.get("attention_mask")
         if deep is not None and 0 < number <= len(deep):
             hidden = hidden.clone()
-            hidden[0, self.prompt.visual] += self.prompt.deepstack[number - 1].to(hidden.dtype)
+            hidden[0, self.prompt.visual] += deep[number - 1].to(hidden.dtype)
         if number in self.layers and len(self.prompt.visual):
             hidden = self._reduce(number, layer, hidden)
         if len(self.kept) > 1:
@@ -91,7 +100,7 @@ class RunningStages:
         self.before = hidden
         return (hidden,), kwargs
 
-    def _reduce(self, number: int, layer, hidden: Tensor) -> Tensor:
+    def _reduce(self, number: int, layer: Any, hidden: Tensor) -> Tensor:
         clock, last = Clock(hidden.device), self.before
         shape, name = self.prompt, len(self.kept)
         spots = self._embeddings(layer, hidden, shape.positions, name)
@@ -99,7 +108,7 @@ class RunningStages:
         def attention(rows: Tensor, of: int) -> Tensor:
             if of == number:
                 return attention_rows(layer, hidden[0], spots, rows, self._blocks(of))
-            if of == number - 1:
+            if of == number - 1 and last is not None:
                 ran = self.decoder.layers[of]
                 return attention_rows(
                     ran,
@@ -127,7 +136,7 @@ class RunningStages:
         self.seconds += clock.mark()
         return moved.embeds[None]
 
-    def _shortened(self, number: int, layer, hidden: Tensor, kwargs: dict) -> dict:
+    def _shortened(self, number: int, layer: Any, hidden: Tensor, kwargs: Arguments) -> Arguments:
         """The layer's arguments for the rows that are left."""
         positions = self.prompt.positions
         kwargs = kwargs | {
@@ -139,7 +148,7 @@ class RunningStages:
         return kwargs
 
     def _mask(
-        self, number: int, layer, hidden: Tensor, embeddings: tuple[Tensor, Tensor]
+        self, number: int, layer: Any, hidden: Tensor, embeddings: tuple[Tensor, Tensor]
     ) -> Tensor | None:
         """The mask (1, 1, S, S) of the rows that are left, in the form of the model's own.
 
@@ -178,7 +187,9 @@ class RunningStages:
         blocks[visual] = visual - torch.arange(len(visual), device=visual.device)
         return blocks
 
-    def _decode(self, number: int, layer, hidden: Tensor, kwargs: dict):
+    def _decode(
+        self, number: int, layer: Any, hidden: Tensor, kwargs: Arguments
+    ) -> Replaced | None:
         if number not in self.lengths:
             return None
         # A query that sees its layer's whole cache needs no mask, and the given one has the length
@@ -190,7 +201,7 @@ class RunningStages:
         return (hidden,), kwargs
 
     def _embeddings(
-        self, layer, hidden: Tensor, positions: Tensor | int, name: int
+        self, layer: Any, hidden: Tensor, positions: Tensor | int, name: int
     ) -> tuple[Tensor, Tensor]:
         """Rotary embeddings of these positions. Layers of one step share them by `name`."""
         more = (self.decoder.config.layer_types[layer.self_attn.layer_idx],) if self.kinded else ()

@@ -1,7 +1,8 @@
 """The token loop that a run takes, and the loop of methods that prune inside the decoder."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import cast
 
 from trimtok_cli.data import Seconds
 from trimtok_cli.device import forget_frames
@@ -11,12 +12,12 @@ from trimtok_cli.errors import ModelError
 from trimtok_cli.generation.continuous import Continuous
 from trimtok_cli.generation.plain import Plain, generate
 from trimtok_cli.generation.rules import Rules
-from trimtok_cli.generation.types import Finished, Loop
+from trimtok_cli.generation.types import Finished, LanguageModel, Loop
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.prepare.sample import Ask
 from trimtok_cli.pruners.base import Pruner
 
-LOOPS = {"continuous": Continuous, "simple": Plain}
+LOOPS: dict[str, Callable[..., Loop]] = {"continuous": Continuous, "simple": Plain}
 """The loops by the names that --decode has for them."""
 
 
@@ -51,7 +52,7 @@ def loop_for(
     A pruner that goes on inside the decoder leaves caches of unequal lengths, layer by layer: its
     samples run one at a time.
     """
-    if prunes_in_decoder(adapter, pruner):
+    if pruner is not None and prunes_in_decoder(adapter, pruner):
         return Layerwise(adapter, pruner, rules, keep_logits=keep_logits)
     return LOOPS[decode](adapter, rules, batch_limit=batch_limit, keep_logits=keep_logits)
 
@@ -90,11 +91,14 @@ class Layerwise:
 
     def _answer(self, request: Pruned) -> Finished:
         decoder, renumber = self.adapter.model.get_decoder(), self.adapter.renumbers
+        if request.tokens is None:
+            raise LookupError("a pruner that goes on inside the decoder needs the dense tokens")
+        model = cast(LanguageModel, self.adapter)
         with RunningStages(
             decoder, self.pruner, request.prompt, request.tokens, renumber=renumber
         ) as stages:
             (generated,), seconds = generate(
-                self.adapter, [stages.plain], self.rules, keep_logits=self.keep_logits
+                model, [stages.plain], self.rules, keep_logits=self.keep_logits
             )
         pruning = Seconds(prune=stages.seconds)
         request = replace(request, kept=tuple(stages.kept), seconds=request.seconds + pruning)

@@ -2,15 +2,16 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import TypeVar
 
 from trimtok_cli.data import Failed, Result
 from trimtok_cli.generation.seeds import SampleSeeds
 from trimtok_cli.prepare.sample import Ask, Prepared
 
+Item = TypeVar("Item", Prepared, Prepared | Failed)
 
-def numbered(
-    prepared: Iterable[Prepared | Failed], ask: Ask, *, seeds: bool = True
-) -> Iterator[Prepared | Failed]:
+
+def numbered(prepared: Iterable[Item], ask: Ask, *, seeds: bool = True) -> Iterator[Item]:
     """Each with its number, and with a seed of its own that hangs on what is asked.
 
     seeds: without them nothing is kept of what was asked before.

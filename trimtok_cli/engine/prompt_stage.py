@@ -6,6 +6,7 @@ from itertools import islice
 import torch
 
 from trimtok_cli.data import Kept
+from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.pruners.base import Pruner, Stage
 from trimtok_cli.pruners.registry import check_signals
 from trimtok_cli.tokens import Prompt, VisualTokens
@@ -36,7 +37,7 @@ def reduce_prompts(
     return reduced, [(Kept(0, tuple(islice(alive, len(prompt.alive)))),) for prompt in reduced]
 
 
-def check_method(adapter, pruner: Pruner | None) -> None:
+def check_method(adapter: Adapter, pruner: Pruner | None) -> None:
     """Raises UsageError, before a run, where a pruner cannot run on a model at all."""
     if pruner is None:
         return

@@ -25,7 +25,7 @@ log = logging.getLogger("trimtok")
 
 def result_of(adapter: Adapter, pruner: Pruner | None, finished: Finished) -> Result:
     """The Result of a finished request. An answer is cut off where the model's positions end."""
-    request, answer, limit = finished.request, finished.generated, adapter.num_positions
+    request, answer, limit = finished.request, finished.answer, adapter.num_positions
     text = len(request.prompt) - len(request.prompt.visual)
     dense = text + request.num_visual if adapter.renumbers else request.positions
     notes = []
@@ -62,9 +62,9 @@ def result_of(adapter: Adapter, pruner: Pruner | None, finished: Finished) -> Re
     )
 
 
-def failure_of(finished: Finished) -> Failed:
+def failure_of(request: Pruned, error: Exception) -> Failed:
     """The failure of a request that ended in an error."""
-    return Failed(finished.request.sample, finished.error, finished.request.number)
+    return Failed(request.sample, error, request.number)
 
 
 def failed_result(failed: Failed, pruner: Pruner | None, ask: Ask) -> Result:

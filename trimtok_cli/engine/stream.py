@@ -43,7 +43,7 @@ def answer_all(
     turn = InOrder()
     # The next batch is prepared while this one runs.
     ahead = max(PREFETCH * workers, 2 * (batch_size or MOST_AT_ONCE[adapter.device.type]))
-    with closing(
+    with closing(  # type: ignore[type-var]  # prefetch is a generator
         prefetch(adapter.preprocessor, samples, ask, workers=workers, ahead=ahead)
     ) as prepared:
         stream = numbered(prepared, ask, seeds=rules.samples)
@@ -54,12 +54,12 @@ def answer_all(
             ready, failed = split(group)
             if ready:
                 reset_peak(adapter.device)
-                ready, broken = reduce(adapter, pruner, ready)
-                loop.add(ready)
+                pruned, broken = reduce(adapter, pruner, ready)
+                loop.add(pruned)
                 failed += broken
             for finished in loop.step() if loop.busy else ():
                 if finished.error:
-                    failed.append(failure_of(finished))
+                    failed.append(failure_of(finished.request, finished.error))
                 else:
                     turn.put(finished.request.number, result_of(adapter, pruner, finished))
             for each in failed:

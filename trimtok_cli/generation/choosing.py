@@ -132,7 +132,7 @@ class Chooser:
         self.seen = more
 
 
-def draw(shares: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+def draw(shares: Tensor, generators: Sequence[torch.Generator | None]) -> Tensor:
     """Draws one id of each row (B,) from shares (B, V), each row by its own generator.
 
     It draws as torch.multinomial does, which checks its shares on the host and so waits.

@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ class CudaGraphs:
         """Forgets the recordings: the tensors that they read are about to be made anew."""
         self.recorded: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self.asked: Counter[tuple[int, int]] = Counter()
-        self.pool = None
+        self.pool: Any = None
 
     def __call__(self, step: Step, count: int, span: int, rows: int, places: int) -> Tensor:
         """Logits (count, V) of a step, replayed where its shape was recorded.

@@ -6,8 +6,9 @@ which answer lies in which slot.
 """
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,8 +38,9 @@ class KVSlots(Cache):
         self.numbers = torch.zeros(0, dtype=torch.long, device=self.device)
         self.rows = self.length = self.first = self.past = 0
         self.new: Sequence[int] = ()
-        self.place: tuple | None = None
-        self.seen = self.last = ()
+        self.place: tuple[Tensor, slice, Tensor] | None = None
+        self.seen: tuple[Tensor, ...] = ()
+        self.last: tuple[Tensor, ...] = ()
 
     def holds(self, rows: int, length: int) -> bool:
         return rows <= self.rows and length <= self.length
@@ -55,16 +57,23 @@ class KVSlots(Cache):
         self.lengths = torch.zeros(self.rows, dtype=torch.long, device=self.device)
         self.lengths[: len(old_lengths)] = old_lengths
         if old is not None:
-            self._make(old)
-            self.store[:, :, : old.shape[2], :, : old.shape[4]] = old
+            self._make(old)[:, :, : old.shape[2], :, : old.shape[4]] = old
 
-    def _make(self, like: Tensor) -> None:
+    def _make(self, like: Tensor) -> Tensor:
         """Makes the store, of zeros: a masked place weighs 0, and 0 times a leftover NaN is NaN."""
         heads, width = like.shape[-3], like.shape[-1]
         self.store = like.new_zeros(len(self.layers), 2, self.rows, heads, self.length, width)
+        return self.store
+
+    @property
+    def _stored(self) -> Tensor:
+        """The store, where a prompt has been written."""
+        if self.store is None:
+            raise LookupError("no prompt has been written yet")
+        return self.store
 
     @contextmanager
-    def filling(self, first: int, lengths: Sequence[int]):
+    def filling(self, first: int, lengths: Sequence[int]) -> Iterator[None]:
         """While it lasts, a prefill of left-padded prompts fills the slots from `first` on.
 
         lengths: of the prompts, without padding.
@@ -88,32 +97,32 @@ class KVSlots(Cache):
         self.past = span - 1
         self.place = None if even else (self.numbers[:count], slice(None), self.lengths[:count])
         # Views of all layers are made at once: one by one they take 5 % of a small model's step.
-        seen = self.store[:, :, :count, :, :span].flatten(0, 1)
+        seen = self._stored[:, :, :count, :, :span].flatten(0, 1)
         self.seen, self.last = seen.unbind(), seen[:, :, :, -1:].unbind()
 
     def move(self, source: int, target: int, length: int) -> None:
         """Moves `length` places from slot `source` to slot `target`."""
-        self.store[:, :, target, :, :length] = self.store[:, :, source, :, :length]
+        store = self._stored
+        store[:, :, target, :, :length] = store[:, :, source, :, :length]
         self.lengths[target] = self.lengths[source]
 
     def wipe(self, slot: int) -> None:
         """Zeros a slot whose answer left NaN, which the next answer's mask would not hide."""
-        self.store[:, :, slot] = 0
+        self._stored[:, :, slot] = 0
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Stores keys and values (B, heads, S, head_dim) of one layer; returns those that its
         attention sees.
         """
-        if self.store is None:
-            self._make(keys)
+        store = self._make(keys) if self.store is None else self.store
         for which, new in enumerate((keys, values), 2 * layer):
             if self.new:
-                self._fill(new, self.store[which // 2, which % 2])
+                self._fill(new, store[which // 2, which % 2])
             elif self.place is None:
                 self.last[which].copy_(new)
             else:
                 self.seen[which][self.place] = new[:, :, 0]
-        return (keys, values) if self.new else self.seen[2 * layer : 2 * layer + 2]
+        return (keys, values) if self.new else (self.seen[2 * layer], self.seen[2 * layer + 1])
 
     def _fill(self, new: Tensor, kept: Tensor) -> None:
         padded = new.shape[2]
@@ -135,13 +144,14 @@ class _Layer(CacheLayerMixin):
     def __init__(self, owner: KVSlots, number: int) -> None:
         super().__init__()
         # A cycle would keep the cache until the next collection.
-        self.owner, self.number = weakref.proxy(owner), number
+        self.owner: Any = weakref.proxy(owner)
+        self.number = number
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         pass
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, *args, **kwargs
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         return self.owner.write(self.number, key_states, value_states)
 

@@ -26,7 +26,7 @@ NEW_TOKENS = 128  # where neither the user nor the checkpoint says
 FILE = "generation_config.json"
 
 # Settings that a loop of single tokens cannot follow, with the values that ask for nothing.
-SEARCHES: dict[str, tuple] = {
+SEARCHES: dict[str, tuple[Any, ...]] = {
     "num_beams": (None, 1),
     "num_beam_groups": (None, 1),
     "constraints": (None,),

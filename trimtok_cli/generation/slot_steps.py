@@ -5,6 +5,7 @@ always the first ones. Knows no answer's end and no sampling.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,7 +111,7 @@ class SlotSteps:
         """
         config, ends = self.model.config, self.slots.lengths[:count, None]
         places = torch.arange(span, device=ends.device)
-        window = getattr(config, "sliding_window", None)
+        window: Any = getattr(config, "sliding_window", None)
         usual = ["sliding_attention" if window else "full_attention"]
         low = torch.finfo(self.model.dtype).min
         masks = {}

@@ -84,6 +84,13 @@ class Finished:
     peak_batch: int = 1
     error: Exception | None = None
 
+    @property
+    def answer(self) -> Generated:
+        """The tokens. Raises the error of a request that has none."""
+        if self.generated is None:
+            raise self.error or LookupError("nothing was generated")
+        return self.generated
+
     @classmethod
     def of(
         cls, request: Any, generated: Generated, seconds: Seconds, peak_batch: int

@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 
 from trimtok_cli import interrupts
@@ -43,6 +42,13 @@ class Destination:
         return str(self.answers) if self.answers else "standard output"
 
     @property
+    def file(self) -> Path:
+        """The file of the answers; LookupError for standard output, which is none."""
+        if self.answers is None:
+            raise LookupError("standard output is no file")
+        return self.answers
+
+    @property
     def beside(self) -> list[Path]:
         """The other files that the command writes."""
         return [path for path in (self.manifest, self.page, *self.plots) if path]
@@ -61,7 +67,7 @@ class Destination:
 
     @property
     def lock(self) -> Path:
-        return self.answers.with_name(self.answers.name + ".lock")
+        return self.file.with_name(self.file.name + ".lock")
 
 
 @contextmanager
@@ -125,14 +131,14 @@ def claimed(
 
 def _hold(destination: Destination, overwrite: bool, undo: ExitStack) -> None:
     """Makes the folder, takes the lock, and tries the disk with every name that is written."""
-    _make_folder(destination.answers.parent, undo)
+    _make_folder(destination.file.parent, undo)
     lock = Lock(destination.lock)
     undo.callback(lock.release)
     lock.take()
     _refuse_others(destination, overwrite)
     for trial in (
         *(beside(path, "tmp") for path in destination.beside),
-        beside(destination.answers, "new"),
+        beside(destination.file, "new"),
     ):
         undo.callback(discard, trial)
         with create(trial) as file:
@@ -145,7 +151,8 @@ def refuse_inputs(destination: Destination, reads: Iterable[str | Path | int]) -
     """Raises UsageError if the run would write a file that it reads, by whatever name or link."""
     there = {found: path for path in destination.written if (found := _identity(path))}
     for read in reads if there else ():
-        if (twice := there.get(_identity(read))) is not None:
+        same = _identity(read)
+        if same and (twice := there.get(same)) is not None:
             name = "standard output" if twice == 1 else str(twice)
             said = "standard input" if read == 0 else str(read)
             raise UsageError(
@@ -166,9 +173,9 @@ def _refuse_others(destination: Destination, overwrite: bool) -> None:
     """Raises UsageError if a file would be replaced without leave. An empty file, and the manifest
     of a run without answers, may be replaced.
     """
-    holds = destination.answers.exists() and destination.answers.stat().st_size > 0
+    holds = destination.file.exists() and destination.file.stat().st_size > 0
     began = holds or destination.manifest is None or not _never_began(destination.manifest)
-    for path in [destination.answers] * holds + destination.beside:
+    for path in [destination.file] * holds + destination.beside:
         if path.is_dir():
             raise UsageError(f"--out: {path} is a folder and in the way; choose another --out.")
         if path.exists() and not os.access(path, os.W_OK):
@@ -237,11 +244,15 @@ def _followed(path: Path) -> Path:
 
 def _free_folder(name: str, undo: ExitStack) -> Path:
     """Makes a new folder at once: two runs in one second must not share it."""
-    for i in count(1):
-        folder = OWN / (name if i == 1 else f"{name}-{i}")
+    number = 1
+    while True:
+        folder = OWN / (name if number == 1 else f"{name}-{number}")
         _make_folder(folder.parent, undo)
-        with suppress(FileExistsError):
+        try:
             folder.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
             undo.callback(_remove, folder)
             return folder
 

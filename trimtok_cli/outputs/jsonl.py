@@ -58,7 +58,7 @@ def _finite(row: dict[str, Any]) -> dict[str, Any]:
     recursion.
     """
     copy = dict(row)
-    left: list[dict | list] = [copy]
+    left: list[Any] = [copy]
     while left:
         holder = left.pop()
         for key, value in list(holder.items() if isinstance(holder, dict) else enumerate(holder)):

@@ -26,8 +26,8 @@ class LineFile:
         self.lines: Lines | None = None
         self.printed = Printed() if destination.answers is None else None
         if destination.answers is not None:
-            self.lines = self._or_say(lambda: Lines(beside(destination.answers, "new")))
-            if not any(path.exists() for path in [destination.answers, *destination.beside]):
+            self.lines = self._or_say(lambda: Lines(beside(destination.file, "new")))
+            if not any(path.exists() for path in [destination.file, *destination.beside]):
                 self._or_say(self._take_place)
 
     def write(self, line: bytes) -> None:
@@ -42,7 +42,7 @@ class LineFile:
         if self.lines is None:
             return
         self.lines.close()
-        answers = self.destination.answers
+        answers = self.destination.file
         discard(beside(answers, "new"))
         if self.began and not self.lines.end:
             discard(answers)
@@ -50,17 +50,18 @@ class LineFile:
                 discard(path)
 
     def _write(self, line: bytes) -> None:
-        if self.lines is None:
+        if self.printed is not None:
             self.printed.append(line)
-            return
-        self.lines.append(line)
-        if not self.began:
-            self._take_place()
+        elif self.lines is not None:
+            self.lines.append(line)
+            if not self.began:
+                self._take_place()
 
     def _take_place(self) -> None:
         for path in self.destination.beside:
             path.unlink(missing_ok=True)
-        beside(self.destination.answers, "new").replace(self.destination.answers)
+        answers = self.destination.file
+        beside(answers, "new").replace(answers)
         self.began = True
         self.begin()
 

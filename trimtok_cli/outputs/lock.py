@@ -11,11 +11,12 @@ import os
 import socket
 import stat
 from pathlib import Path
+from typing import Any
 
 try:
     import fcntl
 except ImportError:  # Windows, where a file that is open cannot be removed: that is lock enough
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
@@ -73,7 +74,7 @@ class Lock:
                         if holder
                         else "another run is about to write it"
                     ) from None
-                free = not holder or not _alive(holder.get("pid"))
+                free = not holder or not _alive(holder["pid"])
         if holder and holder.get("host") != socket.gethostname():
             raise Busy(
                 f"another run ({who}) is writing it; if that run is gone, remove {self.path}"
@@ -81,7 +82,7 @@ class Lock:
         if not free:
             raise Busy(f"another run ({who}) is writing it")
 
-    def _holder(self, file: int) -> dict:
+    def _holder(self, file: int) -> dict[str, Any]:
         """The run that the lock names, or {} for a new file. Busy if the file is not ours."""
         foreign = Busy(f"{self.path} is in the way and is not trimtok's")
         if not stat.S_ISREG(os.fstat(file).st_mode):

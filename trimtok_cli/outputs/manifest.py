@@ -153,7 +153,7 @@ def _percentiles(values: list[float]) -> dict[str, float]:
         return {"p50": 0.0, "p90": 0.0, "mean": 0.0}
     ordered = sorted(values)
 
-    def at(share):
+    def at(share: float) -> float:
         return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
 
     return {

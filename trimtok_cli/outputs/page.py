@@ -27,6 +27,10 @@ LONGEST_SIDE = 640  # pixels of a picture on the page
 JPEG_QUALITY = 85
 FLAT_COLORS = 256  # a picture of no more colors may be smaller as PNG
 
+Load = Callable[[Path], tuple[Any, Any]]  # an image and its Media
+
+LoadClip = Callable[[Path], Any]  # a Clip
+
 BARS = (
     ("load", "load, prepare"),
     ("encode", "encode"),
@@ -43,8 +47,8 @@ def write_page(
     title: str,
     facts: Mapping[str, str],
     sentence: str,
-    load: Callable[[Path], tuple[Any, Any]] | None = None,
-    load_clip: Callable[[Path], Any] | None = None,
+    load: Load | None = None,
+    load_clip: LoadClip | None = None,
     limit: int = 200,
 ) -> None:
     """Writes the page: a card for each of the first `limit` samples, and a summary of all of them.
@@ -54,7 +58,9 @@ def write_page(
     default `media.video.load_video`). A file that they refuse becomes a box with the reason.
     """
     if load is None:
-        from trimtok_cli.media.images import load_image as load
+        from trimtok_cli.media.images import load_image
+
+        load = load_image
     if load_clip is None:
         from trimtok_cli.data import FrameRule
         from trimtok_cli.media.video import load_video
@@ -122,7 +128,8 @@ def diff(dense: str, pruned: str) -> list[tuple[str, str]]:
     """The pruned answer in pieces (kind, text): equal, replace and insert hold its own words, and
     delete holds dense's words that it lacks.
     """
-    old, new, pieces = dense.split(), re.findall(r"\S+\s*", pruned), []
+    old, new = dense.split(), re.findall(r"\S+\s*", pruned)
+    pieces: list[tuple[str, str]] = []
     for kind, i, j, k, end in SequenceMatcher(
         None, old, pruned.split(), autojunk=False
     ).get_opcodes():
@@ -132,9 +139,7 @@ def diff(dense: str, pruned: str) -> list[tuple[str, str]]:
     return pieces
 
 
-def _card(
-    number: int, comparison: Comparison, load: Callable, load_clip: Callable
-) -> dict[str, Any]:
+def _card(number: int, comparison: Comparison, load: Load, load_clip: LoadClip) -> dict[str, Any]:
     sample, results = comparison.sample, comparison.results
     pictures = list(_pictures(comparison, load, load_clip))
     errors = [result.error for result in results if result.error]
@@ -166,7 +171,7 @@ def _pane(comparison: Comparison, number: int, pictures: Sequence[Picture]) -> d
     }
 
 
-def _pictures(comparison: Comparison, load: Callable, load_clip: Callable) -> Iterator[Picture]:
+def _pictures(comparison: Comparison, load: Load, load_clip: LoadClip) -> Iterator[Picture]:
     """Images in the prompt's order, and of a video every frame that has tokens."""
     sample = by_content(comparison.sample)
     names = iter(
@@ -180,20 +185,26 @@ def _pictures(comparison: Comparison, load: Callable, load_clip: Callable) -> It
         sample.video is not None
     )
     for number, kind in enumerate(kinds):
-        path, name = next(names) if kind == "image" else (sample.video, sample.video.name)
+        if kind == "image":
+            path, name = next(names)
+        elif sample.video is not None:
+            path, name = sample.video, sample.video.name
+        else:
+            continue
         try:
             if kind == "image":
                 yield _picture(name, load(path)[0], number)
                 continue
             owners = zip(comparison.frame, comparison.visual_index, strict=False)
             wanted = sorted({frame for frame, owner in owners if owner == number})
-            clip = load_clip(path) if wanted else None
+            if not wanted:
+                yield Picture(name, problem="No frame of this video was read.", number=number)
+                continue
+            clip = load_clip(path)
             for frame in wanted:
                 yield _picture(
                     f"{name}, {clip.times[frame]:.2f} s", clip.frames[frame], number, frame
                 )
-            if not wanted:
-                yield Picture(name, problem="No frame of this video was read.", number=number)
         except (MediaError, OSError) as error:
             yield Picture(name, problem=str(error), number=number)
 
@@ -201,7 +212,8 @@ def _pictures(comparison: Comparison, load: Callable, load_clip: Callable) -> It
 def _picture(name: str, image: Any, number: int, frame: int | None = None) -> Picture:
     image = image.convert("RGB")
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    return Picture(name, _data_uri(image), *image.size, number=number, frame=frame)
+    width, height = image.size
+    return Picture(name, _data_uri(image), width, height, number=number, frame=frame)
 
 
 def _data_uri(image: Any) -> str:

@@ -1,0 +1,38 @@
+"""What is told of one method is what its class says, for every method that there is."""
+
+import dataclasses
+
+import pytest
+
+from trimtok_cli.commands.method_details import method_details
+from trimtok_cli.errors import UsageError
+from trimtok_cli.pruners.registry import METHODS
+
+
+@pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.name)
+def test_a_method_is_told_with_its_paper_docstrings_and_every_parameter(kind, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "90")
+    text = method_details(kind.name)
+    words = " ".join(text.split())
+    assert kind.where in words and kind.paper in words and (kind.licence or "none") in words
+    assert " ".join(kind.__doc__.split()) in words
+    for field in dataclasses.fields(kind):
+        assert field.name in words
+    assert max(map(len, text.splitlines())) <= 90 and f"{kind.__name__}(keep" not in text
+
+
+def test_a_parameter_is_told_with_what_it_takes_and_its_default():
+    text = " ".join(method_details("trimtokenator").split())
+    assert "--param align must be one of l2, sq_l2, cosine, mi; default l2" in text
+    assert "0 < pool <= 1; default 0.8" in text
+    assert "--budget-counts must be one of final, layer-mean; default final" in " ".join(
+        method_details("fastv").split()
+    )
+    assert "no pruner at all" in method_details("dense")
+
+
+def test_an_unknown_method_is_one_sentence_with_the_right_name():
+    with pytest.raises(
+        UsageError, match=r"divprun is not a method: .* \(did you mean divprune\?\)"
+    ):
+        method_details("divprun")
