@@ -124,7 +124,7 @@ def convert(kind: Any, facts: Facts, value: Any, where: str) -> Any:
     if get_origin(kind) is tuple:
         items = value if isinstance(value, (list, tuple)) else [value]
         return tuple(convert(get_args(kind)[0], facts, item, where) for item in items)
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return build(kind, value, where)
     kinds = kinds_of(kind)
     if isinstance(value, str):

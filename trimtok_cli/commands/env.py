@@ -13,8 +13,8 @@ import typer
 from trimtok_cli import __version__
 from trimtok_cli.commands import options as o
 from trimtok_cli.commands.terminal.exit import guarded
-from trimtok_cli.config import PREFIX
 from trimtok_cli.errors import EXIT_OK
+from trimtok_cli.resolve import PREFIX
 from trimtok_cli.wording import shown
 
 EXAMPLES = "Examples:\n\ntrimtok env\n\ntrimtok env --json > environment.json"

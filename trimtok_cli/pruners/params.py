@@ -42,7 +42,7 @@ class Limits:
     """
 
     says: str = ""
-    choices: tuple = ()
+    choices: tuple[Any, ...] = ()
     least: float | None = None
     most: float | None = None
     above: float | None = None

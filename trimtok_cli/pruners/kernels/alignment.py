@@ -105,8 +105,8 @@ def near_text(
         score = alignment(visual.float(), text.float(), align, text_mask)
         return score.sort(dim=1, descending=True, stable=True).indices[:, :count].sort(dim=1).values
 
-    def nearest(*part):
-        return _near_text(*part[:2], count, align, part[2])
+    def nearest(visual: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
+        return _near_text(visual, text, count, align, mask)
 
     return in_parts(nearest, 4 * visual.shape[1] * visual.shape[2], visual, text, text_mask)
 

@@ -10,6 +10,7 @@ Tests hold `repmax_gram` against `reference`, and the other forms against `repma
 """
 
 import logging
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -129,7 +130,7 @@ def farthest(distance: Tensor, first: Tensor, keep: int) -> Tensor:
     return order
 
 
-def _launched(name: str, matrix: Tensor, *rest) -> Tensor | None:
+def _launched(name: str, matrix: Tensor, *rest: Any) -> Tensor | None:
     """The search as one kernel; None where the device or the installation cannot use Triton."""
     global _without_kernels
     if not matrix.is_cuda or _without_kernels or matrix.shape[1] > WIDEST:

@@ -6,6 +6,8 @@ each would cost more than it computes. Knows neither where the matrix comes from
 asks.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -64,7 +66,7 @@ def farthest(distance: Tensor, first: Tensor, keep: int, tie: float) -> Tensor:
     return _launch(_farthest_kernel, distance, first, keep, tie)
 
 
-def _launch(kernel, matrix: Tensor, first: Tensor, keep: int, *constants: float) -> Tensor:
+def _launch(kernel: Any, matrix: Tensor, first: Tensor, keep: int, *constants: float) -> Tensor:
     order = torch.empty(len(first), keep, dtype=torch.long, device=first.device)
     block = triton.next_power_of_2(matrix.shape[1])
     warps = min(max(block // 256, 1), 16)  # 8 values a thread, up to the widest block

@@ -53,22 +53,27 @@ def full_float32() -> Iterator[None]:
     """
     matmul = torch.backends.cuda.matmul
     # Reading the old switch where somebody has set the new one raises.
-    name, exact = "allow_tf32", False
+    exact: tuple[str, str | bool] = ("allow_tf32", False)
     if hasattr(matmul, "fp32_precision"):
-        name, exact = "fp32_precision", "ieee"
+        exact = ("fp32_precision", "ieee")
+    name, value = exact
     before = getattr(matmul, name)
-    setattr(matmul, name, exact)
+    setattr(matmul, name, value)
     try:
         yield
     finally:
         setattr(matmul, name, before)
 
 
-def in_parts(function: Callable[..., Tensor], bytes_each: int, *batches: Tensor | None) -> Tensor:
-    """function(*batches), called on parts of the batch so small that temporaries stay under LIMIT.
+def in_parts(
+    function: Callable[..., Tensor], bytes_each: int, first: Tensor, *others: Tensor | None
+) -> Tensor:
+    """function(first, *others), called on parts of the batch whose temporaries stay under LIMIT.
 
     bytes_each: the temporary of one sample.
     """
     step = max(LIMIT // max(bytes_each, 1), 1)
-    parts = [[None] * len(batches[0]) if batch is None else batch.split(step) for batch in batches]
+    parts = [
+        [None] * len(first) if batch is None else batch.split(step) for batch in (first, *others)
+    ]
     return torch.cat([function(*part) for part in zip(*parts, strict=False)])

@@ -162,7 +162,8 @@ def stage_aims(num_dense: int, target: int, counts: str = "final") -> tuple[int,
         top = (start * run + (end - start) * (at - low * num_dense)) * num_dense
         aims.append((2 * top + DENSE * run) // (2 * DENSE * run))
     least = target if counts == "final" else 1
-    return tuple(min(max(aim, least), num_dense) for aim in aims)
+    first, second, third = (min(max(aim, least), num_dense) for aim in aims)
+    return first, second, third
 
 
 def stage_counts(current: int, aim: int, counts: str = "final") -> tuple[int, int]:

@@ -13,7 +13,7 @@ the same matching on the projected tokens in front of the language model.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -244,11 +244,12 @@ class ToMe(Pruner):
                 kept.append(places)
                 continue
             image = int(stage.tokens.visual_index[int(stage.prompt.alive[places[0]])])
-            if len(places) != signals.blocks.hidden.shape[1] - signals.blocks.has_cls:
+            blocks: Any = signals.blocks  # the tower's layers, which are no tensor
+            if len(places) != blocks.hidden.shape[1] - blocks.has_cls:
                 raise UsageError(
                     "tome needs images of one tile each, not frames of a video: use tome-projected."
                 )
-            index, features = self._run(signals.blocks, image, count)
+            index, features = self._run(blocks, image, count)
             kept.append(places[index])
             merged.append((places[index], signals.project(features)))
         return joined_selection(stage, kept, merged)
@@ -262,7 +263,7 @@ class ToMe(Pruner):
         except ValueError as error:
             raise UsageError(f"tome: {error}; keep more, or use tome-projected.") from None
 
-    def _run(self, blocks, image: int, count: int) -> tuple[Tensor, Tensor]:
+    def _run(self, blocks: Any, image: int, count: int) -> tuple[Tensor, Tensor]:
         """(K,) lowest sources, ascending, and (K, C) features behind the last layer, for one image.
 
         CLS is left out.

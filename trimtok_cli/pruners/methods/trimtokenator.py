@@ -138,7 +138,15 @@ def _most_diverse(visual: Tensor, candidates: Tensor, count: int, diversity: str
     return candidates.gather(1, repmax(rows, count, diversity))
 
 
-def _check(visual, text, keep, pool, align, diversity, text_mask) -> None:
+def _check(
+    visual: Tensor,
+    text: Tensor,
+    keep: int,
+    pool: float,
+    align: str,
+    diversity: str,
+    text_mask: Tensor | None,
+) -> None:
     if visual.dim() not in (2, 3) or text.dim() != visual.dim():
         raise ValueError(
             "visual and text must both be (B, N, D) or both (N, D), got "

@@ -85,7 +85,9 @@ def merge_groups(features: Tensor, targets: Tensor, group: Tensor) -> Tensor:
     return features[..., targets, :] + mean
 
 
-def _check(saliency, metric, features, dominant, contextual) -> None:
+def _check(
+    saliency: Tensor, metric: Tensor, features: Tensor, dominant: int, contextual: int
+) -> None:
     shape = saliency.shape
     if saliency.dim() not in (1, 2) or any(
         x.dim() != len(shape) + 1 or x.shape[:-1] != shape for x in (metric, features)

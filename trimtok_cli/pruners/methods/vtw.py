@@ -102,7 +102,8 @@ class VTW(Pruner):
                 return scaled_layers((15,), num_layers)
             return layers_within("vtw", f"layer={self.layer}", (self.layer,), num_layers)
         if self._one_for_all:
-            layer = max(math.floor(self.keep.share * num_layers + 0.5), 1)
+            share = self.keep.share or 0.0  # `_one_for_all` has seen that it is a share
+            layer = max(math.floor(share * num_layers + 0.5), 1)
             return (layer,) if layer < num_layers else ()
         # A count's K needs the image's size, which only a stage knows.
         return tuple(range(1, num_layers))
