@@ -16,6 +16,7 @@ from trimtok_cli.generation.continuous import Continuous
 from trimtok_cli.generation.cuda_graphs import CudaGraphs
 from trimtok_cli.generation.plain import Plain
 from trimtok_cli.generation.retry import in_halves
+from trimtok_cli.generation.types import Finished
 from trimtok_cli.models.loading import load_model
 from trimtok_cli.sampling import Sampling
 
@@ -475,3 +476,10 @@ def test_halves_find_the_item_that_fails():
     assert [made for item, made in found if item != 5] == [0, 10, 20, 30, 40, 60, 70] and str(
         found[5][1]
     ) == "five"
+
+
+def test_a_request_without_an_answer_raises_its_error_where_the_answer_is_asked_for():
+    with pytest.raises(ValueError, match="broken"):
+        _ = Finished(None, None, error=ValueError("broken")).answer
+    with pytest.raises(LookupError):
+        _ = Finished(None, None).answer
