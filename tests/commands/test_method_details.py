@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from tests.commands.test_cli import run
 from trimtok_cli.commands.method_details import method_details
 from trimtok_cli.errors import UsageError
 from trimtok_cli.pruners.registry import METHODS
@@ -36,3 +37,10 @@ def test_an_unknown_method_is_one_sentence_with_the_right_name():
         UsageError, match=r"divprun is not a method: .* \(did you mean divprune\?\)"
     ):
         method_details("divprun")
+
+
+def test_the_command_says_it():
+    done = run("methods", "trimtokenator")
+    assert "pool" in done.stdout and "2509.00320" in done.stdout
+    refused = run("methods", "trimtok", code=2)
+    assert "trimtok is not a method" in refused.stderr and "trimtokenator?" in refused.stderr

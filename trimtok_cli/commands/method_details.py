@@ -48,8 +48,8 @@ def _facts(kind: Any) -> list[tuple[str, str]]:
 
 
 def _parameters(kind: Any) -> list[tuple[str, str]]:
-    """What each parameter takes, and its default, under the option that sets it."""
-    from trimtok_cli.pruners.params import Limits, takes
+    """What each parameter requirement, and its default, under the option that sets it."""
+    from trimtok_cli.pruners.params import Limits, requirement
     from trimtok_cli.pruners.registry import OPTIONS
 
     rows = []
@@ -57,7 +57,7 @@ def _parameters(kind: Any) -> list[tuple[str, str]]:
         if field.name in KEEP:
             continue
         option = OPTIONS.get(field.name, f"--param {field.name}")
-        words = takes(field.name, field.type, field.metadata.get("limits", Limits()))
+        words = requirement(field.name, field.type, field.metadata.get("limits", Limits()))
         rows.append((option, f"{words}; default {_default(field.default)}"))
     return rows
 

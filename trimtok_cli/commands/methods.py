@@ -1,4 +1,4 @@
-"""trimtok methods: what there is to prune with, and what each method needs."""
+"""trimtok methods: the pruning methods, what each needs, and all about one of them."""
 
 from typing import Annotated
 
@@ -16,10 +16,22 @@ from trimtok_cli.errors import EXIT_OK
 from trimtok_cli.readers import read_any
 
 EXAMPLES = (
-    "Examples:\n\ntrimtok methods\n\ntrimtok compare ./images --methods "
-    "trimtokenator,divprune,random --keep 64\n\n"
+    "Examples:\n\n"
+    "trimtok methods\n\n"
+    "trimtok methods trimtokenator\n\n"
+    "trimtok compare ./images --methods trimtokenator,divprune,random --keep 64\n\n"
     "trimtok methods --find-vtw-layer questions.jsonl --limit 20 --eta 0.003"
 )
+
+Name = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="NAME",
+        help="A method: say everything about it, with its parameters and their defaults.",
+        show_default=False,
+        autocompletion=o.completing(o.method_names()),
+    ),
+]
 
 Search = Annotated[
     str | None,
@@ -51,6 +63,7 @@ SIGNALS = LLAVA_ONLY | {"saliency", "keys", "relevance"}
 @guarded
 @o.settings(file="config_file", only=("model", "device", "dtype", "params", "limit"))
 def methods(
+    name: Name = None,
     *,
     plain: Plain = False,
     find_vtw_layer: Search = None,
@@ -59,9 +72,14 @@ def methods(
     config_file: o.Config = None,
     debug: o.Debug = False,
 ) -> int:
-    """List the pruning methods: where they prune, what they need, on which families, paper, licence
-    of the published code.
+    """List the pruning methods, with where they prune, what they need and their papers, or say
+    everything about one.
     """
+    if name is not None:
+        from trimtok_cli.commands.method_details import method_details
+
+        typer.echo(method_details(name))
+        return EXIT_OK
     if find_vtw_layer is not None:
         return find_layer(find_vtw_layer, eta, config)
     from trimtok_cli.pruners.registry import PRUNERS
