@@ -252,9 +252,9 @@ class RunConfig:
         self.sampling, self.frame_rule  # noqa: B018 which say what is wrong with them
 
     @property
-    def rows(self) -> int | None:
-        """The batch size; None for auto."""
-        return None if self.batch_size == "auto" else self.batch_size
+    def batch_limit(self) -> int | None:
+        """The batch size; None for auto, as many as memory allows."""
+        return self.batch_size if isinstance(self.batch_size, int) else None
 
     @property
     def sampling(self) -> Sampling:

@@ -21,7 +21,7 @@ def test_each_source_lies_over_the_one_before():
     )
     environ = {"TRIMTOK_BATCH_SIZE": "8", "TRIMTOK_METHOD": "trimtokenator", "TRIMTOK_SEED": ""}
     config = resolve({"method": "x", "keep": None, "params": {"pool": 0.9}}, "c.yaml", environ)
-    assert (config.keep, config.rows, config.method, config.seed) == ("64", 8, "x", 0)
+    assert (config.keep, config.batch_limit, config.method, config.seed) == ("64", 8, "x", 0)
     assert config.params == {"pool": 0.9, "align": "cosine"}
     assert resolve({}, None, {}) == RunConfig()
 

@@ -67,7 +67,7 @@ def run(
         with interrupts.under_way():
             workers = count_workers(config.workers, adapter.device.type, source.total)
             results = answer_all(
-                adapter, pruner, source.samples, ask, batch_size=config.rows, workers=workers
+                adapter, pruner, source.samples, ask, batch_size=config.batch_limit, workers=workers
             )
             facts |= {"run": uuid.uuid4().hex[:12], "command": command, "model": describe(adapter)}
             summary = RunSummary(Setting.of(pruner))

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import cast
 
 from trimtok_cli.data import Seconds
 from trimtok_cli.device import forget_frames
@@ -12,7 +11,7 @@ from trimtok_cli.errors import ModelError
 from trimtok_cli.generation.continuous import Continuous
 from trimtok_cli.generation.plain import Plain, generate
 from trimtok_cli.generation.rules import Rules
-from trimtok_cli.generation.types import Finished, LanguageModel, Loop
+from trimtok_cli.generation.types import Finished, Loop
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.prepare.sample import Ask
 from trimtok_cli.pruners.base import Pruner
@@ -93,12 +92,11 @@ class Layerwise:
         decoder, renumber = self.adapter.model.get_decoder(), self.adapter.renumbers
         if request.tokens is None:
             raise LookupError("a pruner that goes on inside the decoder needs the dense tokens")
-        model = cast(LanguageModel, self.adapter)
         with RunningStages(
             decoder, self.pruner, request.prompt, request.tokens, renumber=renumber
         ) as stages:
             (generated,), seconds = generate(
-                model, [stages.plain], self.rules, keep_logits=self.keep_logits
+                self.adapter, [stages.plain], self.rules, keep_logits=self.keep_logits
             )
         pruning = Seconds(prune=stages.seconds)
         request = replace(request, kept=tuple(stages.kept), seconds=request.seconds + pruning)

@@ -43,7 +43,7 @@ def answer_all(
     turn = InOrder()
     # The next batch is prepared while this one runs.
     ahead = max(PREFETCH * workers, 2 * (batch_size or MOST_AT_ONCE[adapter.device.type]))
-    with closing(  # type: ignore[type-var]  # prefetch is a generator
+    with closing(
         prefetch(adapter.preprocessor, samples, ask, workers=workers, ahead=ahead)
     ) as prepared:
         stream = numbered(prepared, ask, seeds=rules.samples)

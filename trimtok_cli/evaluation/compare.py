@@ -51,8 +51,7 @@ def compare_all(
             raise
         except Exception as error:
             failed = Failed(sample, error)
-            results = tuple(failed_result(failed, pruner, ask) for pruner in pruners)
-            yield Comparison(sample, results)
+            yield Comparison(sample, tuple(failed_result(failed, each, ask) for each in pruners))
 
 
 def _loops(adapter: Adapter, pruners: Sequence[Pruner | None], ask: Ask) -> list[Loop]:

@@ -126,15 +126,16 @@ def explain(rows: Sequence[Row]) -> str:
 
 def _reason(row: Row) -> str:
     """Why the whole sample gained no more, or lost."""
+    speedup = row.total_speedup or 1.0
     now, was, shares = row.median.seconds, row.dense.seconds, _shares(row.median)
     grown = {stage: getattr(now, stage) - getattr(was, stage) for stage in STAGES}
     worst, saved = max(grown, key=grown.__getitem__), -grown["prefill"]
-    if row.total_speedup < 1.05 and worst == "prune" and now.prune > saved / 2:
+    if speedup < 1.05 and worst == "prune" and now.prune > saved / 2:
         return (
             f"pruning takes {duration(now.prune)} and prefill saves "
             f"{duration(saved) if saved > 0 else 'nothing'}"
         )
-    if row.total_speedup < 0.95 and grown[worst] > 0:
+    if speedup < 0.95 and grown[worst] > 0:
         length = (
             f", for {row.median.generated} tokens instead of {row.dense.generated}"
             if worst == "decode"

@@ -44,6 +44,7 @@ def _next_logits(
     """(V,) logits of the first new token. Raises the error of the run."""
     loop = loop_for(adapter, pruner, rules, keep_logits=True)
     (finished,) = run(loop, prune(adapter, pruner, encoded))
-    if finished.error:
-        raise finished.error
-    return finished.generated.logits[0]
+    logits = finished.answer.logits
+    if logits is None:
+        raise LookupError("the loop kept no logits")
+    return logits[0]

@@ -101,7 +101,7 @@ class Family(ABC):
     def forward(
         self,
         embeds: Tensor,
-        mask: Tensor | None,
+        mask: Tensor | dict[str, Tensor] | None,
         positions: Tensor,
         cache,
         prompts: Sequence[Prompt] = (),

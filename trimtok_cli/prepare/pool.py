@@ -10,7 +10,7 @@ import os
 import pickle
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -54,7 +54,7 @@ def prefetch(
     *,
     workers: int = 0,
     ahead: int | None = None,
-) -> Iterator[Prepared | Failed]:
+) -> Generator[Prepared | Failed]:
     """Yields each sample prepared or failed, in order.
 
     ahead: the most samples that are read before their results are taken, by default PREFETCH for

@@ -40,7 +40,7 @@ class Gemma3(Adapter):
     def forward(
         self,
         embeds: Tensor,
-        mask: Tensor | None,
+        mask: Tensor | dict[str, Tensor] | None,
         positions: Tensor,
         cache,
         prompts: Sequence[Prompt] = (),
