@@ -121,4 +121,4 @@ class SlotSteps:
                 seen &= places > ends - window
             scores = torch.zeros(count, span, dtype=self.model.dtype, device=seen.device)
             masks[kind] = scores.masked_fill_(~seen, low)[:, None, None]
-        return masks if len(masks) > 1 else next(iter(masks.values()))
+        return masks if len(masks) > 1 else masks[kind]

@@ -7,6 +7,8 @@ and K = 288 RepMax computes 432 rows on image-like tokens and 984 on random ones
 batch saves nothing. Knows no other device.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -30,25 +32,25 @@ class Rows:
         self.first, self.duplicates = _duplicates(unit.numpy())
         self.zero = ~unit.any(dim=1).numpy() if distance else np.zeros(0, dtype=bool)
         self.known = np.zeros(len(unit), dtype=bool)
-        self._rows: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(unit)
+        self._rows: list[np.ndarray[Any, Any]] = [np.zeros(0, dtype=np.float32)] * len(unit)
 
-    def __getitem__(self, place: int) -> np.ndarray:
+    def __getitem__(self, place: int) -> np.ndarray[Any, Any]:
         """The row (N,) of a place that is known."""
         return self._rows[place]
 
-    def fetch(self, place: int, urgency: np.ndarray) -> None:
+    def fetch(self, place: int, urgency: np.ndarray[Any, Any]) -> None:
         """Makes a row known, and with it the unknown rows of the highest `urgency` (N,)."""
         unknown = np.where(self.known, -np.inf, urgency)
         unknown[place] = np.inf
         self.compute(_most_urgent(unknown))
 
-    def alone(self, place: int) -> np.ndarray:
+    def alone(self, place: int) -> np.ndarray[Any, Any]:
         """The row (N,) of a place, computed anew and not stored."""
         row = torch.mv(self.unit, self.unit[place]).numpy()
         row[self.duplicates] = row[self.first[self.duplicates]]
         return row
 
-    def compute(self, places: np.ndarray) -> np.ndarray:
+    def compute(self, places: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """The rows (n, N) of `places` (n,), which are known from now on."""
         block = (self.unit[torch.from_numpy(places)] @ self.unit.T).numpy()
         # A product's last bit may depend on where in the matrix a column stands. Duplicates must
@@ -126,7 +128,7 @@ def _most_isolated(rows: Rows, tie: float) -> int:
     return int((exact >= exact.max() - tie).argmax())
 
 
-def _most_urgent(urgency: np.ndarray) -> np.ndarray:
+def _most_urgent(urgency: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The places of the BLOCK highest values, fewer where fewer are above -inf."""
     places = np.arange(len(urgency))
     if len(urgency) > BLOCK:
@@ -134,7 +136,7 @@ def _most_urgent(urgency: np.ndarray) -> np.ndarray:
     return places[urgency[places] > -np.inf]
 
 
-def _duplicates(unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _duplicates(unit: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """The first row equal to each row of (N, D), as (N,) places; the places of all later equals."""
     # Two numbers nearly always tell rows apart, and sort quickly as one integer.
     two = np.ascontiguousarray(unit[:, :2])
