@@ -168,7 +168,8 @@ def test_the_python_of_the_readme_runs(monkeypatch, capsys):
 
     monkeypatch.chdir(ROOT)
     registered = dict(PRUNERS)
-    blocks = re.findall(r"```python\n(.*?)```", readme(), re.S)
+    methods = (ROOT / "trimtok_cli" / "pruners" / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", readme() + methods, re.S)
     assert len(blocks) == 2
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {})

@@ -39,13 +39,4 @@ def caption(
     source = read_images(sources, recursive=recursive, limit=config.limit or None, stdin=sys.stdin)
     screen = Screen(quiet=options.quiet)
     tell(source, screen)
-    return run(
-        "caption",
-        config,
-        source,
-        out=options.out,
-        overwrite=options.overwrite,
-        screen=screen,
-        verbose=options.verbose,
-        config_file=options.config,
-    )
+    return run("caption", config, source, options, screen)

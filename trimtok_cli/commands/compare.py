@@ -90,35 +90,23 @@ def compare(
     )
     screen = Screen(quiet=options.quiet, noun="samples")
     tell(source, screen)
-    return run_comparison(
-        config,
-        source,
-        screen,
-        out=options.out,
-        overwrite=options.overwrite,
-        verbose=options.verbose,
-        config_file=options.config,
-    )
+    return run_comparison(config, source, options, screen)
 
 
-def run_comparison(
-    config: RunConfig,
-    source: Source,
-    screen: Screen,
-    *,
-    out: str | None,
-    overwrite: bool,
-    verbose: bool,
-    config_file: str | None = None,
-) -> int:
+def run_comparison(config: RunConfig, source: Source, options: o.RunOptions, screen: Screen) -> int:
     """Every sample of a source dense and pruned, to the file, the terminal and the page; the exit
     code.
     """
     locate(config.model)
     pruners = build_pruners(config)
-    read = reads(config, source, config_file)
+    read = reads(config, source, options.config)
     with claimed(
-        out, "compare", read, overwrite=overwrite, name="compare.jsonl", page=True
+        options.out,
+        "compare",
+        read,
+        overwrite=options.overwrite,
+        name="compare.jsonl",
+        page=True,
     ) as destination:
         adapter, ask = load(config, screen)
         settings = generation(adapter, ask, config, screen)
@@ -129,7 +117,7 @@ def run_comparison(
         with interrupts.under_way():
             results = compare_all(adapter, pruners, source.samples, ask)
             facts = {"run": uuid.uuid4().hex[:12], "command": "compare", "model": describe(adapter)}
-            show = verbose or (source.total is not None and source.total <= FEW)
+            show = options.verbose or (source.total is not None and source.total <= FEW)
             last = partial(
                 close,
                 most=settings["max_new_tokens"]["value"],

@@ -8,6 +8,7 @@ from contextlib import closing
 
 from trimtok_cli import interrupts
 from trimtok_cli.bounds import field_of, flag
+from trimtok_cli.commands.options import RunOptions
 from trimtok_cli.commands.session import (
     check_video,
     count_workers,
@@ -30,15 +31,7 @@ from trimtok_cli.readers.source import Source
 
 
 def run(
-    command: str,
-    config: RunConfig,
-    source: Source,
-    *,
-    out: str | None,
-    overwrite: bool,
-    screen: Screen,
-    verbose: bool,
-    config_file: str | None = None,
+    command: str, config: RunConfig, source: Source, options: RunOptions, screen: Screen
 ) -> int:
     """Answers every sample; returns the exit code.
 
@@ -55,7 +48,10 @@ def run(
     check_idle(config.method, given)
     pruner = build_pruner(config.method, pruning(config, config.method))
     with claimed(
-        out, command, reads(config, source, config_file), overwrite=overwrite
+        options.out,
+        command,
+        reads(config, source, options.config),
+        overwrite=options.overwrite,
     ) as destination:
         adapter, ask = load(config, screen)
         facts = {"generation": generation(adapter, ask, config, screen)}
@@ -72,7 +68,7 @@ def run(
             facts |= {"run": uuid.uuid4().hex[:12], "command": command, "model": describe(adapter)}
             summary = RunSummary(Setting.of(pruner))
             manifest = Manifest(destination, config, summary, facts)
-            show = verbose or (source.total is not None and source.total <= FEW)
+            show = options.verbose or (source.total is not None and source.total <= FEW)
             return write_all(results, source.total, manifest, screen, show)
 
 

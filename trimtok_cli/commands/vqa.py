@@ -54,9 +54,6 @@ def vqa(
         "vqa",
         config,
         source,
-        out=options.out,
-        overwrite=options.overwrite,
-        screen=Screen(quiet=options.quiet, noun="questions"),
-        verbose=options.verbose,
-        config_file=options.config,
+        options,
+        Screen(quiet=options.quiet, noun="questions"),
     )
