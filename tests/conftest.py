@@ -6,6 +6,8 @@ import os
 import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores, so one thread each is fastest
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
 
