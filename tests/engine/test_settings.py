@@ -1,4 +1,4 @@
-"""Two settings that differ in anything can be told apart, everywhere that a setting is named."""
+"""Settings that differ in anything have different names, wherever a setting is named."""
 
 from dataclasses import dataclass, fields, replace
 from itertools import combinations
@@ -12,7 +12,7 @@ from trimtok_cli.pruners.registry import METHODS, PRUNERS, build_pruner
 
 
 def variants(kind: type[Pruner]) -> list[Pruner]:
-    """The method as it is by default, and with each of its parameters changed alone."""
+    """The method with its defaults, then with each parameter changed alone."""
     usual = kind(keep=Budget(tokens=8))
     made = [usual, *(replace(usual, keep=Budget(share=share)) for share in (0.1, 0.1000001, 0.5))]
     for field in fields(kind):

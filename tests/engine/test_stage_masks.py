@@ -1,9 +1,8 @@
-"""Which rows see which behind a stage: every method against a run without cache whose masks are the
-model's own.
+"""Attention masks behind a stage: every method against a run without cache under the model's masks.
 
-The oracle asks the model itself: it is given a prompt of as many rows, visual where the remaining
-ones are, and what its layers are masked with is noted. So windows, and families whose images see
-themselves, are nobody's second opinion.
+The oracle asks the model itself. The model gets a prompt with as many rows as remain, visual in the
+same places, and the test notes the mask of each layer. So no second implementation decides about
+windows, or about families in which the rows of an image see each other.
 """
 
 import json
@@ -34,7 +33,7 @@ QWEN = {**SLIDING, "use_sliding_window": True, "max_window_layers": 1}
 
 
 def with_text(folder, **settings):
-    """The saved model with other settings of its language model."""
+    """The folder of a saved model, after other settings were written for its language model."""
     config = json.loads((folder / "config.json").read_text())
     config["text_config"] |= settings
     (folder / "config.json").write_text(json.dumps(config))
@@ -55,8 +54,9 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Adds(Pruner):
-    """Keeps every third visual token and adds more than it drops: rows move, and there are more of
-    them than before.
+    """Keeps every third visual token and adds more tokens than it drops.
+
+    Rows move, and the sequence grows.
     """
 
     layer: int = 1
@@ -75,7 +75,7 @@ class AddsAndKeepsIds(Adds):
 
 @dataclass(frozen=True)
 class Swaps(Adds):
-    """As many rows as before, the first visual one gone and one added."""
+    """Drops the first visual token and adds one, so the number of rows stays."""
 
     def select(self, stage):
         return Selection(
@@ -114,15 +114,14 @@ def attending(request, family):
 
 
 def dense(adapter):
-    inputs = adapter.prepare(
-        [picture(0, 100, 80), picture(1, 60, 90)], "Left?"
-    )  # few words: windows must reach visual rows
+    # Few words, because windows must reach visual rows.
+    inputs = adapter.prepare([picture(0, 100, 80), picture(1, 60, 90)], "Left?")
     tokens = adapter.encode_many([inputs])[0]
     return adapter.embed(inputs, tokens), tokens
 
 
 def run(adapter, pruner, prompt, tokens):
-    """What was said, and each stage's Selection by its layer."""
+    """The answer, and the Selection of each stage by its layer."""
     chosen = {}
 
     class Noting(type(pruner)):
@@ -142,13 +141,13 @@ def run(adapter, pruner, prompt, tokens):
 
 @dataclass
 class Rows:
-    """What each row of a sequence is: whether it is visual, and which position it carries."""
+    """The rows of a sequence: whether each is visual, and the position that each carries."""
 
     visual: list[bool]
     ids: torch.Tensor
 
     def after(self, selection) -> tuple[list[int | None], "Rows"]:
-        """The rows left behind a stage: their places before it, None for added ones."""
+        """The rows behind a stage, and for each its index before the stage or None if added."""
         visual = [place for place, is_visual in enumerate(self.visual) if is_visual]
         kept = {visual[place] for place in selection.kept.tolist()}
         order: list[int | None] = [
@@ -164,7 +163,7 @@ class Rows:
 
 
 def masks_of(adapter, rows: Rows) -> list[torch.Tensor | None]:
-    """What the model masks each layer with, for a prompt of such rows."""
+    """The mask that the model gives each layer, for a prompt of these rows."""
     found, decoder = [], adapter.model.get_decoder()
     hooks = [
         layer.register_forward_pre_hook(
@@ -179,8 +178,8 @@ def masks_of(adapter, rows: Rows) -> list[torch.Tensor | None]:
     )
     prompt = Prompt(embeds, rows.ids, visual, visual, empty)
     try:
-        # With a cache, as in a run: without one the library takes gaps in the positions for the
-        # seams of packed sequences.
+        # A run has a cache too. Without one the library takes gaps in the positions for the seams
+        # of packed sequences.
         adapter.forward(
             embeds[None],
             None,
@@ -195,8 +194,9 @@ def masks_of(adapter, rows: Rows) -> list[torch.Tensor | None]:
 
 
 def without_cache(adapter, prompt, chosen, ids, *, renumber: bool) -> torch.Tensor:
-    """(STEPS, V) logits, the whole sequence anew at every step, the noted choices made again in
-    front of their layers.
+    """(STEPS, V) logits of a run that computes the whole sequence anew at every step.
+
+    The noted selections are made again in front of their layers.
     """
     decoder, embeds, positions, logits = (
         adapter.model.get_decoder(),
@@ -290,8 +290,9 @@ def test_every_method_equals_a_run_without_cache_under_the_models_own_masks(atte
 
 @torch.inference_mode()
 def test_attention_of_all_rows_equals_eager_attentions_in_front_of_every_stage(family):
-    """Visual rows too, which see their whole image in some families; and of the rows that are left,
-    which windows count.
+    """All rows include visual rows, which see their whole image in some families.
+
+    A window counts only the rows that are left.
     """
     prompt, tokens = dense(family)
     shown: dict[int, dict[int, torch.Tensor]] = {}
@@ -322,7 +323,8 @@ def test_attention_of_all_rows_equals_eager_attentions_in_front_of_every_stage(f
     assert shown
     for stage, found in shown.items():
         for of, got in found.items():
-            if got.shape == ran[of].shape:  # else that layer runs behind the drop, with fewer rows
+            # A layer behind the drop runs with fewer rows.
+            if got.shape == ran[of].shape:
                 assert (got - ran[of]).abs().max() < 1e-5
             else:
                 assert stage == of == 2

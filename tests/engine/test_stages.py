@@ -1,5 +1,6 @@
-"""Stages inside the language model against slow references without cache; recomputed attention
-against eager; nothing left behind.
+"""Stages inside the language model against slow references without cache.
+
+Recomputed attention is held against eager attention, and a run must leave nothing behind.
 """
 
 from dataclasses import dataclass, replace
@@ -25,8 +26,9 @@ STEPS = 4
 
 @dataclass(frozen=True)
 class EveryOther(Pruner):
-    """Keeps places 0, 2, 4 ... in front of each of its layers: nothing to score, so any difference
-    is the machinery's.
+    """Keeps visual tokens 0, 2, 4 ... in front of each of its layers.
+
+    The method scores nothing, so any difference comes from the machinery.
     """
 
     at: tuple[int, ...] = (2,)
@@ -68,8 +70,9 @@ def run(adapter, pruner, prompt, tokens):
 
 
 def by_hand(adapter, prompt, at: dict[int, torch.Tensor], ids, renumber: bool) -> torch.Tensor:
-    """No cache, the whole sequence at every step; in front of layer `at` only the given rows go on.
-    For 1-D and M-RoPE alike.
+    """Logits without a cache: the whole sequence runs at every step.
+
+    `at` maps a layer to the rows that go on in front of it. Positions may be 1-D or M-RoPE.
     """
     decoder, embeds, positions, logits = (
         adapter.model.get_decoder(),
@@ -188,8 +191,9 @@ def test_a_stage_that_keeps_everything_is_dense(family):
 
 @torch.inference_mode()
 def test_attention_rows_equal_eager_attentions(family):
-    """Of the layer that ran and of the coming one, in front of every layer above 0; rows behind all
-    images are causal everywhere.
+    """Attention of the layer before and the layer after a stage, for every layer above 0.
+
+    The rows asked for stand behind all images and are causal in every family.
     """
     prompt, tokens = dense(family)
     rows, seen = torch.arange(int(prompt.visual[-1]) + 1, len(prompt)), {}

@@ -1,5 +1,6 @@
-"""The seams that later methods and families need: merged and added tokens, 3-D positions, budgets
-per image, a pruner that scores.
+"""The seams that other methods and families need.
+
+They are merged and added tokens, 3-D positions, budgets per image, and a pruner that scores.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from trimtok_cli.tokens import Prompt, Selection, TowerSignals, VisualTokens
 
 
 def prompt(mrope: bool = False) -> Prompt:
-    """Rows 0..9: text 0, 1; visual 2..4; text 5 between two images; visual 6, 7; text 8, 9."""
+    """A prompt of ten rows: text 0, 1; visual 2..4; text 5; visual 6, 7 of a second image; text 8, 9."""
     positions = (
         torch.arange(10)
         if not mrope
@@ -139,8 +140,9 @@ def test_images_share_a_total_by_size_or_by_diversity():
 
 def test_diverse_images_get_more_under_the_diversity_budget():
     embeds = torch.zeros(10, 4)
-    embeds[[2, 3, 4]] = torch.eye(4)[:3]  # three unlike tokens
-    embeds[[6, 7]] = torch.tensor([1.0, 1, 1, 1])  # two alike
+    # The first image has three unlike tokens, the second two equal ones.
+    embeds[[2, 3, 4]] = torch.eye(4)[:3]
+    embeds[[6, 7]] = torch.tensor([1.0, 1, 1, 1])
     mixed = Prompt(
         embeds,
         torch.arange(10),

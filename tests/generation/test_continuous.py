@@ -1,5 +1,6 @@
-"""The continuous loop against singles of the plain one and of the library: refill, back-off, slots
-of unequal length.
+"""The continuous loop against the plain loop and the library, both run one prompt at a time.
+
+The tests cover refilled slots, smaller batches after errors, and slots of unequal length.
 """
 
 import pytest
@@ -24,7 +25,7 @@ STEPS = 12
 
 
 def prompts_of(adapter, count: int):
-    """Prompts of unequal length, with and without an image, in no order of length."""
+    """Prompts of unequal length, with and without an image, not sorted by length."""
     found = []
     for i in range(count):
         inputs = adapter.prepare(
@@ -36,8 +37,9 @@ def prompts_of(adapter, count: int):
 
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory):
-    """A model that ends its answers at unequal lengths: the token that most of them say at some
-    point ends them.
+    """A model and prompts whose answers end at unequal lengths.
+
+    The end token is the token that occurs in most of the answers.
     """
     adapter = load_model(
         str(tiny.llava(tmp_path_factory.mktemp("m") / "m", end=None)), device="cpu"
@@ -53,8 +55,10 @@ def llava(tmp_path_factory):
 
 @pytest.fixture
 def unbroken(caplog):
-    """A step that breaks is run again one by one, and gives the same answers: no test may pass by
-    that.
+    """Fails a test in which a step was run again.
+
+    The loop repeats a broken step prompt by prompt and gives the same answers, which would hide
+    the fault.
     """
     caplog.set_level("DEBUG", "trimtok")
     yield
@@ -62,7 +66,7 @@ def unbroken(caplog):
 
 
 def run(adapter, prompts, **options):
-    """What became of each prompt, the loop, and how many it took at a time."""
+    """The outcome of each prompt, the loop, and the number of prompts taken each time."""
     loop, taken = continuous(adapter, max_new_tokens=STEPS, **options), []
     add = loop.add
 
@@ -109,7 +113,7 @@ def test_refilled_answers_equal_singles(llava, rows, unbroken):
 
 
 def test_equals_the_library(llava, unbroken):
-    """Token for token and logit for logit, on prompts that need no padding of theirs."""
+    """Tokens and logits equal those of the library, which gets each prompt alone, so unpadded."""
     adapter, prompts = llava
     done, _, _ = run(adapter, prompts, batch_limit=3, stop=False, keep_logits=True)
     assert sorted(done) == list(range(len(prompts)))
@@ -130,11 +134,10 @@ def test_equals_the_library(llava, unbroken):
 @pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize("name", [*FAMILIES, "gemma3 window", "llava_next window"])
 def test_slots_of_unequal_length_in_every_family(name, recorded, tmp_path, unbroken, monkeypatch):
-    """Slots that were refilled, so that neighbours stand at other places of their texts; blocks as
-    on CUDA.
+    """Refilled slots stand at other places of their texts than their neighbours.
 
-    window: layers that look back over six tokens only, most of them (Gemma 3) or all (a Mistral of
-    old).
+    `recorded` runs the steps in blocks, as on CUDA. `window` stands for layers that look back over
+    six tokens only: most layers in Gemma 3, all layers in an old Mistral.
     """
     name, _, window = name.partition(" ")
     options = {"text_model": "mistral"} if window and name == "llava_next" else {}
@@ -231,7 +234,7 @@ def test_a_prompt_that_does_not_fit_even_alone_fails_alone(llava, monkeypatch):
 
 
 def test_a_prompt_that_breaks_a_step_takes_no_neighbour_along(llava, monkeypatch):
-    """The error comes only while it decodes: everything under way is run again, one by one."""
+    """The error comes only while the prompt decodes; all requests under way run again, one by one."""
     adapter, prompts = llava
     real, bad = adapter.forward, int(prompts[3].positions[-1])
 
@@ -263,8 +266,9 @@ def test_a_prompt_that_breaks_a_step_takes_no_neighbour_along(llava, monkeypatch
 
 
 def test_an_error_behind_the_prefill_doubles_no_answer(llava, monkeypatch):
-    """A device tells of some errors only when its tokens are fetched, and the new answers count as
-    under way by then.
+    """A device reports some errors only when its tokens are fetched.
+
+    The new answers already count as under way by then.
     """
     adapter, prompts = llava
     loop = continuous(adapter, batch_limit=3, max_new_tokens=STEPS)
@@ -302,7 +306,7 @@ def test_prefills_are_bounded_by_tokens_and_sorted_by_length(llava, unbroken):
 
 
 class NoWaiting(TorchDispatchMode):
-    """Whatever would make the host wait for the device."""
+    """Refuses every operation that would make the host wait for the device."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         assert func.name().split("::")[1].split(".")[0] not in (
@@ -315,8 +319,9 @@ class NoWaiting(TorchDispatchMode):
 
 
 class Recording(CudaGraphs):
-    """As on CUDA, the recording stood in for by a function: it reads and writes the same tensors
-    and may not wait.
+    """CUDA graphs without CUDA: a function stands in for each recording.
+
+    The function reads and writes the same tensors as the recording would, and may not wait.
     """
 
     def __init__(self, device):
@@ -364,8 +369,9 @@ def test_recorded_steps_have_fixed_shapes_wait_for_nothing_and_say_the_same(
 
 
 def test_slots_that_nobody_uses_any_more_stay_in_bounds(llava, monkeypatch, unbroken):
-    """The longest answers end first, while recorded steps of more slots, and of fewer places than
-    those had, go on.
+    """Recorded steps still cover the slots of answers that have ended.
+
+    The longest answers end first, so the steps that go on have fewer places than those slots had.
     """
     adapter, prompts = llava
     monkeypatch.setattr(slot_steps, "CudaGraphs", Recording)
@@ -398,7 +404,7 @@ def test_slots_that_nobody_uses_any_more_stay_in_bounds(llava, monkeypatch, unbr
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="recording works here")
 def test_a_step_that_cannot_be_recorded_is_run_as_it_is(llava, caplog):
-    """There is no CUDA here, so recording fails; the answers are the same and it is said once."""
+    """Recording fails without CUDA; the answers stay the same and one warning says so."""
     adapter, prompts = llava
     loop = continuous(adapter, batch_limit=3, max_new_tokens=STEPS)
     loop.steps.graphs.used = True
@@ -412,8 +418,9 @@ def test_a_step_that_cannot_be_recorded_is_run_as_it_is(llava, caplog):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_recorded_steps_on_a_device(tmp_path, unbroken):
-    """The real thing, every family: float32 on CUDA against the plain loop there and on the CPU;
-    bfloat16 runs through.
+    """CUDA graphs on a real device, in every family.
+
+    float32 answers equal the plain loop on CUDA and on the CPU; bfloat16 only has to run.
     """
     for name, build in {"llava": tiny.llava, **FAMILIES}.items():
         folder = build(tmp_path / name)
