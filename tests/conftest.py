@@ -1,12 +1,14 @@
-"""Shared pieces: tiny models in a temporary folder, pictures with something in them, no network, no
-stray output.
+"""Fixtures of all tests: tiny models, pictures, and a folder of its own for each test.
+
+No test reaches the hub or reads the developer's settings.
 """
 
 import os
 import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores, so one thread each is fastest
+# Workers share the cores, so one thread each is fastest.
+if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
@@ -17,8 +19,8 @@ from PIL import Image
 
 from tests.support import tiny
 
-# A fast path held against a slow and obvious one: what every version of the libraries must keep.
-# `pytest -m oracle` runs these.
+# Test files that hold a fast path against a slow and obvious one. They must pass with every version
+# of the libraries. `pytest -m oracle` runs them.
 ORACLES = {
     "attention",
     "continuous",
@@ -63,8 +65,10 @@ def adapter(llava_folder):
 
 @pytest.fixture(autouse=True)
 def _signals_are_heard() -> None:
-    """Children inherit signals that are ignored: by what started the tests (nohup, a shell's
-    background), or by a run that closed.
+    """Every test begins with the default signal handlers, because children inherit ignored signals.
+
+    Signals may be ignored by the starter of the tests (nohup, a shell's background) or by a run
+    that has closed.
     """
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.default_int_handler:
@@ -75,8 +79,9 @@ def _signals_are_heard() -> None:
 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path, monkeypatch) -> None:
-    """Every test works in a folder of its own and sees no TRIMTOK_ setting of the developer's, nor
-    how wide a terminal is.
+    """Every test works in a folder of its own.
+
+    No test sees the developer's TRIMTOK_ settings or the width of the terminal.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("COLUMNS", raising=False)

@@ -1,5 +1,6 @@
-"""Every test can fail, executed: each way through a test asserts something, and nothing swallows
-what it asserts.
+"""Every test can fail: each way through a test asserts something, and nothing swallows a failure.
+
+The checks read the source of the tests and know nothing of the package.
 """
 
 import ast
@@ -9,21 +10,24 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+# Functions of pytest that fail a test by themselves, as an assertion does.
 WAITS = {
     "raises",
     "warns",
     "deprecated_call",
     "fail",
-}  # of pytest: what they are called with has to happen
+}
 BROAD = {"AssertionError", "Exception", "BaseException"}
-LEFT_ALONE = ast.FunctionDef | ast.Lambda | ast.ClassDef  # what stands in them runs elsewhere
+# Definitions: their bodies run elsewhere.
+LEFT_ALONE = ast.FunctionDef | ast.Lambda | ast.ClassDef
 KEEP_LENGTH = {"enumerate", "zip", "sorted", "reversed", "list", "tuple", "set", "chain"}
 
 
 @cache
 def module(name: str) -> dict[str, ast.AST]:
-    """What a module of tests defines or gets from another one, by name: functions, and the values
-    of constants.
+    """The functions and the values of constants in a module of tests, by name.
+
+    Names that the module imports from other modules of tests count as well.
     """
     found: dict[str, ast.AST] = {}
     file = HERE.joinpath(*name.split("."))
@@ -45,8 +49,9 @@ def module(name: str) -> dict[str, ast.AST]:
 
 
 def inside(node: ast.AST, *kinds: type) -> list[ast.AST]:
-    """The nodes of these kinds that run when the node does: not those of functions that it
-    defines.
+    """The nodes of these kinds that run when `node` runs.
+
+    The bodies of functions and classes that `node` defines are left out.
     """
     found = [node] if isinstance(node, kinds) else []
     for child in ast.iter_child_nodes(node):
@@ -56,8 +61,10 @@ def inside(node: ast.AST, *kinds: type) -> list[ast.AST]:
 
 
 class Reader:
-    """Judges a test by the names of its module, and by the functions and values that it defines
-    itself.
+    """Judges whether a test asserts something.
+
+    The reader knows the names of the test's module, and the functions and values that the test
+    defines itself.
     """
 
     def __init__(
@@ -86,7 +93,7 @@ class Reader:
     def leaves(
         self, body: list[ast.stmt], ways: tuple[type, ...] = (ast.Return, ast.Continue, ast.Break)
     ) -> bool:
-        """Whether there is a way out of these statements in front of all that they assert."""
+        """Whether one of the `ways` out of these statements comes before their first assertion."""
         for node in body:
             if isinstance(node, ways):
                 return True
@@ -121,8 +128,10 @@ class Reader:
         return not isinstance(node, LEFT_ALONE) and self.expression(node)
 
     def expression(self, node: ast.AST) -> bool:
-        """Whether it calls what asserts: pytest.raises and the like, or a function of the tests
-        each way through which asserts.
+        """Whether the expression calls a function that asserts.
+
+        Such a function is pytest.raises and its like, or a helper of the tests that asserts on
+        every way through it.
         """
         for call in inside(node, ast.Call):
             if (
@@ -138,8 +147,9 @@ class Reader:
         return False
 
     def some(self, node: ast.AST, behind: tuple[str, ...] = ()) -> bool:
-        """Whether a loop over it certainly begins; behind: names that have been looked up on the
-        way to it.
+        """Whether a loop over `node` certainly runs at least once.
+
+        `behind` holds the names that were looked up on the way to `node`.
         """
         match node:
             case ast.Tuple() | ast.List() | ast.Set():
@@ -187,7 +197,7 @@ def broad(node: ast.AST | None) -> bool:
 
 
 def swallows(test: ast.AST) -> list[str]:
-    """Handlers that hold an assertion's failure back, and skips for whatever goes wrong."""
+    """Complaints about handlers that swallow a failed assertion or turn an error into a skip."""
     found = []
     for node in ast.walk(test):
         if isinstance(node, ast.Try):
@@ -205,8 +215,9 @@ def swallows(test: ast.AST) -> list[str]:
 
 
 def always_true(node: ast.expr) -> bool:
-    """Whether an asserted expression holds whatever the code does: constants, and things compared
-    with themselves.
+    """Whether an asserted expression holds whatever the code does.
+
+    Constants do, and so does an expression compared with itself.
     """
     match node:
         case ast.Constant() | ast.JoinedStr() | ast.Lambda():
@@ -219,9 +230,8 @@ def always_true(node: ast.expr) -> bool:
             return all(map(always_true, node.values))
         case ast.Compare():
             sides = [ast.unparse(each) for each in (node.left, *node.comparators)]
-            return len(set(sides)) == 1 and not inside(
-                node, ast.Call
-            )  # two calls may differ: that is asked of seeds
+            # Two equal calls may differ; tests of seeds compare them.
+            return len(set(sides)) == 1 and not inside(node, ast.Call)
         case ast.Call(
             func=ast.Attribute(attr="equal" | "allclose" | "array_equal" | "assert_close")
         ):

@@ -1,5 +1,7 @@
-"""The walls of the house, executed: what may import what, how fast help answers, and that nothing
-outside asks for names.
+"""The walls of the package, as tests: which folder may import which, and which stay light.
+
+Other tests hold the sizes of files, the types, and the rule that no folder asks for another one's
+names.
 """
 
 import ast
@@ -16,8 +18,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "trimtok_cli"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# What each folder may import of the others. The shared words, modules beside the folders, may be
-# imported by all.
+# The folders that each folder may import. Every folder may import the shared words, which are the
+# modules beside the folders.
 MAY = {
     "readers": {"media"},
     "media": set(),
@@ -42,8 +44,8 @@ MAY = {
         "readers",
     },
 }
-# Where torch and transformers may be imported by the module itself; the other folders, and the
-# shared words, answer without them.
+# Folders whose modules may import torch and transformers at the top. The other folders and the
+# other shared words answer without them.
 HEAVY = ("models", "pruners", "generation", "engine", "prepare", "evaluation", "bench")
 HEAVY_WORDS = ("device", "tokens")
 LIGHT_IN_HEAVY = (
@@ -68,13 +70,14 @@ NAMES = {name_of(path): path for path in FILES}
 
 
 def folder_of(name: str) -> str:
-    """The folder of a module, or the module itself where it lies beside the folders."""
+    """The folder of a module, or the module itself if it lies beside the folders."""
     return name.split(".")[1] if "." in name else ""
 
 
 def imports(path: Path) -> set[str]:
-    """Every module that a file imports, wherever in it; `from package import module` is that
-    module.
+    """Every module that a file imports, at the top or inside a function.
+
+    `from package import module` counts as that module.
     """
     found = set()
     for node in ast.walk(parsed(path)):
@@ -147,7 +150,7 @@ def test_shared_words_import_no_folder_and_nothing_goes_round():
 
 
 def test_light_modules_import_nothing_heavy():
-    """All of them in one process: one that pulls torch in is found by asking each alone."""
+    """One process imports all light modules; each is tried alone only if that loads torch."""
     light = [
         name
         for name in NAMES
@@ -193,7 +196,7 @@ def parsed(path: Path) -> ast.Module:
 
 
 def test_nothing_outside_asks_which_method_or_family_runs():
-    """A branch on a name outside its folder means that the interface is wrong."""
+    """A branch on the name of a method or family outside its folder shows a wrong interface."""
     paths = [
         path for path in FILES if path.relative_to(PACKAGE).parts[0] not in ("pruners", "models")
     ]
@@ -241,7 +244,7 @@ def test_lint():
 
 @pytest.mark.skipif(not find_spec("mypy"), reason="mypy is not installed")
 def test_types():
-    """Strict and lenient folders, and those not yet looked at, stand in pyproject.toml."""
+    """pyproject.toml says which folders mypy checks strictly, leniently, or not yet."""
     done = subprocess.run([sys.executable, "-m", "mypy"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -1,4 +1,4 @@
-"""A setting of which nothing was measured has no numbers on the screen."""
+"""The summary table shows no numbers for a setting without a measured sample."""
 
 from dataclasses import replace
 

@@ -1,5 +1,6 @@
-"""Whose lots are drawn, and numbers that mean nothing: refused on the command line, in YAML, the
-environment and Python alike.
+"""Sampling: which random numbers each answer is drawn with, and which settings are refused.
+
+The command line, YAML, the environment and Python refuse the same numbers.
 """
 
 import json
@@ -75,9 +76,7 @@ def test_a_sample_that_fails_takes_nobodys_lot(adapter, pictures):
 
 
 def test_dense_and_pruned_are_drawn_by_the_same_lots(adapter, pictures):
-    """A pruner that takes nothing away says what dense says; both say what a run of their own
-    says.
-    """
+    """Each setting gives the same answers in a comparison as in a run of its own."""
     samples = samples_of(pictures)
     pruners = [
         None,

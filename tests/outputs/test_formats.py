@@ -1,5 +1,6 @@
-"""Formats are given Results, times have one name in every file, and a comparison says what it
-ran.
+"""Formats of answers: each gets Results, and each gives the times the same names.
+
+A comparison records the settings that it ran.
 """
 
 import json
@@ -23,7 +24,7 @@ def test_a_time_has_one_name_in_every_file():
 
 
 def test_a_format_is_one_line_of_the_table(llava_folder, pictures, monkeypatch):
-    """What a run writes is what its format makes of the Results it is given."""
+    """A run gives Results to its format and writes nothing else."""
     seen = []
 
     class Names:

@@ -1,5 +1,7 @@
-"""What a run writes: never what it reads, never twice at once, never torn, never before it is
-tried, and nothing that lies.
+"""The files that a run writes.
+
+A run never writes over its inputs, never shares an output with another run, never leaves torn
+lines, and never leaves a file that describes other answers.
 """
 
 import errno
@@ -31,7 +33,7 @@ SHORT = ["--max-new-tokens", 1]
 
 @pytest.fixture
 def no_model(monkeypatch):
-    """Whatever is refused is refused before a model is loaded."""
+    """Fails a test that loads a model, because refusals come before loading."""
 
     def load(*_):
         raise AssertionError("a model was loaded")
@@ -43,7 +45,8 @@ def no_model(monkeypatch):
 @pytest.fixture
 def questions(pictures) -> Path:
     folder = pictures[0].parent
-    file = folder / "answers.jsonl"  # the name that a run gives its own answers
+    # A run gives its own answers the same name.
+    file = folder / "answers.jsonl"
     file.write_text(
         "".join(
             json.dumps({"question_id": i, "image": f"p{i}.png", "text": "What?"}) + "\n"
@@ -152,8 +155,9 @@ def test_a_models_own_file_is_no_output(llava_folder, pictures, no_model):
 def test_a_benchmark_writes_over_nothing_that_it_reads(
     image, out, llava_folder, pictures, monkeypatch
 ):
-    """Its pictures, its models, its own YAML, through links too: a plot is called kept.png, and so
-    may a picture be.
+    """A benchmark reads pictures, models and its own YAML, also through links.
+
+    One of its plots is called kept.png, and a picture may have that name too.
     """
     shutil.copy(pictures[0], "pictures/kept.png")
     Path("mine.yaml").write_text(
@@ -162,9 +166,8 @@ def test_a_benchmark_writes_over_nothing_that_it_reads(
     )
     link(Path("mine.yaml"), "mine.json", "hard link")
     before, model = snapshot(), snapshot(llava_folder)
-    monkeypatch.setitem(
-        sys.modules, "trimtok_cli.bench.run", None
-    )  # refused before anything is measured
+    # The refusal comes before anything is measured.
+    monkeypatch.setitem(sys.modules, "trimtok_cli.bench.run", None)
     done = run("bench", "mine.yaml", "-o", out.format(model=llava_folder), "--overwrite", code=2)
     assert (
         "is an input of this run" in done.stderr
@@ -174,7 +177,7 @@ def test_a_benchmark_writes_over_nothing_that_it_reads(
 
 
 def test_a_redirection_into_an_input_is_refused(questions, monkeypatch):
-    """`vqa q.jsonl -o - >> q.jsonl` would answer its own answers for ever."""
+    """`vqa q.jsonl -o - >> q.jsonl` would read its own answers as questions for ever."""
     with questions.open("r+b") as both:
         monkeypatch.setattr(places.Destination, "written", property(lambda self: [both.fileno()]))
         for read in (questions, both.fileno()):
@@ -298,8 +301,9 @@ def test_a_run_that_never_began_leaves_nothing(pictures):
 
 
 def test_what_stands_in_the_way_of_the_next_try_is_only_what_would_be_lost(llava_folder, pictures):
-    """An empty file is no loss, and neither is the manifest of a run that was interrupted before
-    its first answer.
+    """An empty file may be overwritten.
+
+    So may the manifest of a run that was interrupted before its first answer.
     """
     Path("o").mkdir()
     Path("o/answers.jsonl").touch()
@@ -358,7 +362,7 @@ with claimed(sys.argv[1], "caption"):
 
 
 def test_a_second_run_on_one_output_is_refused_while_the_first_lives(pictures, no_model):
-    """Through another name as well; a killed run stands in nobody's way."""
+    """The output is known through links too, and a killed run blocks nobody."""
     Path("o").mkdir()
     Path("other").symlink_to("o")
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -439,7 +443,7 @@ def test_overwriting_keeps_the_old_answers_until_the_first_new_one(
 def test_the_manifest_says_interrupted_from_the_first_answer_to_the_last(
     llava_folder, pictures, monkeypatch
 ):
-    """So it does after a SIGKILL; an old one never stands beside new answers."""
+    """The manifest says so even after a SIGKILL, and no old manifest stands beside new answers."""
     old = old_run(llava_folder, pictures)
     seen = []
     real = run_command.Screen.advance
@@ -462,8 +466,9 @@ def test_the_manifest_says_interrupted_from_the_first_answer_to_the_last(
 
 
 def test_what_told_of_the_old_answers_goes_when_they_go():
-    """Whenever a run is killed, no manifest and no page stands beside answers that are not its
-    own.
+    """A manifest or page never stands beside the answers of another run.
+
+    This holds at whatever moment a run is killed.
     """
     names = ("a.jsonl", "a.run.json", "a.html")
     for name in names:
@@ -482,8 +487,9 @@ def test_what_told_of_the_old_answers_goes_when_they_go():
 
 
 class Full:
-    """A file on a disk that fills up: the write of line `at` takes a part of it, and nothing
-    more.
+    """A file on a disk that fills up.
+
+    The write of line `at` takes a part of the line, then writing fails with the error `code`.
     """
 
     def __init__(self, file, at: int, code: int) -> None:
@@ -618,7 +624,7 @@ EVIL = "\x1b]52;c;ZXZpbA==\x07\x1b[2J\x9b31m\u202egnp.\u2066\x00\x7f\u2028\n"
 
 
 def test_nothing_that_steers_a_terminal_is_printed(llava_folder, pictures):
-    """In names, questions, columns and errors, whatever reads them."""
+    """Names, questions, columns and errors reach the terminal without control characters."""
     row = {"question_id": EVIL, "image": "p1.png", "text": EVIL + "?", "answer": EVIL, EVIL: EVIL}
     lines = [
         row,

@@ -1,5 +1,6 @@
-"""The report: what the page shows, that nothing in it is markup that a sample brought, and what a
-comparison comes to.
+"""The report: the contents of the page and the summary of a comparison.
+
+Markup in a sample must not become markup of the page.
 """
 
 import re
@@ -34,7 +35,7 @@ def make(
     fast=FAST,
     generated=(4, 4),
 ) -> Comparison:
-    """A Comparison: dense's answer, then the pruned ones; an answer of None has failed."""
+    """A Comparison of the dense answer and the pruned ones; None stands for a failed answer."""
     sample = sample or Sample("one", question="What is it?", answers=("a red cat",))
     results = []
     for i, answer in enumerate(answers):
