@@ -1,5 +1,6 @@
-"""The commands as a user runs them, in this process, on a tiny random model: files, exit codes, and
-what is said when things go wrong.
+"""The commands as a user runs them: files, exit codes and error messages.
+
+They run on a tiny random model, nearly all of them in the process of the tests.
 """
 
 import json
@@ -259,8 +260,9 @@ def test_dense_and_keep_all_give_the_same_answers(llava_folder, pictures):
     "flags", [["--keep", "64"], ["--param", "pool=0.9"], ["--keep", "11%", "--param", "pool=0.9"]]
 )
 def test_flags_that_say_how_to_prune_contradict_dense(flags, place, pictures, monkeypatch):
-    """Before a model is loaded; what a file or the environment says of pruning is only not needed
-    then.
+    """The contradiction is found before a model is loaded.
+
+    Dense only ignores pruning settings that come from a file or the environment.
     """
     monkeypatch.setattr(run_command, "load", lambda *_: pytest.exit("a model was loaded"))
     Path("c.yaml").write_text(
@@ -351,7 +353,8 @@ def test_a_place_that_cannot_be_written_is_one_sentence_and_exit_1(llava_folder,
 
 def test_an_unknown_family_names_the_known_ones(tmp_path, pictures):
     (tmp_path / "m").mkdir()
-    for family in ("bert", "no-such-family"):  # one that the library knows and one that it does not
+    # The library knows the first family and not the second.
+    for family in ("bert", "no-such-family"):
         (tmp_path / "m" / "config.json").write_text(json.dumps({"model_type": family}))
         done = run("caption", pictures[0], "-m", tmp_path / "m", "-o", "o.jsonl", code=1)
         assert family in done.stderr and "llava_next, llava_next_video" in done.stderr
@@ -411,7 +414,7 @@ def test_help_shows_examples_and_every_shared_option():
 
 
 def test_without_a_terminal_stderr_is_plain(llava_folder, pictures):
-    """As a child process, so that nothing of the test's own streams is in the way."""
+    """The command runs in a child process, because the tests replace their own streams."""
     done = subprocess.run(
         [
             sys.executable,

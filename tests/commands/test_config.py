@@ -1,4 +1,4 @@
-"""Defaults < YAML < environment < flags, and what is said of a value that does not fit."""
+"""Settings from defaults, YAML, environment and flags, each over the one before; their errors."""
 
 import dataclasses
 from pathlib import Path
@@ -141,7 +141,7 @@ def test_a_parameter_of_the_wrong_kind_is_said_before_a_model_is_loaded(method, 
     "name", ["keep", "trimtokenator.keep", "budget", "counts", "seed", "trimtokenator.seed"]
 )
 def test_a_setting_of_the_run_is_no_parameter(name):
-    """run.json would say the one and the run do the other."""
+    """Otherwise run.json would record one value while the run uses the other."""
     from trimtok_cli.commands.session import pruning
 
     with pytest.raises(UsageError, match=r"would overrule --[a-z-]+: use --"):
@@ -166,8 +166,9 @@ def test_a_benchmark_is_read_within_the_same_bounds():
 
 
 def test_a_field_of_any_type_is_converted_and_checked():
-    """Truth values, and numbers that may be left to the checkpoint, beside those that RunConfig has
-    today.
+    """The types go beyond those of RunConfig.
+
+    They include truth values, and numbers that may be left to the checkpoint.
     """
 
     @dataclasses.dataclass

@@ -1,5 +1,6 @@
-"""The model in samples/demo and the README, run as a newcomer would: real pictures, true answers,
-no hub.
+"""The demo model in samples/demo and the README's commands, run as a newcomer would run them.
+
+The pictures are in the repository, the answers are checked, and nothing comes from the hub.
 """
 
 import json
@@ -28,7 +29,7 @@ def trimtok(*args: object, code: int = 0):
 
 
 def truths() -> list[scenes.Scene]:
-    """The scenes that samples/images shows: drawn from the same lots, in the same order."""
+    """The scenes in samples/images, drawn again with the same random numbers in the same order."""
     rng, found = Random(1), []
     for _ in range(8):
         scene = scenes.layout(rng)
@@ -39,8 +40,9 @@ def truths() -> list[scenes.Scene]:
 
 
 def test_captions_of_the_samples_name_most_of_what_is_there_with_64_of_576_tokens():
-    """What the model in the repository reaches, with a little room; its README has the scores on
-    1,000 scenes.
+    """The bounds are the results of the model in the repository, with a little room.
+
+    The README of the model has the scores on 1,000 scenes.
     """
     trimtok("caption", SAMPLES / "images", "--model", MODEL, "--keep", 64, "-o", "out")
     rows = [json.loads(line) for line in Path("out/answers.jsonl").read_text().splitlines()]
@@ -129,7 +131,7 @@ COMMANDS = [
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """ran(command) -> the folder that a command of the README has written, run once."""
+    """A function from a command of the README to its output folder; each command runs once."""
 
     @cache
     def once(command: str) -> Path:
@@ -163,7 +165,7 @@ def test_compare_on_the_samples_mostly_agrees_with_dense(ran):
 
 
 def test_the_python_of_the_readme_runs(monkeypatch, capsys):
-    """A method of one's own among it, that nobody registers."""
+    """One of the code blocks defines a method that is never registered."""
     from trimtok_cli.pruners.registry import PRUNERS
 
     monkeypatch.chdir(ROOT)

@@ -1,4 +1,4 @@
-"""trimtok env: a bug report has the facts, whatever is broken or missing here."""
+"""trimtok env: a bug report gets the facts, whatever is broken or missing on the machine."""
 
 import importlib.metadata
 import json

@@ -1,5 +1,6 @@
-"""Settings as nobody should write them: from YAML, environment, flags and Python, each ends in one
-short sentence, soon.
+"""Absurd settings from YAML, environment, flags and Python.
+
+Each is refused with one short sentence, and soon.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ fuzz = settings(
 
 
 def refused(job, *says: str) -> str:
-    """The one short sentence that `job` ends in."""
+    """The one short sentence of the UsageError that `job` raises."""
     start = time.perf_counter()
     with pytest.raises(UsageError) as caught:
         job()
@@ -124,7 +125,7 @@ def test_a_text_is_taken_as_it_is_written():
 
 
 def every_way(name: str, value):
-    """The four ways in which a setting is given."""
+    """Four jobs that give one setting: by RunConfig, flag, environment and YAML."""
     yield lambda: RunConfig(**{name: value})
     yield lambda: resolve({name: value}, None, {})
     yield lambda: resolve({}, None, {f"TRIMTOK_{name.upper()}": str(value)})
@@ -208,7 +209,7 @@ def test_an_unknown_environment_variable_is_an_error_like_an_unknown_key():
 
 
 def survives(job) -> None:
-    """Settings, or a UsageError; nothing else, and soon."""
+    """Asserts that `job` returns a RunConfig or raises a short UsageError, and nothing else."""
     try:
         assert isinstance(job(), RunConfig)
     except UsageError as error:

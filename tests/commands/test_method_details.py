@@ -1,4 +1,4 @@
-"""What is told of one method is what its class says, for every method that there is."""
+"""The description of each method repeats the facts of its class."""
 
 import dataclasses
 

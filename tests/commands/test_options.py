@@ -1,5 +1,6 @@
-"""One saying of a setting: a field of RunConfig is an option, an environment variable and a key of
-YAML, and what its field refuses is refused by every record that carries the setting.
+"""A setting is defined once: its field in RunConfig is the option, the variable and the YAML key.
+
+Every record that carries the setting refuses the values that the field refuses.
 """
 
 import dataclasses
@@ -39,7 +40,7 @@ FIELDS = {field.name: field for field in dataclasses.fields(RunConfig) if field.
 
 @dataclass(frozen=True)
 class Painted(RunConfig):
-    """The settings, and one more."""
+    """RunConfig with one more setting."""
 
     wall_colour: str = setting(
         "grey", "What the wall is painted.", panel=ANSWERS, choices=("grey", "red", "blue")
@@ -47,7 +48,7 @@ class Painted(RunConfig):
 
 
 def painted() -> typer.Typer:
-    """A program with one command, which prints the colour and who said it."""
+    """A program with one command, which prints the colour and its source."""
 
     @guarded
     @settings(without=("prompt",), instead={"keep": {"help": "How much."}})
@@ -130,7 +131,7 @@ def test_a_setting_of_a_benchmark_is_one_of_a_run_too():
             build(Bench, asked, "b")
 
 
-# What is refused is refused by every way in.
+# Every record refuses the same values.
 
 
 def by(call, name):
@@ -160,11 +161,12 @@ CARRIED = (
     | {name: by(load, name) for name in LOADING}
     | {name: by(build_every, own) for own, name in SHARED.items()}
 )
-ALONE = {"keep", "method", "params", "batch_size", "workers", "limit"}  # said to RunConfig only
+# Only RunConfig carries these settings.
+ALONE = {"keep", "method", "params", "batch_size", "workers", "limit"}
 
 
 def refused(field: dataclasses.Field) -> list:
-    """Values that a setting does not take, whatever its bounds are."""
+    """Values that a setting refuses: wrong types, odd numbers, and values out of its bounds."""
     facts, kinds = facts_of(field), kinds_of(field.type)
     values = [["a"], {"a": 1}, b"a", object()]
     if bool in kinds:
@@ -197,7 +199,8 @@ def test_what_a_setting_refuses_every_record_that_carries_it_refuses(name):
 def test_what_a_setting_takes_at_its_bounds_every_record_takes(name):
     facts = facts_of(FIELDS[name])
     values = {*facts.choices, facts.least, facts.most} - {None}
-    values -= {0} if name in ("fps", "end") else set()  # None in FrameRule
+    # FrameRule has None instead of 0.
+    values -= {0} if name in ("fps", "end") else set()
     assert all(RECORDS[name](value) is not None for value in values)
 
 
@@ -217,7 +220,7 @@ def test_choices_are_what_is_there_to_choose_from():
         assert str(pick_dtype(name, torch.device("cpu"))) == f"torch.{name}"
 
 
-# What a shell completes.
+# Completion in a shell.
 
 
 def completed(line: str) -> list[str]:

@@ -1,8 +1,8 @@
-"""How real processes end: by signals at every moment, with streams that are closed, full or in
-another encoding.
+"""The ends of real processes.
 
-The model is a stand-in that takes no time, so that each process costs half a second; all else is
-the program itself.
+Signals come at every moment; streams are closed, full or in another encoding.
+The model is a stand-in that takes no time, so each process costs half a second. All else is the
+program itself.
 """
 
 import json
@@ -98,7 +98,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def child(tmp_path):
-    """Starts the program with `arguments`; it stops for a while at `where`."""
+    """A function that starts the program, which then stops for a while at `where`."""
     (tmp_path / "child.py").write_text(CHILD)
     for i in range(6):
         (tmp_path / f"ünï{i}.png").touch()
@@ -113,7 +113,8 @@ def child(tmp_path):
             where,
             *(arguments or ("caption", "@list.txt", "-o", "o")),
         ]
-        if shell:  # $0 is the interpreter
+        # $0 is the interpreter.
+        if shell:
             command = ["sh", "-c", f'exec "$0" "$@" {shell}', *command]
         options = {
             "stdout": subprocess.PIPE,
@@ -137,7 +138,8 @@ def ended(process: subprocess.Popen, code: int) -> tuple[str, str]:
     return out, err
 
 
-PLACES = {  # lines that are written; None where no run has begun
+# The number of lines written at each place, None if no run has begun there.
+PLACES = {
     "imports": None,
     "loading": None,
     "swallowed imports": None,
@@ -175,8 +177,9 @@ def test_a_signal_ends_the_run_in_one_line_and_keeps_what_is_written(where, time
 
 @pytest.mark.parametrize("where", ["the last line", "exit"])
 def test_a_signal_that_comes_too_late_or_again_changes_nothing(where, child):
-    """Once all is written the exit code is the run's own; and while files are closed after one
-    signal, others are passed over.
+    """Once all answers are written, the exit code is the run's own.
+
+    Further signals are ignored while files are closed after a first one.
     """
     process = child(where=where)
     process.stdout.readline()
@@ -222,7 +225,7 @@ def test_a_killed_run_leaves_whole_lines_an_honest_manifest_and_nothing_in_the_w
 
 
 def test_a_signal_that_was_to_be_ignored_is(child):
-    """nohup and background jobs ask for it so."""
+    """nohup and background jobs start the program with ignored signals."""
     process = child(
         where="running", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
     )

@@ -1,5 +1,7 @@
-"""Videos through the commands: folders that mix them with images, question files, frame rules,
-damaged files, the page.
+"""Videos through the commands.
+
+The tests cover folders with videos and images, question files, frame rules, damaged files and the
+page.
 """
 
 import json
@@ -139,10 +141,11 @@ def test_a_question_file_with_videos(qwen, mixed):
 
 def test_compare_shows_the_frames_with_their_tokens(qwen, llava_folder, mixed):
     (mixed / "c.mp4").unlink()
+    # Qwen makes one layer of tokens of two frames, and the page shows the first of each pair.
     for model, shown in (
         (llava_folder, 3),
         (qwen, 2),
-    ):  # two frames make one layer of tokens in Qwen: the first of each pair is shown
+    ):
         run(
             "compare",
             mixed,

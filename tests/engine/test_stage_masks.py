@@ -147,7 +147,7 @@ class Rows:
     ids: torch.Tensor
 
     def after(self, selection) -> tuple[list[int | None], "Rows"]:
-        """The rows behind a stage, and for each its index before the stage or None if added."""
+        """Indices before the stage of the rows behind it, None for added rows; then these rows."""
         visual = [place for place, is_visual in enumerate(self.visual) if is_visual]
         kept = {visual[place] for place in selection.kept.tolist()}
         order: list[int | None] = [
