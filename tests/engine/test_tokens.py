@@ -16,7 +16,7 @@ from trimtok_cli.tokens import Prompt, Selection, TowerSignals, VisualTokens
 
 
 def prompt(mrope: bool = False) -> Prompt:
-    """A prompt of ten rows: text 0, 1; visual 2..4; text 5; visual 6, 7 of a second image; text 8, 9."""
+    """Ten rows: text 0, 1; visual 2..4; text 5 between two images; visual 6, 7; text 8, 9."""
     positions = (
         torch.arange(10)
         if not mrope

@@ -234,7 +234,7 @@ def test_a_prompt_that_does_not_fit_even_alone_fails_alone(llava, monkeypatch):
 
 
 def test_a_prompt_that_breaks_a_step_takes_no_neighbour_along(llava, monkeypatch):
-    """The error comes only while the prompt decodes; all requests under way run again, one by one."""
+    """The error comes only in decoding; then all requests under way run again, one by one."""
     adapter, prompts = llava
     real, bad = adapter.forward, int(prompts[3].positions[-1])
 
