@@ -1,7 +1,6 @@
-"""What a setting is, said once where its field is: its words for `--help`, and the values it takes,
-checked alike from a command line, a file, the environment and Python.
+"""Facts of a setting, said once at its field: its words for `--help`, and the values it takes.
 
-Knows no setting.
+A value is checked alike from a command line, a file, the environment and Python. Knows no setting.
 """
 
 import dataclasses
@@ -24,11 +23,12 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Facts:
-    """All that is said of one setting. A field without `help` is no option.
+    """The facts of one setting. A field without `help` is no option.
 
-    panel: the part of `--help` that it stands in. flags: its spellings, where they are not its name
-    alone. shown: what its default is called. name: the setting's, where the field has another.
-    least and most bound a number, `above` excludes itself. A text may be `empty`, or a `path`.
+    panel: the part of `--help` that lists the option. flags: the option's spellings, if they are
+    not its name alone. shown: the default as `--help` words it. name: the setting's name, if the
+    field has another. A number is at least `least`, at most `most`, and greater than `above`. A
+    text may be `empty`, or a `path`.
     """
 
     help: str = ""
@@ -53,7 +53,7 @@ def setting(default: Any, help: str = "", **facts: Any) -> Any:
 
 
 def like(owner: type, name: str, **changes: Any) -> Any:
-    """A field with the default and the facts of another record's field, but for `changes`."""
+    """A field with the default and facts of a field of `owner`, except for `changes`."""
     field = field_of(owner, name)
     default = changes.pop("default", field.default)
     facts = dataclasses.replace(facts_of(field), **changes)
@@ -76,22 +76,23 @@ def flag(field: dataclasses.Field) -> str:
 
 
 def check_record(record: Any) -> None:
-    """UsageError where a field with facts holds what it may not."""
+    """Raises UsageError if a field with facts holds a value that it may not."""
     for field in dataclasses.fields(record):
         if "facts" in field.metadata:
             check(field.type, facts_of(field), getattr(record, field.name), flag(field))
 
 
 def check_settings(record: type, **values: Any) -> None:
-    """UsageError where a field of `record` may not hold what is given by its name."""
+    """Raises UsageError if a field of `record` may not hold the value given under its name."""
     for name, value in values.items():
         field = field_of(record, name)
         check(field.type, facts_of(field), value, flag(field))
 
 
 def check(kind: Any, facts: Facts, value: Any, where: str) -> None:
-    """UsageError where a value is not of the type `kind`, or beyond what `facts` allow. `where`
-    begins the sentence.
+    """Raises UsageError if a value is not of the type `kind`, or is beyond what `facts` allow.
+
+    `where` begins the sentence.
     """
     kinds = kinds_of(kind)
     if dict in kinds:
@@ -112,8 +113,9 @@ def check(kind: Any, facts: Facts, value: Any, where: str) -> None:
 
 
 def check_number(facts: Facts, value: float, where: str) -> None:
-    """UsageError where a number is none, or is not within its bounds. `where` begins the sentence,
-    up to `must be`.
+    """Raises UsageError if a number is not finite or not within its bounds.
+
+    `where` begins the sentence, up to `must be`.
     """
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{where} a finite number, got {value}.")
@@ -151,7 +153,7 @@ def _check_text(facts: Facts, value: str, where: str) -> None:
 
 
 def _check_names(value: Any, where: str) -> None:
-    """Names with plain values: what is made of them is the affair of whoever reads them."""
+    """Raises UsageError unless `value` maps names to plain values; their reader checks the rest."""
     odd = (
         [key for key in value if not (isinstance(key, str) and key)]
         if isinstance(value, dict)
@@ -181,8 +183,9 @@ def _check_names(value: Any, where: str) -> None:
 
 
 def kinds_of(kind: Any) -> tuple[type, ...]:
-    """The types that a field may have: (int, str) of `int | str`, (float,) of `float | None`,
-    (dict,) of `dict[str, Any]`.
+    """The types that a field's value may have, without None.
+
+    `int | str` gives (int, str), `float | None` gives (float,), `dict[str, Any]` gives (dict,).
     """
     options = get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     return tuple(get_origin(each) or each for each in options if each is not type(None))

@@ -1,7 +1,7 @@
-"""The settings of a run, each said once: its default, its words in `--help`, the values it takes.
+"""The settings of a run, each said once: its default, its words in `--help`, its values.
 
 Knows no model and no method; `keep` and method parameters stay as the user wrote them until the
-pruner reads them. Knows no place where settings are given: `resolve.py` does.
+pruner reads them. `resolve.py` knows the sources that settings come from; this file does not.
 """
 
 from dataclasses import dataclass, field
@@ -24,12 +24,11 @@ MODEL, PRUNING, ANSWERS, VIDEO, OUTPUT = PANELS = (
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides what a run computes; run.json holds it as it was resolved. UsageError
-    where a value does not fit.
+    """Everything that decides what a run computes; run.json holds it as it was resolved.
 
     A field is an option of every command that runs a model, a TRIMTOK_ variable and a key of
-    --config. A bound is where a larger value means nothing more, or a mistake: no model reads
-    10,000 frames.
+    --config. A value beyond a field's bound means nothing more, or is a mistake: no model reads
+    10,000 frames. Raises UsageError if a value does not fit.
     """
 
     model: str = setting(
@@ -144,7 +143,8 @@ class RunConfig:
         above=0,
         most=86_400,
     )
-    max_new_tokens: int | None = setting(  # None, here and below: what the checkpoint says
+    # None, here and below, leaves the checkpoint's own setting.
+    max_new_tokens: int | None = setting(
         None,
         "Longest answer, in tokens.",
         panel=ANSWERS,
@@ -201,7 +201,7 @@ class RunConfig:
     fps: float = like(
         FrameRule,
         "fps",
-        default=0.0,  # `frames` of them, whatever the video's length
+        default=0.0,  # takes `frames` frames, whatever the video's length
         help="Frames a second instead, --frames at most.",
         panel=VIDEO,
         above=None,
@@ -235,7 +235,8 @@ class RunConfig:
     video_timeout: float = like(
         FrameRule, "timeout", help="Seconds for decoding one video.", panel=VIDEO
     )
-    limit: int = setting(  # 0 is no limit
+    # 0 is no limit.
+    limit: int = setting(
         0,
         "Stop after this many samples.",
         panel=OUTPUT,
@@ -243,13 +244,12 @@ class RunConfig:
         least=0,
         most=10**12,
     )
-    sources: dict[str, str] = field(  # who said what; the rest are defaults
-        default_factory=dict, init=False, compare=False
-    )
+    # The source of each setting that was given; every other setting is a default.
+    sources: dict[str, str] = field(default_factory=dict, init=False, compare=False)
 
     def __post_init__(self) -> None:
         check_record(self)
-        self.sampling, self.frame_rule  # noqa: B018 which say what is wrong with them
+        self.sampling, self.frame_rule  # noqa: B018 they refuse wrong values
 
     @property
     def batch_limit(self) -> int | None:

@@ -15,12 +15,11 @@ from trimtok_cli.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One thing to answer. `names` are the images as the input wrote them; `images` are where they
-    lie.
+    """One row of the input, to be answered.
 
-    `question` is None where the command's prompt is to be asked. `answers` are references, if the
-    input has any; `extra` holds every further column of the input. A row that could not be read
-    carries its sentence in `problem`.
+    `names` are the images as the input wrote them; `images` are their files. `question` is None if
+    the command's prompt is asked. `answers` are references, if the input has any. `extra` holds
+    every further column of the input. `problem` says why a row could not be read.
     """
 
     id: str | int | float
@@ -35,7 +34,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A sample that could not be answered, and why. number: its place in the input."""
+    """A sample that could not be answered, with its error. number: its position in the input."""
 
     sample: Sample
     error: Exception
@@ -44,11 +43,11 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """What an image or video file was before it became RGB: pixels upright, the file's own mode,
-    EXIF orientation 1..8.
+    """Facts of an image or video file before it became RGB.
 
-    frames: how many the file holds. Of a video: the decoder, its length, and the times in seconds
-    of the frames taken.
+    The size is in pixels, upright; the mode is the file's own; the EXIF orientation is 1..8.
+    frames: the number that the file holds. A video also has its decoder, its length, and the times
+    of the frames taken, in seconds.
     """
 
     width: int = 0
@@ -64,10 +63,10 @@ class Media:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One way of answering: a method, its budget, and those parameters that are not its defaults.
+    """One way of answering: a method, its budget, and the parameters that are not its defaults.
 
-    Without arguments it is dense. `keep` is written as --keep takes it. `params` hold what the
-    method's own parameters were set to, `counts` (--budget-counts) among them.
+    A Setting without arguments is dense. `keep` is written as --keep takes it. `params` holds the
+    values of the method's own parameters, `counts` (--budget-counts) among them.
     """
 
     method: str = "dense"
@@ -78,7 +77,7 @@ class Setting:
 
     @classmethod
     def of(cls, pruner: Any) -> "Setting":
-        """The setting of a pruner; dense of None."""
+        """The setting of a pruner; None gives dense."""
         return cls() if pruner is None else pruner.setting
 
     @property
@@ -93,7 +92,7 @@ class Setting:
 
     @property
     def changes(self) -> str:
-        """What is not as it is by default, as `NAME=VALUE` with spaces between."""
+        """The values that are not defaults, as `NAME=VALUE` with spaces between."""
         default = Setting()
         changed = {
             name: getattr(self, name)
@@ -122,8 +121,10 @@ def _written(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TokenCounts:
-    """Tokens of one sample. `layer_mean`: visual tokens averaged over decoder layers; `generated`
-    counts the end token.
+    """Token counts of one sample.
+
+    `layer_mean` is the number of visual tokens averaged over the decoder layers. `generated`
+    includes the end token.
     """
 
     text: int = 0
@@ -135,7 +136,7 @@ class TokenCounts:
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """Time of each stage for one sample; what several shared is divided among them."""
+    """Seconds of each step for one sample; a step that samples shared is divided among them."""
 
     load: float = 0.0
     prepare: float = 0.0
@@ -156,8 +157,9 @@ class Seconds:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The visual tokens alive after a stage, as ascending numbers in the dense prompt; `layer` 0 is
-    the prompt itself.
+    """The visual tokens left after a stage, as ascending numbers in the dense prompt.
+
+    `layer` 0 is the prompt itself.
     """
 
     layer: int
@@ -168,10 +170,10 @@ class Kept:
 class Result:
     """One answer. `finish` is stop, length or error; `error` is empty unless the sample failed.
 
-    `grid` is (rows, columns) of the first image's visual tokens where they form one grid, else
-    empty. `peak_bytes` is the device's peak since samples were last taken in, 0 where the device
-    does not count. `batch_size` is the most answers that were under way with this one. `notes` are
-    warnings about the prompt or the answer; those about a file are its Media's.
+    `grid` is (rows, columns) of the first image's visual tokens if they form one grid, else empty.
+    `peak_bytes` is the device's peak since samples were last taken in, 0 if the device does not
+    count. `batch_size` is the most answers that were under way with this one. `notes` are warnings
+    about the prompt or the answer; warnings about a file stand in its Media.
     """
 
     sample: Sample
@@ -201,11 +203,10 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One sample answered in several ways, dense first. boxes[i]: visual token i in image
-    visual_index[i], xyxy in [0, 1].
+    """One sample answered in several ways, dense first.
 
-    frame[i]: of which frame, where that image is a video; kinds: image or video, for each number in
-    visual_index.
+    boxes[i]: the box of visual token i in image visual_index[i], xyxy in [0, 1]. frame[i]: its
+    frame, if that image is a video. kinds: image or video, for each number in visual_index.
     """
 
     sample: Sample
@@ -220,9 +221,9 @@ class Comparison:
 class FrameRule:
     """Which frames of a video are read: at most `frames`, evenly spaced from `start` to `end`.
 
-    start, end: in seconds, None for the end of the video; fps: frames a second, of which `frames`
-    is then the cap; backend: auto, decord or pyav; timeout: seconds for decoding one file.
-    UsageError where a value makes no sense.
+    start, end: in seconds; an `end` of None is the end of the video. fps: frames a second, capped
+    at `frames`. backend: auto, decord or pyav. timeout: seconds for decoding one file. Raises
+    UsageError if a value makes no sense.
     """
 
     frames: int = setting(8, least=1, most=10_000)

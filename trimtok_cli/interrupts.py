@@ -1,9 +1,9 @@
 """Interruptions: SIGINT, SIGTERM or SIGHUP, at any moment, once or several times.
 
 While arguments are read, libraries imported and a model loaded, there is nothing to save: the
-process undoes what was begun and leaves at once. (An exception would not do: imports are known to
-swallow one.) While a run is under way, the first signal becomes an exception, so that files are
-closed; later signals change nothing. Imports nothing that takes time.
+process undoes what was begun and leaves at once. No exception is raised there, because imports are
+known to swallow one. While a run is under way, the first signal becomes an exception, so that files
+are closed; later signals change nothing. Imports nothing that takes time, and knows no command.
 """
 
 import os
@@ -29,7 +29,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class _Ending:
-    """The state of the process: what it is doing, and which signal it got."""
+    """The state of the process: whether a run is under way, and the signal that came."""
 
     def __init__(self) -> None:
         self.running = self.closed = False
@@ -77,8 +77,9 @@ def protected(start: Callable[[], None]) -> None:
 
 @contextmanager
 def under_way() -> Iterator[None]:
-    """While it lasts, a signal is an Interrupted. Afterwards all is written, and signals change
-    nothing.
+    """A block in which a signal raises Interrupted.
+
+    Everything is written after the block, and signals change nothing.
     """
     _ending.running = True
     try:
@@ -113,11 +114,10 @@ def _leave(number: int) -> None:
 
 
 def _open_streams() -> None:
-    """Opens closed standard streams on the null device, so that no file of ours takes their
-    numbers, and makes every character printable.
+    """Opens closed standard streams on the null device, and makes every character printable.
 
-    sys.__stdin__ and sys.__stdout__ stay None where they were closed, for code that wants to read
-    or write there.
+    No file of ours then takes a standard stream's number. sys.__stdin__ and sys.__stdout__ stay
+    None if they were closed, so that code which reads or writes there can tell.
     """
     for number in range(3):
         try:

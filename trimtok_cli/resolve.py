@@ -1,7 +1,7 @@
-"""Where settings come from: defaults < YAML (--config) < environment (TRIMTOK_*) < flags. An
-unknown key is an error.
+"""Settings from their sources: defaults < YAML (--config) < environment (TRIMTOK_*) < flags.
 
-Plain values become those of a record's fields here, be it a run's settings or a benchmark's.
+Plain values are converted to the types of a record's fields, for a run or a benchmark. An unknown
+key is an error. Knows no setting but greedy and temperature, which contradict each other.
 """
 
 import dataclasses
@@ -15,12 +15,12 @@ from trimtok_cli.errors import UsageError
 from trimtok_cli.wording import brief, suggestion
 from trimtok_cli.yaml_text import load, read_yaml
 
-PREFIX = "TRIMTOK_"  # of environment variables
+PREFIX = "TRIMTOK_"  # begins the name of an environment variable
 
 YES, NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 Given = Iterable[tuple[str, Any, str]]
-"""Settings of one source: the field, the value, and how a sentence about it begins."""
+"""The settings of one source: field name, value, and how a sentence about the value begins."""
 
 
 def resolve(
@@ -29,7 +29,7 @@ def resolve(
     environ: Mapping[str, str] = os.environ,
     record: type[RunConfig] = RunConfig,
 ) -> RunConfig:
-    """Lay the sources over each other; a flag that is None was not given. Raises UsageError."""
+    """Lays the sources over each other; a flag that is None was not given. Raises UsageError."""
     fields = fields_of(record)
     given: dict[str, Any] = {}
     sources: dict[str, str] = {}
@@ -80,8 +80,9 @@ def _of_environment(
 
 
 def _settle(given: dict[str, Any], sources: dict[str, str]) -> None:
-    """Of greedy and a temperature, which contradict each other, what is said nearer to the run
-    holds; of one place both stay.
+    """Drops greedy or a temperature, which contradict each other: the nearer source holds.
+
+    Both stay if they come from one source.
     """
     if given.get("greedy") and given.get("temperature"):
         order = ["config file", "environment", "flag"]
@@ -91,8 +92,9 @@ def _settle(given: dict[str, Any], sources: dict[str, str]) -> None:
 
 
 def build(record: type, values: Any, where: str) -> Any:
-    """A record from plain values by its fields' names. UsageError where there is no such field, or
-    a value does not fit.
+    """A record from plain values, keyed by field name.
+
+    Raises UsageError if a name is no field or a value does not fit.
     """
     if not isinstance(values, Mapping):
         raise UsageError(f"{where} must hold `key: value` lines, got {brief(values)}.")
@@ -118,8 +120,10 @@ def _known(fields: Mapping[str, dataclasses.Field], key: str, where: str) -> dat
 
 
 def convert(kind: Any, facts: Facts, value: Any, where: str) -> Any:
-    """The value in the type `kind`, and within its bounds. A text is read as a number where one is
-    wanted, and a value alone as a list of one.
+    """The value in the type `kind`, checked against its bounds.
+
+    A text is read as a number if `kind` is one. A single value becomes a list of one if `kind` is
+    a list.
     """
     if get_origin(kind) is tuple:
         items = value if isinstance(value, (list, tuple)) else [value]
@@ -139,9 +143,7 @@ def convert(kind: Any, facts: Facts, value: Any, where: str) -> Any:
 
 
 def _read(kinds: tuple[type, ...], value: str, where: str) -> Any:
-    """What a text says where one of `kinds` is wanted; the text itself where it says none of them,
-    for the check to refuse.
-    """
+    """The text as a value of one of `kinds`, or the text itself, which the check then refuses."""
     text = value.strip()
     if dict in kinds:
         return load(value, where)

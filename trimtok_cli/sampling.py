@@ -1,4 +1,4 @@
-"""Sampling: what a user says over the checkpoint's own generation settings. Knows no model."""
+"""Sampling: the user's settings over the checkpoint's own generation settings. Knows no model."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,23 +6,22 @@ from typing import Any
 from trimtok_cli.bounds import Facts, check_number, check_record, setting
 from trimtok_cli.errors import UsageError
 
-COLDEST = 1e-30  # below it scores divided by the temperature leave float32
+COLDEST = 1e-30  # scores divided by a lower temperature leave float32
 
 MOST_TOKENS = 2**31 - 1
 
-LENGTH = Facts(least=1, most=MOST_TOKENS)  # of an answer
+LENGTH = Facts(least=1, most=MOST_TOKENS)  # tokens of an answer
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """What overrules the checkpoint's generation settings; None leaves its own word standing.
-    UsageError for what means nothing.
+    """The user's settings, which overrule the checkpoint's; None leaves the checkpoint's own.
 
-    temperature: 0 is greedy, more samples at it. top_p, top_k (0 is no bound) and
+    temperature: 0 is greedy, a higher one samples. top_p, top_k (0 is no bound) and
     repetition_penalty are as in transformers. greedy: the likeliest token each time, whatever the
-    checkpoint says of sampling, beams and other searches; its penalties stay. Every sample draws
-    from a generator of its own, made of `seed` and of what is asked, so that no answer depends on
-    its batch.
+    checkpoint says of sampling, beams and other searches; the checkpoint's penalties stay. Every
+    sample draws from a generator of its own, made of `seed`, the image names and the question, so
+    that no answer depends on its batch. Raises UsageError for a value that means nothing.
     """
 
     temperature: float | None = setting(None, least=0, most=10**6)
@@ -46,7 +45,7 @@ class Sampling:
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """The same by the names of transformers' GenerationConfig."""
+        """The settings that are given, keyed by the names of transformers' GenerationConfig."""
         named = {
             "top_p": self.top_p,
             "top_k": self.top_k,
@@ -63,8 +62,6 @@ class Sampling:
 
 
 def check_length(max_new_tokens: int | None) -> None:
-    """UsageError where an answer cannot have so many tokens; None is the checkpoint's own
-    number.
-    """
+    """Raises UsageError if no answer can have so many tokens; None is the checkpoint's number."""
     if max_new_tokens is not None:
         check_number(LENGTH, max_new_tokens, "--max-new-tokens must be")

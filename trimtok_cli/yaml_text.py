@@ -1,7 +1,7 @@
-"""YAML that somebody else may have written, read within bounds: of size, depth and work, with no
-tags and no key twice. Files are named by their path, those that ship with the package by a name.
+"""YAML that a stranger may have written, read within bounds of size, depth and work.
 
-Knows no setting.
+Tags and repeated keys are refused. A file is named by its path, a shipped preset by its name. Knows
+no setting.
 """
 
 import os
@@ -39,11 +39,10 @@ def preset_names(inside: str = ".") -> list[str]:
 def read_yaml(
     name: str, *, inside: str = ".", flag: str = "--config", as_text: Collection[str] = ()
 ) -> tuple[str, dict[str, Any]]:
-    """A YAML file by path, or a shipped preset by its name (`demo`); presets lie in the
-    folder `inside` of configs/.
+    """A YAML file by path, or a shipped preset by its name, such as `demo`.
 
-    as_text: keys whose values are taken as they are written, not as YAML's numbers and truth
-    values.
+    inside: the folder of configs/ that holds the presets. as_text: keys whose values are taken as
+    they are written, not as YAML's numbers and truth values.
     """
     path, where = Path(name), f"{flag} {brief(name)}"
     if not name.strip():
@@ -76,11 +75,10 @@ def read_yaml(
 
 
 def load(text: str, where: str, *, as_text: Collection[str] = ()) -> Any:
-    """The value that `text` holds; `where` begins the sentence of the UsageError that anything else
-    ends in.
+    """The value that `text` holds. Raises UsageError, with a sentence that begins with `where`.
 
-    as_text: keys of the topmost mapping whose values are taken as they are written: there 0012
-    stays 0012, and yes stays yes.
+    as_text: keys of the topmost mapping whose values are taken as they are written: 0012 stays
+    0012, and yes stays yes.
     """
     if len(text) > MOST_CHARACTERS:
         raise UsageError(
@@ -106,12 +104,8 @@ def load(text: str, where: str, *, as_text: Collection[str] = ()) -> Any:
         raise UsageError(
             f"{where} cannot be read as YAML ({brief(' '.join(str(error).split()), 200)})."
         ) from None
-    except (
-        ValueError,
-        TypeError,
-        OverflowError,
-        AttributeError,
-    ) as error:  # a date that is none, a number of 5,000 digits
+    # A date that does not exist, or a number of 5,000 digits.
+    except (ValueError, TypeError, OverflowError, AttributeError) as error:
         raise UsageError(
             f"{where} holds a value that YAML cannot read ({brief(str(error), 200)})."
         ) from None
@@ -121,7 +115,7 @@ def load(text: str, where: str, *, as_text: Collection[str] = ()) -> Any:
 
 
 def _measure(node: yaml.Node, where: str, known: dict[int, int], above: tuple[int, ...]) -> int:
-    """How many values a node stands for, each alias counted as what it repeats."""
+    """The number of values that a node stands for; an alias counts as the values it repeats."""
     if node.tag not in _TAGS:
         tag = brief(node.tag.removeprefix(_TAG))
         raise UsageError(

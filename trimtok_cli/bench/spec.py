@@ -1,7 +1,7 @@
-"""What a benchmark's YAML asks for. An unknown key is an error that names the right one. Knows no
-torch and no model.
+"""The records that a benchmark's YAML is read into. Knows no torch and no model.
 
-Lists may be written as single values: `batch: 8` is `batch: [8]`.
+An unknown key is an error that names the right one. A list of one may be written as a single value:
+`batch: 8` is `batch: [8]`.
 """
 
 import re
@@ -25,10 +25,10 @@ number = partial(setting, least=1, most=MOST)
 
 @dataclass(frozen=True)
 class Task:
-    """What every measurement with a model says: which one, what it is shown, how it is pruned.
+    """The settings of every measurement with a model: the model, its image, and its pruning.
 
-    image: `WIDTHxHEIGHT` of a picture to make, or an image file, or a folder of them. params are of
-    the method.
+    image: `WIDTHxHEIGHT` of a picture to make, or an image file, or a folder of them. params: the
+    method's parameters.
     """
 
     model: str = ""
@@ -41,11 +41,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Grid(Task):
-    """Every model x batch x new tokens x decode; in each of these cells dense and every method x
-    keep, in turn.
+    """A cell for every model x batch x new tokens x decode.
 
-    reference: figures of others to print beside, `{source: ..., rows: {SETTING: {latency_ms: ...,
-    memory_gib: ...}}}`, where a SETTING is `dense` or `METHOD@KEEP`.
+    Each cell measures dense and every method x keep, in turn. reference: published figures to print
+    beside, `{source: ..., rows: {SETTING: {latency_ms: ..., memory_gib: ...}}}`; a SETTING is
+    `dense` or `METHOD@KEEP`.
     """
 
     model: tuple[str, ...] = ()
@@ -54,14 +54,15 @@ class Grid(Task):
     batch: tuple[int, ...] = number((1,))
     new_tokens: tuple[int, ...] = number((16,))
     decode: tuple[str, ...] = like(RunConfig, "decode", default=(RunConfig.decode,))
-    rounds: int = setting(0, least=0, most=MOST)  # 0 is the benchmark's
+    rounds: int = setting(0, least=0, most=MOST)  # 0 takes the benchmark's own
     reference: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class PrunerPart:
-    """The paper's greedy stage, literally, against ours: `candidates` tokens of `width` numbers,
-    `keep` of them chosen.
+    """The paper's greedy stage in its reference form against ours.
+
+    `keep` tokens are chosen of `candidates` tokens, each of `width` numbers.
     """
 
     candidates: int = number(2304)
@@ -80,9 +81,7 @@ class DecodePart(Task):
 
 @dataclass(frozen=True)
 class OverheadPart(Task):
-    """A whole run, from files to answers: its samples a second, and the share of it that is no
-    arithmetic of the model.
-    """
+    """A whole run, from files to answers: samples a second, and the time outside the model."""
 
     method: tuple[str, ...] = like(RunConfig, "method", default=("dense", RunConfig.method))
     batch: tuple[int, ...] = number((1,))
@@ -104,11 +103,11 @@ PARTS = ("grid", "pruner", "decode", "overhead", "memory")
 
 @dataclass(frozen=True)
 class Bench:
-    """A whole benchmark. models: descriptions of architectures by name, beside those in
-    configs/bench/models.
+    """A whole benchmark.
 
+    models: descriptions of architectures by name, besides the files in configs/bench/models.
     random_weights: models are built from such descriptions and not loaded. warmups: runs of each
-    shape thrown away.
+    shape that are not counted.
     """
 
     grid: tuple[Grid, ...] = ()
@@ -127,7 +126,7 @@ class Bench:
     seed: int = like(RunConfig, "seed", most=MOST)
 
     def described(self, name: str) -> Mapping[str, Any]:
-        """The architecture of a model: from the benchmark's own, or from a file."""
+        """The architecture of a model, from `models` or from a file."""
         return (
             self.models[name]
             if name in self.models
@@ -140,7 +139,7 @@ class Bench:
         return [*self.grid, *self.decode, *self.overhead, *self.memory]
 
     def model_names(self) -> list[str]:
-        """Of all measurements, each once, in the order in which they are first asked for."""
+        """The models of all measurements, each once, in the order in which they are first named."""
         names = [
             name
             for task in self.tasks
@@ -149,15 +148,16 @@ class Bench:
         return list(dict.fromkeys(names))
 
     def images(self) -> list[str]:
-        """What the measurements show, each once: sizes, files and folders."""
+        """The images of all measurements, each once: sizes, files and folders."""
         return list(dict.fromkeys(task.image for task in self.tasks))
 
 
 def read_bench(
     file: str, flags: Mapping[str, Any] | None = None, record: type[Bench] = Bench
 ) -> Bench:
-    """A file, or a preset of configs/bench by its name; flags that are not None replace its
-    settings. Raises UsageError.
+    """The benchmark of a file, or of a preset of configs/bench by its name. Raises UsageError.
+
+    Flags that are not None replace the settings of the file.
     """
     path, values = read_yaml(file, inside="bench", flag="PRESET")
     where = Path(path).name

@@ -1,3 +1,4 @@
-"""The commands: options become a RunConfig, the RunConfig becomes calls. Nothing heavy is imported
-before a command runs.
+"""The commands: options become a RunConfig, the RunConfig becomes calls.
+
+Nothing heavy is imported before a command runs.
 """

@@ -1,5 +1,6 @@
-"""trimtok bench: what pruning costs and saves on this machine, measured. Knows no way to measure
-and no method.
+"""trimtok bench: the costs and savings of pruning, measured on this machine.
+
+Knows no way to measure and no method.
 """
 
 import dataclasses
@@ -95,7 +96,7 @@ def bench(
         with interrupts.under_way():
             try:
                 run_bench(asked, say, save)
-            finally:  # of an interrupted run, what it measured
+            finally:  # an interrupted run keeps its measurements
                 if "ceilings" in measured:
                     _finish(derive(measured), earlier, destination, screen)
     failed = any(row["error"] for part in PARTS for row in measured[part])
@@ -108,7 +109,7 @@ def _finish(
     destination: Destination,
     screen: Screen,
 ) -> None:
-    """The file, the tables, the change to an earlier one, the plots."""
+    """Writes the file, and shows the tables, the change from an earlier file, and the plots."""
     write(destination, document)
     if destination.answers is None:
         typer.echo(json.dumps(document))  # ASCII: it is read in any encoding

@@ -94,8 +94,9 @@ def compare(
 
 
 def run_comparison(config: RunConfig, source: Source, options: o.RunOptions, screen: Screen) -> int:
-    """Every sample of a source dense and pruned, to the file, the terminal and the page; the exit
-    code.
+    """Answers every sample of a source dense and pruned; returns the exit code.
+
+    The answers go to the file, the terminal and the page.
     """
     locate(config.model)
     pruners = build_pruners(config)
@@ -139,8 +140,9 @@ def write_all(
     screen: Screen,
     show: bool,
 ) -> int:
-    """Comparisons to the files and the screen as they come, and `last` with all of them; the exit
-    code.
+    """Hands comparisons to the files and the screen as they come; returns the exit code.
+
+    last: is called with all comparisons at the end.
     """
     comparisons: list[Comparison] = []
     failure = None
@@ -152,8 +154,8 @@ def write_all(
                 interrupts.look()
                 writer.write(comparison)
                 manifest.summary.add(comparison)
-                # The page shows the first of them; of the others the summary needs no places, which
-                # are most of the memory.
+                # The page shows the first comparisons. The summary needs no boxes of the others,
+                # and boxes are most of the memory.
                 shown = len(comparisons) < PAGE_SAMPLES
                 comparisons.append(
                     comparison
@@ -187,7 +189,7 @@ def close(
     screen: Screen,
     load_clip,
 ) -> None:
-    """The summary on the terminal, and the page."""
+    """Shows the summary on the terminal, and writes the page."""
     from trimtok_cli.evaluation.summary import explain, summarize
     from trimtok_cli.outputs.manifest import versions
     from trimtok_cli.outputs.page import write_page

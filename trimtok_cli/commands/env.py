@@ -55,7 +55,7 @@ def env(as_json: Json = False, debug: o.Debug = False) -> int:
 
 
 def facts() -> dict[str, Any]:
-    """Everything that `trimtok env` shows, ready for JSON; sizes in bytes, None where not known."""
+    """Everything that `trimtok env` shows, ready for JSON; sizes in bytes, None if not known."""
     return {
         "trimtok": __version__,
         "python": platform.python_version(),
@@ -74,7 +74,7 @@ def facts() -> dict[str, Any]:
 
 
 def _torch_facts() -> dict[str, Any]:
-    """The build, threads and devices of torch; an error in their place where torch cannot say."""
+    """The build, threads and devices of torch, or the error that torch raised."""
     found: dict[str, Any] = {"cuda_build": None, "threads": None, "devices": [], "torch_error": ""}
     try:
         import torch
@@ -85,7 +85,7 @@ def _torch_facts() -> dict[str, Any]:
             found["devices"].append(_cuda_device(torch, number))
         if torch.backends.mps.is_available():
             found["devices"].append({"device": "mps", "name": platform.machine()})
-    except Exception as error:  # a broken torch is what such a report is often about
+    except Exception as error:  # a bug report is often about a broken torch
         found["torch_error"] = f"{type(error).__name__}: {error}"
     return found
 
@@ -110,7 +110,7 @@ def _version(name: str) -> str | None:
 
 
 def _usable_cpus() -> int | None:
-    """The CPUs that this process may run on: fewer than there are in many containers."""
+    """The number of CPUs that this process may use, in many containers fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
@@ -122,7 +122,7 @@ def _memory() -> int | None:
 
 
 def _hub_cache() -> dict[str, Any]:
-    """The folder of the hub's cache, there or not, and the room on its disk."""
+    """The folder of the hub's cache, whether it exists, and the free space on its disk."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     folder = Path(HF_HUB_CACHE).absolute()
@@ -136,7 +136,7 @@ def _hub_cache() -> dict[str, Any]:
 
 
 def _writable(text: str) -> str:
-    """The text with bytes that are no UTF-8 written out, so that any output can take it."""
+    """The text with bytes that are not UTF-8 escaped, so that any output can take it."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -13,11 +13,11 @@ from trimtok_cli.wording import brief, suggestion
 
 WIDEST = 100  # columns of text
 
-KEEP = ("keep", "budget")  # of every method: options of the run
+KEEP = ("keep", "budget")  # parameters of every method, which are options of the run
 
 
 def method_details(name: str) -> str:
-    """Everything that is known of a method, as text; UsageError if there is none of that name."""
+    """The description of a method, as text. Raises UsageError if no method has that name."""
     from trimtok_cli.pruners.registry import PRUNERS
 
     if name not in PRUNERS:
@@ -48,7 +48,7 @@ def _facts(kind: Any) -> list[tuple[str, str]]:
 
 
 def _parameters(kind: Any) -> list[tuple[str, str]]:
-    """What each parameter requirement, and its default, under the option that sets it."""
+    """(option, its values and default) for each parameter of a method."""
     from trimtok_cli.pruners.params import Limits, requirement
     from trimtok_cli.pruners.registry import OPTIONS
 
@@ -69,7 +69,7 @@ def _default(value: Any) -> str:
 
 
 def _own_doc(kind: Any) -> str:
-    """The docstring of a class; empty where it is the signature that dataclasses write."""
+    """The docstring of a class; empty if dataclasses wrote the signature there."""
     doc = kind.__dict__.get("__doc__") or ""
     return "" if doc.startswith(f"{kind.__name__}(") else doc
 

@@ -49,13 +49,14 @@ Eta = Annotated[
     ),
 ]
 
+# Signals of a tower whose tokens are projected one by one.
 LLAVA_ONLY = {
     "features",
     "project",
     "last_saliency",
     "last_keys",
     "blocks",
-}  # signals of a tower whose tokens are projected one by one
+}
 
 SIGNALS = LLAVA_ONLY | {"saliency", "keys", "relevance"}
 

@@ -1,5 +1,6 @@
-"""The options of commands. Those that are settings are made of a record's fields, where each is
-said; None is "not given", and the value then comes from the config or its default.
+"""The options of commands. An option that is a setting is made from its field in a record.
+
+None is "not given": the value then comes from the config or its default.
 """
 
 import functools
@@ -25,13 +26,13 @@ METHOD_NAME = re.compile(r'^    name: ClassVar\[str\] = "(.+)"$', re.MULTILINE)
 
 
 def method_names() -> list[str]:
-    """The methods' names, as their files say them: importing the registry would take seconds."""
+    """The names of the methods, read from their files: importing the registry takes seconds."""
     folder = Path(__file__).parent.parent / "pruners" / "methods"
     texts = (path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.py")))
     return ["dense", *(name for text in texts for name in METHOD_NAME.findall(text))]
 
 
-# What a shell completes where a setting takes more than its choices.
+# Values that a shell completes, for settings that take more than their choices.
 OFFERED = {
     "model": tuple(ALIASES),
     "device": ("auto", "cuda", "mps", "cpu"),
@@ -47,7 +48,7 @@ def _output(*names: str, help: str, **more: Any) -> Any:
 
 
 def completing(names: Iterable[str]) -> Callable[[str], list[str]] | None:
-    """What a shell is told of these names; of several with commas between the last is completed."""
+    """The shell completion of these names; in a list with commas, the last name is completed."""
 
     def complete(incomplete: str) -> list[str]:
         before, comma, last = incomplete.rpartition(",")
@@ -115,7 +116,7 @@ Debug = Annotated[bool, _output("--debug", help="Tracebacks and the libraries' o
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a run is told besides its settings: where answers go, what is said meanwhile."""
+    """The options of a run that are not settings: where answers go, and how much is shown."""
 
     out: Out = None
     overwrite: Overwrite = False
@@ -133,10 +134,10 @@ def settings(
     without: Collection[str] = (),
     instead: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Callable[[Command], Command]:
-    """Makes options of a command's parameters that are records.
+    """Turns a command's parameters that are records into options.
 
-    A record of settings has an option for each field with a help: for those in `only`, or for all
-    but those in `without`, with the facts that `instead` has for some. The command is handed
+    A record of settings has an option for each field with a help. `only` names the fields taken,
+    or `without` the fields left out; `instead` holds other facts for some. The command is handed
     `read(flags, file, record)`; `file` is the parameter that names the file. Any other record, such
     as RunOptions, has an option for each field.
     """
@@ -178,7 +179,7 @@ def _options(
     wanted: Callable[[str], bool],
     instead: Mapping[str, Mapping[str, Any]],
 ) -> list[inspect.Parameter]:
-    """What a command's parameter stands for: an option for each field of its record, or itself."""
+    """The options of a command's parameter: one for each field of its record, or itself."""
     record, named = parameter.annotation, inspect.Parameter.KEYWORD_ONLY
     if not is_dataclass(record):
         return [parameter.replace(kind=named)]
@@ -217,7 +218,7 @@ def _option(field: Field, facts: Facts) -> Any:
 
 
 def _panel(parameter: inspect.Parameter) -> int:
-    """Where an option's panel stands in `--help`: in the same order for every command."""
+    """The position of an option's panel in `--help`, the same order for every command."""
     panel = get_args(parameter.annotation)[1].rich_help_panel
     return PANELS.index(panel) + 1 if panel in PANELS else 0
 

@@ -1,6 +1,4 @@
-"""The run that `caption` and `vqa` share: samples through the model, answers and manifest to
-disk.
-"""
+"""The run that `caption` and `vqa` share: samples into the model, answers and manifest to disk."""
 
 import uuid
 from collections.abc import Generator
@@ -37,7 +35,7 @@ def run(
 
     A signal keeps what is written, and run.json says that the run was interrupted.
     """
-    locate(config.model)  # a name that is none is said before torch is imported
+    locate(config.model)  # an unknown name is refused before torch is imported
     from trimtok_cli.pruners.registry import build_pruner, check_idle
 
     given = {

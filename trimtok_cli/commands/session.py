@@ -1,4 +1,4 @@
-"""The session of a run: a RunConfig becomes the model, the pruners, and what is asked.
+"""The session of a run: a RunConfig becomes the model, the pruners, and the Ask.
 
 Every command that runs a model shares it.
 """
@@ -24,8 +24,9 @@ def tell(source: Source, screen: Screen) -> None:
 
 
 def load(config: RunConfig, screen: Screen):
-    """The adapter, and what to ask of it. Heavy imports happen here, after arguments and inputs
-    were checked.
+    """The adapter, and the Ask of the run.
+
+    Heavy imports happen here, after arguments and inputs were checked.
     """
     screen.say(f"loading {config.model} ...", "dim")
     from trimtok_cli.models.loading import load_model
@@ -53,8 +54,9 @@ def load(config: RunConfig, screen: Screen):
 
 
 def generation(adapter, ask, config: RunConfig, screen: Screen) -> dict[str, Any]:
-    """The generation settings for run.json, each with its value and its source. Unusual ones are
-    shown at once.
+    """The generation settings for run.json, each with its value and its source.
+
+    Unusual settings are shown at once.
     """
     from trimtok_cli.engine.loops import rules_for
     from trimtok_cli.generation.settings_report import described, notes
@@ -122,9 +124,9 @@ def describe(adapter) -> dict[str, str]:
 
 
 def count_workers(setting: int | str, device: str, total: int | None) -> int:
-    """The number of worker processes. total: of inputs, None where it is not known.
+    """The number of worker processes. total: the number of inputs, None if not known.
 
-    `auto` is none on a CPU, which has no core to spare, and for few inputs.
+    `auto` is 0 on a CPU, which has no core to spare, and for few inputs.
     """
     if setting != "auto":
         return setting

@@ -26,7 +26,7 @@ from trimtok_cli.pruners.registry import reads_tower
 def answer(
     adapter: Adapter, pruner: Pruner | None, samples: Sequence[Sample], ask: Ask
 ) -> list[Result]:
-    """Answers one batch. Raises the first sample's error: SampleError, or what a library raises."""
+    """Answers one batch. Raises the first sample's error: SampleError, or an error of a library."""
     reset_peak(adapter.device)
     prepared = [prepare(adapter.preprocessor, sample, ask) for sample in samples]
     encoded = encode(adapter, list(numbered(prepared, ask)), signals=reads_tower(pruner))
@@ -42,7 +42,7 @@ def encode(
 ) -> list[Encoded]:
     """Runs the vision tower and the projector, and lays out the dense prompts.
 
-    signals: whether a pruner may ask something of the tower.
+    signals: whether a pruner may ask for signals of the tower.
     """
     clock = Clock(adapter.device)
     tokens = adapter.encode_many([each.inputs for each in prepared], signals=signals)
@@ -89,7 +89,7 @@ def prune(adapter: Adapter, pruner: Pruner | None, encoded: Sequence[Encoded]) -
 def reduce(
     adapter: Adapter, pruner: Pruner | None, prepared: Sequence[Prepared]
 ) -> tuple[list[Pruned], list[Failed]]:
-    """Encodes and prunes samples together; returns those that are ready and those that failed.
+    """Encodes and prunes samples together; returns the pruned samples and the failed ones.
 
     A batch that breaks is tried again in halves, so that a sample fails only by itself.
     """

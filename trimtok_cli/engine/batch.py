@@ -10,7 +10,7 @@ from trimtok_cli.tokens import Prompt, VisualTokens
 
 @dataclass(frozen=True)
 class Encoded:
-    """A sample behind the vision tower: everything that is the same whatever is pruned."""
+    """A sample behind the vision tower, before a pruner: the same for every method and budget."""
 
     prepared: Prepared
     tokens: VisualTokens
@@ -22,8 +22,8 @@ class Encoded:
 class Pruned(Request):
     """A sample behind the pruner, which is a request to the language model.
 
-    positions: those of the model that its prompt takes. tokens: the dense visual tokens, only where
-    the pruner goes on inside the decoder.
+    positions: the number of the model's positions that its prompt takes. tokens: the dense visual
+    tokens, only if the pruner goes on inside the decoder.
     """
 
     prepared: Prepared

@@ -1,4 +1,4 @@
-"""Stages inside the decoder: a pruner reduces the visual rows between two of its layers.
+"""Stages inside the decoder: a pruner reduces the visual rows between two decoder layers.
 
 This is the only file that knows how a decoder layer is called. Knows no method and no family by
 name. Hooks live for one answer and are removed whatever happens; nothing of the model is patched.
@@ -18,18 +18,18 @@ from trimtok_cli.models.attention import attention_rows, seen, window_of
 from trimtok_cli.pruners.base import Pruner, Stage
 from trimtok_cli.tokens import Prompt, VisualTokens
 
-Arguments = dict[str, Any]  # by name, of a decoder layer
-Replaced = tuple[tuple[Tensor], Arguments]  # what a hook gives a layer instead
+Arguments = dict[str, Any]  # a decoder layer's arguments, by name
+Replaced = tuple[tuple[Tensor], Arguments]  # the arguments that a hook gives a layer instead
 
 
 class RunningStages:
     """Reduces one prompt inside the decoder. A context manager around the prompt's generation.
 
-    Between the prefill's layers the visual rows that a stage drops leave the hidden states. The
-    layers behind see shorter sequences and have shorter caches; in decoding their masks and
-    positions are their own. It takes one prompt and no padding: a batch's samples would each need
-    caches of their own lengths. Afterwards `kept` holds what each stage left, and `seconds` the
-    time of the pruner's choices.
+    The visual rows that a stage drops leave the hidden states between two layers of the prefill.
+    The layers behind the stage see shorter sequences and have shorter caches; in decoding their
+    masks and positions are their own. There is one prompt and no padding: the samples of a batch
+    would each need caches of their own lengths. Afterwards `kept` holds the visual tokens that each
+    stage left, and `seconds` the time of the pruner's choices.
     """
 
     def __init__(
@@ -39,16 +39,16 @@ class RunningStages:
         self.renumber = renumber and pruner.renumbers
         first = len(prompt.deepstack) if prompt.deepstack is not None else 1
         wanted = sorted(layer for layer in set(pruner.stages(len(decoder.layers))) if layer > 0)
-        # Deepstack features are added to all visual rows behind the first layers, so no stage comes
-        # before those.
+        # Deepstack features are added to all visual rows behind the first layers, so every stage
+        # comes after these layers.
         self.layers = sorted({max(layer, first) for layer in wanted})
         self.prompt, self.start = prompt, prompt
         self.kept: list[Kept] = [Kept(0, tuple(prompt.alive.tolist()))]
         self.seconds, self.steps = 0.0, -1
         self.lengths: dict[int, int] = {}  # rows in the prefill of each layer behind a stage
         self.before: Tensor | None = None
-        # The model's own mask of each layer, for the prompt as it started; and the same for the
-        # rows that are left.
+        # Each layer has two masks: the model's own for the whole prompt, and one for the rows that
+        # are left.
         self.masks: dict[int, Tensor | None] = {}
         self.shorter: dict[tuple[int, int], Tensor] = {}
         self.kinded = "layer_type" in inspect.signature(decoder.rotary_emb.forward).parameters
@@ -56,7 +56,7 @@ class RunningStages:
 
     @property
     def plain(self) -> Prompt:
-        """The prompt that the decoder is given: without deepstack, which `_prefill` adds."""
+        """The prompt for the decoder, without deepstack features, which `_prefill` adds."""
         return replace(self.start, deepstack=None)
 
     def __enter__(self) -> "RunningStages":
@@ -152,8 +152,8 @@ class RunningStages:
     ) -> Tensor | None:
         """The mask (1, 1, S, S) of the rows that are left, in the form of the model's own.
 
-        Layers that share the model's mask share this one. None, where the model leaves masking to
-        its kernel, stays None: fewer rows are as causal, and no window becomes narrower for them.
+        Layers that share the model's mask share this one. A mask of None, which leaves masking to
+        the kernel, stays None: the rows left are still causal, and a window is still wide enough.
         """
         given, length = self.masks[number], hidden.shape[1]
         if given is None and (
@@ -174,7 +174,7 @@ class RunningStages:
     def _blocks(self, number: int) -> Tensor | None:
         """Block numbers (S,) for `seen`, or None where the model's mask is causal throughout.
 
-        Where the mask lets rows see later rows, each run of visual rows is a block.
+        Each run of visual rows is a block if the mask lets rows see later rows.
         """
         given = self.masks[number]
         if given is None or not bool(
@@ -192,7 +192,7 @@ class RunningStages:
     ) -> Replaced | None:
         if number not in self.lengths:
             return None
-        # A query that sees its layer's whole cache needs no mask, and the given one has the length
+        # A query that sees its layer's whole cache needs no mask, and the given mask has the length
         # of layer 0's cache.
         kwargs = kwargs | {"attention_mask": None}
         if self.renumber:
@@ -203,7 +203,7 @@ class RunningStages:
     def _embeddings(
         self, layer: Any, hidden: Tensor, positions: Tensor | int, name: int
     ) -> tuple[Tensor, Tensor]:
-        """Rotary embeddings of these positions. Layers of one step share them by `name`."""
+        """Rotary embeddings of `positions`. The layers of one step share them by `name`."""
         more = (self.decoder.config.layer_types[layer.self_attn.layer_idx],) if self.kinded else ()
         key = (self.steps, name, *more)
         if key not in self.known:

@@ -17,11 +17,11 @@ from trimtok_cli.prepare.sample import Ask
 from trimtok_cli.pruners.base import Pruner
 
 LOOPS: dict[str, Callable[..., Loop]] = {"continuous": Continuous, "simple": Plain}
-"""The loops by the names that --decode has for them."""
+"""The loops, keyed by the values of --decode."""
 
 
 def rules_for(adapter: Adapter, ask: Ask, *, stop: bool = True) -> Rules:
-    """The checkpoint's generation settings, overruled by what is asked. `stop`: see `Rules`."""
+    """The checkpoint's generation settings, overruled by the Ask. `stop`: see `Rules`."""
     return Rules(
         adapter.model,
         adapter.processor.tokenizer,
@@ -77,8 +77,10 @@ class Layerwise:
         self.waiting += requests
 
     def step(self) -> list[Finished]:
-        """One request from its prefill to its last token. It comes back with what every stage kept,
-        and with the time of the pruner's choices in its own seconds.
+        """Runs one request from its prefill to its last token.
+
+        The request returns with the tokens that every stage kept; its seconds include the time of
+        the pruner's choices.
         """
         request = self.waiting.pop(0)
         try:

@@ -12,9 +12,9 @@ Item = TypeVar("Item", Prepared, Prepared | Failed)
 
 
 def numbered(prepared: Iterable[Item], ask: Ask, *, seeds: bool = True) -> Iterator[Item]:
-    """Each with its number, and with a seed of its own that hangs on what is asked.
+    """Gives each sample its number, and a seed that depends on the images and the question.
 
-    seeds: without them nothing is kept of what was asked before.
+    seeds: without seeds, no memory is held of the questions asked before.
     """
     lots = SampleSeeds()
     for number, each in enumerate(prepared):
@@ -24,7 +24,7 @@ def numbered(prepared: Iterable[Item], ask: Ask, *, seeds: bool = True) -> Itera
 
 
 class InOrder:
-    """Results end in any order; each waits here for those before it."""
+    """Puts results in order: a result waits here for all results before it."""
 
     def __init__(self) -> None:
         self.waiting: dict[int, Result] = {}

@@ -20,10 +20,10 @@ def reduce_prompts(
     num_layers: int,
     renumber: bool,
 ) -> tuple[list[Prompt], list[tuple[Kept, ...]]]:
-    """The reduced prompts, and for each the visual tokens left, as numbers in the dense prompt."""
+    """The reduced prompts, and the visual tokens left in each, as numbers in the dense prompt."""
     reduced = list(prompts)
     if pruner is not None and 0 in pruner.stages(num_layers):
-        # A prompt without images has nothing to reduce, so that no method has to think of one.
+        # A prompt without images has nothing to reduce, so no method has to handle one.
         some = [i for i, prompt in enumerate(prompts) if len(prompt.visual)]
         selections = pruner.select_many(
             [Stage(0, prompts[i].embeds, prompts[i], tokens[i]) for i in some]
@@ -32,13 +32,13 @@ def reduce_prompts(
             reduced[i] = prompts[i].reduced(
                 selection, num_dense=len(tokens[i]), renumber=renumber and pruner.renumbers
             )
-    # The device is asked once for all of them.
+    # The device is asked once for all prompts.
     alive = iter(torch.cat([prompt.alive for prompt in reduced]).tolist())
     return reduced, [(Kept(0, tuple(islice(alive, len(prompt.alive)))),) for prompt in reduced]
 
 
 def check_method(adapter: Adapter, pruner: Pruner | None) -> None:
-    """Raises UsageError, before a run, where a pruner cannot run on a model at all."""
+    """Raises UsageError, before a run, if a pruner cannot run on a model at all."""
     if pruner is None:
         return
     pruner.stages(adapter.num_layers)  # raises for layers that the model does not have

@@ -82,12 +82,12 @@ def failed_result(failed: Failed, pruner: Pruner | None, ask: Ask) -> Result:
 def positions_used(adapter: Adapter, prompt: Prompt) -> int:
     """The number of positions up to a prompt's last one.
 
-    Under M-RoPE a position is no token's number, and pruning does not change it.
+    Under M-RoPE a position is not a token's number, and pruning does not change positions.
     """
     return len(prompt) if adapter.renumbers else int(prompt.positions.max()) + 1
 
 
 def too_long(adapter: Adapter, pruned: Pruned) -> SampleError | None:
-    """The error of a sample whose prompt, pruned, is longer than the model's positions."""
+    """The error of a sample whose pruned prompt is longer than the model's positions, or None."""
     said = shortage(adapter.num_positions, pruned.positions, visual=len(pruned.prompt.visual))
     return SampleError(said) if said else None

@@ -1,6 +1,6 @@
 """The figure: prepare, encode, prune, prefill, decode; a stream of samples in, results out.
 
-Read `answer_all` first. It knows no method and no family.
+Read `answer_all` first. Knows no method and no family.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,17 +31,17 @@ def answer_all(
     batch_size: int | None = 1,
     workers: int = 0,
 ) -> Iterator[Result]:
-    """Results in the order of the samples; at most `batch_size` are under way at once, None is as
-    many as memory allows.
+    """Results in the order of the samples.
 
-    A sample that fails becomes a Result with an error; only a ModelError ends the run. workers:
-    processes that prepare samples ahead; 0 prepares each where it is due.
+    batch_size: the most samples under way at once; None is as many as memory allows. workers:
+    processes that prepare samples in advance; 0 prepares each sample when it is due. A sample that
+    fails becomes a Result with an error; only a ModelError ends the run.
     """
     check_settings(RunConfig, batch_size=batch_size or "auto", workers=workers)
     rules = rules_for(adapter, ask)
     loop = loop_for(adapter, pruner, rules, decode=ask.decode, batch_limit=batch_size)
     turn = InOrder()
-    # The next batch is prepared while this one runs.
+    # The next batch is prepared while the current batch runs.
     ahead = max(PREFETCH * workers, 2 * (batch_size or MOST_AT_ONCE[adapter.device.type]))
     with closing(
         prefetch(adapter.preprocessor, samples, ask, workers=workers, ahead=ahead)
@@ -68,8 +68,6 @@ def answer_all(
 
 
 def split(group: Sequence[Prepared | Failed]) -> tuple[list[Prepared], list[Failed]]:
-    """Samples that are prepared, and those that failed: a file that cannot be opened never meets
-    the model.
-    """
+    """The samples that are prepared, and the samples that failed, which never reach the model."""
     ready = [each for each in group if isinstance(each, Prepared)]
     return ready, [each for each in group if isinstance(each, Failed)]

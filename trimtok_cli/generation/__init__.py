@@ -1,1 +1,1 @@
-"""Prompts -> tokens: the loops, their caches, and what the checkpoint says of choosing a token."""
+"""Prompts -> tokens: the loops, their caches, and the rules that choose a token."""

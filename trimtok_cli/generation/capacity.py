@@ -1,4 +1,4 @@
-"""How many answers fit: what a key/value cache takes of a device's memory. Knows no method."""
+"""The number of answers that fit in a device's memory beside the model. Knows no method."""
 
 from typing import Any
 
@@ -9,23 +9,21 @@ from trimtok_cli.generation.rules import Rules
 from trimtok_cli.generation.types import LanguageModel
 from trimtok_cli.tokens import Prompt
 
-# Beyond these a larger batch gains little.
+# Answers at once on each type of device; a larger batch gains little.
 MOST_AT_ONCE = {"cuda": 64, "mps": 16, "cpu": 8}
-# Of one prefill, padding counted: enough to fill a GPU, and its activations stay small.
+# Tokens of one prefill, padding counted: enough to fill a GPU, with small activations.
 PREFILL_TOKENS = 16_384
-SHARE = 0.85  # of the free memory; the rest is the allocator's own
+SHARE = 0.85  # share of the free memory that is used; the rest is left to the allocator
 
 
 def batch_limit_for(model: LanguageModel, rules: Rules, prompt: Prompt) -> int:
-    """How many answers fit at once where all prompts are as long as this one."""
+    """The number of answers that fit at once if all prompts are as long as this one."""
     length = len(prompt) + likely_length(model.config, rules, prompt)
     return answers_that_fit(model.config, model.dtype, model.device, length=length)
 
 
 def likely_length(config: Any, rules: Rules, prompt: Prompt) -> int:
-    """New tokens that memory is counted for: no more than the model has positions for, however many
-    are allowed.
-    """
+    """The new tokens that memory is counted for, at most as many as the model has positions for."""
     positions = getattr(config, "max_position_embeddings", None) or rules.most
     return min(rules.most, max(positions - len(prompt), 1))
 
@@ -45,7 +43,7 @@ def answers_that_fit(
     length: int,
     prefill_tokens: int = PREFILL_TOKENS,
 ) -> int:
-    """How many answers of `length` tokens can be under way at once; at least 1.
+    """The number of answers of `length` tokens that can be under way at once; at least 1.
 
     An answer needs its keys and values and, while it waits, its prompt. A prefill of
     `prefill_tokens` needs a layer's activations: about three times the MLP's width and eight times

@@ -1,7 +1,7 @@
 """Chooses tokens from logits, for all answers under way at once.
 
-The rules' processors run first, then the likeliest token or a drawn one is taken. Knows no cache,
-no prompt's embeddings and no setting by name.
+The rules' processors run first. Then the likeliest token is taken, or a token is drawn. Knows no
+cache, no prompt's embeddings and no setting by name.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from trimtok_cli.generation.rules import Answer, Rules
 
-# Processors that read scores alone, and one that reads which ids there are, run once for all rows;
-# any other runs row by row.
+# These processors run once for all rows: they read scores alone, and one reads which ids there are.
+# Any other processor runs row by row.
 OF_SCORES = {
     "TemperatureLogitsWarper",
     "TopHLogitsWarper",
@@ -33,7 +33,7 @@ OF_WHICH_IDS = {"RepetitionPenaltyLogitsProcessor"}
 class Chooser:
     """Chooses a token for each answer under way; answer i is row i of the logits.
 
-    It waits for the device only where a processor does.
+    A call waits for the device only if a processor waits.
     """
 
     def __init__(self, rules: Rules) -> None:
@@ -54,7 +54,7 @@ class Chooser:
             return
         self._room(len(self.answers), max(lengths) + 1)
         for row, (answer, length) in enumerate(zip(answers, lengths, strict=True), first):
-            # The places behind the last id repeat the first one, so that no foreign id is seen.
+            # The places behind the last id repeat the first id, so that no foreign id is seen.
             self.seen[row] = answer.prompt[0] if length else 0
             self.seen[row, :length] = answer.prompt
 
@@ -68,8 +68,9 @@ class Chooser:
         self.lengths.pop()
 
     def __call__(self, logits: Tensor, first: int = 0) -> Tensor:
-        """Token ids (B,) for logits (B, V) of the rows from `first` on; -1 where no score is a
-        number.
+        """Token ids (B,) for logits (B, V) of the rows from `first` on.
+
+        The id is -1 for a row in which no score is a number.
         """
         answers = self.answers[first : first + len(logits)]
         scores = (
@@ -135,7 +136,7 @@ class Chooser:
 def draw(shares: Tensor, generators: Sequence[torch.Generator | None]) -> Tensor:
     """Draws one id of each row (B,) from shares (B, V), each row by its own generator.
 
-    It draws as torch.multinomial does, which checks its shares on the host and so waits.
+    The draw equals that of torch.multinomial, which checks its shares on the host and so waits.
     """
     times = torch.stack(
         [

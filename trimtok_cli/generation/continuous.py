@@ -1,8 +1,8 @@
 """The continuous loop: as an answer ends, a waiting prompt takes its slot (continuous batching).
 
-Prompts are prefilled together, up to a number of tokens, left-padded as in `plain.generate`; from
-then on each answer is a slot of a static cache, wherever it stands in its text. Greedy or sampled,
-the tokens are those of `generate`, which is its oracle. Knows no pruner and no image.
+Prompts are prefilled together, up to a number of tokens, left-padded as in `plain.generate`. Each
+answer is a slot of a static cache from then on, whatever its length. The tokens, greedy or sampled,
+equal those of `plain.generate`, the oracle of this loop. Knows no pruner and no image.
 """
 
 import logging
@@ -28,17 +28,17 @@ from trimtok_cli.tokens import Prompt
 log = logging.getLogger("trimtok")
 
 REFILL = 4  # a quarter of the slots must be free before the answers under way wait for a prefill
-# New tokens that a slot is made for; a longer answer makes its own room, for few are as long as
+# New tokens that a slot is made for. A longer answer makes its own room: few answers are as long as
 # they may be.
 AT_ONCE = 512
-# CUDA: so many steps are launched before the host looks at their tokens; elsewhere looking costs
-# nothing.
+# Steps launched on CUDA before the host looks at their tokens. Looking costs nothing on other
+# devices.
 BLOCK = 4
 
 
 @dataclass
 class _Row:
-    """One answer under way. Its slot is its place in the list of those."""
+    """One answer under way. Its slot is its index in the list of answers under way."""
 
     request: Any
     answer: Answer
@@ -61,23 +61,21 @@ class _Row:
 
     @property
     def length(self) -> int:
-        """Places of its slot that are filled: the last token's keys are written by the step that
-        reads it.
-        """
+        """The filled places of its slot, without the last token: the next step writes its keys."""
         return len(self.prompt) + len(self.answer.ids) - 1
 
     @property
     def left(self) -> int:
-        """Tokens that it may still say."""
+        """The number of tokens that the answer may still have."""
         return self.answer.limit - len(self.answer.ids)
 
 
 class Continuous:
-    """At most `batch_limit` answers at a time; None takes as many as memory allows, once the first
-    prompt shows what one takes.
+    """Runs at most `batch_limit` answers at a time, each in a slot of one cache.
 
-    Kept over a whole run: the cache and a device's recorded steps live here. `batch_limit` shrinks
-    for good when memory runs out.
+    A `batch_limit` of None takes as many as memory allows, once the first prompt shows how much one
+    answer takes; the limit shrinks for good when memory runs out. One object serves a whole run,
+    because it holds the cache and a device's recorded steps.
     """
 
     def __init__(
@@ -97,7 +95,7 @@ class Continuous:
         self.active: list[_Row] = []
         self.waiting: deque[_Row] = deque()
         self.refused: list[Finished] = []
-        # So many prompts are still to be run alone, since one of them broke a batch.
+        # The number of prompts still to be run alone, since one of them broke a batch.
         self.singly = 0
 
     @property
@@ -105,8 +103,10 @@ class Continuous:
         return bool(self.active or self.waiting or self.refused)
 
     def room(self) -> int:
-        """0 as well while what broke is run again, and while too few slots are free for a prefill
-        to be worth the wait of the answers under way.
+        """The number of requests that may be added now.
+
+        It is 0 while a broken batch is run again, and while too few slots are free for a prefill to
+        be worth the wait of the answers under way.
         """
         return 0 if self.waiting or (self.singly and self.active) else self._free()
 
@@ -118,10 +118,10 @@ class Continuous:
                 self.waiting.append(self._row(request))
 
     def step(self) -> list[Finished]:
-        """A prefill of what waits, if it fits, and a block of tokens for all that is under way."""
+        """Prefills waiting prompts that fit, then decodes a block of tokens for all under way."""
         finished, self.refused = self.refused, []
         fresh = [self.waiting.popleft() for _ in range(min(self._free(), len(self.waiting)))]
-        # Room is made once for all of them: a cache that grows is there twice while it is copied.
+        # Room is made once for all prompts: a growing cache is in memory twice while it is copied.
         longest = max((len(row.prompt) for row in fresh), default=0)
         admit = partial(self._admit, slots=len(self.active) + len(fresh), longest=longest)
         for group in self._groups(fresh):
@@ -131,8 +131,8 @@ class Continuous:
         return finished
 
     def _free(self) -> int:
-        """KVSlots that a prefill may fill now."""
-        # The first prompt alone says what one takes.
+        """The number of KV slots that a prefill may fill now."""
+        # The first prompt runs alone and shows how much memory one answer takes.
         limit = 1 if self.singly or self.batch_limit is None else self.batch_limit
         free = limit - len(self.active)
         return max(free, 0) if not self.active or free * REFILL >= limit else 0
@@ -143,7 +143,7 @@ class Continuous:
         return _Row(request, self.rules.answer(request.prompt))
 
     def _groups(self, rows: list[_Row]) -> Iterator[list[_Row]]:
-        """Prompts of like length together, so many that their padded tokens stay within bounds."""
+        """Groups of prompts of like length, whose padded tokens stay within `prefill_tokens`."""
         rows = sorted(rows, key=lambda row: len(row.prompt))
         while rows:
             count = 1
@@ -157,9 +157,10 @@ class Continuous:
     def _attempt(
         self, step: Callable[[list[_Row]], list[_Row]], rows: list[_Row]
     ) -> list[Finished]:
-        """A step, and the answers that it ends. Where it breaks, everything under way waits to be
-        run again: fewer at a time where memory ran out, one by one where anything else happened, so
-        that no prompt takes others along.
+        """Runs a step, and returns the answers that end in it.
+
+        Everything under way is run again after a step that breaks: fewer at a time if memory ran
+        out, one by one after any other error, so that no prompt takes others along.
         """
         try:
             return [self._finished(row) for row in step(rows)]
@@ -167,7 +168,7 @@ class Continuous:
             raise
         except Exception as error:
             failed = forget_frames(error)
-        # Behind the handler, where the failed step's tensors are not held any more.
+        # Behind the handler the failed step's tensors are no longer held.
         under_way = set(map(id, self.active))
         broken = [*self.active, *(row for row in rows if id(row) not in under_way)]
         log.debug("a step of %d answers broke and is run again", len(broken), exc_info=failed)
@@ -192,8 +193,7 @@ class Continuous:
 
     @torch.inference_mode()
     def _admit(self, rows: list[_Row], *, slots: int, longest: int) -> list[_Row]:
-        """Prefills `rows`, into the slots behind those in use; returns the answers that end with
-        their first token.
+        """Prefills `rows` into the first free slots; returns those that end with their first token.
 
         Room is reserved for `slots` slots and prompts of `longest` tokens.
         """
@@ -219,7 +219,7 @@ class Continuous:
 
     @torch.inference_mode()
     def _advance(self, rows: list[_Row]) -> list[_Row]:
-        """A block of tokens for all answers under way; returns those that end in it."""
+        """Decodes a block of tokens for the answers under way; returns those that end in it."""
         clock, count = Clock(self.model.device), len(rows)
         lengths = [row.length for row in rows]
         most = max(row.length + row.left for row in rows)
@@ -238,9 +238,7 @@ class Continuous:
         return self._leave()
 
     def _note(self, chosen: list[Tensor], logits: list[Tensor], rows: list[_Row]) -> None:
-        """The tokens of some steps, up to each answer's end; what a row went on to say behind it
-        does not count.
-        """
+        """Adds the tokens of some steps to the answers, without tokens behind an answer's end."""
         for number, (row, tokens) in enumerate(
             zip(rows, torch.stack(chosen, 1).tolist(), strict=True)
         ):
@@ -252,8 +250,9 @@ class Continuous:
                     break
 
     def _leave(self) -> list[_Row]:
-        """Takes the ended answers out; the last ones move to where they were, so that the slots in
-        use stay the first.
+        """Takes the ended answers out, and returns them.
+
+        The last answers move into the slots left free, so that the slots in use stay the first.
         """
         ended = [row for row in self.active if row.finish]
         for slot in reversed([i for i, row in enumerate(self.active) if row.finish]):

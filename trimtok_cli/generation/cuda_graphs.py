@@ -1,7 +1,7 @@
 """Decode steps recorded as CUDA graphs and replayed: one launch in place of a thousand.
 
-A graph has one shape, so slots and places are rounded up to a few sizes, and the surplus is masked.
-Knows no model.
+A graph has one shape, so the numbers of slots and places are rounded up to a few sizes, and the
+surplus is masked. Knows no model.
 """
 
 import gc
@@ -16,11 +16,11 @@ from torch import Tensor
 
 log = logging.getLogger("trimtok")
 
-# Steps of one shape before it is recorded: recording costs about as much as so many eager steps.
+# Steps of one shape before the shape is recorded: a recording costs about as many eager steps.
 PAYS = 8
-PLACES = 256  # shapes are so many places apart
+PLACES = 256  # the span of a shape is a multiple of so many places
 Step = Callable[[int, int], Tensor]
-"""step(count, span) -> logits. It reads tensors that stay where they are, and waits for nothing."""
+"""step(count, span) -> logits. A step reads tensors that stay in place, and never waits."""
 
 
 class CudaGraphs:
@@ -29,15 +29,16 @@ class CudaGraphs:
         self.clear()
 
     def clear(self) -> None:
-        """Forgets the recordings: the tensors that they read are about to be made anew."""
+        """Forgets the recordings, because the tensors that they read are about to be made anew."""
         self.recorded: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self.asked: Counter[tuple[int, int]] = Counter()
         self.pool: Any = None
 
     def __call__(self, step: Step, count: int, span: int, rows: int, places: int) -> Tensor:
-        """Logits (count, V) of a step, replayed where its shape was recorded.
+        """Logits (count, V) of a step, replayed if its shape was recorded.
 
-        rows, places: the whole cache's. Recorded or not, shapes and numbers are the same.
+        rows, places: the size of the whole cache. A recorded step and an eager one have the same
+        shapes and numbers.
         """
         shape = min(1 << (count - 1).bit_length(), rows), min(-(-span // PLACES) * PLACES, places)
         self.asked[shape] += 1
@@ -62,14 +63,14 @@ class CudaGraphs:
             self.clear()
 
     def _check(self, step: Step, shape: tuple[int, int]) -> None:
-        """Raises if the step waits for the device: during a recording that would leave the
-        allocator in it.
+        """Raises if the step waits for the device.
 
-        A step may be run any number of times: it writes the same keys to the same places.
+        A wait during a recording would leave the allocator in recording mode. A step may be run any
+        number of times: it writes the same keys to the same places.
         """
         before = torch.cuda.get_sync_debug_mode()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the mode is a prototype
+            warnings.simplefilter("ignore")  # torch warns that the mode is a prototype
             torch.cuda.set_sync_debug_mode("error")
             try:
                 step(*shape)

@@ -1,8 +1,8 @@
 """Keys and values of the answers under way, in tensors made once: row i of the cache is slot i.
 
-A prompt's keys fill its slot from the left, without its padding, and every new token is written
-behind them, wherever that is: slots need not be of one length. Knows no model, no sampling, and not
-which answer lies in which slot.
+A prompt's keys fill its slot from the left, without the padding, and every new token is written
+behind them. Slots may have different lengths. Knows no model, no sampling, and not which answer
+lies in which slot.
 """
 
 import weakref
@@ -15,15 +15,14 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-GRAIN = 64  # a cache that is too short grows by at least so many places: growing copies it
+GRAIN = 64  # places that a short cache grows by at least, because growing copies the cache
 
 
 class KVSlots(Cache):
-    """store (layers, 2, rows, heads, length, head_dim): keys and values. lengths (rows,): where
-    each slot's next token goes.
+    """A cache of slots, which the model's own code uses like any other cache.
 
-    Between `filling` and `stepping` the model's own code asks this cache what it would ask any
-    other.
+    store (layers, 2, rows, heads, length, head_dim): keys and values. lengths (rows,): the place of
+    each slot's next token. `filling` and `stepping` choose the slots that the model's code sees.
     """
 
     def __init__(self, num_layers: int, device: torch.device) -> None:
@@ -46,7 +45,7 @@ class KVSlots(Cache):
         return rows <= self.rows and length <= self.length
 
     def reserve(self, rows: int, length: int) -> None:
-        """Makes room for `rows` slots of `length` places, in new tensors; what is in use stays."""
+        """Makes room for `rows` slots of `length` places, in new tensors; the keys are copied."""
         self.seen = self.last = ()
         self.place = None
         if length > self.length:
@@ -67,16 +66,16 @@ class KVSlots(Cache):
 
     @property
     def _stored(self) -> Tensor:
-        """The store, where a prompt has been written."""
+        """The store, which exists once a prompt has been written."""
         if self.store is None:
             raise LookupError("no prompt has been written yet")
         return self.store
 
     @contextmanager
     def filling(self, first: int, lengths: Sequence[int]) -> Iterator[None]:
-        """While it lasts, a prefill of left-padded prompts fills the slots from `first` on.
+        """A block in which a prefill of left-padded prompts fills the slots from `first` on.
 
-        lengths: of the prompts, without padding.
+        lengths: the lengths of the prompts, without padding.
         """
         self.new, self.first, self.past = lengths, first, 0
         try:
@@ -88,11 +87,10 @@ class KVSlots(Cache):
         )
 
     def stepping(self, count: int, span: int, *, even: bool) -> None:
-        """From here on, takes one token for each of the first `count` slots, and shows attention
-        their first `span` places.
+        """Takes one token for each of the first `count` slots from now on.
 
-        even: all slots have the length span - 1. Otherwise the place that each writes to is read
-        from `lengths`, on the device.
+        Attention sees the first `span` places of these slots. even: all slots have the length
+        span - 1; otherwise each slot's place to write to is read from `lengths`, on the device.
         """
         self.past = span - 1
         self.place = None if even else (self.numbers[:count], slice(None), self.lengths[:count])
@@ -111,8 +109,9 @@ class KVSlots(Cache):
         self._stored[:, :, slot] = 0
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores keys and values (B, heads, S, head_dim) of one layer; returns those that its
-        attention sees.
+        """Stores keys and values (B, heads, S, head_dim) of one layer.
+
+        Returns the keys and values that the layer's attention sees.
         """
         store = self._make(keys) if self.store is None else self.store
         for which, new in enumerate((keys, values), 2 * layer):
@@ -134,8 +133,9 @@ class KVSlots(Cache):
 
 
 class _Layer(CacheLayerMixin):
-    """One layer's cache as the library asks for it. A prefill starts from an empty one, whatever
-    lies in other slots.
+    """The cache of one layer, in the library's form.
+
+    A prefill starts from an empty cache, whatever lies in other slots.
     """
 
     is_sliding = False  # windows are masked; every slot keeps all of its places
@@ -143,7 +143,7 @@ class _Layer(CacheLayerMixin):
 
     def __init__(self, owner: KVSlots, number: int) -> None:
         super().__init__()
-        # A cycle would keep the cache until the next collection.
+        # A reference cycle would keep the cache until the next garbage collection.
         self.owner: Any = weakref.proxy(owner)
         self.number = number
 

@@ -9,8 +9,9 @@ from trimtok_cli.tokens import Prompt
 
 
 def pad_left(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor | None, Tensor]:
-    """embeds (B, S, D), mask (B, S) of ones and zeros, or None where nothing is padded, positions
-    (B, S) or (3, B, S).
+    """The padded prompts: embeds (B, S, D), mask (B, S), positions (B, S) or (3, B, S).
+
+    The mask holds ones and zeros, or is None if nothing is padded.
     """
     longest = max(len(prompt) for prompt in prompts)
     first = prompts[0]
@@ -22,6 +23,6 @@ def pad_left(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor | None, Tensor]:
         embeds[row, start:] = prompt.embeds
         positions[..., row, start:] = prompt.positions
         mask[row, start:] = 1
-    # Without padding there is no mask: attention kernels are faster, and the library builds the
-    # causal one itself.
+    # There is no mask without padding: attention kernels are faster, and the library builds the
+    # causal mask itself.
     return embeds, None if all(len(prompt) == longest for prompt in prompts) else mask, positions

@@ -1,8 +1,8 @@
 """The plain loop: a batch of prompts of unequal length, prefill, then one token at a time.
 
-Prompts are left-padded with an explicit mask and explicit positions, so that a batch gives what its
-singles give. It is the oracle of continuous.py, and what methods run under that prune inside the
-decoder. Knows no pruner and no image.
+Prompts are left-padded with an explicit mask and explicit positions, so that a batch gives the same
+answers as its singles. This loop is the oracle of continuous.py, and the loop of methods that prune
+inside the decoder. Knows no pruner and no image.
 """
 
 from collections.abc import Sequence
@@ -29,8 +29,8 @@ def generate(
 ) -> tuple[list[Generated], Seconds]:
     """Answers for a batch of prompts, and the seconds of prefill and decode.
 
-    logits are the model's own. SampleError where a prompt leaves no room for an answer; an answer
-    that fails on its way carries its error.
+    The logits are the model's own. An answer that fails on its way carries its error. Raises
+    SampleError if a prompt leaves no room for an answer.
     """
     clock = Clock(model.device)
     answers, chooser = [rules.answer(prompt) for prompt in prompts], Chooser(rules)
@@ -57,7 +57,7 @@ def generate(
 
 
 def _take(answers: Sequence[Answer], chosen: Tensor) -> bool:
-    """A token for each answer that goes on; whether any goes on still."""
+    """Adds a token to each unfinished answer; returns whether any is still unfinished."""
     for answer, token in zip(answers, chosen.tolist(), strict=True):
         if not answer.finish:
             answer.take(token)
@@ -65,9 +65,10 @@ def _take(answers: Sequence[Answer], chosen: Tensor) -> bool:
 
 
 class Plain:
-    """Batches of `batch_limit`, each to its last answer before the next one begins.
+    """Runs batches of `batch_limit` prompts, each to its last answer before the next batch begins.
 
-    None takes as many as memory allows, once the first prompt shows what one takes.
+    A `batch_limit` of None takes as many as memory allows, once the first prompt shows how much one
+    answer takes.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class Plain:
             self.batch_limit = batch_limit_for(self.model, self.rules, requests[0].prompt)
 
     def step(self) -> list[Finished]:
-        """A whole batch. One that breaks is run again in halves."""
+        """Runs a whole batch; a batch that breaks is run again in halves."""
         finished, fit = [], []
         for request in self.waiting:
             if error := self.rules.refusal(request.prompt):

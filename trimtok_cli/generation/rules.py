@@ -1,9 +1,9 @@
 """The rules of an answer's tokens: the checkpoint's generation settings, overruled by the user's.
 
-Logits processors and stopping criteria are transformers' own, made of the generation config, one
-set for each answer. They see what they would see in a `generate` of that answer alone: the ids of
-the dense prompt, placeholders included, then the answer so far. Pruning takes rows from the prompt,
-not ids from the processors. Knows no pruner, no cache and no image.
+Logits processors and stopping criteria are transformers' own, made from the generation config, one
+set for each answer. They see the same ids as in a `generate` of that answer alone: the dense
+prompt, placeholders included, then the answer so far. Pruning takes rows from the prompt, not ids
+from the processors. Knows no pruner, no cache and no image.
 """
 
 import copy
@@ -21,7 +21,7 @@ from trimtok_cli.generation.seeds import mixed_seed
 from trimtok_cli.sampling import COLDEST, Sampling, check_length
 from trimtok_cli.tokens import Prompt
 
-NEW_TOKENS = 128  # where neither the user nor the checkpoint says
+NEW_TOKENS = 128  # used if neither the user nor the checkpoint sets a length
 
 FILE = "generation_config.json"
 
@@ -48,11 +48,10 @@ MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 
 @dataclass
 class Answer:
-    """One answer under way: what decides about its next token, and what it said so far, the end
-    token included.
+    """One answer under way: its processors, and its tokens so far, the end token included.
 
-    prompt (S,): ids that its processors see before it. finish: stop, length, error, or nothing
-    while it goes on.
+    prompt (S,): the ids that the processors see before the answer. finish: stop, length, error, or
+    empty while the answer goes on.
     """
 
     rules: "Rules"
@@ -64,7 +63,7 @@ class Answer:
     finish: str = ""
 
     def take(self, token: int) -> None:
-        """One token more; a negative one is none."""
+        """Adds a token; a negative one is no token."""
         if token < 0:
             self.finish = "error"
             return
@@ -92,11 +91,10 @@ class Answer:
 
 
 class Rules:
-    """The generation settings of a run. ModelError for what cannot be followed.
+    """The generation settings of a run. Raises ModelError for settings that cannot be followed.
 
-    network: the model as transformers has it. name: the checkpoint's, for sentences.
-    stop False ignores end tokens, for measuring, and with them the checkpoint's settings unless
-    `sampling` is given.
+    network: the transformers model. name: the checkpoint's name, for sentences. stop: False ignores
+    end tokens, for measuring, and also the checkpoint's settings unless `sampling` is given.
     """
 
     def __init__(
@@ -114,7 +112,7 @@ class Rules:
         self.model, self.name, self.device = network, name, network.device
         self.sampling, self.given_length = sampling or Sampling(), max_new_tokens
         self.ends = frozenset(end_ids if stop else ())
-        self.dropped: dict[str, Any] = {}  # what --greedy does without
+        self.dropped: dict[str, Any] = {}  # settings that --greedy leaves out
         self.criteria: Sequence[Any] = ()
         self.processor_names: tuple[str, ...] = ()
         self.samples = False
@@ -130,23 +128,23 @@ class Rules:
         except ModelError:
             raise
         except Exception as error:
-            # whatever the library, and what it is given, raises at a value that is not of its kind
+            # The library raises errors of any type at a value that it does not expect.
             said = (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
             raise ModelError(
                 f"{FILE} of {self.name} cannot be followed: {said}. Mend the file, or "
                 "overrule it (--greedy, --temperature)."
             ) from error
         self.samples = bool(self.config.do_sample)
-        known = ("MaxLengthCriteria", "EosTokenCriteria")  # of these the loops think themselves
+        known = ("MaxLengthCriteria", "EosTokenCriteria")  # the loops check these themselves
         self.criteria = [each for each in criteria if type(each).__name__ not in known]
 
     @property
     def plain(self) -> bool:
-        """Whether the likeliest token is all there is to it."""
+        """Whether every token is simply the likeliest one."""
         return not self.processor_names and not self.samples
 
     def answer(self, prompt: Prompt) -> Answer:
-        """A new answer to a prompt. SampleError where the prompt leaves no room for one."""
+        """A new answer to a prompt. Raises SampleError if the prompt leaves it no room."""
         ids = (
             prompt.ids
             if prompt.ids is not None
@@ -164,7 +162,7 @@ class Rules:
         return Answer(self, ids, processors, generator, limit)
 
     def refusal(self, prompt: Prompt) -> SampleError | None:
-        """Why a prompt cannot be answered at all; None where it can."""
+        """The error of a prompt that cannot be answered at all; None if it can."""
         try:
             self.limit(prompt)
         except SampleError as error:
@@ -172,8 +170,9 @@ class Rules:
         return None
 
     def limit(self, prompt: Prompt) -> int:
-        """The most new tokens behind a prompt: the user's number, then the checkpoint's, then our
-        own. SampleError if none.
+        """The most new tokens behind a prompt: the user's, the checkpoint's, or our own number.
+
+        Raises SampleError if no token is left.
         """
         if self.own_length is None:
             return self.most
@@ -193,14 +192,16 @@ class Rules:
 
     @property
     def own_length(self) -> int | None:
-        """The checkpoint's max_length, which counts the dense prompt; None where a number of new
-        tokens is said.
+        """The checkpoint's max_length, which counts the dense prompt.
+
+        None if a number of new tokens is set.
         """
         counted = self.given_length is None and self.config.max_new_tokens is None
         return self.model.generation_config.max_length if counted else None
 
     def stops(self, answer: Answer) -> bool:
-        """Whether one of the checkpoint's further criteria, as a stop string, ends an answer here.
+        """Whether a further criterion of the checkpoint, such as a stop string, ends an answer.
+
         Waits for the device.
         """
         if not self.criteria:
@@ -209,9 +210,7 @@ class Rules:
         return any(bool(each(ids, None).any()) for each in self.criteria)
 
     def _config(self) -> GenerationConfig:
-        """The checkpoint's settings, the library's defaults where it says nothing, and the user's
-        word over both.
-        """
+        """The user's settings over the checkpoint's, which stand over the library's defaults."""
         if "generate" in vars(self.model):
             raise ModelError(
                 f"{self.name} brings a `generate` of its own, which cannot be followed here."
@@ -227,7 +226,7 @@ class Rules:
         config.update(**self.sampling.overrides, **without, eos_token_id=sorted(self.ends) or None)
         mode = config.get_generation_mode()
         if mode is GenerationMode.SAMPLE or config.top_k in (None, 0, 1):
-            refused.pop("penalty_alpha", None)  # `generate` itself does not look at it then
+            refused.pop("penalty_alpha", None)  # `generate` itself ignores it then
         if refused or mode not in MODES:
             said = ", ".join(f"{name} {value}" for name, value in refused.items()) or mode.value
             raise ModelError(
@@ -252,7 +251,7 @@ class Rules:
     def _processors(
         self, ids: Tensor, limit: int, config: GenerationConfig, device: torch.device
     ) -> Sequence[Any]:
-        """As `generate` makes them for a prompt of these ids alone."""
+        """The processors that `generate` makes for a prompt of these ids alone."""
         config = copy.copy(config)
         config.max_length = len(ids) + limit
         if config.min_new_tokens is not None:
@@ -267,8 +266,9 @@ class Rules:
         )
 
     def _try(self, vocabulary: int) -> None:
-        """One step on the CPU, of a prompt of two tokens: what a setting cannot do is known before
-        the run.
+        """Tries one step on the CPU, with a prompt of two tokens.
+
+        A setting that cannot work is thus known before the run.
         """
         host, config = torch.device("cpu"), copy.copy(self.config)
         self.model._prepare_special_tokens(config, True, device=host)

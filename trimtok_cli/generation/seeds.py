@@ -1,4 +1,4 @@
-"""Seeds: one for every sample of a run, and one made of several parts."""
+"""Seeds: one for every sample of a run, and one made from several parts. Knows no model."""
 
 import hashlib
 import json
@@ -6,17 +6,17 @@ from collections import Counter
 
 
 class SampleSeeds:
-    """A number for every sample of a run, from what is asked and from how often the same was asked
-    before.
+    """A number for every sample of a run, from its image names and its question.
 
-    The order of a file, its ids, batches and workers play no part in it.
+    A sample that repeats both gets a number of its own. The order of a file, its ids,
+    batches and workers do not change the number.
     """
 
     def __init__(self) -> None:
         self.before: Counter[bytes] = Counter()
 
     def number(self, names: tuple[str, ...], question: str) -> int:
-        """Below 2**63."""
+        """The number of one sample, below 2**63."""
         key = hashlib.sha256(json.dumps([names, question]).encode()).digest()
         self.before[key] += 1
         return mixed_seed(key.hex(), self.before[key])

@@ -20,7 +20,7 @@ ALWAYS = {
     "repetition_penalty",
 }
 
-# Settings that only sampling looks at.
+# Settings that only sampling uses.
 SAMPLING_ONLY = (
     "temperature",
     "top_p",
@@ -32,7 +32,7 @@ SAMPLING_ONLY = (
     "eta_cutoff",
 )
 
-# Settings that no token depends on.
+# Settings that change no token.
 IRRELEVANT = {
     "transformers_version",
     "bos_token_id",
@@ -51,13 +51,13 @@ IRRELEVANT = {
     "disable_compile",
 }
 
-LONG = 60  # a value of so many characters is not for the screen
+LONG = 60  # characters; the screen does not show a longer value
 
 
 def described(rules: Rules, sources: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """{setting: {value, from}} for every setting that decides about tokens.
 
-    sources: for each setting that the user gave, by RunConfig's names, where it was given.
+    sources: the source of each setting that the user gave, keyed by RunConfig field.
     """
     own = rules.model.generation_config.to_dict()
     own = {
@@ -74,7 +74,7 @@ def described(rules: Rules, sources: Mapping[str, str]) -> dict[str, dict[str, A
     if rules.dropped:
         user |= dict.fromkeys(rules.dropped, user["do_sample"])
     if rules.own_length is None:
-        own.pop("max_length", None)  # it has no say
+        own.pop("max_length", None)  # has no effect
     length = None if rules.own_length else rules.most
     found = {
         "max_new_tokens": length,
@@ -105,9 +105,7 @@ def described(rules: Rules, sources: Mapping[str, str]) -> dict[str, dict[str, A
 
 
 def notes(rules: Rules, sources: Mapping[str, str]) -> list[str]:
-    """What a user should know before the run, a line each: what the checkpoint asks for, and what
-    has no effect.
-    """
+    """Lines for the user before the run: unusual settings, and settings without effect."""
     settings, usual, lines = (
         described(rules, sources),
         rules.config._get_default_generation_params(),
@@ -148,7 +146,7 @@ def notes(rules: Rules, sources: Mapping[str, str]) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON can hold it."""
+    """The value in a form that JSON can hold."""
     if isinstance(value, Mapping):
         return {str(key): _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple | set):

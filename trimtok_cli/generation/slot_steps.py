@@ -1,6 +1,6 @@
 """Prefills into KV slots and decode steps over them: the device's side of the continuous loop.
 
-The tensors that a step reads stay where they are, so that a step can be recorded. Slots in use are
+The tensors that a step reads stay in place, so that a step can be recorded. The slots in use are
 always the first ones. Knows no answer's end and no sampling.
 """
 
@@ -18,7 +18,7 @@ from trimtok_cli.tokens import Prompt
 
 
 class SlotSteps:
-    """The cache, a device's recorded steps, and of each slot its last token's id and position."""
+    """The cache, a device's recorded steps, and the id and position of each slot's last token."""
 
     def __init__(self, model: LanguageModel) -> None:
         self.model = model
@@ -33,7 +33,7 @@ class SlotSteps:
         self.graphs.clear()
 
     def prefill(self, first: int, prompts: Sequence[Prompt], *, slots: int, length: int) -> Tensor:
-        """(B, V): logits behind each prompt, its keys in the slots from `first` on.
+        """Prefills the slots from `first` on; returns the logits (B, V) behind each prompt.
 
         There is room for `slots` slots of `length` places afterwards.
         """
@@ -45,12 +45,13 @@ class SlotSteps:
         return logits
 
     def take(self, first: int, chosen: Tensor) -> None:
-        """The next tokens (B,) of the slots from `first` on; a negative one is none."""
+        """Sets the next tokens (B,) of the slots from `first` on; a negative one is no token."""
         self.ids[first : first + len(chosen)] = chosen.clamp(min=0)
 
     def decode(self, count: int, span: int, *, even: bool) -> Tensor:
-        """(count, V): one more token for each of the first slots, of which attention sees `span`
-        places. even: the slots are all of one length.
+        """Logits (count, V) of one more token for each of the first `count` slots.
+
+        Attention sees `span` places of each slot. even: the slots all have one length.
         """
         if self.graphs.used:
             step, slots = self._masked_step, self.slots
@@ -58,27 +59,26 @@ class SlotSteps:
         return self._step(count, span, None if even else self._masks(count, span))
 
     def advance(self, count: int, chosen: Tensor) -> None:
-        """Behind a step: its tokens are what the next one reads, a place further on."""
+        """Hands a step's tokens to the next step, one place further on."""
         self.take(0, chosen)
         self.positions[..., :count, :] += 1
         self.slots.lengths[:count] += 1
 
     def move(self, source: int, target: int, length: int) -> None:
-        """What lies in slot `source`, `length` places, now lies in slot `target`."""
+        """Moves the contents of slot `source`, `length` places, to slot `target`."""
         self.slots.move(source, target, length)
         self.ids[target] = self.ids[source]
         self.positions[..., target, :] = self.positions[..., source, :]
 
     def leave(self, in_use: int) -> None:
-        """KVSlots from `in_use` on are free. A recorded step takes them in all the same, and they
-        write where every slot has a place.
+        """Frees the slots from `in_use` on.
+
+        A recorded step still includes free slots, which then write to place 0: every slot has it.
         """
         self.slots.lengths[in_use:] = 0
 
     def make_room(self, length: int, most: int) -> None:
-        """For slots of `length` places; where they are too short they double, up to as many as
-        could ever be needed.
-        """
+        """Makes room for slots of `length` places: shorter slots double, up to `most` places."""
         if not self.slots.holds(self.slots.rows, length):
             doubled = min(2 * self.slots.length, most)
             self._reserve(self.slots.rows, max(length, doubled), self.positions)
@@ -86,7 +86,7 @@ class SlotSteps:
     def _reserve(self, rows: int, length: int, positions: Tensor) -> None:
         if self.slots.holds(rows, length):
             return
-        self.graphs.clear()  # they read the tensors that are made anew here
+        self.graphs.clear()  # the graphs read tensors that are made anew here
         self.slots.reserve(rows, length)
         if len(self.ids) < self.slots.rows:
             more = self.slots.rows - len(self.ids)
@@ -97,7 +97,7 @@ class SlotSteps:
             self.positions = empty
 
     def _masked_step(self, count: int, span: int) -> Tensor:
-        """As a step of slots of unequal length; every number it depends on lies on the device."""
+        """A step over slots of unequal length; every number that it depends on is on the device."""
         return self._step(count, span, self._masks(count, span))
 
     def _step(self, count: int, span: int, mask: Tensor | dict[str, Tensor] | None) -> Tensor:
@@ -106,8 +106,9 @@ class SlotSteps:
         return self.model.forward(embeds, mask, self.positions[..., :count, :], self.slots)
 
     def _masks(self, count: int, span: int) -> Tensor | dict[str, Tensor]:
-        """What each slot has written so far, as scores to add, (count, 1, 1, span); by kind of
-        layer where there are several.
+        """Masks (count, 1, 1, span) of the places that each slot has written, as scores to add.
+
+        A dict of masks, keyed by type of layer, if the decoder has several types.
         """
         config, ends = self.model.config, self.slots.lengths[:count, None]
         places = torch.arange(span, device=ends.device)

@@ -14,11 +14,11 @@ from trimtok_cli.tokens import Prompt
 
 
 class LanguageModel(Protocol):
-    """All that a loop needs of a model. An Adapter is one."""
+    """The part of a model that a loop needs. An Adapter is a LanguageModel."""
 
     @property
     def config(self) -> Any:
-        """The decoder's own: its layers, heads, widths, windows and positions."""
+        """The decoder's config: its layers, heads, widths, windows and positions."""
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -38,12 +38,12 @@ class LanguageModel(Protocol):
         cache: Any,
         prompts: Sequence[Prompt] = (),
     ) -> Tensor:
-        """(B, S, D) -> logits (B, V) of the last row; fills `cache`. prompts: of a prefill."""
+        """(B, S, D) -> logits (B, V) of the last row; fills `cache`. prompts: for a prefill."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt on its way through generation. number: by which whoever asks knows it."""
+    """A prompt on its way through generation. number: the caller's number for the prompt."""
 
     prompt: Prompt
     number: int = 0
@@ -51,9 +51,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Generated:
-    """ids without the end token; steps counts it. finish: stop, length or error.
+    """The tokens of a finished answer.
 
-    logits (steps, V) only where asked for.
+    `ids` leaves out the end token, and `steps` counts it. finish: stop, length or error. logits
+    (steps, V) are kept only if asked for.
     """
 
     ids: tuple[int, ...]
@@ -64,7 +65,7 @@ class Generated:
 
     @classmethod
     def of(cls, answer: Answer, logits: Tensor | None = None) -> "Generated":
-        """What an answer came to. What it went on to say beside its batch does not count."""
+        """The tokens of an answer up to its end, without steps that only its batch still took."""
         steps = len(answer.ids)
         logits = None if logits is None else logits[:steps]
         return cls(answer.text_ids, steps, answer.finish, logits, answer.error)
@@ -95,36 +96,36 @@ class Finished:
     def of(
         cls, request: Any, generated: Generated, seconds: Seconds, peak_batch: int
     ) -> "Finished":
-        """An answer whose scores are no numbers is an error, and no answer."""
+        """The finished request; an answer whose scores are not numbers becomes an error."""
         if generated.error:
             return cls(request, None, seconds, peak_batch, generated.error)
         return cls(request, generated, seconds, peak_batch)
 
 
 class Loop(Protocol):
-    """Requests under way: plain, continuous, inside the decoder, or an engine outside this package.
+    """Runs requests: plain, continuous, inside the decoder, or by an engine outside this package.
 
-    A request is any object with a `prompt`; it comes back as it was in its `Finished`.
+    A request is any object with a `prompt`; its `Finished` holds the same object.
     """
 
     rules: Rules
 
     def room(self) -> int:
-        """How many requests it would admit now."""
+        """The number of requests that may be added now."""
 
     def add(self, requests: Sequence[Any]) -> None:
         """Takes requests, at most as many as there is room for."""
 
     def step(self) -> list[Finished]:
-        """A prefill or a block of tokens, and what ended in it. ModelError ends the run."""
+        """Runs a prefill or a block of tokens; returns the ended requests. Raises ModelError."""
 
     @property
     def busy(self) -> bool:
-        """Whether anything is under way."""
+        """Whether any request is under way."""
 
 
 def run(loop: Loop, requests: Iterable[Any]) -> Iterator[Finished]:
-    """Every request through a loop, each handed over as it ends."""
+    """Runs every request through a loop, and yields each as it ends."""
     left = iter(requests)
     while True:
         if room := loop.room():

@@ -1,4 +1,4 @@
-"""compare.jsonl: a line a sample, answered in several ways, dense first."""
+"""compare.jsonl: one line for each sample, answered in several ways, dense first."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from trimtok_cli.outputs.record import record
 
 
 class ComparisonLines:
-    """model, run: names that every record repeats."""
+    """The lines of compare.jsonl. model, run: names that every record repeats."""
 
     def __init__(self, file: LineFile, *, model: str, run: str) -> None:
         self.file, self.model, self.run = file, model, run
@@ -22,8 +22,9 @@ class ComparisonLines:
 
 
 def comparison_record(comparison: Comparison, *, model: str, run: str) -> dict[str, Any]:
-    """One line: the question, the references, and under `runs` a full record for each setting,
-    dense first.
+    """The record of one line: the question, the references, and `runs`.
+
+    `runs` holds a full record for each setting, dense first.
     """
     records = [record(result, model=model, run=run) for result in comparison.results]
     shared = {key: records[0][key] for key in ("question_id", "image", "prompt")}

@@ -1,8 +1,7 @@
-"""The destination of a run: a new folder in trimtok-out, a named folder, a .jsonl file, or standard
-output.
+"""The destination of a run: a new folder in trimtok-out, a named folder, a file, or stdout.
 
-It is found and tried before a model is loaded: no output is an input, no other run writes there,
-and the disk takes it. run.json stands beside the answers.
+The destination is found and tried before a model is loaded: no output is an input, no other run
+writes there, and the disk takes it. run.json stands beside the answers. Knows no format.
 """
 
 import errno
@@ -24,14 +23,14 @@ from trimtok_cli.outputs.whole_files import beside, create, discard, put
 from trimtok_cli.wording import brief
 
 OWN = Path("trimtok-out")  # holds the folders of runs without --out
-TRIED = 64 * 1024  # bytes that the disk must take before a model is loaded
+TRIED = 64 * 1024  # bytes written to the disk before a model is loaded
 # The ending of a file's name. v1.5 and qwen-0.5b are names of folders.
 _ENDING = re.compile(r"\.[a-z][a-z0-9]{0,6}", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Destination:
-    """The files of a run. answers is None for standard output, which has nothing beside it."""
+    """The files of a run. `answers` is None for standard output, which has no file beside it."""
 
     answers: Path | None
     manifest: Path | None = None
@@ -43,7 +42,7 @@ class Destination:
 
     @property
     def file(self) -> Path:
-        """The file of the answers; LookupError for standard output, which is none."""
+        """The file of the answers. Raises LookupError for standard output."""
         if self.answers is None:
             raise LookupError("standard output is no file")
         return self.answers
@@ -84,10 +83,10 @@ def claimed(
     """Finds the destination that `out` names, and holds it for a run.
 
     Folders made for the run are removed if it writes nothing. reads: the files that the run reads;
-    a number is an open file. name: of the answers in a folder, beside which stands run.json, with
-    `page` a page, and `plots` without run.json. Raises UsageError where the name says nothing, one
-    of `reads` would be written, something is there and `overwrite` is not set, or another run
-    writes there; TrimtokError where the disk refuses.
+    a number is an open file. name: the name of the answers' file in a folder. run.json stands
+    beside it, and with `page` a page; `plots` stand there in place of run.json. Raises UsageError
+    if `out` names no output, one of `reads` would be written, a file is there and `overwrite` is
+    not set, or another run writes there. Raises TrimtokError if the disk refuses.
     """
     if out == "-":
         if sys.__stdout__ is None:
@@ -161,17 +160,18 @@ def refuse_inputs(destination: Destination, reads: Iterable[str | Path | int]) -
 
 
 def listed(name: str | Path) -> list[Path]:
-    """The file of this name, or the files of that folder; none where there is neither."""
+    """The file of this name, or the files of the folder of this name; empty if neither exists."""
     try:
         path = Path(name).expanduser()
         return [*path.iterdir()] if path.is_dir() else [path] * path.is_file()
-    except (OSError, RuntimeError, ValueError):  # whoever opens it will say what is wrong
+    except (OSError, RuntimeError, ValueError):  # opening it will raise the same error
         return []
 
 
 def _refuse_others(destination: Destination, overwrite: bool) -> None:
-    """Raises UsageError if a file would be replaced without leave. An empty file, and the manifest
-    of a run without answers, may be replaced.
+    """Raises UsageError if a file would be replaced and `overwrite` is not set.
+
+    An empty file, and the manifest of a run without answers, may be replaced.
     """
     holds = destination.file.exists() and destination.file.stat().st_size > 0
     began = holds or destination.manifest is None or not _never_began(destination.manifest)
@@ -188,7 +188,7 @@ def _refuse_others(destination: Destination, overwrite: bool) -> None:
 
 
 def _answers(out: str | None, command: str, name: str, undo: ExitStack) -> Path:
-    """The file of the answers. UsageError for a name that no output can have; OSError."""
+    """The file of the answers. Raises OSError, or UsageError for a name no output can have."""
     if out is None:
         return _free_folder(f"{command}-{time.strftime('%Y%m%d-%H%M%S')}", undo) / name
     if not out.strip() or "\0" in out:
@@ -203,7 +203,7 @@ def _answers(out: str | None, command: str, name: str, undo: ExitStack) -> Path:
         ) from None
     try:
         mode = path.stat().st_mode
-    except OSError:  # not there yet, or what is wrong shows when it is tried
+    except OSError:  # the file is not there yet, or trying it will show the error
         mode = 0
     folder = stat.S_ISDIR(mode) or out.endswith(("/", os.sep))
     # /dev/stdout may be a regular file.
@@ -230,7 +230,7 @@ def _answers(out: str | None, command: str, name: str, undo: ExitStack) -> Path:
 
 
 def _followed(path: Path) -> Path:
-    """The path that a link leads to: that file is replaced, and all is written beside it."""
+    """The path that a link leads to: that file is replaced, and the others stand beside it."""
     path = Path(os.path.realpath(path)) if os.path.islink(path) else path
     mode = path.stat().st_mode if os.path.exists(path) else stat.S_IFREG
     if stat.S_ISDIR(mode):
@@ -258,14 +258,14 @@ def _free_folder(name: str, undo: ExitStack) -> Path:
 
 
 def _make_folder(folder: Path, undo: ExitStack) -> None:
-    """Makes a folder and those above it; new ones are removed again if they stay empty."""
+    """Makes a folder and its parents; new folders are removed again if they stay empty."""
     for path in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
         undo.callback(_remove, path)
         path.mkdir(exist_ok=True)
 
 
 def _remove(folder: Path) -> None:
-    with suppress(OSError):  # it is not empty: the run has written
+    with suppress(OSError):  # the run has written, so the folder is not empty
         folder.rmdir()
 
 
@@ -279,8 +279,8 @@ def _identity(file: str | Path | int) -> tuple[int, int] | None:
 
 
 def _never_began(manifest: Path) -> bool:
-    """Whether this is the manifest of a run that was interrupted before its first answer."""
-    if not manifest.is_file():  # a pipe would be waited for
+    """Whether `manifest` belongs to a run that was interrupted before its first answer."""
+    if not manifest.is_file():  # reading a pipe would wait
         return False
     try:
         found = json.loads(manifest.read_text(encoding="utf-8"))

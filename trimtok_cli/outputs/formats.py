@@ -8,14 +8,16 @@ from trimtok_cli.outputs.line_file import LineFile
 
 
 class Writer(Protocol):
-    """Results on their way into files of one format."""
+    """Writes results into files of one format."""
 
     def __init__(self, file: LineFile, *, model: str, run: str) -> None:
         """model, run: names for the records."""
 
     def write(self, result: Result) -> Result:
-        """Writes one result, and returns it as it was written. Raises TrimtokError, with what is
-        safe, where the disk fails; BrokenPipeError where nobody reads standard output.
+        """Writes one result, and returns it as it was written.
+
+        Raises TrimtokError, which names the answers that are safe, if the disk fails;
+        BrokenPipeError if nobody reads standard output.
         """
 
     def close(self, failed: bool) -> None:

@@ -1,4 +1,4 @@
-"""answers.jsonl: one record a line, one line an input, in input order, flushed as it comes."""
+"""answers.jsonl: one record a line, one line for each input, in order, flushed as it comes."""
 
 import json
 import math
@@ -18,7 +18,7 @@ class JsonLines:
         self.file, self.model, self.run = file, model, run
 
     def write(self, result: Result) -> Result:
-        """The result as it is written: one whose further columns cannot be written has failed."""
+        """Writes the result; one whose further columns cannot be written is returned as failed."""
         result, line = self._line(result)
         self.file.write(line)
         return result
@@ -37,8 +37,9 @@ class JsonLines:
 
 
 def to_line(row: dict[str, Any]) -> str:
-    """JSON on one line, readable as UTF-8. NaN, which is not JSON, can only come from an input's
-    own columns: it becomes null.
+    """JSON on one line, readable as UTF-8.
+
+    NaN becomes null, because it is not JSON. Only an input's own columns can hold NaN.
     """
     try:
         return json.dumps(row, ensure_ascii=False, allow_nan=False)
@@ -47,16 +48,15 @@ def to_line(row: dict[str, Any]) -> str:
 
 
 def line_of(row: dict[str, Any]) -> bytes:
-    """The line that is written. A lone surrogate (of a file name that is not UTF-8) cannot be
-    encoded: it becomes an escape.
+    """The line of a record, in bytes.
+
+    A lone surrogate, from a file name that is not UTF-8, cannot be encoded and becomes an escape.
     """
     return (to_line(row) + "\n").encode("utf-8", "backslashreplace")
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    """A copy with null for every float that is no number, however deep it stands; without
-    recursion.
-    """
+    """A copy with None for every float that is not finite, however deep, made without recursion."""
     copy = dict(row)
     left: list[Any] = [copy]
     while left:

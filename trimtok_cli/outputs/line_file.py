@@ -1,6 +1,6 @@
-"""The file of a run's lines: only whole lines, and old ones kept until the first new one is there.
+"""The file of a run's lines: whole lines only, and an old file is kept until the first new line.
 
-It says what is safe when the disk fails. Knows no model and no format.
+The error of a failed disk says which answers are safe. Knows no model and no format.
 """
 
 from collections.abc import Callable
@@ -16,9 +16,9 @@ class LineFile:
     """The open file, from the model's loading to the last answer, or standard output.
 
     begin: writes the manifest of a run that is not over. A new destination has its files from the
-    start. An old one stays whole until the first answer is there; then the new file takes its
-    place, and the files beside the old answers are removed, so that a killed run never leaves two
-    files that do not belong together.
+    start. An old destination stays whole until the first answer. Then the new file takes the old
+    one's place, and the files beside the old answers are removed, so that a killed run never leaves
+    two files that do not belong together.
     """
 
     def __init__(self, destination: Destination, begin: Callable[[], None] = lambda: None) -> None:
@@ -31,14 +31,16 @@ class LineFile:
                 self._or_say(self._take_place)
 
     def write(self, line: bytes) -> None:
-        """Writes one line. TrimtokError, which says what is safe, if the disk refuses it;
+        """Writes one line.
+
+        Raises TrimtokError, which names the answers that are safe, if the disk refuses the line;
         BrokenPipeError if nobody reads standard output.
         """
         self._or_say(lambda: self._write(line))
         self.count += 1
 
     def close(self, failed: bool) -> None:
-        """Closes the file. A run without a line leaves only its manifest, and none if it failed."""
+        """Closes the file. A run without a line leaves its manifest, or nothing if it failed."""
         if self.lines is None:
             return
         self.lines.close()
@@ -94,8 +96,9 @@ class LineFile:
 
 
 def finish(path: Path, write: Callable[[], None], failed: bool) -> None:
-    """Writes a file at the end of a run. TrimtokError if that fails, unless the run itself failed:
-    its own error comes first.
+    """Writes a file at the end of a run. Raises TrimtokError if the disk fails.
+
+    A run that itself failed raises its own error instead.
     """
     try:
         write()

@@ -1,7 +1,7 @@
 """The lock file beside an output: a second run on the same output is refused.
 
-The system's own lock (flock) tells a live run from a killed one; where there is none, the process
-number does.
+The system's own lock (flock) tells a live run from a killed one. The process number does so on a
+system without flock. Knows no format.
 """
 
 import contextlib
@@ -15,14 +15,14 @@ from typing import Any
 
 try:
     import fcntl
-except ImportError:  # Windows, where a file that is open cannot be removed: that is lock enough
+except ImportError:  # Windows: an open file cannot be removed there, and so is a lock itself
     fcntl = None  # type: ignore[assignment]
 
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
 class Busy(Exception):
-    """Raised where another run holds the lock, or another program's file is in the way."""
+    """Raised if another run holds the lock, or another program's file is in the way."""
 
 
 class Lock:
@@ -32,7 +32,7 @@ class Lock:
         self.path, self.file = path, -1
 
     def take(self) -> None:
-        """Raises Busy, or the OSError of a place that cannot be written."""
+        """Takes the lock. Raises Busy, or OSError if the folder cannot be written."""
         while self.file < 0:
             if fcntl is None:
                 with contextlib.suppress(FileNotFoundError):
@@ -40,7 +40,7 @@ class Lock:
             file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
             try:
                 self._hold(file)
-                # The holder before may have removed the file in between: then ours is another one.
+                # The last holder may have removed the file meanwhile: then ours has no name.
                 if _same(file, self.path):
                     text = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n"
                     os.ftruncate(file, 0)

@@ -1,5 +1,6 @@
-"""run.json: what was run, with what, and how it went. Counts and percentiles are gathered as
-results pass. Knows no model.
+"""run.json: the command, the settings and versions of a run, and its counts and times.
+
+Counts and percentiles are gathered as results pass. Knows no model.
 """
 
 import dataclasses
@@ -22,8 +23,9 @@ STAGES = tuple(field.name for field in dataclasses.fields(Seconds))
 
 
 class RunSummary:
-    """Counts and stage times of a run with one setting. Times are kept as a list of floats a
-    stage: 56 bytes a sample.
+    """Counts and times of a run with one setting.
+
+    The times of each step are kept as a list of floats: 56 bytes a sample.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -78,7 +80,7 @@ class RunSummary:
 
 
 class ComparisonSummary:
-    """The same of a run with several settings: figures for each of them."""
+    """Counts and times of a run with several settings, for each setting."""
 
     def __init__(self, settings: Sequence[Setting]) -> None:
         self.each = [RunSummary(setting) for setting in settings]
@@ -101,8 +103,8 @@ class ComparisonSummary:
 class Manifest:
     """run.json of one run: written when the run begins, and whole again when it ends.
 
-    facts: run, command, model, and what else only the caller knows. Until `interrupted` is set to
-    False the file says that the run is not over.
+    facts: run, command, model, and any other facts that only the caller knows. The file says that
+    the run is not over until `interrupted` is set to False.
     """
 
     def __init__(
@@ -117,11 +119,11 @@ class Manifest:
 
     @property
     def names(self) -> dict[str, str]:
-        """What every record repeats of it."""
+        """The names that every record repeats: model and run."""
         return {"model": self.config.model, "run": self.facts["run"]}
 
     def write(self) -> None:
-        """Whole or not at all; nothing where answers go to standard output."""
+        """Writes the file whole or not at all; writes nothing if answers go to standard output."""
         if self.destination.manifest is None:
             return
         document = {

@@ -1,5 +1,4 @@
-"""The page of a comparison: one HTML file with the pictures, the kept tokens drawn over them, and
-the answers beside.
+"""The page of a comparison: one HTML file of pictures, kept tokens drawn over them, and answers.
 
 Names, questions, answers and errors are untrusted text, and the template escapes all of it. Knows
 no model: each Comparison brings the boxes of its tokens.
@@ -25,7 +24,7 @@ from trimtok_cli.outputs.whole_files import write_whole
 
 LONGEST_SIDE = 640  # pixels of a picture on the page
 JPEG_QUALITY = 85
-FLAT_COLORS = 256  # a picture of no more colors may be smaller as PNG
+FLAT_COLORS = 256  # a picture of at most so many colors may be smaller as PNG
 
 Load = Callable[[Path], tuple[Any, Any]]  # an image and its Media
 
@@ -53,9 +52,10 @@ def write_page(
 ) -> None:
     """Writes the page: a card for each of the first `limit` samples, and a summary of all of them.
 
-    facts: the conditions, in order; sentence: where the time goes. load: gives an upright RGB image
-    and its Media (by default `media.images.load_image`); load_clip: gives a video's Clip (by
-    default `media.video.load_video`). A file that they refuse becomes a box with the reason.
+    facts: the conditions, in order. sentence: says which step takes the time. load: gives an
+    upright RGB image and its Media, by default `media.images.load_image`. load_clip: gives a
+    video's Clip, by default `media.video.load_video`. A file that `load` or `load_clip` refuses
+    becomes a box with the reason.
     """
     if load is None:
         from trimtok_cli.media.images import load_image
@@ -101,7 +101,7 @@ def write_page(
 class Picture:
     """An image, or a frame of a video, as the page shows it.
 
-    uri is empty where the file could not be read, and problem says why. number: its visual index;
+    `uri` is empty if the file could not be read, and `problem` says why. number: its visual index.
     frame: its number in a video.
     """
 
@@ -116,7 +116,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Overlay:
-    """SVG path data in pixels of a picture: `clear` stays unveiled, `outline` edges kept tokens."""
+    """SVG path data in pixels of a picture: `clear` has no veil, `outline` edges kept tokens."""
 
     kept: int
     dense: int
@@ -125,8 +125,9 @@ class Overlay:
 
 
 def diff(dense: str, pruned: str) -> list[tuple[str, str]]:
-    """The pruned answer in pieces (kind, text): equal, replace and insert hold its own words, and
-    delete holds dense's words that it lacks.
+    """The pruned answer in pieces (kind, text).
+
+    equal, replace and insert hold its own words; delete holds words of dense that it lacks.
     """
     old, new = dense.split(), re.findall(r"\S+\s*", pruned)
     pieces: list[tuple[str, str]] = []
@@ -172,7 +173,7 @@ def _pane(comparison: Comparison, number: int, pictures: Sequence[Picture]) -> d
 
 
 def _pictures(comparison: Comparison, load: Load, load_clip: LoadClip) -> Iterator[Picture]:
-    """Images in the prompt's order, and of a video every frame that has tokens."""
+    """The images in the prompt's order; a video gives every frame that has tokens."""
     sample = by_content(comparison.sample)
     names = iter(
         zip(
@@ -217,7 +218,7 @@ def _picture(name: str, image: Any, number: int, frame: int | None = None) -> Pi
 
 
 def _data_uri(image: Any) -> str:
-    """JPEG, or PNG where a flat drawing comes out smaller."""
+    """The data URI of an image, as JPEG, or as PNG if a flat drawing comes out smaller."""
     best, kind = BytesIO(), "jpeg"
     image.save(best, "JPEG", quality=JPEG_QUALITY, optimize=True)
     if image.getcolors(FLAT_COLORS):
@@ -229,9 +230,9 @@ def _data_uri(image: Any) -> str:
 
 
 def _overlay(comparison: Comparison, result: Result, picture: Picture) -> Overlay | None:
-    """The overlay of a picture; None where none of its tokens has a box, or none was dropped.
+    """The overlay of a picture; None if none of its tokens has a box, or none was dropped.
 
-    Dense has a veil only where the processor cropped the image, so that no token sees that part.
+    Dense has a veil only over parts that the processor cropped, which no token sees.
     """
     frames = comparison.frame or (0,) * len(comparison.boxes)
     places = enumerate(zip(comparison.boxes, comparison.visual_index, frames, strict=False))

@@ -1,6 +1,6 @@
 """The record of one answer, which LLaVA's own scorers can read.
 
-They read the first keys and ignore the rest; the same keys stand in every record, failed or not.
+The scorers read the first keys and ignore the rest. Every record has the same keys, failed or not.
 Knows no model and no file.
 """
 
@@ -16,8 +16,9 @@ FIRST_KEYS = ("question_id", "prompt", "text", "answer_id", "model_id", "image")
 
 
 def record(result: Result, *, model: str, run: str) -> dict[str, Any]:
-    """The record of one result. Further columns of the input ride along behind ours; one that
-    clashes gets `input_` before it.
+    """The record of one result.
+
+    Further columns of the input follow ours; the name of one that clashes gets `input_` before it.
     """
     sample, tokens, seconds = result.sample, result.tokens, result.seconds
     media = result.media[0] if result.media else Media()
@@ -72,14 +73,15 @@ def record(result: Result, *, model: str, run: str) -> dict[str, Any]:
 
 
 def _answer_id(text: str) -> str:
-    """uuid5 of the text, which may hold what UTF-8 cannot (a file name of any bytes)."""
+    """uuid5 of the text, which may hold lone surrogates, from a file name that is not UTF-8."""
     named = uuid.NAMESPACE_URL.bytes + text.encode("utf-8", "surrogatepass")
     return uuid.UUID(bytes=hashlib.sha1(named).digest()[:16], version=5).hex
 
 
 def _video(media: Sequence[Media]) -> dict[str, Any]:
-    """Decoder, seconds, frames of the file, and times of those that were read; of the same shape
-    where there is no video.
+    """Decoder, length in seconds, frames of the file, and times of the frames that were read.
+
+    The keys are the same if there is no video.
     """
     found = next((each for each in media if each.times), Media(frames=0))
     times = [round(time, 4) for time in found.times]

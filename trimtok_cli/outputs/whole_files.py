@@ -1,4 +1,4 @@
-"""Files that are whole or not there: documents moved into place, and lines that are never cut."""
+"""Files that are whole or absent: documents moved into place, and lines that are never cut."""
 
 import errno
 import os
@@ -14,25 +14,25 @@ def beside(path: Path, ending: str) -> Path:
 
 
 def create(path: Path) -> BinaryIO:
-    """A new file, without a buffer. What a killed run left under the name is removed first, and a
-    link is never followed.
+    """A new file, opened without a buffer.
+
+    A file that a killed run left under the name is removed first, and a link is never followed.
     """
     discard(path)
     return path.open("xb", buffering=0)
 
 
 def discard(path: Path) -> None:
-    """Removes a file, if it is there and can be."""
+    """Removes a file, if it exists and can be removed."""
     with suppress(OSError):
         path.unlink()
 
 
 def write_whole(path: Path, text: str) -> None:
-    """A document as UTF-8, whole or not at all: after an OSError what stood there still does, and
-    nothing is left beside it.
+    """Writes a document as UTF-8, whole or not at all.
 
-    A character that is none (from a file name that is not UTF-8) is written as an escape, which
-    JSON reads back.
+    After an OSError the old file still stands, and nothing is left beside it. A lone surrogate,
+    from a file name that is not UTF-8, is written as an escape, which JSON reads back.
     """
     temporary = beside(path, "tmp")
     try:
@@ -45,8 +45,9 @@ def write_whole(path: Path, text: str) -> None:
 
 
 class Lines:
-    """A new file of lines. A line is written whole or, after an OSError, not at all; a killed
-    process loses no line written.
+    """A new file of lines. A line is written whole or, after an OSError, not at all.
+
+    A killed process loses no line that was written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,7 +55,7 @@ class Lines:
         self.end = 0
 
     def append(self, line: bytes) -> None:
-        """FileNotFoundError where the file was removed meanwhile; any other OSError of the disk."""
+        """Appends a line. Raises OSError: FileNotFoundError if the file was removed meanwhile."""
         if not os.fstat(self.file.fileno()).st_nlink:
             raise FileNotFoundError
         try:
@@ -71,8 +72,9 @@ class Lines:
 
 
 class Printed:
-    """Standard output, for lines of bytes: UTF-8, whatever the terminal or the locale says. OSError
-    where it is closed.
+    """Standard output for lines of bytes: UTF-8, whatever the terminal or the locale says.
+
+    Raises OSError if standard output is closed.
     """
 
     def __init__(self) -> None:
@@ -85,7 +87,7 @@ class Printed:
 
 
 def put(file: BinaryIO, data: bytes) -> None:
-    """All of it: a disk that is nearly full takes a part first and refuses the rest."""
+    """Writes all of `data`: a nearly full disk takes a part first and refuses the rest."""
     rest = memoryview(data)
     while rest:
         rest = rest[file.write(rest) :]

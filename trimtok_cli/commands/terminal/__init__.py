@@ -1,1 +1,1 @@
-"""What a terminal is shown, and how a command ends."""
+"""The terminal: lines, progress and tables, and the end of a command."""

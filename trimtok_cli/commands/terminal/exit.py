@@ -30,7 +30,7 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
             code = _say(str(error), error.exit_code)
         except KeyboardInterrupt as error:
             code = _say("interrupted", getattr(error, "exit_code", EXIT_INTERRUPTED))
-        except BrokenPipeError:  # `-o - | head`: whoever read our output has had enough
+        except BrokenPipeError:  # `-o - | head`: the reader has closed the pipe
             code = EXIT_FAILURE
         except Exception as error:
             if debug:
@@ -64,7 +64,7 @@ def _flush() -> None:
 
 
 def _give_up_stdout() -> None:
-    """Drops what standard output did not take: Python would try again at its exit and complain."""
+    """Drops text that standard output did not take: Python would retry at its exit and complain."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -73,7 +73,7 @@ def _give_up_stdout() -> None:
 
 
 def _quieten(debug: bool) -> None:
-    """Without --debug the libraries' warnings and logs stay out of the user's terminal."""
+    """Keeps the libraries' warnings and logs out of the terminal, unless --debug is given."""
     if debug:
         logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
         logging.getLogger("trimtok").setLevel(logging.DEBUG)

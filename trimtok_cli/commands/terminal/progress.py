@@ -25,8 +25,8 @@ from rich.text import Text
 from trimtok_cli.data import Result, Sample
 from trimtok_cli.wording import brief, shortened, shown
 
-PLAIN_EVERY = 10.0  # seconds between plain lines where there is no terminal
-FEW = 50  # so many answers are shown without -v
+PLAIN_EVERY = 10.0  # seconds between plain lines if there is no terminal
+FEW = 50  # number of answers that are shown without -v
 LONGEST_NAME, LONGEST_WORD = 160, 300
 
 
@@ -49,7 +49,7 @@ class Screen:
     """Lines and, inside `with`, progress. `quiet` leaves errors only."""
 
     def __init__(self, *, quiet: bool = False, noun: str = "images") -> None:
-        # Where there is no terminal rich assumes 80 columns, which would fold tables in a log file.
+        # Without a terminal rich assumes 80 columns, which would fold tables in a log file.
         width = None if sys.stderr.isatty() or "COLUMNS" in os.environ else 120
         self.console = Console(stderr=True, highlight=False, width=width)
         self.quiet, self.noun = quiet, noun
@@ -78,9 +78,7 @@ class Screen:
         self._print(line, soft_wrap=True)
 
     def _print(self, what, **options) -> None:
-        """Prints. A full disk under a log must not end the run; a reader that has gone away
-        does.
-        """
+        """Prints. A reader that has gone away ends the run; a full disk under a log must not."""
         try:
             self.console.print(what, **options)
         except BrokenPipeError:
@@ -114,7 +112,7 @@ class Screen:
             self.bar.stop()
 
     def advance(self, *results: Result) -> None:
-        """One sample further; its results count once each for failures and tokens."""
+        """Counts one more sample, and the failures and tokens of each of its results."""
         self.done += 1
         self.failed += any(result.error for result in results)
         self.kept += results[-1].tokens.kept
