@@ -12,8 +12,6 @@ from typing import Any
 
 from trimtok_cli.data import Media, Result
 
-FIRST_KEYS = ("question_id", "prompt", "text", "answer_id", "model_id", "image")
-
 
 def record(result: Result, *, model: str, run: str) -> dict[str, Any]:
     """The record of one result.
