@@ -7,7 +7,7 @@ equal those of `plain.generate`, the oracle of this loop. Knows no pruner and no
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,7 +18,8 @@ from torch import Tensor
 from trimtok_cli.data import Seconds
 from trimtok_cli.device import Clock, forget_frames, out_of_memory, release
 from trimtok_cli.errors import ModelError
-from trimtok_cli.generation.capacity import PREFILL_TOKENS, batch_limit_for
+from trimtok_cli.generation.back_off import Alone, Sizes, Stage
+from trimtok_cli.generation.capacity import PREFILL_TOKENS
 from trimtok_cli.generation.choosing import Chooser
 from trimtok_cli.generation.rules import Answer, Rules
 from trimtok_cli.generation.slot_steps import SlotSteps
@@ -87,20 +88,26 @@ class Continuous:
         keep_logits: bool = False,
         prefill_tokens: int = PREFILL_TOKENS,
     ) -> None:
-        self.model, self.rules, self.batch_limit = model, rules, batch_limit
-        self.keep_logits, self.prefill_tokens = keep_logits, prefill_tokens
+        self.model, self.rules, self.keep_logits = model, rules, keep_logits
+        self.sizes = Sizes(model, batch_limit, prefill_tokens, AT_ONCE)
         self.chooser = Chooser(rules)
         self.block = BLOCK if model.device.type == "cuda" else 1
         self.steps = SlotSteps(model)
         self.active: list[_Row] = []
         self.waiting: deque[_Row] = deque()
-        self.refused: list[Finished] = []
+        self.finished: list[Finished] = []
         # The number of prompts still to be run alone, since one of them broke a batch.
         self.singly = 0
+        self.stage = Stage()
+        self.alone: Alone | None = None
+
+    @property
+    def batch_limit(self) -> int | None:
+        return self.sizes.batch_limit
 
     @property
     def busy(self) -> bool:
-        return bool(self.active or self.waiting or self.refused)
+        return bool(self.active or self.waiting or self.finished)
 
     def room(self) -> int:
         """The number of requests that may be added now.
@@ -113,21 +120,25 @@ class Continuous:
     def add(self, requests: Sequence[Any]) -> None:
         for request in requests:
             if error := self.rules.refusal(request.prompt):
-                self.refused.append(Finished(request, None, error=error))
+                self.finished.append(Finished(request, None, error=error))
             else:
+                self.sizes.see(request.prompt, self.rules)
                 self.waiting.append(self._row(request))
 
     def step(self) -> list[Finished]:
         """Prefills waiting prompts that fit, then decodes a block of tokens for all under way."""
-        finished, self.refused = self.refused, []
         fresh = [self.waiting.popleft() for _ in range(min(self._free(), len(self.waiting)))]
-        # Room is made once for all prompts: a growing cache is in memory twice while it is copied.
-        longest = max((len(row.prompt) for row in fresh), default=0)
-        admit = partial(self._admit, slots=len(self.active) + len(fresh), longest=longest)
-        for group in self._groups(fresh):
-            finished += self._attempt(admit, group)
-        if self.active:
-            finished += self._attempt(self._advance, self.active)
+        failed = None
+        try:
+            self._run_stages(fresh)
+        except ModelError:
+            raise
+        except Exception as error:
+            failed = forget_frames(error)
+        # Behind the handler the failed step's tensors are no longer held.
+        if failed:
+            self._run_again(failed, fresh)
+        finished, self.finished = self.finished, []
         return finished
 
     def _free(self) -> int:
@@ -138,73 +149,94 @@ class Continuous:
         return max(free, 0) if not self.active or free * REFILL >= limit else 0
 
     def _row(self, request: Any) -> _Row:
-        if self.batch_limit is None:
-            self.batch_limit = batch_limit_for(self.model, self.rules, request.prompt)
         return _Row(request, self.rules.answer(request.prompt))
 
     def _groups(self, rows: list[_Row]) -> Iterator[list[_Row]]:
         """Groups of prompts of like length, whose padded tokens stay within `prefill_tokens`."""
-        rows = sorted(rows, key=lambda row: len(row.prompt))
+        rows, most = sorted(rows, key=lambda row: len(row.prompt)), self.sizes.prefill_tokens
         while rows:
             count = 1
-            while (
-                count < len(rows) and (count + 1) * len(rows[count].prompt) <= self.prefill_tokens
-            ):
+            while count < len(rows) and (count + 1) * len(rows[count].prompt) <= most:
                 count += 1
             yield rows[:count]
             rows = rows[count:]
 
-    def _attempt(
-        self, step: Callable[[list[_Row]], list[_Row]], rows: list[_Row]
-    ) -> list[Finished]:
-        """Runs a step, and returns the answers that end in it.
+    @torch.inference_mode()
+    def _run_stages(self, fresh: list[_Row]) -> None:
+        """The stages of a step, each noted with the sizes that shrink where it does not fit."""
+        if fresh:
+            self._reserve(fresh)
+        for group in self._groups(fresh):
+            tokens = len(group) * len(group[-1].prompt)
+            self.stage = Stage(partial(self.sizes.prefill_broke, tokens), group)
+            self._admit(group)
+        if self.active:
+            self.stage = Stage(self.sizes.growth_broke)
+            self._grow()
+            size = len(self.active), self.steps.slots.length
+            self.stage = Stage(partial(self.sizes.decode_broke, *size), self.active)
+            self._advance(self.active)
 
-        Everything under way is run again after a step that breaks: fewer at a time if memory ran
-        out, one by one after any other error, so that no prompt takes others along.
+    def _run_again(self, failed: Exception, fresh: list[_Row]) -> None:
+        """Puts all prompts of a broken step back in front of the waiting ones, in an empty cache.
+
+        If memory ran out, sizes shrink. A prompt that makes up the broken stage runs alone first,
+        and has failed if it breaks again. After any other error the prompts run one by one, so that
+        none takes others along.
         """
-        try:
-            return [self._finished(row) for row in step(rows)]
-        except ModelError:
-            raise
-        except Exception as error:
-            failed = forget_frames(error)
-        # Behind the handler the failed step's tensors are no longer held.
-        under_way = set(map(id, self.active))
-        broken = [*self.active, *(row for row in rows if id(row) not in under_way)]
+        ended = {id(finished.request) for finished in self.finished}
+        rows = {id(row.request): row for row in (*self.active, *fresh)}
+        broken = [row.request for number, row in rows.items() if number not in ended]
         log.debug("a step of %d answers broke and is run again", len(broken), exc_info=failed)
+        held = self.steps.slots.rows, self.steps.slots.length
         self.active = []
         self.chooser.clear()
         self.steps.clear()
         release(self.model.device)
-        if len(broken) == 1:
-            self.singly = max(self.singly - 1, 0)
-            return [Finished(broken[0].request, None, broken[0].seconds, error=failed)]
-        self.waiting.extendleft(self._row(row.request) for row in reversed(broken))
-        if out_of_memory(failed):
-            self.batch_limit = max(1, len(broken) // 2)
-        else:
+        lone = self.stage.lone.request if self.stage.lone else None
+        if not out_of_memory(failed):
+            lone = broken[0] if len(broken) == 1 else None
             self.singly = len(broken)
-        return []
+        elif lone is None:
+            self.stage.shrink()
+        elif not self.alone or self.alone.request is not lone:
+            self.alone = Alone(lone, *held)
+            self.singly = max(self.singly, 1)
+            broken = [lone, *(request for request in broken if request is not lone)]
+            lone = None
+        if lone is not None:
+            self._end(Finished(lone, None, error=failed))
+            broken.remove(lone)
+        self.waiting.extendleft(map(self._row, reversed(broken)))
 
-    def _finished(self, row: _Row) -> Finished:
+    def _end(self, finished: Finished) -> None:
         self.singly = max(self.singly - 1, 0)
-        generated = Generated.of(row.answer, torch.stack(row.logits) if row.logits else None)
-        return Finished.of(row.request, generated, row.seconds, row.peak_batch)
+        if self.alone and self.alone.request is finished.request:
+            if not finished.error:
+                # The prompt fits alone, and did not beside so many slots.
+                self.sizes.cache_broke(self.alone.slots, self.alone.length)
+            self.alone = None
+        self.finished.append(finished)
 
-    @torch.inference_mode()
-    def _admit(self, rows: list[_Row], *, slots: int, longest: int) -> list[_Row]:
-        """Prefills `rows` into the first free slots; returns those that end with their first token.
+    def _reserve(self, rows: list[_Row]) -> None:
+        """Makes room for `rows` beside the answers under way, once for all of their prefills."""
+        slots = len(self.active) + len(rows)
+        longest = max(len(row.prompt) for row in rows)
+        if not self.alone:
+            longest = max(longest, self.sizes.longest)
+        new_tokens = min(max(row.answer.limit for row in rows), self.sizes.new_tokens)
+        length = longest + new_tokens + self.block
+        if self.steps.slots.rows:
+            # It may fit once the old cache is gone.
+            self.stage = Stage()
+        else:
+            self.stage = Stage(partial(self.sizes.cache_broke, slots, length), rows)
+        self.steps.reserve(slots, length, rows[0].prompt.positions)
 
-        Room is reserved for `slots` slots and prompts of `longest` tokens.
-        """
+    def _admit(self, rows: list[_Row]) -> None:
+        """Prefills `rows` into the first free slots."""
         clock, first = Clock(self.model.device), len(self.active)
-        new_tokens = min(max(row.answer.limit for row in rows), AT_ONCE)
-        logits = self.steps.prefill(
-            first,
-            [row.prompt for row in rows],
-            slots=max(slots, first + len(rows)),
-            length=longest + new_tokens + self.block,
-        )
+        logits = self.steps.prefill(first, [row.prompt for row in rows])
         self.chooser.admit([row.answer for row in rows])
         chosen = self.chooser(logits, first)
         self.steps.take(first, chosen)
@@ -215,15 +247,18 @@ class Continuous:
         seconds = clock.mark()
         for row in rows:
             row.prefill = seconds / len(rows)
-        return self._leave()
+        self._leave()
 
-    @torch.inference_mode()
-    def _advance(self, rows: list[_Row]) -> list[_Row]:
-        """Decodes a block of tokens for the answers under way; returns those that end in it."""
+    def _grow(self) -> None:
+        """Makes room for the next tokens of the answers under way."""
+        longest = max(row.length for row in self.active)
+        most = max(row.length + row.left for row in self.active)
+        self.steps.make_room(longest + self.block, most + self.block)
+
+    def _advance(self, rows: list[_Row]) -> None:
+        """Decodes a block of tokens for the answers under way."""
         clock, count = Clock(self.model.device), len(rows)
         lengths = [row.length for row in rows]
-        most = max(row.length + row.left for row in rows)
-        self.steps.make_room(max(lengths) + self.block, most + self.block)
         even = max(lengths) == min(lengths)
         chosen, logits = [], []
         for number in range(min(self.block, max(row.left for row in rows))):
@@ -235,7 +270,7 @@ class Continuous:
         seconds = clock.mark()
         for row in rows:
             row.decode += seconds / count
-        return self._leave()
+        self._leave()
 
     def _note(self, chosen: list[Tensor], logits: list[Tensor], rows: list[_Row]) -> None:
         """Adds the tokens of some steps to the answers, without tokens behind an answer's end."""
@@ -249,8 +284,8 @@ class Continuous:
                 if row.finish:
                     break
 
-    def _leave(self) -> list[_Row]:
-        """Takes the ended answers out, and returns them.
+    def _leave(self) -> None:
+        """Takes the ended answers out.
 
         The last answers move into the slots left free, so that the slots in use stay the first.
         """
@@ -265,4 +300,6 @@ class Continuous:
                 self.steps.move(len(self.active), slot, last.length)
         if ended:
             self.steps.leave(len(self.active))
-        return ended
+        for row in ended:
+            generated = Generated.of(row.answer, torch.stack(row.logits) if row.logits else None)
+            self._end(Finished.of(row.request, generated, row.seconds, row.peak_batch))

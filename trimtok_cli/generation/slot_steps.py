@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trimtok_cli.generation.capacity import cache_bytes
 from trimtok_cli.generation.cuda_graphs import CudaGraphs
 from trimtok_cli.generation.kv_slots import KVSlots
 from trimtok_cli.generation.padding import pad_left
@@ -32,13 +33,19 @@ class SlotSteps:
         self.slots.clear()
         self.graphs.clear()
 
-    def prefill(self, first: int, prompts: Sequence[Prompt], *, slots: int, length: int) -> Tensor:
-        """Prefills the slots from `first` on; returns the logits (B, V) behind each prompt.
+    def reserve(self, slots: int, length: int, positions: Tensor) -> None:
+        """Makes room for `slots` slots of `length` places. positions: those of any prompt."""
+        empty = not self.slots.rows
+        self._reserve(slots, length, positions.unsqueeze(-2))
+        if empty:
+            # The first prefill makes the cache, layer by layer: all of it must fit before.
+            token = cache_bytes(self.model.config, self.model.dtype)
+            places = self.slots.rows * self.slots.length
+            torch.empty(places * token, dtype=torch.uint8, device=self.model.device)
 
-        There is room for `slots` slots of `length` places afterwards.
-        """
+    def prefill(self, first: int, prompts: Sequence[Prompt]) -> Tensor:
+        """Prefills the slots from `first` on; returns the logits (B, V) behind each prompt."""
         embeds, mask, positions = pad_left(prompts)
-        self._reserve(slots, length, positions)
         with self.slots.filling(first, [len(prompt) for prompt in prompts]):
             logits = self.model.forward(embeds, mask, positions, self.slots, prompts)
         self.positions[..., first : first + len(prompts), :] = positions[..., -1:] + 1
