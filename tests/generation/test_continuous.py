@@ -136,7 +136,7 @@ def test_equals_the_library(llava, unbroken):
 def test_slots_of_unequal_length_in_every_family(name, recorded, tmp_path, unbroken, monkeypatch):
     """Refilled slots stand at other places of their texts than their neighbours.
 
-    `recorded` runs the steps in blocks, as on CUDA. `window` stands for layers that look back over
+    `recorded` runs recorded steps, whose tokens are read late, as on CUDA. `window` stands for layers that look back over
     six tokens only: most layers in Gemma 3, all layers in an old Mistral.
     """
     name, _, window = name.partition(" ")
@@ -160,8 +160,7 @@ def test_slots_of_unequal_length_in_every_family(name, recorded, tmp_path, unbro
         for prompt in prompts
     ]
     adapter.model.generation_config.eos_token_id = [alone[0].ids[2], alone[1].ids[4]]
-    loop = continuous(adapter, batch_limit=2, max_new_tokens=STEPS, keep_logits=True)
-    loop.block = 3
+    loop = continuous(adapter, batch_limit=2, max_new_tokens=STEPS, keep_logits=True, lag=1)
     finished = run_all(loop, prompts)
     assert sorted(finished) == list(range(5))
     for number, done in finished.items():
@@ -276,11 +275,11 @@ def test_an_error_behind_the_prefill_doubles_no_answer(llava, monkeypatch):
     loop = continuous(adapter, batch_limit=3, max_new_tokens=STEPS)
     real, broken = loop._note, []
 
-    def note(chosen, logits, rows):
+    def note(rows, *given, **options):
         if len(rows) == 3 and not broken:
             broken.append(1)
             raise torch.OutOfMemoryError("late")
-        real(chosen, logits, rows)
+        real(rows, *given, **options)
 
     monkeypatch.setattr(loop, "_note", note)
     done = run_all(loop, prompts)
@@ -356,8 +355,8 @@ def test_recorded_steps_have_fixed_shapes_wait_for_nothing_and_say_the_same(
     build = tiny.llava if name == "llava" else FAMILIES[name]
     adapter = load_model(str(build(tmp_path / "m")), device="cpu")
     prompts = prompts_of(adapter, 5)
-    loop = continuous(adapter, batch_limit=3, max_new_tokens=24, stop=False, keep_logits=True)
-    loop.block = 4
+    options = {"max_new_tokens": 24, "stop": False, "keep_logits": True, "lag": 1}
+    loop = continuous(adapter, batch_limit=3, **options)
     done = run_all(loop, prompts)
     assert loop.steps.graphs.replays > 10 and len(loop.steps.graphs.recorded) <= 4
     assert sorted(done) == list(range(5))

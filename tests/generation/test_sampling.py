@@ -297,24 +297,22 @@ def test_an_answer_that_may_be_very_long_takes_no_memory_before_it_is(adapter):
     assert likely_length(adapter.config, rules(adapter, max_new_tokens=2_000_000), prompt) < 4096
 
 
-@pytest.mark.parametrize("block", [1, 4])
-def test_slots_grow_with_answers_that_outlast_them(adapter, monkeypatch, block):
+@pytest.mark.parametrize("lag", [0, 1])
+def test_slots_grow_with_answers_that_outlast_them(adapter, monkeypatch, lag):
     monkeypatch.setattr("trimtok_cli.generation.continuous.AT_ONCE", 4)
     monkeypatch.setattr("trimtok_cli.generation.kv_slots.GRAIN", 1)
-    monkeypatch.setattr("trimtok_cli.generation.continuous.BLOCK", block)
     prompts = []
     for i in range(3):
         inputs = adapter.prepare([picture(i)] * (i % 2), "What? " * (i + 1))
         prompts.append(adapter.embed(inputs, adapter.encode_many([inputs])[0]))
-    loop = continuous(adapter, batch_limit=2, max_new_tokens=70, stop=False)
-    loop.block = block
+    loop = continuous(adapter, batch_limit=2, max_new_tokens=70, stop=False, lag=lag)
     done = run_all(loop, prompts)
     for i, prompt in enumerate(prompts):
         assert (
             done[i].generated.ids
             == generate(adapter, [prompt], max_new_tokens=70, stop=False)[0][0].ids
         )
-    assert loop.steps.slots.length <= max(map(len, prompts)) + 70 + block
+    assert loop.steps.slots.length <= max(map(len, prompts)) + 70 + lag
 
 
 def test_settings_are_checked_without_torch():

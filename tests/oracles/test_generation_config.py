@@ -73,7 +73,7 @@ class Asked:
         options = {"max_new_tokens": STEPS} | options
         made = loop_of(LOOPS[loop], self.adapter, batch_limit=rows, **options)
         if rows == 2:
-            made.block = 4
+            made.lag = 1
         return run_all(made, self.prompts if prompts is None else prompts)
 
 

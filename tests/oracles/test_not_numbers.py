@@ -14,7 +14,7 @@ from trimtok_cli.data import Sample
 from trimtok_cli.engine.answer import answer
 from trimtok_cli.engine.stream import answer_all
 from trimtok_cli.evaluation.compare import compare_all
-from trimtok_cli.generation.continuous import Continuous
+from trimtok_cli.generation.continuous import LAG, Continuous
 from trimtok_cli.generation.plain import Plain
 from trimtok_cli.models.loading import load_model
 from trimtok_cli.prepare.sample import Ask
@@ -90,9 +90,9 @@ def test_sampled_and_penalised_answers_fail_alone_as_well(llava, loop, sampling)
     )
 
 
-@pytest.mark.parametrize("block", [1, 4])
+@pytest.mark.parametrize("lag", [0, 1])
 def test_an_answer_that_meets_it_in_the_middle_fails_and_leaves_its_slot_clean(
-    llava, monkeypatch, block
+    llava, monkeypatch, lag
 ):
     """The embedding of a token that one answer alone says; its slot is taken by others, longer
     ones, behind it.
@@ -111,7 +111,7 @@ def test_an_answer_that_meets_it_in_the_middle_fails_and_leaves_its_slot_clean(
         weight.data[mine] = torch.nan
         for loop in (Continuous, Plain):
             if loop is Continuous:
-                monkeypatch.setattr("trimtok_cli.generation.continuous.BLOCK", block)
+                monkeypatch.setitem(LAG, "cpu", lag)
             for rows in (1, 2, 3):
                 done = run(loop, adapter, prompts, rows)
                 assert SAYS in str(done[0].error) and done[0].generated is None

@@ -45,7 +45,11 @@ def generate(
 
 def loop_of(loop_class: type, adapter: Any, *, batch_limit: int | None = 1, **options: Any) -> Any:
     """A loop of this class; options are those of `rules` and of the loop."""
-    own = {name: options.pop(name) for name in ("keep_logits", "prefill_tokens") if name in options}
+    own = {
+        name: options.pop(name)
+        for name in ("keep_logits", "prefill_tokens", "lag")
+        if name in options
+    }
     return loop_class(adapter, rules(adapter, **options), batch_limit=batch_limit, **own)
 
 

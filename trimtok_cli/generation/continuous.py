@@ -6,25 +6,24 @@ equal those of `plain.generate`, the oracle of this loop. Knows no pruner and no
 """
 
 import logging
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trimtok_cli.data import Seconds
-from trimtok_cli.device import Clock, forget_frames, out_of_memory, release
+from trimtok_cli.device import forget_frames, out_of_memory, release
 from trimtok_cli.errors import ModelError
 from trimtok_cli.generation.back_off import Alone, Sizes, Stage
 from trimtok_cli.generation.capacity import PREFILL_TOKENS
 from trimtok_cli.generation.choosing import Chooser
-from trimtok_cli.generation.rules import Answer, Rules
+from trimtok_cli.generation.rules import Rules
 from trimtok_cli.generation.slot_steps import SlotSteps
-from trimtok_cli.generation.types import Finished, Generated, LanguageModel
-from trimtok_cli.tokens import Prompt
+from trimtok_cli.generation.types import Finished, LanguageModel
+from trimtok_cli.generation.under_way import Launched, Row, TokensOnTheWay
 
 log = logging.getLogger("trimtok")
 
@@ -32,43 +31,10 @@ REFILL = 4  # a quarter of the slots must be free before the answers under way w
 # New tokens that a slot is made for. A longer answer makes its own room: few answers are as long as
 # they may be.
 AT_ONCE = 512
-# Steps launched on CUDA before the host looks at their tokens. Looking costs nothing on other
-# devices.
-BLOCK = 4
-
-
-@dataclass
-class _Row:
-    """One answer under way. Its slot is its index in the list of answers under way."""
-
-    request: Any
-    answer: Answer
-    logits: list[Tensor] = field(default_factory=list)
-    prefill: float = 0.0
-    decode: float = 0.0
-    peak_batch: int = 1
-
-    @property
-    def prompt(self) -> Prompt:
-        return self.request.prompt
-
-    @property
-    def finish(self) -> str:
-        return self.answer.finish
-
-    @property
-    def seconds(self) -> Seconds:
-        return Seconds(prefill=self.prefill, decode=self.decode)
-
-    @property
-    def length(self) -> int:
-        """The filled places of its slot, without the last token: the next step writes its keys."""
-        return len(self.prompt) + len(self.answer.ids) - 1
-
-    @property
-    def left(self) -> int:
-        """The number of tokens that the answer may still have."""
-        return self.answer.limit - len(self.answer.ids)
+# Steps that are launched behind a step before the host reads its tokens. One keeps CUDA at work
+# while the host reads, and costs an answer at most one step too many. Reading costs nothing on
+# other devices.
+LAG = {"cuda": 1}
 
 
 class Continuous:
@@ -87,18 +53,21 @@ class Continuous:
         batch_limit: int | None = 1,
         keep_logits: bool = False,
         prefill_tokens: int = PREFILL_TOKENS,
+        lag: int | None = None,
     ) -> None:
         self.model, self.rules, self.keep_logits = model, rules, keep_logits
         self.sizes = Sizes(model, batch_limit, prefill_tokens, AT_ONCE)
         self.chooser = Chooser(rules)
-        self.block = BLOCK if model.device.type == "cuda" else 1
+        self.lag = LAG.get(model.device.type, 0) if lag is None else lag
         self.steps = SlotSteps(model)
-        self.active: list[_Row] = []
-        self.waiting: deque[_Row] = deque()
+        self.active: list[Row] = []
+        self.launched: deque[Launched] = deque()
+        self.waiting: deque[Row] = deque()
         self.finished: list[Finished] = []
         # The number of prompts still to be run alone, since one of them broke a batch.
         self.singly = 0
         self.stage = Stage()
+        self.since = 0.0
         self.alone: Alone | None = None
 
     @property
@@ -126,7 +95,10 @@ class Continuous:
                 self.waiting.append(self._row(request))
 
     def step(self) -> list[Finished]:
-        """Prefills waiting prompts that fit, then decodes a block of tokens for all under way."""
+        """Prefills waiting prompts that fit, then launches a decode step for all under way.
+
+        Tokens are read `lag` steps behind the step launched last.
+        """
         fresh = [self.waiting.popleft() for _ in range(min(self._free(), len(self.waiting)))]
         failed = None
         try:
@@ -148,10 +120,10 @@ class Continuous:
         free = limit - len(self.active)
         return max(free, 0) if not self.active or free * REFILL >= limit else 0
 
-    def _row(self, request: Any) -> _Row:
-        return _Row(request, self.rules.answer(request.prompt))
+    def _row(self, request: Any) -> Row:
+        return Row(request, self.rules.answer(request.prompt))
 
-    def _groups(self, rows: list[_Row]) -> Iterator[list[_Row]]:
+    def _groups(self, rows: list[Row]) -> Iterator[list[Row]]:
         """Groups of prompts of like length, whose padded tokens stay within `prefill_tokens`."""
         rows, most = sorted(rows, key=lambda row: len(row.prompt)), self.sizes.prefill_tokens
         while rows:
@@ -162,22 +134,29 @@ class Continuous:
             rows = rows[count:]
 
     @torch.inference_mode()
-    def _run_stages(self, fresh: list[_Row]) -> None:
+    def _run_stages(self, fresh: list[Row]) -> None:
         """The stages of a step, each noted with the sizes that shrink where it does not fit."""
+        self.since = time.perf_counter()
         if fresh:
             self._reserve(fresh)
         for group in self._groups(fresh):
             tokens = len(group) * len(group[-1].prompt)
             self.stage = Stage(partial(self.sizes.prefill_broke, tokens), group)
             self._admit(group)
-        if self.active:
+            self._read(self.lag)
+        if any(row.left > 0 for row in self.active):
             self.stage = Stage(self.sizes.growth_broke)
             self._grow()
             size = len(self.active), self.steps.slots.length
             self.stage = Stage(partial(self.sizes.decode_broke, *size), self.active)
-            self._advance(self.active)
+            self._advance()
+            self._read(self.lag)
+        else:
+            self._read(len(self.launched) - 1)
+        if not self.active:
+            self.launched.clear()
 
-    def _run_again(self, failed: Exception, fresh: list[_Row]) -> None:
+    def _run_again(self, failed: Exception, fresh: list[Row]) -> None:
         """Puts all prompts of a broken step back in front of the waiting ones, in an empty cache.
 
         If memory ran out, sizes shrink. A prompt that makes up the broken stage runs alone first,
@@ -190,6 +169,7 @@ class Continuous:
         log.debug("a step of %d answers broke and is run again", len(broken), exc_info=failed)
         held = self.steps.slots.rows, self.steps.slots.length
         self.active = []
+        self.launched.clear()
         self.chooser.clear()
         self.steps.clear()
         release(self.model.device)
@@ -218,14 +198,14 @@ class Continuous:
             self.alone = None
         self.finished.append(finished)
 
-    def _reserve(self, rows: list[_Row]) -> None:
+    def _reserve(self, rows: list[Row]) -> None:
         """Makes room for `rows` beside the answers under way, once for all of their prefills."""
         slots = len(self.active) + len(rows)
         longest = max(len(row.prompt) for row in rows)
         if not self.alone:
             longest = max(longest, self.sizes.longest)
         new_tokens = min(max(row.answer.limit for row in rows), self.sizes.new_tokens)
-        length = longest + new_tokens + self.block
+        length = longest + new_tokens + self.lag + 1
         if self.steps.slots.rows:
             # It may fit once the old cache is gone.
             self.stage = Stage()
@@ -233,56 +213,51 @@ class Continuous:
             self.stage = Stage(partial(self.sizes.cache_broke, slots, length), rows)
         self.steps.reserve(slots, length, rows[0].prompt.positions)
 
-    def _admit(self, rows: list[_Row]) -> None:
+    def _admit(self, rows: list[Row]) -> None:
         """Prefills `rows` into the first free slots."""
-        clock, first = Clock(self.model.device), len(self.active)
+        first = len(self.active)
         logits = self.steps.prefill(first, [row.prompt for row in rows])
         self.chooser.admit([row.answer for row in rows])
         chosen = self.chooser(logits, first)
         self.steps.take(first, chosen)
         self.active += rows
-        self._note([chosen], [logits], rows)
+        self._note(rows, chosen, logits, prefill=True)
         for row in self.active:
             row.peak_batch = max(row.peak_batch, len(self.active))
-        seconds = clock.mark()
-        for row in rows:
-            row.prefill = seconds / len(rows)
-        self._leave()
 
     def _grow(self) -> None:
         """Makes room for the next tokens of the answers under way."""
         longest = max(row.length for row in self.active)
         most = max(row.length + row.left for row in self.active)
-        self.steps.make_room(longest + self.block, most + self.block)
+        self.steps.make_room(longest + 1, most + self.lag + 1)
 
-    def _advance(self, rows: list[_Row]) -> None:
-        """Decodes a block of tokens for the answers under way."""
-        clock, count = Clock(self.model.device), len(rows)
-        lengths = [row.length for row in rows]
+    def _advance(self) -> None:
+        """Launches a decode step for the answers under way."""
+        lengths = [row.length for row in self.active]
         even = max(lengths) == min(lengths)
-        chosen, logits = [], []
-        for number in range(min(self.block, max(row.left for row in rows))):
-            found = self.steps.decode(count, max(lengths) + number + 1, even=even)
-            logits.append(found.clone() if self.keep_logits else found)
-            chosen.append(self.chooser(logits[-1]))
-            self.steps.advance(count, chosen[-1])
-        self._note(chosen, logits, rows)
-        seconds = clock.mark()
-        for row in rows:
-            row.decode += seconds / count
-        self._leave()
+        logits = self.steps.decode(len(lengths), max(lengths) + 1, even=even)
+        chosen = self.chooser(logits)
+        self.steps.advance(len(lengths), chosen)
+        # A recorded step writes its next logits over these.
+        self._note(self.active, chosen, logits.clone() if self.keep_logits else logits)
 
-    def _note(self, chosen: list[Tensor], logits: list[Tensor], rows: list[_Row]) -> None:
-        """Adds the tokens of some steps to the answers, without tokens behind an answer's end."""
-        for number, (row, tokens) in enumerate(
-            zip(rows, torch.stack(chosen, 1).tolist(), strict=True)
-        ):
-            for step, token in enumerate(tokens):
-                row.answer.take(token)
-                if self.keep_logits:
-                    row.logits.append(logits[step][number])
-                if row.finish:
-                    break
+    def _note(
+        self, rows: Sequence[Row], chosen: Tensor, logits: Tensor, *, prefill: bool = False
+    ) -> None:
+        """Notes a launched step, whose tokens start on their way to the host."""
+        for row in rows:
+            row.launched += 1
+        tokens, kept = TokensOnTheWay(chosen), logits if self.keep_logits else None
+        self.launched.append(Launched(list(rows), tokens, kept, prefill))
+
+    def _read(self, behind: int) -> None:
+        """Reads the tokens of the oldest steps, all but `behind`; answers that end leave."""
+        while len(self.launched) > max(behind, 0):
+            step = self.launched.popleft()
+            if step.needed:
+                step.take(self.since)
+                self.since = time.perf_counter()
+                self._leave()
 
     def _leave(self) -> None:
         """Takes the ended answers out.
@@ -301,5 +276,4 @@ class Continuous:
         if ended:
             self.steps.leave(len(self.active))
         for row in ended:
-            generated = Generated.of(row.answer, torch.stack(row.logits) if row.logits else None)
-            self._end(Finished.of(row.request, generated, row.seconds, row.peak_batch))
+            self._end(row.finished())
