@@ -5,14 +5,14 @@ always the first ones. Knows no answer's end and no sampling.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from trimtok_cli.generation.cuda_graphs import CudaGraphs
 from trimtok_cli.generation.kv_slots import KVSlots
-from trimtok_cli.generation.padding import pad_left
+from trimtok_cli.generation.masks import step_masks
+from trimtok_cli.generation.padding import pad_right
 from trimtok_cli.generation.types import LanguageModel
 from trimtok_cli.tokens import Prompt
 
@@ -37,10 +37,10 @@ class SlotSteps:
 
         There is room for `slots` slots of `length` places afterwards.
         """
-        embeds, mask, positions = pad_left(prompts)
+        embeds, positions = pad_right(prompts)
         self._reserve(slots, length, positions)
         with self.slots.filling(first, [len(prompt) for prompt in prompts]):
-            logits = self.model.forward(embeds, mask, positions, self.slots, prompts)
+            logits = self.model.forward(embeds, None, positions, self.slots, prompts)
         self.positions[..., first : first + len(prompts), :] = positions[..., -1:] + 1
         return logits
 
@@ -106,20 +106,7 @@ class SlotSteps:
         return self.model.forward(embeds, mask, self.positions[..., :count, :], self.slots)
 
     def _masks(self, count: int, span: int) -> Tensor | dict[str, Tensor]:
-        """Masks (count, 1, 1, span) of the places that each slot has written, as scores to add.
-
-        A dict of masks, keyed by type of layer, if the decoder has several types.
-        """
-        config, ends = self.model.config, self.slots.lengths[:count, None]
+        """Masks (count, 1, 1, span) of the places that each slot has written."""
+        ends = self.slots.lengths[:count, None]
         places = torch.arange(span, device=ends.device)
-        window: Any = getattr(config, "sliding_window", None)
-        usual = ["sliding_attention" if window else "full_attention"]
-        low = torch.finfo(self.model.dtype).min
-        masks = {}
-        for kind in set(getattr(config, "layer_types", None) or usual):
-            seen = places <= ends
-            if kind == "sliding_attention":
-                seen &= places > ends - window
-            scores = torch.zeros(count, span, dtype=self.model.dtype, device=seen.device)
-            masks[kind] = scores.masked_fill_(~seen, low)[:, None, None]
-        return masks if len(masks) > 1 else masks[kind]
+        return step_masks(self.model.config, self.model.dtype, places, ends)
