@@ -22,7 +22,7 @@ class SlotSteps:
 
     def __init__(self, model: LanguageModel) -> None:
         self.model = model
-        self.slots = KVSlots(model.config.num_hidden_layers, model.device)
+        self.slots = KVSlots(model.config, model.dtype, model.device)
         self.graphs = CudaGraphs(model.device)
         self.ids = torch.zeros(0, dtype=torch.long, device=model.device)
         self.positions = self.ids
