@@ -31,6 +31,9 @@ def loaded(name: str, folder, **options):
     adapter = load_model(str(build(folder / "m", **changes)), device="cpu", **options)
     if window:
         adapter.config.sliding_window = 6
+        for layer in adapter.model.get_decoder().layers:
+            if getattr(layer.self_attn, "sliding_window", None):
+                layer.self_attn.sliding_window = 6
     prompts = []
     for i in range(3):
         inputs = adapter.prepare([picture(i, 80 + 9 * i, 60)] * (i > 0), "Why? " * (3 + 5 * i))

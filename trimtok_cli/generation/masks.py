@@ -6,6 +6,13 @@ import torch
 from torch import Tensor
 
 
+def types_of_layer(config: Any) -> set[str]:
+    """The types of layer of a decoder, by its config: `full_attention`, `sliding_attention`."""
+    window = getattr(config, "sliding_window", None)
+    usual = ["sliding_attention" if window else "full_attention"]
+    return set(getattr(config, "layer_types", None) or usual)
+
+
 def step_masks(
     config: Any, dtype: torch.dtype, places: Tensor, ends: Tensor
 ) -> Tensor | dict[str, Tensor]:
@@ -16,9 +23,8 @@ def step_masks(
     keyed by type of layer, if the decoder has several types.
     """
     window = getattr(config, "sliding_window", None)
-    usual = ["sliding_attention" if window else "full_attention"]
     masks = {}
-    for kind in set(getattr(config, "layer_types", None) or usual):
+    for kind in types_of_layer(config):
         seen = places <= ends
         if kind == "sliding_attention":
             seen &= places > ends - window

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from trimtok_cli.generation import slot_attention
 from trimtok_cli.generation.cuda_graphs import CudaGraphs
 from trimtok_cli.generation.kv_slots import KVSlots
-from trimtok_cli.generation.masks import step_masks
+from trimtok_cli.generation.masks import step_masks, types_of_layer
 from trimtok_cli.generation.padding import pad_right
 from trimtok_cli.generation.types import LanguageModel
 from trimtok_cli.tokens import Prompt
@@ -24,6 +25,10 @@ class SlotSteps:
         self.model = model
         self.slots = KVSlots(model.config, model.dtype, model.device)
         self.graphs = CudaGraphs(model.device)
+        # Whether steps attend to the places in use, without masks.
+        self.unmasked = slot_attention.fits(
+            model.config, model.dtype, model.device, self.slots.width
+        )
         self.ids = torch.zeros(0, dtype=torch.long, device=model.device)
         self.positions = self.ids
 
@@ -54,9 +59,11 @@ class SlotSteps:
         Attention sees `span` places of each slot. even: the slots all have one length.
         """
         if self.graphs.used:
-            step, slots = self._masked_step, self.slots
+            step, slots = self._uneven_step, self.slots
             return self.graphs(step, count, span, slots.rows, slots.length)
-        return self._step(count, span, None if even else self._masks(count, span))
+        if even and not self.unmasked:
+            return self._step(count, span, None)
+        return self._uneven_step(count, span)
 
     def advance(self, count: int, chosen: Tensor) -> None:
         """Hands a step's tokens to the next step, one place further on."""
@@ -96,9 +103,15 @@ class SlotSteps:
                 empty[..., : self.positions.shape[-2], :] = self.positions
             self.positions = empty
 
-    def _masked_step(self, count: int, span: int) -> Tensor:
+    def _uneven_step(self, count: int, span: int) -> Tensor:
         """A step over slots of unequal length; every number that it depends on is on the device."""
-        return self._step(count, span, self._masks(count, span))
+        if not self.unmasked:
+            return self._step(count, span, self._masks(count, span))
+        config, slots = self.model.config, self.slots
+        used = slot_attention.used_places(slots.lengths[:count], slots.length)
+        types = types_of_layer(config)
+        with slot_attention.attending(config):
+            return self._step(count, span, dict.fromkeys(types, used) if len(types) > 1 else used)
 
     def _step(self, count: int, span: int, mask: Tensor | dict[str, Tensor] | None) -> Tensor:
         self.slots.stepping(count, span, even=mask is None)
