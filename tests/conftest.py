@@ -32,6 +32,7 @@ ORACLES = {
     "oracles",
     "pixels",
     "published",
+    "right_padding",
     "stage_masks",
     "stages",
     "tower_signals",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from trimtok_cli.engine.prompt_stage import reduce_prompts
-from trimtok_cli.generation.padding import pad_left
+from trimtok_cli.generation.padding import pad_right
 from trimtok_cli.pruners.base import Pruner, ScoringPruner, Stage, intra_diversity, padded
 from trimtok_cli.pruners.budget import Budget, share_out
 from trimtok_cli.tokens import Prompt, Selection, TowerSignals, VisualTokens
@@ -70,14 +70,14 @@ def test_merged_rows_replace_and_added_rows_follow_the_last_kept_one():
     ]
 
 
-def test_left_padding_of_unequal_prompts():
-    embeds, mask, positions = pad_left(
-        [prompt(), prompt().reduced(Selection(torch.tensor([0])), num_dense=5, renumber=True)]
-    )
-    assert embeds.shape == (2, 10, 2) and mask.tolist() == [[1] * 10, [0] * 4 + [1] * 6]
-    assert positions[1].tolist() == [0] * 4 + list(range(6))
-    assert pad_left([prompt(), prompt()])[1] is None
-    assert pad_left([prompt(mrope=True)] * 2)[2].shape == (3, 2, 10)
+def test_right_padding_repeats_the_last_row_of_each_prompt():
+    short = prompt().reduced(Selection(torch.tensor([0])), num_dense=5, renumber=True)
+    embeds, positions = pad_right([prompt(), short])
+    assert embeds.shape == (2, 10, 2) and torch.equal(embeds[0], prompt().embeds)
+    assert torch.equal(embeds[1, :6], short.embeds)
+    assert torch.equal(embeds[1, 6:], short.embeds[-1:].expand(4, -1))
+    assert positions[1].tolist() == [0, 1, 2, 3, 4, 5, 5, 5, 5, 5]
+    assert pad_right([prompt(mrope=True)] * 2, 16)[1].shape == (3, 2, 16)
 
 
 @dataclass(frozen=True)

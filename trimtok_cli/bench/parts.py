@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
 from trimtok_cli.bench.batch import Loops, generate_all, make_pruner
@@ -21,7 +22,6 @@ from trimtok_cli.device import wait
 from trimtok_cli.engine.answer import encode, prune
 from trimtok_cli.engine.loops import LOOPS, prunes_in_decoder
 from trimtok_cli.errors import UsageError
-from trimtok_cli.generation.padding import pad_left
 from trimtok_cli.generation.types import Loop, Request
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.pruners.kernels.greedy import repmax
@@ -151,10 +151,14 @@ def _ids(loop: Loop, requests: Sequence[Request]) -> list[list[int]]:
 
 
 def library_ids(adapter: Adapter, prompts: Sequence[Prompt]) -> list[list[int]]:
-    """The new ids by `generate` itself, under `endless`; `generate` works out positions."""
-    embeds, mask, _ = pad_left(prompts)
-    if mask is None:
-        mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+    """The new ids by `generate` itself, under `endless`; `generate` works out positions.
+
+    `generate` wants its prompts padded on the left.
+    """
+    parts = [prompt.embeds for prompt in prompts]
+    embeds = pad_sequence(parts, batch_first=True, padding_side="left")
+    ones = [part.new_ones(len(part), dtype=torch.long) for part in parts]
+    mask = pad_sequence(ones, batch_first=True, padding_side="left")
     return adapter.model.generate(inputs_embeds=embeds, attention_mask=mask).tolist()
 
 

@@ -1,6 +1,6 @@
 """The continuous loop: as an answer ends, a waiting prompt takes its slot (continuous batching).
 
-Prompts are prefilled together, up to a number of tokens, left-padded as in `plain.generate`. Each
+Prompts are prefilled together, up to a number of tokens, padded as in `plain.generate`. Each
 answer is a slot of a static cache from then on, whatever its length. The tokens, greedy or sampled,
 equal those of `plain.generate`, the oracle of this loop. Knows no pruner and no image.
 """

@@ -1,8 +1,8 @@
 """Keys and values of the answers under way, in tensors made once: row i of the cache is slot i.
 
-A prompt's keys fill its slot from the left, without the padding, and every new token is written
-behind them. Slots may have different lengths. Knows no model, no sampling, and not which answer
-lies in which slot.
+A prompt's keys fill its slot from the left, with the padding behind them, and every new token is
+written behind the prompt, over the padding. Slots may have different lengths. Knows no model, no
+sampling, and not which answer lies in which slot.
 """
 
 import weakref
@@ -21,59 +21,63 @@ GRAIN = 64  # places that a short cache grows by at least, because growing copie
 class KVSlots(Cache):
     """A cache of slots, which the model's own code uses like any other cache.
 
-    store (layers, 2, rows, heads, length, head_dim): keys and values. lengths (rows,): the place of
-    each slot's next token. `filling` and `stepping` choose the slots that the model's code sees.
+    store: the keys and the values of each layer in turn, one tensor (rows, length, heads, head_dim)
+    each: a token's heads lie together, as attention over unequal lengths reads them. lengths
+    (rows,): the place of each slot's next token. `filling` and `stepping` choose the slots that the
+    model's code sees.
     """
 
-    def __init__(self, num_layers: int, device: torch.device) -> None:
-        super().__init__(layers=[_Layer(self, number) for number in range(num_layers)])
-        self.device = device
+    def __init__(self, config: Any, dtype: torch.dtype, device: torch.device) -> None:
+        """config: the decoder's."""
+        numbers = range(config.num_hidden_layers)
+        super().__init__(layers=[_Layer(self, number) for number in numbers])
+        self.heads, self.width = heads_and_width(config)
+        self.dtype, self.device = dtype, device
         self.clear()
 
     def clear(self) -> None:
         """Gives the memory back."""
-        self.store: Tensor | None = None
+        self.store: list[Tensor] = []
         self.lengths = torch.zeros(0, dtype=torch.long, device=self.device)
         self.numbers = torch.zeros(0, dtype=torch.long, device=self.device)
-        self.rows = self.length = self.first = self.past = 0
+        self.rows = self.length = self.first = self.past = self.count = 0
         self.new: Sequence[int] = ()
-        self.place: tuple[Tensor, slice, Tensor] | None = None
-        self.seen: tuple[Tensor, ...] = ()
-        self.last: tuple[Tensor, ...] = ()
+        self.place: tuple[Tensor, Tensor] | None = None
 
     def holds(self, rows: int, length: int) -> bool:
         return rows <= self.rows and length <= self.length
 
     def reserve(self, rows: int, length: int) -> None:
-        """Makes room for `rows` slots of `length` places, in new tensors; the keys are copied."""
-        self.seen = self.last = ()
+        """Makes room for `rows` slots of `length` places; what was written is copied.
+
+        The tensors are made anew one by one, so that only one of them is in memory twice.
+        """
         self.place = None
         if length > self.length:
             length = -(-length // GRAIN) * GRAIN
-        old, old_lengths = self.store, self.lengths
+        old_lengths = self.lengths
         self.rows, self.length = max(rows, self.rows), max(length, self.length)
         self.numbers = torch.arange(self.rows, device=self.device)
         self.lengths = torch.zeros(self.rows, dtype=torch.long, device=self.device)
         self.lengths[: len(old_lengths)] = old_lengths
-        if old is not None:
-            self._make(old)[:, :, : old.shape[2], :, : old.shape[4]] = old
+        for number in range(len(self.store)):
+            self.store[number] = self._grown(self.store[number])
+        while len(self.store) < 2 * len(self.layers):
+            self.store.append(self._empty())
 
-    def _make(self, like: Tensor) -> Tensor:
-        """Makes the store, of zeros: a masked place weighs 0, and 0 times a leftover NaN is NaN."""
-        heads, width = like.shape[-3], like.shape[-1]
-        self.store = like.new_zeros(len(self.layers), 2, self.rows, heads, self.length, width)
-        return self.store
+    def _grown(self, old: Tensor) -> Tensor:
+        grown = self._empty()
+        grown[: old.shape[0], : old.shape[1]] = old
+        return grown
 
-    @property
-    def _stored(self) -> Tensor:
-        """The store, which exists once a prompt has been written."""
-        if self.store is None:
-            raise LookupError("no prompt has been written yet")
-        return self.store
+    def _empty(self) -> Tensor:
+        """A tensor of zeros: a masked place weighs 0, and 0 times a leftover NaN is NaN."""
+        size = self.rows, self.length, self.heads, self.width
+        return torch.zeros(size, dtype=self.dtype, device=self.device)
 
     @contextmanager
     def filling(self, first: int, lengths: Sequence[int]) -> Iterator[None]:
-        """A block in which a prefill of left-padded prompts fills the slots from `first` on.
+        """A block in which a prefill of right-padded prompts fills the slots from `first` on.
 
         lengths: the lengths of the prompts, without padding.
         """
@@ -92,44 +96,52 @@ class KVSlots(Cache):
         Attention sees the first `span` places of these slots. even: all slots have the length
         span - 1; otherwise each slot's place to write to is read from `lengths`, on the device.
         """
-        self.past = span - 1
-        self.place = None if even else (self.numbers[:count], slice(None), self.lengths[:count])
-        # Views of all layers are made at once: one by one they take 5 % of a small model's step.
-        seen = self._stored[:, :, :count, :, :span].flatten(0, 1)
-        self.seen, self.last = seen.unbind(), seen[:, :, :, -1:].unbind()
+        self.count, self.past = count, span - 1
+        self.place = None if even else (self.numbers[:count], self.lengths[:count])
 
     def move(self, source: int, target: int, length: int) -> None:
         """Moves `length` places from slot `source` to slot `target`."""
-        store = self._stored
-        store[:, :, target, :, :length] = store[:, :, source, :, :length]
+        for kept in self.store:
+            kept[target, :length] = kept[source, :length]
         self.lengths[target] = self.lengths[source]
 
     def wipe(self, slot: int) -> None:
         """Zeros a slot whose answer left NaN, which the next answer's mask would not hide."""
-        self._stored[:, :, slot] = 0
+        for kept in self.store:
+            kept[slot] = 0
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Stores keys and values (B, heads, S, head_dim) of one layer.
 
         Returns the keys and values that the layer's attention sees.
         """
-        store = self._make(keys) if self.store is None else self.store
-        for which, new in enumerate((keys, values), 2 * layer):
-            if self.new:
-                self._fill(new, store[which // 2, which % 2])
-            elif self.place is None:
-                self.last[which].copy_(new)
-            else:
-                self.seen[which][self.place] = new[:, :, 0]
-        return (keys, values) if self.new else (self.seen[2 * layer], self.seen[2 * layer + 1])
+        kept_keys, kept_values = self.store[2 * layer : 2 * layer + 2]
+        if self.new:
+            self._fill(kept_keys, keys)
+            self._fill(kept_values, values)
+            return keys, values
+        return self._extended(kept_keys, keys), self._extended(kept_values, values)
 
-    def _fill(self, new: Tensor, kept: Tensor) -> None:
-        padded = new.shape[2]
-        if min(self.new) == padded:
-            kept[self.first : self.first + len(new), :, :padded] = new
-            return
-        for row, length in enumerate(self.new):
-            kept[self.first + row, :, :length] = new[row, :, padded - length :]
+    def _fill(self, kept: Tensor, new: Tensor) -> None:
+        kept[self.first : self.first + len(new), : new.shape[2]] = new.transpose(1, 2)
+
+    def _extended(self, kept: Tensor, new: Tensor) -> Tensor:
+        """Writes a token into each slot; returns what attention sees of the slots."""
+        span = self.past + 1
+        if self.place is None:
+            kept[: self.count, self.past] = new[:, :, 0]
+        else:
+            kept[self.place] = new[:, :, 0]
+        # One view in place of three, which would take 5 % of a small model's step.
+        row, token, head, _ = kept.stride()
+        return kept.as_strided((self.count, self.heads, span, self.width), (row, head, token, 1))
+
+
+def heads_and_width(config: Any) -> tuple[int, int]:
+    """The heads of a decoder's keys, and the width of one."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return heads, width
 
 
 class _Layer(CacheLayerMixin):

@@ -1,28 +1,32 @@
-"""Left padding: prompts of unequal length as one batch."""
+"""Right padding: prompts of unequal length as one batch that needs no mask.
+
+A row sees itself and the rows before it, so no row of a prompt sees the padding behind it, and no
+row sees nothing.
+"""
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from trimtok_cli.tokens import Prompt
 
 
-def pad_left(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The padded prompts: embeds (B, S, D), mask (B, S), positions (B, S) or (3, B, S).
+def pad_right(prompts: Sequence[Prompt], length: int | None = None) -> tuple[Tensor, Tensor]:
+    """The padded prompts: embeds (B, S, D), positions (B, S) or (3, B, S).
 
-    The mask holds ones and zeros, or is None if nothing is padded.
+    length S: at least the longest prompt's, which is the default. A prompt's last row is repeated
+    behind it: attention reads those keys too and gives them the weight 0, and 0 times a number that
+    overflowed is NaN. Copies of a row of the prompt overflow no sooner than the prompt.
     """
-    longest = max(len(prompt) for prompt in prompts)
+    length = length or max(len(prompt) for prompt in prompts)
     first = prompts[0]
-    embeds = first.embeds.new_zeros(len(prompts), longest, first.embeds.shape[-1])
-    positions = first.positions.new_zeros(*first.positions.shape[:-1], len(prompts), longest)
-    mask = torch.zeros(len(prompts), longest, dtype=torch.long, device=embeds.device)
+    embeds = first.embeds.new_empty(len(prompts), length, first.embeds.shape[-1])
+    positions = first.positions.new_empty(*first.positions.shape[:-1], len(prompts), length)
     for row, prompt in enumerate(prompts):
-        start = longest - len(prompt)
-        embeds[row, start:] = prompt.embeds
-        positions[..., row, start:] = prompt.positions
-        mask[row, start:] = 1
-    # There is no mask without padding: attention kernels are faster, and the library builds the
-    # causal mask itself.
-    return embeds, None if all(len(prompt) == longest for prompt in prompts) else mask, positions
+        end = len(prompt)
+        embeds[row, :end] = prompt.embeds
+        positions[..., row, :end] = prompt.positions
+        if end < length:
+            embeds[row, end:] = prompt.embeds[-1]
+            positions[..., row, end:] = prompt.positions[..., -1:]
+    return embeds, positions

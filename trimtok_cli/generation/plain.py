@@ -1,8 +1,8 @@
 """The plain loop: a batch of prompts of unequal length, prefill, then one token at a time.
 
-Prompts are left-padded with an explicit mask and explicit positions, so that a batch gives the same
-answers as its singles. This loop is the oracle of continuous.py, and the loop of methods that prune
-inside the decoder. Knows no pruner and no image.
+Prompts are padded on the right, with explicit positions, and the steps have explicit masks, so that
+a batch gives the same answers as its singles. This loop is the oracle of continuous.py, and the
+loop of methods that prune inside the decoder. Knows no pruner and no image.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,8 @@ from trimtok_cli.data import Seconds
 from trimtok_cli.device import Clock
 from trimtok_cli.generation.capacity import batch_limit_for
 from trimtok_cli.generation.choosing import Chooser
-from trimtok_cli.generation.padding import pad_left
+from trimtok_cli.generation.masks import step_masks
+from trimtok_cli.generation.padding import pad_right
 from trimtok_cli.generation.retry import in_halves
 from trimtok_cli.generation.rules import Answer, Rules
 from trimtok_cli.generation.types import Finished, Generated, LanguageModel
@@ -35,18 +36,16 @@ def generate(
     clock = Clock(model.device)
     answers, chooser = [rules.answer(prompt) for prompt in prompts], Chooser(rules)
     chooser.admit(answers)
-    embeds, mask, positions = pad_left(prompts)
-    cache = DynamicCache(config=model.config)
-    logits = model.forward(embeds, mask, positions, cache, prompts)
+    embeds, positions = pad_right(prompts)
+    padding = _Padding(model, prompts)
+    logits = model.forward(embeds, None, positions, padding.cache, prompts)
     chosen, kept_logits = chooser(logits), [logits] if keep_logits else []
     under_way = _take(answers, chosen)
     prefill = clock.mark()
     while under_way:
         positions = positions[..., -1:] + 1
-        if mask is not None:
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         embeds = model.embed_ids(chosen.clamp(min=0)[:, None])
-        logits = model.forward(embeds, mask, positions, cache)
+        logits = model.forward(embeds, padding.next_masks(), positions, padding.cache)
         chosen = chooser(logits)
         under_way = _take(answers, chosen)
         if keep_logits:
@@ -54,6 +53,34 @@ def generate(
     all_logits = torch.stack(kept_logits, 1) if keep_logits else [None] * len(answers)
     finished = [Generated.of(*pair) for pair in zip(answers, all_logits, strict=True)]
     return finished, Seconds(prefill=prefill, decode=clock.mark())
+
+
+class _Padding:
+    """The cache of a padded batch, and the masks that hide the padding from its steps.
+
+    The padding stays in the cache, between each prompt and its answer.
+    """
+
+    def __init__(self, model: LanguageModel, prompts: Sequence[Prompt]) -> None:
+        self.model = model
+        self.lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
+        self.padded, self.new_tokens = max(map(len, prompts)), 0
+        self.used = min(map(len, prompts)) < self.padded
+        # The library's windows count the padding, so that a padded cache keeps all keys, and the
+        # masks hold the windows.
+        self.cache = DynamicCache() if self.used else DynamicCache(config=model.config)
+
+    def next_masks(self) -> Tensor | dict[str, Tensor] | None:
+        """The masks of one more step; None without padding, where the library knows them."""
+        self.new_tokens += 1
+        if not self.used:
+            return None
+        lengths = self.lengths[:, None]
+        columns = torch.arange(self.padded + self.new_tokens, device=lengths.device)
+        ends = lengths + self.new_tokens - 1
+        of_prompt = torch.where(columns < lengths, columns, ends + 1)
+        places = torch.where(columns < self.padded, of_prompt, columns - self.padded + lengths)
+        return step_masks(self.model.config, self.model.dtype, places, ends)
 
 
 def _take(answers: Sequence[Answer], chosen: Tensor) -> bool:

@@ -5,15 +5,15 @@ always the first ones. Knows no answer's end and no sampling.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from trimtok_cli.generation.capacity import cache_bytes
+from trimtok_cli.generation import slot_attention
 from trimtok_cli.generation.cuda_graphs import CudaGraphs
 from trimtok_cli.generation.kv_slots import KVSlots
-from trimtok_cli.generation.padding import pad_left
+from trimtok_cli.generation.masks import step_masks, types_of_layer
+from trimtok_cli.generation.padding import pad_right
 from trimtok_cli.generation.types import LanguageModel
 from trimtok_cli.tokens import Prompt
 
@@ -23,8 +23,12 @@ class SlotSteps:
 
     def __init__(self, model: LanguageModel) -> None:
         self.model = model
-        self.slots = KVSlots(model.config.num_hidden_layers, model.device)
+        self.slots = KVSlots(model.config, model.dtype, model.device)
         self.graphs = CudaGraphs(model.device)
+        # Whether steps attend to the places in use, without masks.
+        self.unmasked = slot_attention.fits(
+            model.config, model.dtype, model.device, self.slots.width
+        )
         self.ids = torch.zeros(0, dtype=torch.long, device=model.device)
         self.positions = self.ids
 
@@ -35,19 +39,13 @@ class SlotSteps:
 
     def reserve(self, slots: int, length: int, positions: Tensor) -> None:
         """Makes room for `slots` slots of `length` places. positions: those of any prompt."""
-        empty = not self.slots.rows
         self._reserve(slots, length, positions.unsqueeze(-2))
-        if empty:
-            # The first prefill makes the cache, layer by layer: all of it must fit before.
-            token = cache_bytes(self.model.config, self.model.dtype)
-            places = self.slots.rows * self.slots.length
-            torch.empty(places * token, dtype=torch.uint8, device=self.model.device)
 
     def prefill(self, first: int, prompts: Sequence[Prompt]) -> Tensor:
         """Prefills the slots from `first` on; returns the logits (B, V) behind each prompt."""
-        embeds, mask, positions = pad_left(prompts)
+        embeds, positions = pad_right(prompts)
         with self.slots.filling(first, [len(prompt) for prompt in prompts]):
-            logits = self.model.forward(embeds, mask, positions, self.slots, prompts)
+            logits = self.model.forward(embeds, None, positions, self.slots, prompts)
         self.positions[..., first : first + len(prompts), :] = positions[..., -1:] + 1
         return logits
 
@@ -61,9 +59,11 @@ class SlotSteps:
         Attention sees `span` places of each slot. even: the slots all have one length.
         """
         if self.graphs.used:
-            step, slots = self._masked_step, self.slots
+            step, slots = self._uneven_step, self.slots
             return self.graphs(step, count, span, slots.rows, slots.length)
-        return self._step(count, span, None if even else self._masks(count, span))
+        if even and not self.unmasked:
+            return self._step(count, span, None)
+        return self._uneven_step(count, span)
 
     def advance(self, count: int, chosen: Tensor) -> None:
         """Hands a step's tokens to the next step, one place further on."""
@@ -103,9 +103,15 @@ class SlotSteps:
                 empty[..., : self.positions.shape[-2], :] = self.positions
             self.positions = empty
 
-    def _masked_step(self, count: int, span: int) -> Tensor:
+    def _uneven_step(self, count: int, span: int) -> Tensor:
         """A step over slots of unequal length; every number that it depends on is on the device."""
-        return self._step(count, span, self._masks(count, span))
+        if not self.unmasked:
+            return self._step(count, span, self._masks(count, span))
+        config, slots = self.model.config, self.slots
+        used = slot_attention.used_places(slots.lengths[:count], slots.length)
+        types = types_of_layer(config)
+        with slot_attention.attending(config):
+            return self._step(count, span, dict.fromkeys(types, used) if len(types) > 1 else used)
 
     def _step(self, count: int, span: int, mask: Tensor | dict[str, Tensor] | None) -> Tensor:
         self.slots.stepping(count, span, even=mask is None)
@@ -113,20 +119,7 @@ class SlotSteps:
         return self.model.forward(embeds, mask, self.positions[..., :count, :], self.slots)
 
     def _masks(self, count: int, span: int) -> Tensor | dict[str, Tensor]:
-        """Masks (count, 1, 1, span) of the places that each slot has written, as scores to add.
-
-        A dict of masks, keyed by type of layer, if the decoder has several types.
-        """
-        config, ends = self.model.config, self.slots.lengths[:count, None]
+        """Masks (count, 1, 1, span) of the places that each slot has written."""
+        ends = self.slots.lengths[:count, None]
         places = torch.arange(span, device=ends.device)
-        window: Any = getattr(config, "sliding_window", None)
-        usual = ["sliding_attention" if window else "full_attention"]
-        low = torch.finfo(self.model.dtype).min
-        masks = {}
-        for kind in set(getattr(config, "layer_types", None) or usual):
-            seen = places <= ends
-            if kind == "sliding_attention":
-                seen &= places > ends - window
-            scores = torch.zeros(count, span, dtype=self.model.dtype, device=seen.device)
-            masks[kind] = scores.masked_fill_(~seen, low)[:, None, None]
-        return masks if len(masks) > 1 else masks[kind]
+        return step_masks(self.model.config, self.model.dtype, places, ends)

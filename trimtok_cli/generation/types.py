@@ -38,7 +38,10 @@ class LanguageModel(Protocol):
         cache: Any,
         prompts: Sequence[Prompt] = (),
     ) -> Tensor:
-        """(B, S, D) -> logits (B, V) of the last row; fills `cache`. prompts: for a prefill."""
+        """(B, S, D) -> logits (B, V) of each last row; fills `cache`.
+
+        prompts: those of a prefill, which `embeds` holds padded on the right.
+        """
 
 
 @dataclass(frozen=True)

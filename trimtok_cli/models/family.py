@@ -106,10 +106,10 @@ class Family(ABC):
         cache,
         prompts: Sequence[Prompt] = (),
     ) -> Tensor:
-        """One pass of the language model: logits (B, V) of the last row. Fills `cache`.
+        """One pass of the language model: logits (B, V) of each last row. Fills `cache`.
 
-        embeds (B, S, D); mask (B, total) or None; positions (B, S) or (3, B, S). prompts: in the
-        prefill, the prompts that `embeds` was laid out from; empty afterwards.
+        embeds (B, S, D); mask (B, 1, 1, total) or None; positions (B, S) or (3, B, S). prompts: in
+        the prefill, the prompts that `embeds` holds, padded on the right; empty afterwards.
         """
         output = self.model.get_decoder()(
             inputs_embeds=embeds,
@@ -119,9 +119,21 @@ class Family(ABC):
             **{self.cache_argument: cache},
             **self.prefill_extras(embeds, prompts),
         )
-        return self.model.lm_head(output.last_hidden_state[:, -1])
+        return self.model.lm_head(self.last_rows(output.last_hidden_state, embeds, prompts))
 
     # ---- the same for all families
+
+    def last_rows(self, hidden: Tensor, embeds: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """(B, D): the last row of each prompt, or of each step where there are no prompts.
+
+        hidden (B, S, D): the output for `embeds`; shorter if rows left inside the decoder, which
+        happens to a prompt by itself alone.
+        """
+        lengths = [len(prompt) for prompt in prompts]
+        if all(length == embeds.shape[1] for length in lengths):
+            return hidden[:, -1]
+        last = self.to_device(torch.tensor(lengths) - 1)
+        return hidden[torch.arange(len(lengths), device=hidden.device), last]
 
     @cached_property
     def cache_argument(self) -> str:

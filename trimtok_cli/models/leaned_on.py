@@ -91,7 +91,15 @@ LEANED_ON = (
     ),
     Leaned(
         "transformers:AttentionInterface.register",
-        "queries and keys are recorded where a module would attend (attention.py)",
+        "queries and keys are recorded where a module would attend (attention.py); steps attend "
+        "over KV slots, given a tensor of four axes in place of a mask, which the library hands on "
+        "as it is (slot_attention.py)",
+    ),
+    Leaned(
+        "torch.nn.attention.varlen:varlen_attn",
+        "steps attend to the places in use where it has `seqused_k`, else under masks "
+        "(slot_attention.py)",
+        "torch 2.14",
     ),
     Leaned(
         "transformers:PretrainedConfig.get_config_dict",

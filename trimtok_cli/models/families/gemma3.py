@@ -53,7 +53,7 @@ class Gemma3(Adapter):
         if prompts:
             token_types = torch.zeros(embeds.shape[:2], dtype=torch.long, device=embeds.device)
             for row, prompt in enumerate(prompts):
-                token_types[row, embeds.shape[1] - len(prompt) + prompt.visual] = 1
+                token_types[row, prompt.visual] = 1
         output = self.model.model(
             inputs_embeds=embeds,
             attention_mask=mask,
@@ -62,4 +62,4 @@ class Gemma3(Adapter):
             token_type_ids=token_types,
             **{self.cache_argument: cache},
         )
-        return self.model.lm_head(output.last_hidden_state[:, -1])
+        return self.model.lm_head(self.last_rows(output.last_hidden_state, embeds, prompts))

@@ -130,5 +130,5 @@ class Qwen3VL(Qwen2VL):
             return {}
         mask = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
         for row, prompt in enumerate(prompts):
-            mask[row, embeds.shape[1] - len(prompt) + prompt.visual] = True
+            mask[row, prompt.visual] = True
         return {"visual_pos_masks": mask, "deepstack_visual_embeds": list(torch.cat(deepstack, 1))}

@@ -1,0 +1,115 @@
+"""The memory of the KV slots, counted byte by byte, and what a prefill and a step copy."""
+
+import weakref
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from trimtok_cli.generation.kv_slots import KVSlots
+
+CONFIG = SimpleNamespace(
+    num_hidden_layers=6, num_key_value_heads=2, num_attention_heads=4, hidden_size=32
+)
+
+
+class Living(TorchDispatchMode):
+    """Counts the bytes of the tensors made under it that live at once, and every operation."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes, self.most, self.known, self.operations = 0, 0, set(), []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        self.operations.append(func.name())
+        if isinstance(made, torch.Tensor) and not func.is_view:
+            self._count(made.untyped_storage())
+        return made
+
+    def _count(self, storage):
+        number, size = storage._cdata, storage.nbytes()
+        if number in self.known:
+            return
+        self.known.add(number)
+        self.bytes += size
+        self.most = max(self.most, self.bytes)
+        weakref.finalize(storage, self._freed, number, size)
+
+    def _freed(self, number, size):
+        self.known.discard(number)
+        self.bytes -= size
+
+
+def slots_of(rows: int, length: int) -> KVSlots:
+    slots = KVSlots(CONFIG, torch.float32, torch.device("cpu"))
+    slots.reserve(rows, length)
+    return slots
+
+
+def rows_of(count: int, length: int, layer: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(layer)
+    return torch.randn(count, 2, length, 8, generator=generator)
+
+
+def test_a_growing_cache_is_in_memory_once_and_one_tensor_more():
+    slots = slots_of(4, 64)
+    with slots.filling(0, [60, 50, 40, 30]):
+        for layer in range(6):
+            slots.write(layer, rows_of(4, 60, layer), -rows_of(4, 60, layer))
+    before = [kept.clone() for kept in slots.store]
+    with Living() as living:
+        slots.reserve(6, 128)
+    one = 6 * 128 * 2 * 8 * 4
+    assert {kept.nbytes for kept in slots.store} == {one} and len(slots.store) == 12
+    # All old tensors were there before the count began: as new ones came, old ones went.
+    assert 12 * one <= living.most < 12 * one + 1024
+    for kept, old in zip(slots.store, before, strict=True):
+        assert torch.equal(kept[:4, :64], old) and not kept[4:].any() and not kept[:, 64:].any()
+    assert slots.lengths.tolist() == [60, 50, 40, 30, 0, 0]
+
+
+def test_every_old_tensor_goes_before_the_next_new_one_comes(monkeypatch):
+    slots = slots_of(2, 64)
+    old = [weakref.ref(kept) for kept in slots.store]
+    alive, real = [], slots._empty
+
+    def empty():
+        alive.append(sum(each() is not None for each in old))
+        return real()
+
+    monkeypatch.setattr(slots, "_empty", empty)
+    slots.reserve(2, 128)
+    assert alive == list(range(12, 0, -1))
+
+
+@pytest.mark.parametrize("lengths", [[9], [9, 4, 7, 2, 9]])
+def test_a_prefill_is_one_copy_a_tensor_whatever_the_lengths(lengths):
+    slots = slots_of(8, 64)
+    keys = rows_of(len(lengths), 9, 0)
+    with slots.filling(2, lengths), Living() as living:
+        slots.write(0, keys, -keys)
+    assert living.operations.count("aten::copy_") == 2
+    for row, length in enumerate(lengths):
+        kept = slots.store[0][2 + row, :length].transpose(0, 1)
+        assert torch.equal(kept, keys[row, :, :length])
+        assert torch.equal(slots.store[1][2 + row, :length].transpose(0, 1), -keys[row, :, :length])
+    assert slots.lengths.tolist() == [0, 0, *lengths] + [0] * (6 - len(lengths))
+
+
+@pytest.mark.parametrize("even", [False, True])
+def test_a_step_writes_behind_each_slot_and_shows_the_places_in_use(even):
+    slots = slots_of(4, 64)
+    lengths = [9, 9, 9] if even else [9, 4, 7]
+    with slots.filling(0, lengths):
+        for layer in range(6):
+            slots.write(layer, rows_of(3, 9, layer), -rows_of(3, 9, layer))
+    slots.stepping(3, 10, even=even)
+    new = rows_of(3, 1, 99)
+    keys, values = slots.write(5, new, -new)
+    assert keys.shape == (3, 2, 10, 8) and torch.equal(values, -keys)
+    for row, length in enumerate(lengths):
+        assert torch.equal(keys[row, :, :length], rows_of(3, 9, 5)[row, :, :length])
+        assert torch.equal(keys[row, :, length], new[row, :, 0])
+    assert keys.untyped_storage().data_ptr() == slots.store[10].data_ptr(), "a copy was made"

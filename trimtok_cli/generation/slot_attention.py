@@ -1,0 +1,121 @@
+"""Attention of decode steps that reads the places in use and no others, and needs no mask.
+
+torch's variable-length attention takes the number of keys of each answer from the device, shares
+keys among grouped query heads and splits long answers. It is registered with the library as one
+more attention function, which the decoder's own config names during a step. In place of a mask,
+which the library hands on as it is, that function is given the `used_places`. Knows no model.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+
+NAME = "trimtok_slots"
+# The flash kernels behind variable-length attention take no others.
+DTYPES = (torch.float16, torch.bfloat16)
+WIDEST = 256
+_NEEDED = {"scale", "window_size", "enable_gqa", "seqused_k"}
+
+
+@cache
+def variable_length() -> Callable[..., Tensor] | None:
+    """torch's variable-length attention, if it can read a part of each sequence; else None."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    known = inspect.signature(varlen_attn).parameters
+    return varlen_attn if set(known) >= _NEEDED else None
+
+
+def fits(config: Any, dtype: torch.dtype, device: torch.device, width: int) -> bool:
+    """Whether the steps of a decoder can attend by `attend`; if not, they attend under masks.
+
+    A decoder that is not run by the library's `sdpa` may have sinks or soft caps, which `attend`
+    lacks as well.
+    """
+    return (
+        device.type == "cuda"
+        and dtype in DTYPES
+        and width % 8 == 0
+        and width <= WIDEST
+        and config._attn_implementation == "sdpa"
+        and variable_length() is not None
+    )
+
+
+def used_places(lengths: Tensor, slot: int) -> Tensor:
+    """(1, 1, 3, B + 1) int32: what `attend` is given in place of a mask.
+
+    Row 0: where each slot's query begins, among all queries. Row 1: where its keys begin, among the
+    keys of all slots. Row 2: its number of keys, with the new token's. lengths (B,): the place of
+    each new token. slot: places of a slot.
+    """
+    numbers = torch.arange(len(lengths) + 1, dtype=torch.int32, device=lengths.device)
+    used = torch.nn.functional.pad(lengths.to(torch.int32) + 1, (0, 1))
+    return torch.stack([numbers, numbers * slot, used])[None, None]
+
+
+def attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """The library's form of an attention function: returns (B, 1, heads, head_dim), no weights.
+
+    query (B, heads, 1, head_dim); key and value (B, kv_heads, span, head_dim) are views of the KV
+    slots, and no slot uses more places than span. attention_mask: the `used_places`.
+    """
+    varlen = variable_length()
+    if varlen is None:
+        raise LookupError("this torch has no variable-length attention")
+    queries_from, keys_from, used = attention_mask[0, 0].unbind()
+    # A window counts the token itself; here it counts the tokens before it.
+    window = (-1, -1) if sliding_window is None else (sliding_window - 1, 0)
+    attended = varlen(
+        query[:, :, 0],
+        _in_a_row(key),
+        _in_a_row(value),
+        queries_from,
+        keys_from,
+        1,
+        key.shape[2],
+        scale=scaling,
+        window_size=window,
+        enable_gqa=query.shape[1] != key.shape[1],
+        seqused_k=used[:-1],
+    )
+    return attended[:, None], None
+
+
+def _in_a_row(kept: Tensor) -> Tensor:
+    """A view (tokens, heads, head_dim) of the slots that (B, heads, span, head_dim) is a view of.
+
+    It begins with the first slot's first place, and ends with the last one that is seen.
+    """
+    count, heads, span, width = kept.shape
+    row, head, token, _ = kept.stride()
+    return kept.as_strided(((count - 1) * (row // token) + span, heads, width), (token, head, 1))
+
+
+@contextmanager
+def attending(config: Any) -> Iterator[None]:
+    """A block in which the decoder of this config attends by `attend`."""
+    AttentionInterface.register(NAME, attend)
+    before = config._attn_implementation
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
