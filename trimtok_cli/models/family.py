@@ -88,6 +88,13 @@ class Family(ABC):
         """
         return nullcontext()
 
+    def packing(self) -> AbstractContextManager:
+        """A context in which a tower for images of any size takes them in one row.
+
+        By default the tower runs as it is.
+        """
+        return nullcontext()
+
     def project(self, features: Tensor) -> Tensor:
         """(K, F) tower features -> (K, D) visual tokens, one for each."""
         return self.model.model.multi_modal_projector(features.to(self.dtype))
