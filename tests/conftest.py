@@ -30,6 +30,7 @@ ORACLES = {
     "leaned_on",
     "not_numbers",
     "oracles",
+    "packed_tower",
     "pixels",
     "published",
     "right_padding",

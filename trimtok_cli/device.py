@@ -99,6 +99,16 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.float16 if device.type == "mps" else torch.float32
 
 
+def on_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A CPU tensor on a device, without a wait.
+
+    A copy to CUDA is from page-locked memory; only then does the host not wait for it.
+    """
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 class Clock:
     """A stopwatch that waits for the device, so that each step pays for its own kernels."""
 

@@ -153,42 +153,49 @@ class Prompt:
         return prompt
 
     def _with_extra(self, extra: Tensor, num_dense: int) -> "Prompt":
-        """The prompt with visual tokens `extra` (E, D) behind the last visual token."""
+        """The prompt with visual tokens `extra` (E, D) behind the last visual token.
+
+        Where that is lies on the device, and the host does not wait for it.
+        """
         count, device = len(extra), self.embeds.device
         start = self._first_row_behind_visual()
-        # Extra tokens have the position of the token in front of them.
-        before = max(start - 1, 0)
-        position = self.positions[..., before : before + 1]
-        next_number = max(num_dense, int(self.alive.max()) + 1 if len(self.alive) else 0)
-        deepstack = self.deepstack
-        if deepstack is not None:
-            deepstack = torch.nn.functional.pad(deepstack, (0, 0, 0, count))
+        new = torch.arange(count, device=device)
 
         def shifted(rows: Tensor) -> Tensor:
             return torch.where(rows >= start, rows + count, rows)
 
-        new = torch.arange(count, device=device)
+        old_rows = shifted(torch.arange(len(self), device=device))
+        new_rows = start + new
+        embeds = self.embeds.new_empty(len(self) + count, self.embeds.shape[-1])
+        embeds[old_rows] = self.embeds
+        embeds[new_rows] = extra.to(embeds.dtype)
+        positions = self.positions.new_empty(*self.positions.shape[:-1], len(embeds))
+        positions[..., old_rows] = self.positions
+        # Extra tokens have the position of the token in front of them.
+        before = (start - 1).clamp(min=0)[None]
+        positions[..., new_rows] = self.positions[..., before].expand(
+            *self.positions.shape[:-1], count
+        )
+        numbers = new + num_dense
+        if len(self.alive):
+            numbers = new + (self.alive.max() + 1).clamp(min=num_dense)
+        deepstack = self.deepstack
+        if deepstack is not None:
+            deepstack = torch.nn.functional.pad(deepstack, (0, 0, 0, count))
         return replace(
             self,
-            embeds=torch.cat(
-                [self.embeds[:start], extra.to(self.embeds.dtype), self.embeds[start:]]
-            ),
-            positions=torch.cat(
-                [
-                    self.positions[..., :start],
-                    position.expand(*position.shape[:-1], count),
-                    self.positions[..., start:],
-                ],
-                -1,
-            ),
-            visual=torch.cat([shifted(self.visual), start + new]),
-            alive=torch.cat([self.alive, next_number + new]),
+            embeds=embeds,
+            positions=positions,
+            visual=torch.cat([shifted(self.visual), new_rows]),
+            alive=torch.cat([self.alive, numbers]),
             instruction=shifted(self.instruction),
             deepstack=deepstack,
         )
 
-    def _first_row_behind_visual(self) -> int:
-        """The row behind the last visual token; without any, the first one of the instruction."""
+    def _first_row_behind_visual(self) -> Tensor:
+        """() the row behind the last visual token; without any, the instruction's first."""
         if len(self.visual):
-            return int(self.visual[-1]) + 1
-        return int(self.instruction[0]) if len(self.instruction) else len(self)
+            return self.visual[-1] + 1
+        if len(self.instruction):
+            return self.instruction[0]
+        return torch.full((), len(self), device=self.embeds.device)

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -226,7 +227,100 @@ def test_a_kernel_that_cannot_run_is_said_once_and_done_without(monkeypatch, cap
             greedy._launched("least_sum", matrix) is None
             and greedy._launched("farthest", matrix) is None
         )
-    assert len(caplog.records) == 1 and "slower loop" in caplog.text
+    assert len(caplog.records) == 1
+    assert "pip install triton" in caplog.text and "four launches" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "error, has_header, said",
+    [
+        (RuntimeError("Failed to find C compiler. Please specify via CC"), True, "install gcc"),
+        (subprocess.CalledProcessError(1, ["gcc"]), False, "needs Python.h"),
+        (ValueError("unknown card\nline 2"), True, "ValueError: unknown card"),
+    ],
+)
+def test_what_triton_lacks_is_named(error, has_header, said, monkeypatch, caplog, tmp_path):
+    if has_header:
+        (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(greedy.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(greedy, "_without_kernels", False)
+
+    def least_sum(*_):
+        raise error
+
+    stand_in = SimpleNamespace(least_sum=least_sum)
+    monkeypatch.setitem(sys.modules, "trimtok_cli.pruners.kernels.greedy_triton", stand_in)
+    monkeypatch.setattr("trimtok_cli.pruners.kernels.greedy_triton", stand_in, raising=False)
+    matrix = SimpleNamespace(is_cuda=True, shape=(1, 5, 5))
+    with caplog.at_level(logging.WARNING, "trimtok"):
+        assert greedy._launched("least_sum", matrix) is None
+    assert said in caplog.text and "line 2" not in caplog.text
+
+
+@needs_triton
+def test_a_kernel_is_launched_on_the_device_of_its_tensors(monkeypatch):
+    from trimtok_cli.pruners.kernels import greedy_triton
+
+    entered, launched_in = [], []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *_, **options: launched_in.extend(entered)
+
+    @contextmanager
+    def device_of(tensor):
+        entered.append(tensor)
+        yield
+        entered.remove(tensor)
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(greedy_triton, "_least_sum_kernel", Kernel())
+    matrix = torch.zeros(2, 5, 5)
+    greedy_triton.least_sum(matrix, torch.zeros(2, dtype=torch.long), 3)
+    assert len(launched_in) == 1 and launched_in[0] is matrix
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["allocator", "library"])
+def test_out_of_memory_in_the_product_is_no_reason_for_another_product(error, monkeypatch):
+    """The other product takes more memory and rounds otherwise."""
+
+    def bmm(*_, **options):
+        raise error
+
+    monkeypatch.setattr(torch, "bmm", bmm)
+    with FakeTensorMode(), pytest.raises(RuntimeError) as raised:
+        numerics.cosines(torch.empty(2, 90, 8, device="cuda", dtype=torch.bfloat16))
+    assert raised.value is error
+
+
+def test_a_device_without_the_product_of_16_bits_takes_float32(monkeypatch):
+    def bmm(*_, **options):
+        raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED")
+
+    monkeypatch.setattr(torch, "bmm", bmm)
+    with FakeTensorMode():
+        cosine, _ = numerics.cosines(torch.empty(2, 90, 8, device="cuda", dtype=torch.bfloat16))
+    assert cosine.dtype == torch.float32 and cosine.shape == (2, 90, 90)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["allocator", "library"])
+def test_out_of_memory_in_a_kernel_does_not_switch_kernels_off(error, monkeypatch):
+    def least_sum(*_):
+        raise error
+
+    stand_in = SimpleNamespace(least_sum=least_sum)
+    monkeypatch.setitem(sys.modules, "trimtok_cli.pruners.kernels.greedy_triton", stand_in)
+    monkeypatch.setattr("trimtok_cli.pruners.kernels.greedy_triton", stand_in, raising=False)
+    monkeypatch.setattr(greedy, "_without_kernels", False)
+    with pytest.raises(RuntimeError) as raised:
+        greedy._launched("least_sum", SimpleNamespace(is_cuda=True, shape=(1, 5, 5)))
+    assert raised.value is error and not greedy._without_kernels
 
 
 def test_full_float32_whatever_the_process_allows_and_then_as_before():

@@ -137,7 +137,7 @@ class Adapter(Family):
         """Visual rows (N, D) of all samples, and deepstack layers (L, N, D) or None."""
         ids = torch.cat([inputs.input_ids[self.is_visual(inputs.input_ids)] for inputs in batch])
         try:
-            with self.early_exit():
+            with self.early_exit(), self.packing():
                 return run_tower(self.model, self.to_device(ids), self.tower_inputs(batch))
         except ValueError as error:
             if "do not match" in str(error):

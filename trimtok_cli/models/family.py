@@ -15,6 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from trimtok_cli.device import on_device
 from trimtok_cli.errors import ModelError
 from trimtok_cli.models.inputs import Inputs, Visual
 from trimtok_cli.models.leaned_on import cache_argument
@@ -88,6 +89,13 @@ class Family(ABC):
         """
         return nullcontext()
 
+    def packing(self) -> AbstractContextManager:
+        """A context in which a tower for images of any size takes them in one row.
+
+        By default the tower runs as it is.
+        """
+        return nullcontext()
+
     def project(self, features: Tensor) -> Tensor:
         """(K, F) tower features -> (K, D) visual tokens, one for each."""
         return self.model.model.multi_modal_projector(features.to(self.dtype))
@@ -152,10 +160,5 @@ class Family(ABC):
         return torch.isin(ids, torch.tensor(self.placeholder_ids, device=ids.device))
 
     def to_device(self, tensor: Tensor) -> Tensor:
-        """A CPU tensor on the model's device.
-
-        A copy to CUDA is from page-locked memory; only then does the host not wait for it.
-        """
-        if self.device.type != "cuda":
-            return tensor.to(self.device)
-        return tensor.pin_memory().to(self.device, non_blocking=True)
+        """A CPU tensor on the model's device, without a wait."""
+        return on_device(tensor, self.device)

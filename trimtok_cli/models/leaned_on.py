@@ -102,6 +102,28 @@ LEANED_ON = (
         "torch 2.14",
     ),
     Leaned(
+        "transformers.vision_utils:get_vision_cu_seqlens",
+        "what Qwen's towers compute from their grids, and take ready-made: `cu_seqlens`, "
+        "`position_ids`, `window_index` and their like (vision/packed_tower.py)",
+    ),
+    Leaned("transformers.vision_utils:get_vision_position_ids", "as above"),
+    Leaned("transformers.vision_utils:get_vision_window_index", "as above, Qwen2.5-VL"),
+    Leaned(
+        "transformers.vision_utils:get_vision_interpolation_indices_and_weights",
+        "as above, Qwen3-VL",
+    ),
+    Leaned(
+        "transformers.utils.generic:is_flash_attention_requested",
+        "attention functions with `flash` in their name get all segments in one call "
+        "(vision/packed_tower.py)",
+    ),
+    Leaned(
+        "torch.nn.attention.varlen:varlen_attn",
+        "segments of any length in one kernel; its first seven arguments alone are the same in all "
+        "versions (vision/packed_tower.py)",
+        "torch 2.10",
+    ),
+    Leaned(
         "transformers:PretrainedConfig.get_config_dict",
         "the family's name, before the library refuses an unknown one",
     ),

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from trimtok_cli.device import on_device
 from trimtok_cli.errors import UsageError
 from trimtok_cli.pruners.base import Stage
 from trimtok_cli.pruners.budget import share_out
@@ -28,7 +29,10 @@ def candidates(stage: Stage, places: Tensor, count: int) -> tuple[Tensor, bool]:
     """
     if count >= len(places):
         return places, True
-    box = stage.tokens.box.to(places.device)[stage.prompt.alive[places]]
+    # The boxes lie on the host: where all tokens have one, nothing waits for the device.
+    if bool((stage.tokens.box != 0).any(-1).all()):
+        return places, False
+    box = on_device(stage.tokens.box, places.device)[stage.prompt.alive[places]]
     has_box = (box != 0).any(-1)
     boxed = places[has_box]
     blank = places[~has_box]
@@ -51,7 +55,8 @@ def tile_budgets(
         places, all_stay = candidates(stage, image, count)
         tiles = [places]
         if not all_stay and stage.tokens.signals.offers("tile"):
-            tile = stage.tokens.signals.tile.to(places.device)[stage.prompt.alive[places]]
+            tile = on_device(stage.tokens.signals.tile, places.device)
+            tile = tile[stage.prompt.alive[places]]
             tiles = [places[tile == number] for number in tile.unique().tolist()]
         # An image with fewer tokens to keep than tiles is treated as one.
         if all_stay or count < len(tiles):

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from trimtok_cli.device import on_device
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.models.inputs import Inputs, Visual
 from trimtok_cli.models.preprocessor import Preprocessor
@@ -76,7 +77,7 @@ class LlavaPreprocessor(Preprocessor):
         normalized = super().normalized(media)
         if "image_sizes" in media and media["pixel_values"].dtype == torch.uint8:
             pixels = normalized["pixel_values"]
-            height, width = media["image_sizes"].to(pixels.device).T
+            height, width = on_device(media["image_sizes"], pixels.device).T
             below = torch.arange(pixels.shape[2], device=pixels.device) >= height[:, None]
             beside = torch.arange(pixels.shape[3], device=pixels.device) >= width[:, None]
             pixels.masked_fill_((below[:, :, None] | beside[:, None, :])[:, None], 0)
@@ -90,6 +91,7 @@ class Llava(ClipAdapter):
     """
 
     preprocessing = LlavaPreprocessor
+    host_tensors = ("image_sizes",)
 
     def image_layout(self, inputs: Inputs, number: int, visual: Visual) -> TokenLayout:
         patch = self.model.config.vision_config.patch_size

@@ -6,6 +6,7 @@ where it would in the dense prompt: nothing is renumbered.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import torch
@@ -15,6 +16,7 @@ from trimtok_cli.media.frames import Clip
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.models.inputs import Inputs, Visual
 from trimtok_cli.models.preprocessor import Preprocessor
+from trimtok_cli.models.vision.packed_tower import packed
 from trimtok_cli.models.vision.token_layout import TokenLayout, grid_boxes
 from trimtok_cli.models.vision.tower_signals import TowerRecorder
 from trimtok_cli.tokens import Prompt
@@ -50,6 +52,7 @@ class Qwen2VL(Adapter):
 
     renumbers = False
     preprocessing = QwenPreprocessor
+    host_tensors = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
 
     def image_layout(self, inputs: Inputs, number: int, visual: Visual) -> TokenLayout:
         _, rows, columns = self._grid(inputs.tensors["image_grid_thw"][number])
@@ -61,6 +64,9 @@ class Qwen2VL(Adapter):
 
     def tower(self) -> TowerRecorder:
         return TowerRecorder({"": self.model.model.visual.blocks[-1].attn}, None, has_cls=False)
+
+    def packing(self) -> AbstractContextManager:
+        return packed(self.model.model.visual, self.dtype, self.to_device)
 
     def positions(self, inputs: Inputs) -> Tensor:
         """(3, S): time, row and column of every token, by the model's own code.

@@ -21,11 +21,17 @@ def run_tower(model, ids: Tensor, media: dict[str, Tensor]) -> tuple[Tensor, Ten
     """The visual tokens (N, D) of `media`, and their deepstack layers (L, N, D) or None.
 
     ids (N,): placeholders alone, so the prompt is one row without padding. media: the tower's
-    inputs. The positions are all 0, as nothing reads them and the model would compute them in vain.
+    inputs. The positions are all 0 and there are no masks, as nothing reads either and the model
+    would compute them in vain.
     """
     positions = torch.zeros_like(ids)[None]
     run = partial(
-        model.model, input_ids=ids[None], position_ids=positions, use_cache=False, **media
+        model.model,
+        input_ids=ids[None],
+        attention_mask={},
+        position_ids=positions,
+        use_cache=False,
+        **media,
     )
     _, arguments = inputs_of(model.get_decoder(), run)
     layers = arguments.get("deepstack_visual_embeds")

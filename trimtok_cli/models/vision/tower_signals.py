@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from trimtok_cli.device import on_device
 from trimtok_cli.models.attention import attention_received, queries_and_keys
 from trimtok_cli.models.vision.token_layout import TokenLayout
 from trimtok_cli.models.vision.tower_run import inputs_of
@@ -136,7 +137,8 @@ class TowerRecorder:
 
             def read() -> Tensor:
                 whole = signal()
-                return torch.cat([_gather(whole, source.to(whole.device)) for source in sources])
+                moved = [on_device(source, whole.device) for source in sources]
+                return torch.cat([_gather(whole, source) for source in moved])
 
             return read
 
@@ -215,11 +217,13 @@ class TowerRecorder:
         """
         output = torch.cat([args[0] for args, _ in self.layer_outputs])
         num_tokens = output.shape[1] - 1
-        return output[[offset // num_tokens for offset in offsets], 0]
+        return torch.stack([output[offset // num_tokens, 0] for offset in offsets])
 
     def _blocks(self, tokens_per_image: int, offsets: Sequence[int]) -> Blocks:
-        images = [offset // tokens_per_image for offset in offsets]
-        return Blocks(torch.cat(self.layer_inputs)[images], self.layers, self.has_cls)
+        # A list as an index would make the host wait.
+        whole = torch.cat(self.layer_inputs)
+        hidden = torch.stack([whole[offset // tokens_per_image] for offset in offsets])
+        return Blocks(hidden, self.layers, self.has_cls)
 
 
 def _as_one_head(tensor: Tensor) -> Tensor:

@@ -10,12 +10,15 @@ Tests hold `repmax_gram` against `reference`, and the other forms against `repma
 """
 
 import logging
+import sysconfig
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trimtok_cli.device import out_of_memory
 from trimtok_cli.pruners.kernels.greedy_cpu import max_min_rows, repmax_rows
 from trimtok_cli.pruners.kernels.numerics import cosines, first_of_best, in_parts
 
@@ -139,15 +142,30 @@ def _launched(name: str, matrix: Tensor, *rest: Any) -> Tensor | None:
         from trimtok_cli.pruners.kernels import greedy_triton
 
         return getattr(greedy_triton, name)(matrix, *rest)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
+        if out_of_memory(error):
+            raise
         # No Triton, no compiler for it, an unknown card: the plain loop does without the kernel.
         _without_kernels = True
-        reason = (str(error).strip().splitlines() or [""])[0]
         log.warning(
-            "the pruner's kernels cannot be used (%s: %s): a slower loop does their work",
-            type(error).__name__,
-            reason,
+            "the pruner's kernels cannot be used: %s. The search goes on as a loop of small "
+            "kernels, four launches for each kept token in place of one in all",
+            _without_triton(error),
         )
+        log.debug("Triton's own words", exc_info=error)
         return None
+
+
+def _without_triton(error: Exception) -> str:
+    """Why Triton cannot be used, and what to install.
+
+    Triton compiles a launcher in C when a kernel first runs, which slim images cannot do.
+    """
+    if isinstance(error, ImportError):
+        return "Triton cannot be imported (pip install triton)"
+    if "C compiler" in str(error):
+        return "Triton finds no C compiler (install gcc, or name one in CC)"
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return "Triton needs Python.h (install python3-dev, or your system's name for it)"
+    reason = (str(error).strip().splitlines() or [""])[0]
+    return f"Triton says {type(error).__name__}: {reason}"

@@ -72,5 +72,7 @@ def _launch(kernel: Any, matrix: Tensor, first: Tensor, keep: int, *constants: f
     warps = min(max(block // 256, 1), 16)  # 8 values a thread, up to the widest block
     # Without fusing a product into a sum the values are those of the plain loop to the last bit.
     options = {"BLOCK": block, "num_warps": warps, "enable_fp_fusion": False}
-    kernel[(len(first),)](matrix, first, order, matrix.shape[1], keep, *constants, **options)
+    # Triton launches on the current device, which need not be the one of the tensors.
+    with torch.cuda.device_of(matrix):
+        kernel[(len(first),)](matrix, first, order, matrix.shape[1], keep, *constants, **options)
     return order

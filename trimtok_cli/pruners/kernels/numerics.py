@@ -4,11 +4,16 @@ Knows no method and no model.
 """
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from trimtok_cli.device import out_of_memory
+
+log = logging.getLogger("trimtok")
 
 # Bytes of the largest temporary; a batch that needs more goes through in parts.
 LIMIT = 400_000_000
@@ -28,10 +33,14 @@ def cosines(visual: Tensor) -> tuple[Tensor, Tensor]:
     zero = length == 0
     length = length.clamp(min=1e-30)
     if in_16_bits:
-        # torch before 2.8 has no such argument, and not every device has such a product.
-        with contextlib.suppress(TypeError, RuntimeError):
+        try:
             product = torch.bmm(visual, visual.mT, out_dtype=torch.float32)
             return product.div_(length[:, :, None]).div_(length[:, None, :]), zero
+        except RuntimeError as error:
+            # The form below would ask for more memory still.
+            if out_of_memory(error):
+                raise
+            log.debug("no product of 16 bits on %s", visual.device, exc_info=error)
     unit = F.normalize(visual.float(), dim=-1, eps=1e-30)
     with full_float32():
         return unit @ unit.mT, zero

@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from trimtok_cli.device import on_device
 from trimtok_cli.pruners.base import Pruner, Stage
 from trimtok_cli.pruners.params import param
 from trimtok_cli.tokens import Selection
@@ -70,7 +71,7 @@ class Random(Pruner):
             first = stage.prompt.alive[places[0]].to(visual_index.device)
             number = int(visual_index[first])
             indices = random_indices(len(places), count, seed=self.seed, number=number)
-            kept.append(places[torch.tensor(indices, device=places.device)])
+            kept.append(places[on_device(torch.tensor(indices), places.device)])
         return _selection(stage, kept)
 
 
@@ -83,7 +84,7 @@ class Uniform(Pruner):
 
     def select(self, stage: Stage) -> Selection:
         kept = [
-            places[torch.tensor(uniform_indices(len(places), count), device=places.device)]
+            places[on_device(torch.tensor(uniform_indices(len(places), count)), places.device)]
             for places, count in self.image_budgets(stage)
         ]
         return _selection(stage, kept)
