@@ -386,6 +386,52 @@ def test_workers_are_for_gpus_and_many_inputs_unless_they_are_asked_for(monkeypa
     assert [count_workers("auto", "cuda", total) for total in (32, 33, None)] == [0, 4, 4]
 
 
+@pytest.fixture
+def begun(monkeypatch):
+    """The worker processes of a run, as they are started."""
+    from trimtok_cli.prepare import processes
+
+    children = []
+
+    class Noted(processes.Child):
+        def __init__(self, *args) -> None:
+            super().__init__(*args)
+            children.append(self)
+
+    monkeypatch.setattr(processes, "Child", Noted)
+    return children
+
+
+def test_workers_are_started_before_the_model_loads_and_end_with_a_load_that_fails(
+    llava_folder, pictures, begun, monkeypatch
+):
+    from trimtok_cli.errors import ModelError
+    from trimtok_cli.models import loading
+
+    real, seen = loading.load_model, []
+
+    def noted(*args, **options):
+        seen.append(len(begun))
+        return real(*args, **options)
+
+    def fails(*args, **options):
+        seen.append([child.alive for child in begun[2:]])
+        raise ModelError("this model does not load.")
+
+    options = ["-m", llava_folder, "--max-new-tokens", 2, "--workers", 2, "--device", "cpu"]
+    monkeypatch.setattr(loading, "load_model", noted)
+    run("caption", *pictures[:3], *options, "-o", "with.jsonl")
+    assert seen == [2] and len(begun) == 2, "one for each worker, and no more"
+    run("caption", pictures[0], "-m", llava_folder, "--max-new-tokens", 2, "-o", "without.jsonl")
+    assert len(begun) == 2, "nobody asked for workers"
+    assert rows(Path("with.jsonl"))[0]["text"] == rows(Path("without.jsonl"))[0]["text"]
+    monkeypatch.setattr(loading, "load_model", fails)
+    done = run("caption", pictures[0], *options, "-o", "never.jsonl", code=1)
+    assert "this model does not load" in done.stderr
+    assert seen[2:] == [[True]], "one input needs one worker"
+    assert len(begun) == 3 and not any(child.alive for child in begun)
+
+
 def test_paths_on_stdin_lists_and_globs(llava_folder, pictures):
     options = ["-m", llava_folder, "--max-new-tokens", 1, "-q", "--overwrite", "-o", "o.jsonl"]
     run("caption", "-", *options, stdin=f"{pictures[2]}\n{pictures[0]}\n")

@@ -60,7 +60,7 @@ def answer_all(adapter, pruner, samples, ask, **_):
     finally:
         at("closing", 1)
 
-def load(config, screen):
+def load(config, screen, meanwhile):
     screen.say("loading")
     at("loading")
     return SimpleNamespace(device=SimpleNamespace(type="cpu")), None

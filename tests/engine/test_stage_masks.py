@@ -131,10 +131,10 @@ def run(adapter, pruner, prompt, tokens):
 
     noting = Noting(**{each.name: getattr(pruner, each.name) for each in fields(pruner)})
     with RunningStages(
-        adapter.model.get_decoder(), noting, prompt, tokens, renumber=adapter.renumbers
+        adapter.model.get_decoder(), noting, [prompt], [tokens], renumber=adapter.renumbers
     ) as stages:
         (said,), _ = generate(
-            adapter, [stages.plain], max_new_tokens=STEPS, stop=False, keep_logits=True
+            adapter, stages.plain, max_new_tokens=STEPS, stop=False, keep_logits=True
         )
     return said, chosen
 

@@ -61,10 +61,10 @@ def dense(adapter, images=((100, 80), (60, 90))):
 
 def run(adapter, pruner, prompt, tokens):
     with RunningStages(
-        adapter.model.get_decoder(), pruner, prompt, tokens, renumber=adapter.renumbers
+        adapter.model.get_decoder(), pruner, [prompt], [tokens], renumber=adapter.renumbers
     ) as stages:
         (said,), _ = generate(
-            adapter, [stages.plain], max_new_tokens=STEPS, stop=False, keep_logits=True
+            adapter, stages.plain, max_new_tokens=STEPS, stop=False, keep_logits=True
         )
     return said, stages
 
@@ -144,7 +144,7 @@ def test_a_drop_inside_the_model_equals_a_run_without_cache(family, kind, at):
     text[prompt.visual] = False
     rows = {
         k.layer: torch.cat([text.nonzero()[:, 0], prompt.visual[list(k.tokens)]]).sort().values
-        for k in stages.kept[1:]
+        for k in stages.kept[0][1:]
     }
     want = by_hand(
         family, prompt, rows, said.logits.argmax(-1), renumber=family.renumbers and kind.renumbers

@@ -17,7 +17,7 @@ from tests.prepare.test_pool import gone
 from tests.support.light_worker import Light
 from trimtok_cli.child_process import Child, Ended
 from trimtok_cli.data import Sample
-from trimtok_cli.prepare import pool
+from trimtok_cli.prepare import pool, processes
 from trimtok_cli.prepare.pool import prefetch
 from trimtok_cli.prepare.sample import Ask, Failed, Prepared
 
@@ -48,8 +48,8 @@ def light(monkeypatch) -> SimpleNamespace:
             super().__init__(*args)
             pids.append(self.process.pid)
 
-    monkeypatch.setattr(pool, "WORKER", "from tests.support.light_worker import main; main()")
-    monkeypatch.setattr(pool, "Child", Kept)
+    monkeypatch.setattr(processes, "WORKER", "from tests.support.light_worker import main; main()")
+    monkeypatch.setattr(processes, "Child", Kept)
     monkeypatch.setattr(pool, "GRACE", 0.5)
     yield SimpleNamespace(pids=pids)
     for pid in pids:
@@ -139,7 +139,7 @@ def test_a_system_without_room_for_processes_or_threads_is_a_run_without_workers
     def refuse(*_: object) -> None:
         raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(pool, "Child", refuse)
+    monkeypatch.setattr(processes, "Child", refuse)
     assert outcomes(run(questions("a", "b", "c"), workers=2)) == [
         "prepared a",
         "prepared b",
@@ -158,6 +158,47 @@ def test_a_system_without_room_for_processes_or_threads_is_a_run_without_workers
         "prepared c",
     ]
     assert len(caplog.messages) == 1
+
+
+def test_processes_started_in_advance_do_the_work_and_those_that_nobody_took_are_ended(light):
+    early = processes.Processes()
+    early.start(3)
+    begun = list(light.pids)
+    samples = questions("slow 0.2", "a", "b")
+    found = outcomes(list(prefetch(Light(), samples, ASK, workers=2, processes=early)))
+    assert found == ["prepared slow 0.2", "prepared a", "prepared b"]
+    assert len(begun) == 3 and light.pids == begun, "no further process was started"
+    assert len(early.started) == 1
+    early.close()
+    assert not early.started
+
+
+def test_a_process_that_died_before_it_had_a_task_is_replaced(light, caplog):
+    early = processes.Processes()
+    early.start(1)
+    os.kill(light.pids[0], signal.SIGKILL)
+    found = list(prefetch(Light(), questions("a", "b"), ASK, workers=1, processes=early))
+    assert outcomes(found) == ["prepared a", "prepared b"]
+    assert len(light.pids) == 2 and caplog.messages == []
+
+
+def test_a_process_that_cannot_be_started_in_advance_is_tried_again_when_it_is_needed(
+    light, monkeypatch, caplog
+):
+    kept, refused = processes.Child, []
+
+    def refuse(*_: object) -> None:
+        refused.append(1)
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    early = processes.Processes()
+    monkeypatch.setattr(processes, "Child", refuse)
+    early.start(2)
+    assert len(refused) == 2 and caplog.messages == []
+    monkeypatch.setattr(processes, "Child", kept)
+    found = list(prefetch(Light(), questions("a", "b"), ASK, workers=2, processes=early))
+    assert outcomes(found) == ["prepared a", "prepared b"]
+    assert light.pids and caplog.messages == []
 
 
 def test_a_sample_that_cannot_be_sent_is_prepared_here(light):

@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Generator
 from contextlib import closing
+from functools import partial
 
 from trimtok_cli import interrupts
 from trimtok_cli.bounds import field_of, flag
@@ -15,6 +16,7 @@ from trimtok_cli.commands.session import (
     load,
     pruning,
     reads,
+    start_workers,
 )
 from trimtok_cli.commands.terminal.progress import FEW, Screen
 from trimtok_cli.config import RunConfig
@@ -25,6 +27,7 @@ from trimtok_cli.outputs.destination import claimed
 from trimtok_cli.outputs.formats import FORMATS
 from trimtok_cli.outputs.line_file import LineFile, finish
 from trimtok_cli.outputs.manifest import Manifest, RunSummary
+from trimtok_cli.prepare.processes import Processes
 from trimtok_cli.readers.source import Source
 
 
@@ -45,13 +48,16 @@ def run(
     }
     check_idle(config.method, given)
     pruner = build_pruner(config.method, pruning(config, config.method))
-    with claimed(
-        options.out,
-        command,
-        reads(config, source, options.config),
-        overwrite=options.overwrite,
-    ) as destination:
-        adapter, ask = load(config, screen)
+    with (
+        claimed(
+            options.out,
+            command,
+            reads(config, source, options.config),
+            overwrite=options.overwrite,
+        ) as destination,
+        closing(Processes()) as processes,
+    ):
+        adapter, ask = load(config, screen, partial(start_workers, processes, config, source.total))
         facts = {"generation": generation(adapter, ask, config, screen)}
         check_video(adapter, config)
         from trimtok_cli.engine.prompt_stage import check_method
@@ -61,7 +67,13 @@ def run(
         with interrupts.under_way():
             workers = count_workers(config.workers, adapter.device.type, source.total)
             results = answer_all(
-                adapter, pruner, source.samples, ask, batch_size=config.batch_limit, workers=workers
+                adapter,
+                pruner,
+                source.samples,
+                ask,
+                batch_size=config.batch_limit,
+                workers=workers,
+                processes=processes,
             )
             facts |= {"run": uuid.uuid4().hex[:12], "command": command, "model": describe(adapter)}
             summary = RunSummary(Setting.of(pruner))

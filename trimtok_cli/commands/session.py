@@ -5,6 +5,7 @@ Every command that runs a model shares it.
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from trimtok_cli.commands.terminal.progress import Screen
 from trimtok_cli.config import RunConfig
 from trimtok_cli.errors import ModelError, UsageError
 from trimtok_cli.outputs.destination import listed
+from trimtok_cli.prepare.processes import Processes
 from trimtok_cli.readers.source import Source
 
 FEW_INPUTS = 32  # for fewer inputs no worker is started, which takes seconds
@@ -23,12 +25,15 @@ def tell(source: Source, screen: Screen) -> None:
         screen.say(f"note: {note}", "yellow")
 
 
-def load(config: RunConfig, screen: Screen):
+def load(config: RunConfig, screen: Screen, meanwhile: Callable[[], None] | None = None):
     """The adapter, and the Ask of the run.
 
-    Heavy imports happen here, after arguments and inputs were checked.
+    Heavy imports happen here, after arguments and inputs were checked. meanwhile: starts what may
+    go on while a model loads; it is called before the imports.
     """
     screen.say(f"loading {config.model} ...", "dim")
+    if meanwhile:
+        meanwhile()
     from trimtok_cli.models.loading import load_model
     from trimtok_cli.prepare.sample import Ask
 
@@ -136,6 +141,18 @@ def count_workers(setting: int | str, device: str, total: int | None) -> int:
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     return min(8, cores - 1)
+
+
+def start_workers(processes: Processes, config: RunConfig, total: int | None) -> None:
+    """Starts the run's worker processes, at most one for each input, before the model loads."""
+    device = config.device
+    # Whether there is a GPU, only torch can say.
+    if config.workers == "auto" and device != "cpu" and count_workers("auto", "cuda", total):
+        from trimtok_cli.device import pick_device
+
+        device = pick_device(device).type
+    count = count_workers(config.workers, device, total)
+    processes.start(count if total is None else min(count, total))
 
 
 def reads(config: RunConfig, source: Source, config_file: str | None) -> list[Path | str | int]:

@@ -1,11 +1,11 @@
 """Stages inside the decoder: a pruner reduces the visual rows between two decoder layers.
 
 This is the only file that knows how a decoder layer is called. Knows no method and no family by
-name. Hooks live for one answer and are removed whatever happens; nothing of the model is patched.
+name. Hooks live for one batch and are removed whatever happens; nothing of the model is patched.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,32 +22,45 @@ Arguments = dict[str, Any]  # a decoder layer's arguments, by name
 Replaced = tuple[tuple[Tensor], Arguments]  # the arguments that a hook gives a layer instead
 
 
+class Ragged(Exception):
+    """The prompts of a batch have unequal lengths behind a stage, so they cannot go on together."""
+
+
 class RunningStages:
-    """Reduces one prompt inside the decoder. A context manager around the prompt's generation.
+    """Reduces a batch of prompts inside the decoder. A context manager around their generation.
 
     The visual rows that a stage drops leave the hidden states between two layers of the prefill.
     The layers behind the stage see shorter sequences and have shorter caches; in decoding their
-    masks and positions are their own. There is one prompt and no padding: the samples of a batch
-    would each need caches of their own lengths. Afterwards `kept` holds the visual tokens that each
-    stage left, and `seconds` the time of the pruner's choices.
+    masks and positions are their own. There is no padding: all prompts have one length and one
+    number of visual tokens, and a stage leaves them so or raises Ragged. Afterwards `kept` holds,
+    for each prompt, the visual tokens that each stage left, and `seconds` the time of the pruner's
+    choices for all.
     """
 
     def __init__(
-        self, decoder: Any, pruner: Pruner, prompt: Prompt, tokens: VisualTokens, *, renumber: bool
+        self,
+        decoder: Any,
+        pruner: Pruner,
+        prompts: Sequence[Prompt],
+        tokens: Sequence[VisualTokens],
+        *,
+        renumber: bool,
     ) -> None:
-        self.decoder, self.pruner, self.tokens = decoder, pruner, tokens
+        self.decoder, self.pruner, self.tokens = decoder, pruner, list(tokens)
         self.renumber = renumber and pruner.renumbers
-        first = len(prompt.deepstack) if prompt.deepstack is not None else 1
+        deepstack = prompts[0].deepstack
+        first = len(deepstack) if deepstack is not None else 1
         wanted = sorted(layer for layer in set(pruner.stages(len(decoder.layers))) if layer > 0)
         # Deepstack features are added to all visual rows behind the first layers, so every stage
         # comes after these layers.
         self.layers = sorted({max(layer, first) for layer in wanted})
-        self.prompt, self.start = prompt, prompt
-        self.kept: list[Kept] = [Kept(0, tuple(prompt.alive.tolist()))]
-        self.seconds, self.steps = 0.0, -1
+        self.prompts, self.starts = list(prompts), list(prompts)
+        self._check_lengths()
+        self.kept = [[Kept(0, tuple(prompt.alive.tolist()))] for prompt in prompts]
+        self.seconds, self.steps, self.done = 0.0, -1, 0
         self.lengths: dict[int, int] = {}  # rows in the prefill of each layer behind a stage
         self.before: Tensor | None = None
-        # Each layer has two masks: the model's own for the whole prompt, and one for the rows that
+        # Each layer has two masks: the model's own for the whole prompts, and one for the rows that
         # are left.
         self.masks: dict[int, Tensor | None] = {}
         self.shorter: dict[tuple[int, int], Tensor] = {}
@@ -55,9 +68,9 @@ class RunningStages:
         self.known: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
 
     @property
-    def plain(self) -> Prompt:
-        """The prompt for the decoder, without deepstack features, which `_prefill` adds."""
-        return replace(self.start, deepstack=None)
+    def plain(self) -> list[Prompt]:
+        """The prompts for the decoder, without deepstack features, which `_prefill` adds."""
+        return [replace(prompt, deepstack=None) for prompt in self.starts]
 
     def __enter__(self) -> "RunningStages":
         hooked = self.decoder.layers if self.layers else []
@@ -70,6 +83,10 @@ class RunningStages:
     def __exit__(self, *_: object) -> None:
         for hook in self.hooks:
             hook.remove()
+
+    def _check_lengths(self) -> None:
+        if len({(len(prompt), len(prompt.visual)) for prompt in self.prompts}) > 1:
+            raise Ragged
 
     def _hook(self, number: int) -> Callable[..., Replaced | None]:
         def before_layer(
@@ -87,104 +104,146 @@ class RunningStages:
 
     def _prefill(self, number: int, layer: Any, hidden: Tensor, kwargs: Arguments) -> Replaced:
         # No row leaves before the last deepstack feature was added.
-        deep = self.prompt.deepstack
         self.masks[number] = kwargs.get("attention_mask")
-        if deep is not None and 0 < number <= len(deep):
-            hidden = hidden.clone()
-            hidden[0, self.prompt.visual] += deep[number - 1].to(hidden.dtype)
-        if number in self.layers and len(self.prompt.visual):
+        hidden = self._with_deepstack(number, hidden)
+        if number in self.layers and len(self.prompts[0].visual):
             hidden = self._reduce(number, layer, hidden)
-        if len(self.kept) > 1:
+        if self.done:
             kwargs = self._shortened(number, layer, hidden, kwargs)
-            self.lengths[number] = len(hidden[0])
+            self.lengths[number] = hidden.shape[1]
         self.before = hidden
         return (hidden,), kwargs
 
+    def _with_deepstack(self, number: int, hidden: Tensor) -> Tensor:
+        deep = self.prompts[0].deepstack
+        if deep is None or not 0 < number <= len(deep):
+            return hidden
+        hidden = hidden.clone()
+        for rows, prompt in zip(hidden, self.prompts, strict=True):
+            if prompt.deepstack is not None:
+                rows[prompt.visual] += prompt.deepstack[number - 1].to(hidden.dtype)
+        return hidden
+
     def _reduce(self, number: int, layer: Any, hidden: Tensor) -> Tensor:
-        clock, last = Clock(hidden.device), self.before
-        shape, name = self.prompt, len(self.kept)
-        spots = self._embeddings(layer, hidden, shape.positions, name)
+        clock = Clock(hidden.device)
+        states = list(zip(hidden, self.prompts, self.tokens, strict=True))
+        selections = self.pruner.select_many(
+            [
+                Stage(
+                    number,
+                    rows,
+                    prompt,
+                    tokens,
+                    self._attention(number, layer, hidden, row),
+                    len(self.decoder.layers),
+                )
+                for row, (rows, prompt, tokens) in enumerate(states)
+            ]
+        )
+        moved = []
+        reduced = []
+        for (rows, prompt, tokens), selection in zip(states, selections, strict=True):
+            moved.append(
+                replace(prompt, embeds=rows).reduced(
+                    selection, num_dense=len(tokens), renumber=self.renumber
+                )
+            )
+            words = prompt.reduced(
+                replace(selection, embeds=None), num_dense=len(tokens), renumber=self.renumber
+            )
+            reduced.append(replace(moved[-1], embeds=words.embeds))
+        self.prompts = reduced
+        self._check_lengths()
+        self.done += 1
+        for kept, prompt in zip(self.kept, reduced, strict=True):
+            kept.append(Kept(number, tuple(prompt.alive.tolist())))
+        self.seconds += clock.mark()
+        return torch.stack([prompt.embeds for prompt in moved])
+
+    def _attention(
+        self, number: int, layer: Any, hidden: Tensor, row: int
+    ) -> Callable[[Tensor, int], Tensor]:
+        """The attention that a stage in front of layer `number` may ask for, of one prompt."""
+        last, positions, done = self.before, self._positions(), self.done
+        inputs = {number: (layer, hidden)}
+        if last is not None:
+            inputs[number - 1] = (self.decoder.layers[number - 1], last)
 
         def attention(rows: Tensor, of: int) -> Tensor:
-            if of == number:
-                return attention_rows(layer, hidden[0], spots, rows, self._blocks(of))
-            if of == number - 1 and last is not None:
-                ran = self.decoder.layers[of]
-                return attention_rows(
-                    ran,
-                    last[0],
-                    self._embeddings(ran, last, shape.positions, name),
-                    rows,
-                    self._blocks(of),
+            if of not in inputs:
+                raise LookupError(
+                    f"in front of layer {number} there is attention of layers {number - 1} and "
+                    f"{number}, not of {of}"
                 )
-            raise LookupError(
-                f"in front of layer {number} there is attention of layers {number - 1} and "
-                f"{number}, not of {of}"
-            )
+            ran, states = inputs[of]
+            cos, sin = self._embeddings(ran, states, positions, done)
+            # The batch's axis stands in front of (S, d), behind M-RoPE's axis of three.
+            own = (cos[..., row : row + 1, :, :], sin[..., row : row + 1, :, :])
+            return attention_rows(ran, states[row], own, rows, self._blocks(of, row))
 
-        selection = self.pruner.select(
-            Stage(number, hidden[0], shape, self.tokens, attention, len(self.decoder.layers))
-        )
-        moved = replace(shape, embeds=hidden[0]).reduced(
-            selection, num_dense=len(self.tokens), renumber=self.renumber
-        )
-        words = shape.reduced(
-            replace(selection, embeds=None), num_dense=len(self.tokens), renumber=self.renumber
-        )
-        self.prompt = replace(moved, embeds=words.embeds)
-        self.kept.append(Kept(number, tuple(self.prompt.alive.tolist())))
-        self.seconds += clock.mark()
-        return moved.embeds[None]
+        return attention
+
+    def _positions(self) -> Tensor:
+        """(B, S) positions of the rows that are left; (3, B, S) under M-RoPE."""
+        return torch.stack([prompt.positions for prompt in self.prompts], -2)
 
     def _shortened(self, number: int, layer: Any, hidden: Tensor, kwargs: Arguments) -> Arguments:
         """The layer's arguments for the rows that are left."""
-        positions = self.prompt.positions
+        positions = self._positions()
         kwargs = kwargs | {
-            "position_embeddings": self._embeddings(layer, hidden, positions, len(self.kept))
+            "position_embeddings": self._embeddings(layer, hidden, positions, self.done)
         }
         if kwargs.get("position_ids") is not None:
-            kwargs["position_ids"] = positions[None] if positions.dim() == 1 else positions[:, None]
+            kwargs["position_ids"] = positions
         kwargs["attention_mask"] = self._mask(number, layer, hidden, kwargs["position_embeddings"])
         return kwargs
 
     def _mask(
         self, number: int, layer: Any, hidden: Tensor, embeddings: tuple[Tensor, Tensor]
     ) -> Tensor | None:
-        """The mask (1, 1, S, S) of the rows that are left, in the form of the model's own.
+        """The mask (B, 1, S, S) of the rows that are left, in the form of the model's own.
 
         Layers that share the model's mask share this one. A mask of None, which leaves masking to
         the kernel, stays None: the rows left are still causal, and a window is still wide enough.
         """
         given, length = self.masks[number], hidden.shape[1]
         if given is None and (
-            length <= len(self.start) or self.decoder.config._attn_implementation != "sdpa"
+            length <= len(self.starts[0]) or self.decoder.config._attn_implementation != "sdpa"
         ):
             return None
-        key = (number if given is None else id(given), len(self.kept))
+        key = (number if given is None else id(given), self.done)
         if key not in self.shorter:
             rows = torch.arange(length, device=hidden.device)
-            found = seen(rows, length, window_of(layer, hidden, embeddings), self._blocks(number))[
-                None, None
-            ]
+            first = tuple(embedding[..., :1, :, :] for embedding in embeddings)
+            window = window_of(layer, hidden[:1], first)
+            found = torch.stack(
+                [
+                    seen(rows, length, window, self._blocks(number, row))
+                    for row in range(len(hidden))
+                ]
+            )[:, None]
             if given is not None and given.dtype != torch.bool:
                 found = torch.where(found, 0.0, torch.finfo(given.dtype).min).to(given.dtype)
             self.shorter[key] = found
         return self.shorter[key]
 
-    def _blocks(self, number: int) -> Tensor | None:
+    def _blocks(self, number: int, row: int) -> Tensor | None:
         """Block numbers (S,) for `seen`, or None where the model's mask is causal throughout.
 
-        Each run of visual rows is a block if the mask lets rows see later rows.
+        Each run of a prompt's visual rows is a block if the mask lets rows see later rows.
         """
         given = self.masks[number]
-        if given is None or not bool(
-            ((given if given.dtype == torch.bool else given == 0)[0, 0].triu(1)).any()
-        ):
+        if given is None:
             return None
-        blocks = torch.full((len(self.prompt),), -1, device=given.device)
-        visual = self.prompt.visual
+        own = given[min(row, len(given) - 1), 0]  # one mask may serve all prompts
+        if not bool((own if own.dtype == torch.bool else own == 0).triu(1).any()):
+            return None
+        prompt = self.prompts[row]
+        blocks = torch.full((len(prompt),), -1, device=given.device)
         # The difference is equal along a run, and only there.
-        blocks[visual] = visual - torch.arange(len(visual), device=visual.device)
+        blocks[prompt.visual] = prompt.visual - torch.arange(
+            len(prompt.visual), device=given.device
+        )
         return blocks
 
     def _decode(
@@ -197,11 +256,12 @@ class RunningStages:
         kwargs = kwargs | {"attention_mask": None}
         if self.renumber:
             position = self.lengths[number] + self.steps - 1
-            kwargs["position_embeddings"] = self._embeddings(layer, hidden, position, position)
+            ids = torch.full((len(hidden), 1), position, device=hidden.device)
+            kwargs["position_embeddings"] = self._embeddings(layer, hidden, ids, position)
         return (hidden,), kwargs
 
     def _embeddings(
-        self, layer: Any, hidden: Tensor, positions: Tensor | int, name: int
+        self, layer: Any, hidden: Tensor, positions: Tensor, name: int
     ) -> tuple[Tensor, Tensor]:
         """Rotary embeddings of `positions`. The layers of one step share them by `name`."""
         more = (self.decoder.config.layer_types[layer.self_attn.layer_idx],) if self.kinded else ()
@@ -209,8 +269,5 @@ class RunningStages:
         if key not in self.known:
             if self.known and next(iter(self.known))[0] != self.steps:
                 self.known.clear()
-            if isinstance(positions, int):
-                positions = torch.tensor([positions], device=hidden.device)
-            ids = positions[None] if positions.dim() == 1 else positions[:, None]
-            self.known[key] = self.decoder.rotary_emb(hidden, ids, *more)
+            self.known[key] = self.decoder.rotary_emb(hidden, positions, *more)
         return self.known[key]

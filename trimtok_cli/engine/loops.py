@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from trimtok_cli.data import Seconds
-from trimtok_cli.device import forget_frames
 from trimtok_cli.engine.batch import Pruned
 from trimtok_cli.engine.decoder_stages import RunningStages
-from trimtok_cli.errors import ModelError
+from trimtok_cli.generation.capacity import batch_limit_for
 from trimtok_cli.generation.continuous import Continuous
 from trimtok_cli.generation.plain import Plain, generate
+from trimtok_cli.generation.retry import in_halves
 from trimtok_cli.generation.rules import Rules
 from trimtok_cli.generation.types import Finished, Loop
 from trimtok_cli.models.adapter import Adapter
@@ -48,22 +48,38 @@ def loop_for(
 ) -> Loop:
     """The token loop of a run; its requests are `Pruned`.
 
-    A pruner that goes on inside the decoder leaves caches of unequal lengths, layer by layer: its
-    samples run one at a time.
+    A pruner that goes on inside the decoder leaves caches of unequal lengths, layer by layer, and
+    has a loop of its own.
     """
     if pruner is not None and prunes_in_decoder(adapter, pruner):
-        return Layerwise(adapter, pruner, rules, keep_logits=keep_logits)
+        return Layerwise(adapter, pruner, rules, batch_limit=batch_limit, keep_logits=keep_logits)
     return LOOPS[decode](adapter, rules, batch_limit=batch_limit, keep_logits=keep_logits)
 
 
+# Requests that wait for each that runs, so that prompts of one shape find each other.
+GATHERED = 4
+
+
 class Layerwise:
-    """Requests one by one, under a pruner that reduces inside the decoder."""
+    """Batches of prompts of one shape, under a pruner that reduces inside the decoder.
+
+    Prompts with equal numbers of rows and of visual tokens have equal numbers of rows behind every
+    stage, and so caches of one length in each layer. Each batch runs to its last answer. A
+    `batch_limit` of None takes as many as memory allows, once the first prompt shows how much one
+    answer takes.
+    """
 
     def __init__(
-        self, adapter: Adapter, pruner: Pruner, rules: Rules, *, keep_logits: bool = False
+        self,
+        adapter: Adapter,
+        pruner: Pruner,
+        rules: Rules,
+        *,
+        batch_limit: int | None = 1,
+        keep_logits: bool = False,
     ) -> None:
         self.adapter, self.pruner, self.rules = adapter, pruner, rules
-        self.keep_logits = keep_logits
+        self.batch_limit, self.keep_logits = batch_limit, keep_logits
         self.waiting: list[Pruned] = []
 
     @property
@@ -71,36 +87,66 @@ class Layerwise:
         return bool(self.waiting)
 
     def room(self) -> int:
-        return 0 if self.waiting else 1
+        """The number of requests that may be added now: enough for a batch of one shape."""
+        limit = self.batch_limit or 1
+        most = GATHERED * limit if limit > 1 else 1
+        return most - len(self.waiting) if len(self.waiting) < limit else 0
 
     def add(self, requests: Sequence[Pruned]) -> None:
         self.waiting += requests
+        if self.batch_limit is None and requests:
+            self.batch_limit = batch_limit_for(self.adapter, self.rules, requests[0].prompt)
 
     def step(self) -> list[Finished]:
-        """Runs one request from its prefill to its last token.
+        """Runs a batch from its prefill to its last token: the first request and others like it.
 
-        The request returns with the tokens that every stage kept; its seconds include the time of
-        the pruner's choices.
+        A request returns with the tokens that every stage kept; its seconds include its share of
+        the pruner's choices. A batch that breaks is run again in halves.
         """
-        request = self.waiting.pop(0)
-        try:
-            return [self._answer(request)]
-        except ModelError:
-            raise
-        except Exception as error:
-            return [Finished(request, None, error=forget_frames(error))]
+        shape = _shape(self.waiting[0])
+        batch = [each for each in self.waiting if _shape(each) == shape][: self.batch_limit]
+        chosen = set(map(id, batch))
+        self.waiting = [each for each in self.waiting if id(each) not in chosen]
+        return [
+            Finished(request, None, error=made) if isinstance(made, Exception) else made
+            for request, made in in_halves(self._answer, batch, self.adapter.device)
+        ]
 
-    def _answer(self, request: Pruned) -> Finished:
-        decoder, renumber = self.adapter.model.get_decoder(), self.adapter.renumbers
-        if request.tokens is None:
+    def _answer(self, requests: list[Pruned]) -> list[Finished]:
+        tokens = [request.tokens for request in requests if request.tokens is not None]
+        if len(tokens) < len(requests):
             raise LookupError("a pruner that goes on inside the decoder needs the dense tokens")
+        size = len(requests)
         with RunningStages(
-            decoder, self.pruner, request.prompt, request.tokens, renumber=renumber
+            self.adapter.model.get_decoder(),
+            self.pruner,
+            [request.prompt for request in requests],
+            tokens,
+            renumber=self.adapter.renumbers,
         ) as stages:
-            (generated,), seconds = generate(
-                self.adapter, [stages.plain], self.rules, keep_logits=self.keep_logits
+            answers, seconds = generate(
+                self.adapter, stages.plain, self.rules, keep_logits=self.keep_logits
             )
-        pruning = Seconds(prune=stages.seconds)
-        request = replace(request, kept=tuple(stages.kept), seconds=request.seconds + pruning)
-        seconds = replace(seconds, prefill=seconds.prefill - stages.seconds)
-        return Finished.of(request, generated, seconds, 1)
+        pruning = Seconds(prune=stages.seconds / size)
+        share = Seconds(
+            prefill=(seconds.prefill - stages.seconds) / size, decode=seconds.decode / size
+        )
+        return [
+            Finished.of(
+                replace(request, kept=tuple(kept), seconds=request.seconds + pruning),
+                generated,
+                share,
+                size,
+            )
+            for request, kept, generated in zip(requests, stages.kept, answers, strict=True)
+        ]
+
+
+def _shape(request: Pruned) -> tuple[int, ...]:
+    """The rows of a request's prompt, its visual rows, and the dense tokens of each of its images.
+
+    Requests that are equal in these have equal budgets, so every stage leaves them equally long. A
+    pruner that shares a budget out by what the images show may still leave them unequal.
+    """
+    images = () if request.tokens is None else request.tokens.visual_index.bincount().tolist()
+    return (len(request.prompt), len(request.prompt.visual), *images)

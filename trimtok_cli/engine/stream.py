@@ -18,6 +18,7 @@ from trimtok_cli.engine.results import failed_result, failure_of, result_of
 from trimtok_cli.generation.capacity import MOST_AT_ONCE
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.prepare.pool import PREFETCH, prefetch
+from trimtok_cli.prepare.processes import Processes
 from trimtok_cli.prepare.sample import Ask, Prepared
 from trimtok_cli.pruners.base import Pruner
 
@@ -30,12 +31,14 @@ def answer_all(
     *,
     batch_size: int | None = 1,
     workers: int = 0,
+    processes: Processes | None = None,
 ) -> Iterator[Result]:
     """Results in the order of the samples.
 
     batch_size: the most samples under way at once; None is as many as memory allows. workers:
-    processes that prepare samples in advance; 0 prepares each sample when it is due. A sample that
-    fails becomes a Result with an error; only a ModelError ends the run.
+    processes that prepare samples in advance; 0 prepares each sample when it is due. `processes`
+    holds those that were started in advance. A sample that fails becomes a Result with an error;
+    only a ModelError ends the run.
     """
     check_settings(RunConfig, batch_size=batch_size or "auto", workers=workers)
     rules = rules_for(adapter, ask)
@@ -44,7 +47,9 @@ def answer_all(
     # The next batch is prepared while the current batch runs.
     ahead = max(PREFETCH * workers, 2 * (batch_size or MOST_AT_ONCE[adapter.device.type]))
     with closing(
-        prefetch(adapter.preprocessor, samples, ask, workers=workers, ahead=ahead)
+        prefetch(
+            adapter.preprocessor, samples, ask, workers=workers, ahead=ahead, processes=processes
+        )
     ) as prepared:
         stream = numbered(prepared, ask, seeds=rules.samples)
         while True:

@@ -2,11 +2,11 @@
 
 A bounded number of samples is in flight. A process that dies takes one sample with it, and a new
 process takes its place. Where no process can be started any more, the others go on; without any,
-this process prepares the samples itself. worker.py is the processes' side. Knows no model.
+this process prepares the samples itself. processes.py starts them, and worker.py is their side.
+Knows no model.
 """
 
 import logging
-import os
 import pickle
 import threading
 from collections import deque
@@ -20,6 +20,7 @@ from trimtok_cli.child_process import Child, Ended
 from trimtok_cli.data import Failed, Sample
 from trimtok_cli.errors import ModelError, SampleError, sentence
 from trimtok_cli.models.preprocessor import Preprocessor
+from trimtok_cli.prepare.processes import Processes
 from trimtok_cli.prepare.sample import Ask, Prepared, attempt, overdue
 from trimtok_cli.prepare.worker import packed
 
@@ -30,12 +31,6 @@ PREFETCH = 4
 CHANCES = 2
 
 STARTING = 300  # seconds that a process may take for the libraries' imports
-
-# The code of a worker process.
-WORKER = (
-    "from trimtok_cli.child_process import inbox; messages = inbox(); from "
-    "trimtok_cli.prepare.worker import main; main(messages)"
-)
 
 # Seconds beyond a sample's limit. A worker keeps the limit itself, unless it is stopped or runs
 # native code.
@@ -54,12 +49,14 @@ def prefetch(
     *,
     workers: int = 0,
     ahead: int | None = None,
+    processes: Processes | None = None,
 ) -> Generator[Prepared | Failed]:
     """Yields each sample prepared or failed, in order.
 
     ahead: the most samples that are read before their results are taken, by default PREFETCH for
-    each worker. With 0 workers, this process prepares each sample when it is taken. Close the
-    iterator to end the processes early. Raises ModelError where no sample can be prepared.
+    each worker. With 0 workers, this process prepares each sample when it is taken. processes:
+    those started in advance; the caller ends the ones that stay unused. Close the iterator to end
+    the workers early. Raises ModelError where no sample can be prepared.
     """
     if not workers:
         for sample in samples:
@@ -73,7 +70,7 @@ def prefetch(
         # time limit.
         return future.result() or attempt(preprocessor, sample, ask)
 
-    with closing(_Workers(preprocessor, ask, workers)) as pool:
+    with closing(_Workers(preprocessor, ask, workers, processes or Processes())) as pool:
         for sample in samples:
             in_flight.append((sample, pool.submit(sample)))
             # A result that is ready does not wait for further input, which may trickle in.
@@ -89,7 +86,9 @@ class _Workers:
     Each process is either in the queue `free` or asked by one thread, which waits for its reply.
     """
 
-    def __init__(self, preprocessor: Preprocessor, ask: Ask, count: int) -> None:
+    def __init__(
+        self, preprocessor: Preprocessor, ask: Ask, count: int, processes: Processes
+    ) -> None:
         level = logging.getLogger("trimtok").getEffectiveLevel()
         try:
             self.task = pickle.dumps((level, preprocessor, ask))
@@ -97,13 +96,7 @@ class _Workers:
             raise ModelError(
                 f"the preprocessor cannot be sent to worker processes ({error}): use 0 workers."
             ) from error
-        # Workers need no GPU. A library's warnings, or the traceback of a failed start, would be
-        # printed once for each worker.
-        debug = level <= logging.DEBUG
-        quiet = {} if debug else {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
-        self.environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | quiet
-        self.code = ("" if debug else "sys.excepthook = lambda *_: None; ") + WORKER
-        self.ask = ask
+        self.ask, self.processes = ask, processes
         self.num_left = count  # processes that run or may still be started
         self.warned = False
         self.closed = False
@@ -204,7 +197,7 @@ class _Workers:
         with self.lock:
             if self.closed:
                 raise Ended(0)
-            child = Child(self.code, self.environment)
+            child = self.processes.take()
             self.children.add(child)
         try:
             refusal = pickle.loads(child.ask(self.task, STARTING))

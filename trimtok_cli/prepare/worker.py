@@ -15,10 +15,19 @@ from queue import SimpleQueue
 from typing import Any, BinaryIO
 
 import torch
+import transformers
 
 from trimtok_cli.data import Failed
 from trimtok_cli.errors import ModelError, SampleError, sentence
 from trimtok_cli.prepare.sample import attempt
+
+# Parts of the library that every processor is made of.
+OF_PROCESSORS = (
+    "ProcessorMixin",
+    "PreTrainedTokenizerFast",
+    "BaseVideoProcessor",
+    "TorchvisionBackend",
+)
 
 
 def packed(value: Any) -> bytes:
@@ -45,6 +54,9 @@ def main(inbox: SimpleQueue[bytes]) -> None:
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # a library's prints must not get between the replies
     torch.set_num_threads(1)
+    # These imports take seconds, and the task may still be on its way.
+    for part in OF_PROCESSORS:
+        getattr(transformers, part)
     try:
         _serve(inbox, out)
     except BrokenPipeError:  # the parent no longer reads

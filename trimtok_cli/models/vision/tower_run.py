@@ -1,12 +1,12 @@
 """Tower run: the model's own forward pass, stopped in front of the language model.
 
 So tower, projector, tiling, newline tokens, pooling and deepstack are those of the installed
-transformers. Knows no family.
+transformers. Another thread may call the language model meanwhile. Knows no family.
 """
 
+import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,17 +25,40 @@ def run_tower(model, ids: Tensor, media: dict[str, Tensor]) -> tuple[Tensor, Ten
     would compute them in vain.
     """
     positions = torch.zeros_like(ids)[None]
-    run = partial(
-        model.model,
-        input_ids=ids[None],
-        attention_mask={},
-        position_ids=positions,
-        use_cache=False,
-        **media,
-    )
-    _, arguments = inputs_of(model.get_decoder(), run)
+    caught: list[dict] = []
+
+    def stop(*_: object, **arguments) -> None:
+        caught.append(arguments)
+        raise _Reached
+
+    with suppress(_Reached):
+        _ending_with(stop, model)(
+            input_ids=ids[None],
+            attention_mask={},
+            position_ids=positions,
+            use_cache=False,
+            **media,
+        )
+    arguments = caught[0]
     layers = arguments.get("deepstack_visual_embeds")
     return arguments["inputs_embeds"][0], torch.stack(list(layers)) if layers else None
+
+
+def _ending_with(stop: Callable, model) -> torch.nn.Module:
+    """The outer model with `stop` in place of the language model's forward pass.
+
+    It is a copy that shares all weights and all other modules. A hook on the language model itself
+    would also stop the answers that another thread decodes.
+    """
+    decoder = model.get_decoder()
+    stopped, outer = copy.copy(decoder), copy.copy(model.model)
+    stopped.forward = stop
+    # A library that wraps `forward` has bound it to the original.
+    vars(outer).pop("forward", None)
+    outer._modules = {
+        name: stopped if child is decoder else child for name, child in outer._modules.items()
+    }
+    return outer
 
 
 def inputs_of(module: torch.nn.Module, run: Callable[[], object]) -> tuple[tuple, Mapping]:
