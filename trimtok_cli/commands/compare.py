@@ -34,6 +34,7 @@ from trimtok_cli.outputs.destination import Destination, claimed
 from trimtok_cli.outputs.line_file import LineFile, finish
 from trimtok_cli.outputs.manifest import ComparisonSummary, Manifest
 from trimtok_cli.readers import read_any
+from trimtok_cli.readers.keys import keyed
 from trimtok_cli.readers.source import Source
 
 EXAMPLES = (
@@ -116,7 +117,7 @@ def run_comparison(config: RunConfig, source: Source, options: o.RunOptions, scr
         from trimtok_cli.media.video import load_video
 
         with interrupts.under_way():
-            results = compare_all(adapter, pruners, source.samples, ask)
+            results = compare_all(adapter, pruners, keyed(source.samples), ask)
             facts = {"run": uuid.uuid4().hex[:12], "command": "compare", "model": describe(adapter)}
             show = options.verbose or (source.total is not None and source.total <= FEW)
             last = partial(

@@ -25,6 +25,7 @@ from trimtok_cli.outputs.destination import claimed
 from trimtok_cli.outputs.formats import FORMATS
 from trimtok_cli.outputs.line_file import LineFile, finish
 from trimtok_cli.outputs.manifest import Manifest, RunSummary
+from trimtok_cli.readers.keys import keyed
 from trimtok_cli.readers.source import Source
 
 
@@ -61,7 +62,12 @@ def run(
         with interrupts.under_way():
             workers = count_workers(config.workers, adapter.device.type, source.total)
             results = answer_all(
-                adapter, pruner, source.samples, ask, batch_size=config.batch_limit, workers=workers
+                adapter,
+                pruner,
+                keyed(source.samples),
+                ask,
+                batch_size=config.batch_limit,
+                workers=workers,
             )
             facts |= {"run": uuid.uuid4().hex[:12], "command": command, "model": describe(adapter)}
             summary = RunSummary(Setting.of(pruner))
