@@ -52,6 +52,7 @@ LIGHT_IN_HEAVY = (
     "models.catalog",
     "models.checkpoint",
     "models.hub",
+    "models.identity",
     "evaluation.summary",
     "bench.spec",
     "bench.roofline",

@@ -31,6 +31,7 @@ from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED
 from trimtok_cli.models.catalog import locate
 from trimtok_cli.outputs.comparison import ComparisonLines
 from trimtok_cli.outputs.destination import Destination, claimed
+from trimtok_cli.outputs.earlier import FAIL, OVERWRITE
 from trimtok_cli.outputs.line_file import LineFile, finish
 from trimtok_cli.outputs.manifest import ComparisonSummary, Manifest
 from trimtok_cli.readers import read_any
@@ -106,7 +107,7 @@ def run_comparison(config: RunConfig, source: Source, options: o.RunOptions, scr
         options.out,
         "compare",
         read,
-        overwrite=options.overwrite,
+        existing=OVERWRITE if options.overwrite else FAIL,
         name="compare.jsonl",
         page=True,
     ) as destination:
