@@ -20,7 +20,7 @@ from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED, UsageError
 from trimtok_cli.models.catalog import locate
 from trimtok_cli.models.identity import identity
 from trimtok_cli.outputs.destination import Destination
-from trimtok_cli.outputs.earlier import RESUME, document
+from trimtok_cli.outputs.earlier import to_go_on_with
 from trimtok_cli.outputs.errors_file import write_errors
 from trimtok_cli.outputs.fingerprint import differences, differences_loaded, other_versions
 from trimtok_cli.outputs.journal import Journal
@@ -72,7 +72,7 @@ def begin(
     run than this one.
     """
     identity = _identity(config)
-    earlier = _earlier(destination, options)
+    earlier = to_go_on_with(destination.answers, destination.manifest, options.if_there)
     journal = Journal(destination.answers or Path(), new=not earlier)
     samples = keyed(source.samples)
     if not earlier:
@@ -112,14 +112,6 @@ def close(destination: Destination, journal: Journal, manifest: Manifest, *, ove
     if over:
         journal.settle()
     manifest.write()  # the last, as a run whose run.json says that it is over is left alone
-
-
-def _earlier(destination: Destination, options: AnswerOptions) -> dict[str, Any]:
-    """The run.json of the run to go on with; empty for a new run."""
-    if options.if_there != RESUME or destination.answers is None or destination.manifest is None:
-        return {}
-    there = destination.file.exists() and destination.file.stat().st_size > 0
-    return document(destination.manifest) if there else {}
 
 
 def _identity(config: RunConfig) -> dict[str, str]:

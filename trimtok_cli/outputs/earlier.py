@@ -25,7 +25,7 @@ def refuse_others(
     """
     holds = answers.exists() and answers.stat().st_size > 0
     began = holds or manifest is None or not _never_began(manifest)
-    goes_on = existing == RESUME and holds and manifest is not None and document(manifest)
+    goes_on = bool(to_go_on_with(answers, manifest, existing))
     for path in [answers] * holds + [*beside]:
         if path.is_dir():
             raise UsageError(f"--out: {path} is a folder and in the way; choose another --out.")
@@ -43,7 +43,17 @@ def refuse_others(
             )
 
 
-def document(manifest: Path) -> dict[str, Any]:
+def to_go_on_with(answers: Path | None, manifest: Path | None, existing: str) -> dict[str, Any]:
+    """The run.json of the run that this one goes on with; empty if it is a new run.
+
+    An empty file of answers is gone on with too, unless its run was ended before the first.
+    """
+    if existing != RESUME or answers is None or manifest is None or not answers.is_file():
+        return {}
+    return {} if answers.stat().st_size == 0 and _never_began(manifest) else _document(manifest)
+
+
+def _document(manifest: Path) -> dict[str, Any]:
     """The run.json of an earlier run; empty if there is none that can be gone on with."""
     if not manifest.is_file():  # reading a pipe would wait
         return {}

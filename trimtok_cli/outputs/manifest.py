@@ -12,6 +12,7 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from trimtok_cli import __version__
@@ -170,7 +171,8 @@ def write_document(destination: Destination, document: Mapping[str, Any]) -> Non
         write_whole(destination.manifest, text)
 
 
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     """Python, the platform, and the packages whose version can change an answer."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for name in ("torch", "torchvision", "transformers", "tokenizers", "pillow", "numpy"):
