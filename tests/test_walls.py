@@ -52,6 +52,7 @@ LIGHT_IN_HEAVY = (
     "models.catalog",
     "models.checkpoint",
     "models.hub",
+    "models.identity",
     "prepare.processes",
     "evaluation.summary",
     "bench.spec",

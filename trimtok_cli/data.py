@@ -19,7 +19,9 @@ class Sample:
 
     `names` are the images as the input wrote them; `images` are their files. `question` is None if
     the command's prompt is asked. `answers` are references, if the input has any. `extra` holds
-    every further column of the input. `problem` says why a row could not be read.
+    every further column of the input. `problem` says why a row could not be read. `key` tells it
+    from every other sample of its run, and is the same in the next run; `turn` counts the samples
+    up to this one that ask the same of the same names. Both are empty in a sample of a script.
     """
 
     id: str | int | float
@@ -30,6 +32,8 @@ class Sample:
     answers: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
+    key: str = ""
+    turn: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +174,7 @@ class Kept:
 class Result:
     """One answer. `finish` is stop, length or error; `error` is empty unless the sample failed.
 
+    `error_class` is the error's class: MediaError for a file, SampleError for whatever else.
     `grid` is (rows, columns) of the first image's visual tokens if they form one grid, else empty.
     `peak_bytes` is the device's peak since samples were last taken in, 0 if the device does not
     count. `batch_size` is the most answers that were under way with this one. `notes` are warnings
@@ -187,6 +192,7 @@ class Result:
     grid: tuple[int, ...] = ()
     finish: str = "error"
     error: str = ""
+    error_class: str = ""
     prompt_sent: str = ""
     media: tuple[Media, ...] = ()
     batch_size: int = 1

@@ -20,6 +20,7 @@ from trimtok_cli.commands.terminal.exit import guarded
 from trimtok_cli.commands.terminal.progress import Screen
 from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED, TrimtokError
 from trimtok_cli.outputs.destination import Destination, claimed, listed
+from trimtok_cli.outputs.earlier import FAIL, OVERWRITE
 from trimtok_cli.yaml_text import preset_names
 
 PLOTS = ("kept.png", "batch.png")
@@ -79,7 +80,8 @@ def bench(
     screen = Screen(quiet=quiet)
     read = [preset, *([against / NAME if against.is_dir() else against] if against else [])]
     read += [path for name in asked.model_names() + asked.images() for path in listed(name)]
-    with claimed(out, "bench", read, overwrite=overwrite, name=NAME, plots=PLOTS) as destination:
+    existing = OVERWRITE if overwrite else FAIL
+    with claimed(out, "bench", read, existing=existing, name=NAME, plots=PLOTS) as destination:
         screen.say("importing torch and transformers", "dim")
         from trimtok_cli.bench.run import run_bench
 

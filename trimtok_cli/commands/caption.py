@@ -1,6 +1,7 @@
 """trimtok caption: a sentence for every image."""
 
 import sys
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -32,11 +33,13 @@ Sources = Annotated[
 @guarded
 @o.settings()
 def caption(
-    sources: Sources, *, recursive: o.Recursive = False, config: RunConfig, options: o.RunOptions
+    sources: Sources, *, recursive: o.Recursive = False, config: RunConfig, options: o.AnswerOptions
 ) -> int:
     """Caption images: one answer per image, in input order, with token counts and times."""
     check_stdin(*sources)
-    source = read_images(sources, recursive=recursive, limit=config.limit or None, stdin=sys.stdin)
-    screen = Screen(quiet=options.quiet)
+    read = partial(
+        read_images, sources, recursive=recursive, limit=config.limit or None, stdin=sys.stdin
+    )
+    source, screen = read(), Screen(quiet=options.quiet)
     tell(source, screen)
-    return run("caption", config, source, options, screen)
+    return run("caption", config, source, options, screen, again=read)

@@ -31,9 +31,11 @@ from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED
 from trimtok_cli.models.catalog import locate
 from trimtok_cli.outputs.comparison import ComparisonLines
 from trimtok_cli.outputs.destination import Destination, claimed
+from trimtok_cli.outputs.earlier import FAIL, OVERWRITE
 from trimtok_cli.outputs.line_file import LineFile, finish
 from trimtok_cli.outputs.manifest import ComparisonSummary, Manifest
 from trimtok_cli.readers import read_any
+from trimtok_cli.readers.keys import keyed
 from trimtok_cli.readers.source import Source
 
 EXAMPLES = (
@@ -105,7 +107,7 @@ def run_comparison(config: RunConfig, source: Source, options: o.RunOptions, scr
         options.out,
         "compare",
         read,
-        overwrite=options.overwrite,
+        existing=OVERWRITE if options.overwrite else FAIL,
         name="compare.jsonl",
         page=True,
     ) as destination:
@@ -116,7 +118,7 @@ def run_comparison(config: RunConfig, source: Source, options: o.RunOptions, scr
         from trimtok_cli.media.video import load_video
 
         with interrupts.under_way():
-            results = compare_all(adapter, pruners, source.samples, ask)
+            results = compare_all(adapter, pruners, keyed(source.samples), ask)
             facts = {"run": uuid.uuid4().hex[:12], "command": "compare", "model": describe(adapter)}
             show = options.verbose or (source.total is not None and source.total <= FEW)
             last = partial(

@@ -16,8 +16,11 @@ import typer
 
 from trimtok_cli.bounds import Facts, facts_of, flag, kinds_of
 from trimtok_cli.config import OUTPUT, PANELS
+from trimtok_cli.errors import UsageError
 from trimtok_cli.models.catalog import ALIASES
+from trimtok_cli.outputs.earlier import EXISTING, FAIL, OVERWRITE, RESUME
 from trimtok_cli.resolve import parse_params, resolve
+from trimtok_cli.wording import brief, suggestion
 from trimtok_cli.yaml_text import preset_names
 
 Command = Callable[..., int]
@@ -96,6 +99,26 @@ Out = Annotated[
 
 Overwrite = Annotated[bool, _output("--overwrite", help="Replace answers that are already there.")]
 
+Existing = Annotated[
+    str,
+    _output(
+        "--existing",
+        help="Where answers are already there: resume (go on with that run), overwrite (as "
+        "--overwrite does) or fail.",
+        autocompletion=completing(EXISTING),
+    ),
+]
+
+KeepFailed = Annotated[
+    bool,
+    _output("--keep-failed", help="Going on with a run, do not try again what failed."),
+]
+
+OnlyFailed = Annotated[
+    bool,
+    _output("--only-failed", help="Going on with a run, try again what failed and nothing else."),
+]
+
 Config = Annotated[
     str | None,
     _output(
@@ -124,6 +147,36 @@ class RunOptions:
     quiet: Quiet = False
     verbose: Verbose = False
     debug: Debug = False
+
+
+@dataclass(frozen=True)
+class AnswerOptions(RunOptions):
+    """The options of a run that a later run of the same command goes on with.
+
+    Raises UsageError if they contradict each other.
+    """
+
+    existing: Existing = RESUME
+    keep_failed: KeepFailed = False
+    only_failed: OnlyFailed = False
+
+    def __post_init__(self) -> None:
+        if self.existing not in EXISTING:
+            raise UsageError(
+                f"--existing must be one of {', '.join(EXISTING)}, got {brief(self.existing)}"
+                f"{suggestion(self.existing, EXISTING)}."
+            )
+        if self.overwrite and self.existing == FAIL:
+            raise UsageError("--overwrite and --existing fail contradict each other: give one.")
+        if self.keep_failed and self.only_failed:
+            raise UsageError("--keep-failed and --only-failed contradict each other: give one.")
+        if self.only_failed and self.if_there != RESUME:
+            raise UsageError("--only-failed goes on with a run: give it without --overwrite.")
+
+    @property
+    def if_there(self) -> str:
+        """What to do with answers that are already there."""
+        return OVERWRITE if self.overwrite else self.existing
 
 
 def settings(

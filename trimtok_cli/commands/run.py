@@ -1,13 +1,15 @@
 """The run that `caption` and `vqa` share: samples into the model, answers and manifest to disk."""
 
 import uuid
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from functools import partial
+from typing import Any
 
 from trimtok_cli import interrupts
 from trimtok_cli.bounds import field_of, flag
-from trimtok_cli.commands.options import RunOptions
+from trimtok_cli.commands.options import AnswerOptions
+from trimtok_cli.commands.resume import Begun, begin, close
 from trimtok_cli.commands.session import (
     check_video,
     count_workers,
@@ -32,13 +34,65 @@ from trimtok_cli.readers.source import Source
 
 
 def run(
-    command: str, config: RunConfig, source: Source, options: RunOptions, screen: Screen
+    command: str,
+    config: RunConfig,
+    source: Source,
+    options: AnswerOptions,
+    screen: Screen,
+    *,
+    again: Callable[[], Source],
 ) -> int:
-    """Answers every sample; returns the exit code.
+    """Answers every sample that has no answer yet; returns the exit code.
 
-    A signal keeps what is written, and run.json says that the run was interrupted.
+    again: reads the source anew. A signal keeps what is written, and run.json says that the run was
+    interrupted.
     """
     locate(config.model)  # an unknown name is refused before torch is imported
+    with (
+        claimed(
+            options.out,
+            command,
+            reads(config, source, options.config),
+            existing=options.if_there,
+            errors=True,
+        ) as destination,
+        closing(Processes()) as processes,
+    ):
+        begun = begin(destination, config, source, options, screen, again)
+        if isinstance(begun, int):
+            return begun
+        pruner = build(config)
+        start = partial(start_workers, processes, config, begun.number)
+        adapter, ask = load(config, screen, start)
+        facts = {"generation": generation(adapter, ask, config, screen)}
+        check_video(adapter, config)
+        from trimtok_cli.engine.prompt_stage import check_method
+        from trimtok_cli.engine.stream import answer_all
+
+        check_method(adapter, pruner)
+        model = describe(adapter)
+        begun.check_loaded(model)
+        with interrupts.under_way():
+            workers = count_workers(config.workers, adapter.device.type, begun.number)
+            results = answer_all(
+                adapter,
+                pruner,
+                begun.samples,
+                ask,
+                batch_size=config.batch_limit,
+                workers=workers,
+                processes=processes,
+            )
+            name = begun.earlier.get("run", uuid.uuid4().hex[:12])
+            facts |= {"run": name, "command": command, "model": model, "identity": begun.identity}
+            summary = begun.summary or RunSummary(Setting.of(pruner))
+            manifest = Manifest(destination, config, summary, facts)
+            show = options.verbose or (begun.number is not None and begun.number <= FEW)
+            return write_all(results, begun, manifest, screen, show)
+
+
+def build(config: RunConfig) -> Any:
+    """The pruner of the run, None for dense. Imports torch."""
     from trimtok_cli.pruners.registry import build_pruner, check_idle
 
     given = {
@@ -47,61 +101,31 @@ def run(
         if config.sources.get(name) == "flag"
     }
     check_idle(config.method, given)
-    pruner = build_pruner(config.method, pruning(config, config.method))
-    with (
-        claimed(
-            options.out,
-            command,
-            reads(config, source, options.config),
-            overwrite=options.overwrite,
-        ) as destination,
-        closing(Processes()) as processes,
-    ):
-        adapter, ask = load(config, screen, partial(start_workers, processes, config, source.total))
-        facts = {"generation": generation(adapter, ask, config, screen)}
-        check_video(adapter, config)
-        from trimtok_cli.engine.prompt_stage import check_method
-        from trimtok_cli.engine.stream import answer_all
-
-        check_method(adapter, pruner)
-        with interrupts.under_way():
-            workers = count_workers(config.workers, adapter.device.type, source.total)
-            results = answer_all(
-                adapter,
-                pruner,
-                source.samples,
-                ask,
-                batch_size=config.batch_limit,
-                workers=workers,
-                processes=processes,
-            )
-            facts |= {"run": uuid.uuid4().hex[:12], "command": command, "model": describe(adapter)}
-            summary = RunSummary(Setting.of(pruner))
-            manifest = Manifest(destination, config, summary, facts)
-            show = options.verbose or (source.total is not None and source.total <= FEW)
-            return write_all(results, source.total, manifest, screen, show)
+    return build_pruner(config.method, pruning(config, config.method))
 
 
 def write_all(
-    results: Generator[Result], total: int | None, manifest: Manifest, screen: Screen, show: bool
+    results: Generator[Result], begun: Begun, manifest: Manifest, screen: Screen, show: bool
 ) -> int:
     """Hands results to the files and the screen as they come; returns the exit code.
 
     show: prints every answer, not failures alone.
     """
     destination, summary, failure = manifest.destination, manifest.summary, None
-    file = LineFile(destination, begin=manifest.write)
+    file = LineFile(destination, begin=manifest.write, end=begun.end)
     writer = FORMATS["jsonl"](file, **manifest.names)
     try:
-        with closing(results), screen.track(total):
+        with closing(results), screen.track(begun.number):
             for result in results:
                 interrupts.look()
+                start = file.end
                 result = writer.write(result)
+                begun.journal.add(result, start)
                 summary.add(result)
                 if show or result.error:
                     screen.answer(result)
                 screen.advance(result)
-        manifest.interrupted = False
+        manifest.interrupted = begun.journal.left > 0
     except BaseException as error:
         failure = error
         raise
@@ -111,13 +135,14 @@ def write_all(
         screen.say(closing_line(summary, screen.noun))
         if file.began and file.count:
             screen.say(f"answers in {destination}", "dim")
-        if file.began and (file.count or not failed):
-            finish(destination.manifest, manifest.write, failure is not None)
+        if file.began and (file.end or not failed):
+            end = partial(close, destination, begun.journal, manifest, over=failure is None)
+            finish(destination.manifest, end, failure is not None)
     return EXIT_SOME_FAILED if summary.failed else EXIT_OK
 
 
 def closing_line(summary: RunSummary, noun: str) -> str:
-    count, seconds = summary.done + summary.failed, summary.seconds
+    count, seconds = summary.answered, summary.seconds
     line = f"{count} {noun.removesuffix('s') if count == 1 else noun}, {summary.failed} failed"
     if summary.done:
         line += (

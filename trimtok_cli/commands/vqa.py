@@ -1,5 +1,6 @@
 """trimtok vqa: an answer for every row of a question file."""
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -37,13 +38,14 @@ def vqa(
     allow_text_only: o.TextOnly = False,
     allow_outside: o.Outside = False,
     config: RunConfig,
-    options: o.RunOptions,
+    options: o.AnswerOptions,
 ) -> int:
     """Answer questions about images: one answer per row, in the file's order, ready for LLaVA's
     scorers.
     """
     check_stdin(questions)
-    source = read_questions(
+    read = partial(
+        read_questions,
         questions,
         image_root=image_root,
         limit=config.limit or None,
@@ -53,7 +55,8 @@ def vqa(
     return run(
         "vqa",
         config,
-        source,
+        read(),
         options,
         Screen(quiet=options.quiet, noun="questions"),
+        again=read,
     )

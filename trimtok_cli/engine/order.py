@@ -19,7 +19,9 @@ def numbered(prepared: Iterable[Item], ask: Ask, *, seeds: bool = True) -> Itera
     lots = SampleSeeds()
     for number, each in enumerate(prepared):
         if seeds and isinstance(each, Prepared):
-            each = replace(each, seed=lots.number(each.sample.names, ask.question(each.sample)))
+            sample = each.sample
+            seed = lots.number(sample.names, ask.question(sample), sample.turn)
+            each = replace(each, seed=seed)
         yield replace(each, number=number)
 
 

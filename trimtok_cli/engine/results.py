@@ -76,6 +76,7 @@ def failed_result(failed: Failed, pruner: Pruner | None, ask: Ask) -> Result:
         question=ask.question(failed.sample),
         setting=Setting.of(pruner),
         error=NO_MEMORY if memory else sentence(failed.error),
+        error_class="MemoryError" if memory else type(failed.error).__name__,
     )
 
 

@@ -37,7 +37,7 @@ def compare_all(
     for number, sample in enumerate(samples):
         try:
             reset_peak(adapter.device)
-            seed = seeds.number(sample.names, ask.question(sample))
+            seed = seeds.number(sample.names, ask.question(sample), sample.turn)
             prepared = replace(prepare(adapter.preprocessor, sample, ask), seed=seed)
             (encoded,) = encode(adapter, [prepared], signals=signals)
             if not warm:

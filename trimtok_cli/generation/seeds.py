@@ -15,11 +15,16 @@ class SampleSeeds:
     def __init__(self) -> None:
         self.before: Counter[bytes] = Counter()
 
-    def number(self, names: tuple[str, ...], question: str) -> int:
-        """The number of one sample, below 2**63."""
+    def number(self, names: tuple[str, ...], question: str, turn: int = 0) -> int:
+        """The number of one sample, below 2**63.
+
+        turn: how often the same was asked up to this sample; 0 counts the calls instead.
+        """
         key = hashlib.sha256(json.dumps([names, question]).encode()).digest()
-        self.before[key] += 1
-        return mixed_seed(key.hex(), self.before[key])
+        if not turn:
+            self.before[key] += 1
+            turn = self.before[key]
+        return mixed_seed(key.hex(), turn)
 
 
 def mixed_seed(*parts: object) -> int:

@@ -4,8 +4,6 @@ The destination is found and tried before a model is loaded: no output is an inp
 writes there, and the disk takes it. run.json stands beside the answers. Knows no format.
 """
 
-import errno
-import json
 import os
 import re
 import stat
@@ -18,6 +16,7 @@ from pathlib import Path
 
 from trimtok_cli import interrupts
 from trimtok_cli.errors import TrimtokError, UsageError
+from trimtok_cli.outputs.earlier import FAIL, refuse_others
 from trimtok_cli.outputs.lock import Busy, Lock
 from trimtok_cli.outputs.whole_files import beside, create, discard, put
 from trimtok_cli.wording import brief
@@ -30,12 +29,16 @@ _ENDING = re.compile(r"\.[a-z][a-z0-9]{0,6}", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Destination:
-    """The files of a run. `answers` is None for standard output, which has no file beside it."""
+    """The files of a run. `answers` is None for standard output, which has no file beside it.
+
+    errors: the failed samples once more, by themselves.
+    """
 
     answers: Path | None
     manifest: Path | None = None
     page: Path | None = None
     plots: tuple[Path, ...] = ()
+    errors: Path | None = None
 
     def __str__(self) -> str:
         return str(self.answers) if self.answers else "standard output"
@@ -50,7 +53,13 @@ class Destination:
     @property
     def beside(self) -> list[Path]:
         """The other files that the command writes."""
-        return [path for path in (self.manifest, self.page, *self.plots) if path]
+        return [path for path in (self.manifest, self.page, *self.plots, self.errors) if path]
+
+    @property
+    def holds(self) -> bool:
+        """Whether an earlier run's answers, or a page or the like of them, are there."""
+        there = self.file.exists() and self.file.stat().st_size > 0
+        return there or any(path.exists() for path in self.beside if path != self.manifest)
 
     @property
     def written(self) -> list[Path | int]:
@@ -75,7 +84,8 @@ def claimed(
     command: str,
     reads: Iterable[str | Path | int] = (),
     *,
-    overwrite: bool = False,
+    existing: str = FAIL,
+    errors: bool = False,
     name: str = "answers.jsonl",
     page: bool = False,
     plots: Sequence[str] = (),
@@ -83,10 +93,11 @@ def claimed(
     """Finds the destination that `out` names, and holds it for a run.
 
     Folders made for the run are removed if it writes nothing. reads: the files that the run reads;
-    a number is an open file. name: the name of the answers' file in a folder. run.json stands
-    beside it, and with `page` a page; `plots` stand there in place of run.json. Raises UsageError
-    if `out` names no output, one of `reads` would be written, a file is there and `overwrite` is
-    not set, or another run writes there. Raises TrimtokError if the disk refuses.
+    a number is an open file. existing: what may be done with a file that is there. name: the name
+    of the answers' file in a folder. run.json stands beside it, with `errors` errors.jsonl, with
+    `page` a page; `plots` stand there in place of run.json. Raises UsageError if `out` names no
+    output, one of `reads` would be written, a file is there that may not be touched, or another run
+    writes there. Raises TrimtokError if the disk refuses.
     """
     if out == "-":
         if sys.__stdout__ is None:
@@ -98,14 +109,13 @@ def claimed(
     with interrupts.undone(undo.close):
         try:
             answers = _answers(out, command, name, undo)
-            manifest = answers.with_name(
-                "run.json" if answers.name == name else f"{answers.stem}.run.json"
-            )
+            own = "" if answers.name == name else f"{answers.stem}."
             destination = Destination(
                 answers,
-                None if plots else manifest,
+                None if plots else answers.with_name(f"{own}run.json"),
                 answers.with_suffix(".html") if page else None,
                 tuple(answers.with_name(plot) for plot in plots),
+                answers.with_name(f"{own}errors.jsonl") if errors else None,
             )
             refuse_inputs(destination, reads)
             # A link may lead to a picture that a row names.
@@ -114,7 +124,7 @@ def claimed(
                     f"--out leads to {answers}, which is no file of JSON lines: choose "
                     "another --out."
                 )
-            _hold(destination, overwrite, undo)
+            _hold(destination, existing, undo)
         except Busy as error:
             raise UsageError(
                 f"--out: {answers} cannot be used: {error}; choose another --out."
@@ -128,13 +138,14 @@ def claimed(
         yield destination
 
 
-def _hold(destination: Destination, overwrite: bool, undo: ExitStack) -> None:
+def _hold(destination: Destination, existing: str, undo: ExitStack) -> None:
     """Makes the folder, takes the lock, and tries the disk with every name that is written."""
     _make_folder(destination.file.parent, undo)
     lock = Lock(destination.lock)
     undo.callback(lock.release)
     lock.take()
-    _refuse_others(destination, overwrite)
+    place = destination
+    refuse_others(place.file, place.manifest, place.beside, existing)
     for trial in (
         *(beside(path, "tmp") for path in destination.beside),
         beside(destination.file, "new"),
@@ -166,25 +177,6 @@ def listed(name: str | Path) -> list[Path]:
         return [*path.iterdir()] if path.is_dir() else [path] * path.is_file()
     except (OSError, RuntimeError, ValueError):  # opening it will raise the same error
         return []
-
-
-def _refuse_others(destination: Destination, overwrite: bool) -> None:
-    """Raises UsageError if a file would be replaced and `overwrite` is not set.
-
-    An empty file, and the manifest of a run without answers, may be replaced.
-    """
-    holds = destination.file.exists() and destination.file.stat().st_size > 0
-    began = holds or destination.manifest is None or not _never_began(destination.manifest)
-    for path in [destination.file] * holds + destination.beside:
-        if path.is_dir():
-            raise UsageError(f"--out: {path} is a folder and in the way; choose another --out.")
-        if path.exists() and not os.access(path, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        if os.path.lexists(path) and not overwrite and (began or path != destination.manifest):
-            raise UsageError(
-                f"--out: {path} is already there; add --overwrite to replace it, or choose "
-                "another --out."
-            )
 
 
 def _answers(out: str | None, command: str, name: str, undo: ExitStack) -> Path:
@@ -276,18 +268,3 @@ def _identity(file: str | Path | int) -> tuple[int, int] | None:
     except (OSError, ValueError):
         return None
     return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
-
-
-def _never_began(manifest: Path) -> bool:
-    """Whether `manifest` belongs to a run that was interrupted before its first answer."""
-    if not manifest.is_file():  # reading a pipe would wait
-        return False
-    try:
-        found = json.loads(manifest.read_text(encoding="utf-8"))
-        counts = found["counts"]
-        return (
-            bool(found["trimtok"] and found["interrupted"])
-            and not counts["done"] + counts["failed"]
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return False

@@ -32,7 +32,14 @@ class JsonLines:
         except Exception as error:
             problem = f"the row's columns cannot be written ({sentence(error)})"
         bare = replace(result.sample, extra={})
-        result = replace(result, sample=bare, answer="", finish="error", error=problem)
+        result = replace(
+            result,
+            sample=bare,
+            answer="",
+            finish="error",
+            error=problem,
+            error_class="SampleError",
+        )
         return result, line_of(record(result, model=self.model, run=self.run))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from trimtok_cli.errors import TrimtokError
 from trimtok_cli.outputs.destination import Destination
-from trimtok_cli.outputs.whole_files import Lines, Printed, beside, discard
+from trimtok_cli.outputs.whole_files import Lines, Printed, beside, discard, move
 
 
 class LineFile:
@@ -19,16 +19,32 @@ class LineFile:
     start. An old destination stays whole until the first answer. Then the new file takes the old
     one's place, and the files beside the old answers are removed, so that a killed run never leaves
     two files that do not belong together.
+
+    end: the file goes on at this byte, and what stands beside it stays.
     """
 
-    def __init__(self, destination: Destination, begin: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        destination: Destination,
+        begin: Callable[[], None] = lambda: None,
+        end: int | None = None,
+    ) -> None:
         self.destination, self.begin, self.count, self.began = destination, begin, 0, False
         self.lines: Lines | None = None
         self.printed = Printed() if destination.answers is None else None
-        if destination.answers is not None:
-            self.lines = self._or_say(lambda: Lines(beside(destination.file, "new")))
-            if not any(path.exists() for path in [destination.file, *destination.beside]):
-                self._or_say(self._take_place)
+        if destination.answers is None:
+            return
+        if end is not None:
+            self._or_say(lambda: self._go_on(end))
+            return
+        self.lines = self._or_say(lambda: Lines(beside(destination.file, "new")))
+        if not destination.holds:
+            self._or_say(self._take_place)
+
+    @property
+    def end(self) -> int:
+        """The byte at which the next line begins; 0 on standard output."""
+        return self.lines.end if self.lines else 0
 
     def write(self, line: bytes) -> None:
         """Writes one line.
@@ -43,7 +59,11 @@ class LineFile:
         """Closes the file. A run without a line leaves its manifest, or nothing if it failed."""
         if self.lines is None:
             return
-        self.lines.close()
+        try:
+            self.lines.close()
+        except OSError as error:
+            if not failed:
+                raise TrimtokError(self._sentence(error)) from error
         answers = self.destination.file
         discard(beside(answers, "new"))
         if self.began and not self.lines.end:
@@ -59,11 +79,16 @@ class LineFile:
             if not self.began:
                 self._take_place()
 
+    def _go_on(self, end: int) -> None:
+        self.lines = Lines(self.destination.file, end)
+        self.began = True
+        self.begin()
+
     def _take_place(self) -> None:
         for path in self.destination.beside:
             path.unlink(missing_ok=True)
         answers = self.destination.file
-        beside(answers, "new").replace(answers)
+        move(beside(answers, "new"), answers)
         self.began = True
         self.begin()
 
@@ -88,10 +113,10 @@ class LineFile:
             if self.count and place.answers
             else f"{answers} were written before"
         )
+        rest = "the same command again" if place.errors else "again with another --out"
         return (
             f"{place} cannot be written ({error.strerror or error}): {safe}; make room, and "
-            "run again with another --out for "
-            "the rest."
+            f"run {rest} for the rest."
         )
 
 
@@ -111,4 +136,4 @@ def finish(path: Path, write: Callable[[], None], failed: bool) -> None:
                 f"{path} cannot be written ({error.strerror or error}): the answers "
                 "themselves are safe"
             )
-            raise TrimtokError(f"{problem}; run again with --overwrite to have it.") from error
+            raise TrimtokError(f"{problem}; make room, and run again to have it.") from error

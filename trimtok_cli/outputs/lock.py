@@ -20,6 +20,8 @@ except ImportError:  # Windows: an open file cannot be removed there, and so is 
 
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
+_START = b'{"pid": '
+
 
 class Busy(Exception):
     """Raised if another run holds the lock, or another program's file is in the way."""
@@ -54,11 +56,13 @@ class Lock:
 
     def release(self) -> None:
         if self.file >= 0:
-            with contextlib.suppress(OSError):
-                if _same(self.file, self.path):
-                    self.path.unlink()
-            os.close(self.file)
-            self.file = -1
+            try:
+                with contextlib.suppress(OSError):
+                    if _same(self.file, self.path):
+                        self.path.unlink()
+            finally:
+                os.close(self.file)
+                self.file = -1
 
     def _hold(self, file: int) -> None:
         holder = self._holder(file)
@@ -88,8 +92,8 @@ class Lock:
         if not stat.S_ISREG(os.fstat(file).st_mode):
             raise foreign
         text = os.pread(file, 1000, 0) if hasattr(os, "pread") else os.read(file, 1000)
-        if not text:
-            return {}
+        if text == _START[: len(text)] or (text.startswith(_START) and text[-1:] != b"\n"):
+            return {}  # a run was killed while it wrote this
         try:
             found = json.loads(text)
             return {"pid": int(found["pid"]), "host": str(found["host"])}

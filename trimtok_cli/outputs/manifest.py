@@ -9,23 +9,25 @@ import json
 import platform
 import statistics
 import time
+from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from trimtok_cli import __version__
 from trimtok_cli.config import RunConfig
-from trimtok_cli.data import Comparison, Result, Seconds, Setting
+from trimtok_cli.data import Comparison, Result, Setting
 from trimtok_cli.outputs.destination import Destination
+from trimtok_cli.outputs.read_back import STAGES, Line
 from trimtok_cli.outputs.whole_files import write_whole
-
-STAGES = tuple(field.name for field in dataclasses.fields(Seconds))
 
 
 class RunSummary:
     """Counts and times of a run with one setting.
 
-    The times of each step are kept as a list of floats: 56 bytes a sample.
+    The times of each step are kept, in milliseconds: 48 bytes a sample. answered: the samples of
+    this process alone, which its throughput counts.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -34,10 +36,28 @@ class RunSummary:
         self.done = self.failed = self.warned = self.visual = self.kept = self.generated = (
             self.peak_bytes
         ) = 0
+        self.answered = self.generated_before = 0
         self.finish: Counter[str] = Counter()
-        self.times: dict[str, list[float]] = {stage: [] for stage in STAGES}
+        self.times = {stage: array("d") for stage in STAGES}
+
+    def add_line(self, line: Line) -> None:
+        """Counts an answer of an earlier run, which this one goes on with."""
+        self.finish[line.finish] += 1
+        self.done += 1
+        self.warned += line.warned
+        self.visual += line.visual
+        self.kept += line.kept
+        self.generated += line.generated
+        self.generated_before += line.generated
+        for stage, ms in zip(STAGES, line.ms, strict=True):
+            self.times[stage].append(ms)
+
+    def count_failed(self, number: int) -> None:
+        """Sets the number of failed samples, those of earlier runs that still stand among them."""
+        self.failed = self.finish["error"] = number
 
     def add(self, result: Result) -> None:
+        self.answered += 1
         self.finish[result.finish] += 1
         if result.error:
             self.failed += 1
@@ -49,7 +69,7 @@ class RunSummary:
         self.generated += result.tokens.generated
         self.peak_bytes = max(self.peak_bytes, result.peak_bytes)
         for stage in STAGES:
-            self.times[stage].append(getattr(result.seconds, stage))
+            self.times[stage].append(1000 * getattr(result.seconds, stage))
 
     @property
     def seconds(self) -> float:
@@ -58,22 +78,30 @@ class RunSummary:
     def as_dict(self) -> dict[str, Any]:
         return {"settings": [self.setting.as_dict()], **self.figures()}
 
-    def figures(self) -> dict[str, Any]:
-        seconds = self.seconds
+    def counts(self) -> dict[str, Any]:
+        """What the answers themselves say, whichever process gave them."""
         return {
             "counts": {
                 "done": self.done,
                 "failed": self.failed,
                 "with_warnings": self.warned,
-                "finish_reason": dict(self.finish),
+                "finish_reason": dict(sorted((+self.finish).items())),
             },
             "visual_tokens": {"dense": self.visual, "kept": self.kept},
             "generated_tokens": self.generated,
             "timing_ms": {stage: _percentiles(values) for stage, values in self.times.items()},
+        }
+
+    def figures(self) -> dict[str, Any]:
+        seconds = self.seconds
+        return self.counts() | {
             "throughput": {
                 "seconds": round(seconds, 3),
-                "samples_per_second": round((self.done + self.failed) / seconds, 3),
-                "generated_tokens_per_second": round(self.generated / seconds, 3),
+                "samples": self.answered,
+                "samples_per_second": round(self.answered / seconds, 3),
+                "generated_tokens_per_second": round(
+                    (self.generated - self.generated_before) / seconds, 3
+                ),
             },
             "peak_bytes": self.peak_bytes,
         }
@@ -124,8 +152,6 @@ class Manifest:
 
     def write(self) -> None:
         """Writes the file whole or not at all; writes nothing if answers go to standard output."""
-        if self.destination.manifest is None:
-            return
         document = {
             "interrupted": self.interrupted,
             **self.facts,
@@ -135,11 +161,18 @@ class Manifest:
             "versions": versions(),
             **self.summary.as_dict(),
         }
+        write_document(self.destination, document)
+
+
+def write_document(destination: Destination, document: Mapping[str, Any]) -> None:
+    """Writes run.json, whole or not at all; nothing if answers go to standard output."""
+    if destination.manifest is not None:
         text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-        write_whole(self.destination.manifest, text)
+        write_whole(destination.manifest, text)
 
 
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     """Python, the platform, and the packages whose version can change an answer."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for name in ("torch", "torchvision", "transformers", "tokenizers", "pillow", "numpy"):
@@ -150,7 +183,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _percentiles(values: list[float]) -> dict[str, float]:
+def _percentiles(values: Sequence[float]) -> dict[str, float]:
     if not values:
         return {"p50": 0.0, "p90": 0.0, "mean": 0.0}
     ordered = sorted(values)
@@ -159,7 +192,7 @@ def _percentiles(values: list[float]) -> dict[str, float]:
         return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
 
     return {
-        name: round(1000 * v, 3)
+        name: round(v, 3)
         for name, v in (
             ("p50", statistics.median(ordered)),
             ("p90", at(0.9)),

@@ -32,6 +32,7 @@ def record(result: Result, *, model: str, run: str) -> dict[str, Any]:
         "metadata": {
             "status": "error" if result.error else "ok",
             "error": result.error,
+            "error_class": result.error_class,
             "finish_reason": result.finish,
             "method": result.method,
             "setting": {
@@ -63,6 +64,7 @@ def record(result: Result, *, model: str, run: str) -> dict[str, Any]:
             "prompt_sent": result.prompt_sent,
             "warnings": list(result.warnings),
             "run": run,
+            "key": sample.key,
         },
     }
     for key, value in sample.extra.items():

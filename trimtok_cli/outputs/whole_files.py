@@ -3,9 +3,12 @@
 import errno
 import os
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
+
+SYNC_EVERY = 5.0  # seconds; lines of so long may be lost if the machine itself goes down
 
 
 def beside(path: Path, ending: str) -> Path:
@@ -38,21 +41,38 @@ def write_whole(path: Path, text: str) -> None:
     try:
         with create(temporary) as file:
             put(file, text.encode("utf-8", "backslashreplace"))
-        temporary.replace(path)
+            os.fsync(file.fileno())
+        move(temporary, path)
     except BaseException:
         discard(temporary)
         raise
 
 
-class Lines:
-    """A new file of lines. A line is written whole or, after an OSError, not at all.
+def move(temporary: Path, path: Path) -> None:
+    """Gives a file that is written its name, at once; another file of that name is replaced."""
+    temporary.replace(path)
+    with suppress(OSError):  # a folder cannot be opened everywhere
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
-    A killed process loses no line that was written.
+
+class Lines:
+    """A file of lines. A line is written whole or, after an OSError, not at all.
+
+    A killed process loses no line that was written; a machine that goes down loses those of the
+    last SYNC_EVERY seconds. end: the file is there, and goes on at this byte; else it is new.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.file = create(path)
-        self.end = 0
+    def __init__(self, path: Path, end: int | None = None) -> None:
+        self.file = create(path) if end is None else path.open("r+b", buffering=0)
+        self.end = end or 0
+        self.synced = time.monotonic()
+        if end is not None:
+            self.file.truncate(end)
+            self.file.seek(end)
 
     def append(self, line: bytes) -> None:
         """Appends a line. Raises OSError: FileNotFoundError if the file was removed meanwhile."""
@@ -66,9 +86,19 @@ class Lines:
                 self.file.seek(self.end)
             raise
         self.end += len(line)
+        if time.monotonic() - self.synced >= SYNC_EVERY:
+            self._sync()
 
     def close(self) -> None:
-        self.file.close()
+        """Closes the file. Raises OSError if the disk did not take all lines."""
+        try:
+            self._sync()
+        finally:
+            self.file.close()
+
+    def _sync(self) -> None:
+        os.fsync(self.file.fileno())
+        self.synced = time.monotonic()
 
 
 class Printed:

@@ -12,7 +12,7 @@ from trimtok_cli.bounds import check_record, like
 from trimtok_cli.config import RunConfig
 from trimtok_cli.data import Failed, FrameRule, Media, Sample, Seconds
 from trimtok_cli.device import Clock, out_of_memory
-from trimtok_cli.errors import ModelError, SampleError, sentence
+from trimtok_cli.errors import MediaError, ModelError, SampleError, sentence
 from trimtok_cli.limits import TimeUp, within
 from trimtok_cli.media.frames import Clip
 from trimtok_cli.media.image_limits import MOST_PIXELS
@@ -93,7 +93,9 @@ def attempt(preprocessor: Preprocessor, sample: Sample, ask: Ask) -> Prepared | 
         raise
     except Exception as error:
         log.debug("sample %s cannot be prepared", sample.id, exc_info=error)
-        return Failed(sample, SampleError(sentence(error)))
+        # A new error of the kind: the old one holds its frames, and they hold the pictures.
+        kind = MediaError if isinstance(error, MediaError) else SampleError
+        return Failed(sample, kind(sentence(error)))
 
 
 def overdue(seconds: float) -> SampleError:

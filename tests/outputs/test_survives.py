@@ -1,0 +1,196 @@
+"""A run that is ended at any moment and begun again: the files are those of an undisturbed run.
+
+The process dies, or the disk refuses, at the n-th call that changes the disk, for every n. The
+engine is a stand-in that answers at once; all else is the program itself.
+"""
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.commands.test_cli import rows
+from tests.support import stub_engine
+from tests.support.stub_engine import Died, Disk, call, contents
+from trimtok_cli.outputs.journal import Journal
+from trimtok_cli.readers import read_images
+from trimtok_cli.readers.keys import keyed
+
+NUMBER = 6
+
+
+@pytest.fixture
+def loaded(monkeypatch) -> list[str]:
+    return stub_engine.install(monkeypatch)
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(bytes(range(256)))
+    return folder
+
+
+@pytest.fixture
+def inputs(tmp_path) -> Path:
+    """Six inputs, of which two fail; and a question file in which ids and questions repeat."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(1, NUMBER + 1):
+        (folder / f"p{number}.png").write_text("x" * number if number not in (2, 5) else "")
+    lines = [
+        {"question_id": 7, "image": f"p{number}.png", "text": "What?", "category": number}
+        for number in (1, 1, 2, 3, 1, 5)
+    ]
+    (folder / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def line(name: str, inputs: Path, model: Path) -> list[object]:
+    """The commands of these tests."""
+    source = {
+        "caption": ["caption", inputs],
+        "batches": ["caption", inputs, "--batch-size", 3],
+        "questions": ["vqa", inputs / "q.jsonl"],
+        "to a file": ["caption", inputs],
+    }[name]
+    return [*source, "-m", model, "-q", "-o", "o/a.jsonl" if name == "to a file" else "o"]
+
+
+LINES = ("caption", "batches", "questions", "to a file")
+
+
+def undisturbed(arguments: list[object], code: int = 3) -> dict[str, object]:
+    """The files of a run that nothing disturbs, which are removed again."""
+    done = call(*arguments)
+    assert done.exit_code == code, done.stderr
+    found = contents(Path("o"))
+    shutil.rmtree("o")
+    return found
+
+
+def ended(disk: Disk, arguments: list[object]) -> bool:
+    """Whether the process died before the command was done."""
+    with disk.in_place():
+        try:
+            call(*arguments)
+        except Died:
+            return True
+    return False
+
+
+def repair(inputs: Path) -> None:
+    for number in (2, 5):
+        (inputs / f"p{number}.png").write_text("xyz")
+
+
+WAYS = {
+    "caption": ("caption", False, False),
+    "questions": ("questions", True, False),
+    "retry": ("batches", False, True),
+    "retry, half": ("to a file", True, True),
+}
+
+
+@pytest.mark.parametrize(("name", "half", "retry"), WAYS.values(), ids=WAYS.keys())
+def test_a_run_that_dies_at_any_call_ends_as_an_undisturbed_one(
+    name, half, retry, loaded, model, inputs
+):
+    """retry: an earlier run had failures, which succeed now."""
+    arguments = line(name, inputs, model)
+    if retry:
+        assert call(*arguments).exit_code == 3
+        shutil.move("o", "earlier")
+        repair(inputs)
+    code = 0 if retry else 3
+    expected = undisturbed(arguments, code)
+    number, dead = 0, True
+    while dead:
+        if retry:
+            shutil.copytree("earlier", "o")
+        number += 1
+        dead = ended(Disk(number, half=half), arguments)
+        again = call(*arguments)
+        assert again.exit_code == code, f"call {number}: {again.stderr}"
+        assert contents(Path("o")) == expected, f"call {number}"
+        shutil.rmtree("o")
+    assert number > 40, "the disk was hardly used"
+
+
+FAULTS = {
+    "a full disk": (errno.ENOSPC, True),
+    "a full disk for a moment": (errno.ENOSPC, False),
+    "a disk that fails": (errno.EIO, False),
+    "a disk that becomes read-only": (errno.EROFS, True),
+}
+
+
+@pytest.mark.parametrize(("code", "lasting"), FAULTS.values(), ids=FAULTS.keys())
+def test_a_disk_that_fails_at_any_call_is_one_sentence_and_loses_nothing(
+    code, lasting, loaded, model, inputs
+):
+    """Every line that was written stays, and the same command then goes on."""
+    arguments = line("caption", inputs, model)
+    expected = undisturbed(arguments)
+    number, reached, stopped = 0, True, 0
+    while reached:
+        number += 1
+        disk = Disk(number, half=number % 2 == 0, code=code, lasting=lasting)
+        with disk.in_place():
+            done = call(*arguments)
+        reached = len(disk.calls) >= number
+        assert done.exit_code in (1, 3), f"call {number}: {done.stderr}"
+        stopped += done.exit_code == 1
+        errors = [each for each in done.stderr.splitlines() if each.startswith("error: ")]
+        assert len(errors) == (done.exit_code == 1) and "Error" not in done.stderr, done.stderr
+        assert not errors or os.strerror(code) in errors[0]
+        lines = len(rows(Path("o/answers.jsonl"))) if Path("o/answers.jsonl").exists() else 0
+        assert f"first {lines} answer" in done.stderr or not lines or lines == NUMBER
+        assert call(*arguments).exit_code == 3
+        assert contents(Path("o")) == expected, f"call {number}"
+        shutil.rmtree("o")
+    assert number > 40 and stopped > 15
+
+
+def test_a_last_line_that_is_torn_at_any_byte_is_answered_again(loaded, model, inputs):
+    arguments = line("caption", inputs, model)
+    assert call(*arguments).exit_code == 3
+    file, run = Path("o/answers.jsonl"), json.loads(Path("o/run.json").read_text())["run"]
+    whole, expected = file.read_bytes(), contents(Path("o"))
+    ends = [at + 1 for at, byte in enumerate(whole) if byte == ord("\n")]
+    samples = list(keyed(read_images([str(inputs)]).samples))
+    for size in range(ends[-3], ends[-1] + 1):
+        file.write_bytes(whole[:size])
+        journal = Journal(file)
+        journal.read(run, lambda _: None)
+        kept = 5 if ends[-2] <= size < ends[-1] else 4 if size < ends[-2] else 6
+        assert (journal.lines, journal.end) == (kept, ends[kept - 1])
+        left = [sample.id for sample in journal.pending(samples, keep_failed=True)]
+        assert left == [f"p{number}.png" for number in range(kept + 1, 7)]
+    for size in (*range(0, ends[-1], 487), *(end + by for end in ends for by in (-2, -1, 0))):
+        file.write_bytes(whole[:size])
+        assert call(*arguments).exit_code == 3
+        assert contents(Path("o")) == expected, f"cut at byte {size}"
+
+
+@pytest.mark.parametrize("damage", ["cut", "zeros", "rubbish"])
+def test_a_line_in_the_middle_that_is_torn_is_an_error_with_its_number(
+    damage, loaded, model, inputs
+):
+    arguments = line("caption", inputs, model)
+    call(*arguments)
+    file = Path("o/answers.jsonl")
+    lines = file.read_bytes().splitlines(keepends=True)
+    hurt = {"cut": lines[2][:300] + b"\n", "zeros": bytes(50) + b"\n", "rubbish": b"{]\n"}
+    damaged = b"".join([*lines[:2], hurt[damage], *lines[3:]])
+    file.write_bytes(damaged)
+    done = call(*arguments)
+    assert done.exit_code == 2 and "line 3 of o/answers.jsonl is torn" in done.stderr
+    assert file.read_bytes() == damaged
+    file.write_bytes(b"".join([*lines[:2], *lines[3:]]))
+    assert call(*arguments).exit_code == 3 and len(rows(file)) == NUMBER

@@ -1,0 +1,192 @@
+"""Going on with an earlier run: whether this run may, what is answered, and what is left.
+
+Loads no model: a run that is complete says so at once.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from trimtok_cli import __version__
+from trimtok_cli.bounds import field_of, flag
+from trimtok_cli.commands.options import AnswerOptions
+from trimtok_cli.commands.terminal.progress import Screen
+from trimtok_cli.config import RunConfig
+from trimtok_cli.data import Sample, Setting
+from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED, UsageError
+from trimtok_cli.models.catalog import locate
+from trimtok_cli.models.identity import identity
+from trimtok_cli.outputs.destination import Destination
+from trimtok_cli.outputs.earlier import to_go_on_with
+from trimtok_cli.outputs.errors_file import write_errors
+from trimtok_cli.outputs.fingerprint import differences, differences_loaded, other_versions
+from trimtok_cli.outputs.journal import Journal
+from trimtok_cli.outputs.line_file import finish
+from trimtok_cli.outputs.manifest import Manifest, RunSummary, versions, write_document
+from trimtok_cli.readers.keys import keyed
+from trimtok_cli.readers.source import Source
+from trimtok_cli.wording import shortened
+
+
+@dataclass(frozen=True)
+class Begun:
+    """Where a run stands before its model is loaded.
+
+    samples: those that are to be answered. number: how many, None if that is not known. earlier:
+    the run.json that the run goes on with, empty for a new run. summary: the counts of the answers
+    that are there.
+    """
+
+    samples: Iterator[Sample]
+    number: int | None
+    journal: Journal
+    identity: Mapping[str, str]
+    earlier: Mapping[str, Any]
+    summary: RunSummary | None = None
+
+    @property
+    def end(self) -> int | None:
+        """The byte at which the answers go on; None for a new run."""
+        return self.journal.end if self.earlier else None
+
+    def check_loaded(self, model: Mapping[str, str]) -> None:
+        """Raises UsageError if another model was loaded than the run began with."""
+        if self.earlier:
+            _refuse(differences_loaded(self.earlier, model), self.journal.path)
+
+
+def begin(
+    destination: Destination,
+    config: RunConfig,
+    source: Source,
+    options: AnswerOptions,
+    screen: Screen,
+    again: Callable[[], Source],
+) -> Begun | int:
+    """What is to be answered, or the exit code of a run that has nothing left to do.
+
+    again: reads the source anew. Raises UsageError if the answers that are there are of another
+    run than this one.
+    """
+    identity = _identity(config)
+    earlier = to_go_on_with(destination.answers, destination.manifest, options.if_there)
+    journal = Journal(destination.answers or Path(), new=not earlier)
+    samples = keyed(source.samples)
+    if not earlier:
+        if options.only_failed:
+            raise UsageError(f"--only-failed: {destination} holds no answers of an earlier run.")
+        return Begun(samples, source.total, journal, identity, earlier)
+    _refuse(differences(earlier, config, identity), journal.path)
+    summary = _summary(earlier)
+    journal.read(earlier["run"], summary.add_line)
+    if source.total is not None:
+        _refuse_strangers(journal, again().samples)
+    _tell_versions(earlier, screen)
+    retried = 0 if options.keep_failed else len(journal.failed)
+    number = None
+    if options.only_failed:
+        number = retried
+    elif source.total is not None:
+        number = source.total - len(journal.starts) + retried
+    pending = journal.pending(
+        samples, keep_failed=options.keep_failed, only_failed=options.only_failed
+    )
+    first = next(pending, None)
+    if first is None:
+        return _nothing_left(destination, journal, earlier, summary, screen)
+    count = len(journal.starts) - len(journal.failed)
+    failed = f"; trying again the {retried} that failed" if retried else ""
+    screen.say(f"going on with {destination}: {count} answered already{failed}", "dim")
+    return Begun(chain([first], pending), number, journal, identity, earlier, summary)
+
+
+def close(destination: Destination, journal: Journal, manifest: Manifest, *, over: bool) -> None:
+    """Ends the files beside the answers; over: all samples were met, so the answers are settled."""
+    if over:
+        journal.forget_unmet()
+    manifest.summary.count_failed(len(journal.failed))
+    write_errors(destination.errors, journal)
+    if over:
+        journal.settle()
+    manifest.write()  # the last, as a run whose run.json says that it is over is left alone
+
+
+def _identity(config: RunConfig) -> dict[str, str]:
+    """A hash of the files of each model that is a local folder, by the option that names it."""
+    found = {}
+    for name in ("model", "clip_text"):
+        option = flag(field_of(RunConfig, name))
+        value = getattr(config, name)
+        place = locate(value, option) if value else ""
+        found[option] = identity(place) if isinstance(place, Path) else ""
+    return found
+
+
+def _summary(earlier: Mapping[str, Any]) -> RunSummary:
+    """An empty summary of the earlier run, from its run.json."""
+    setting = earlier["settings"][0]
+    summary = RunSummary(Setting(**{each.name: setting[each.name] for each in fields(Setting)}))
+    summary.started = earlier["started"]
+    summary.peak_bytes = earlier["peak_bytes"]
+    return summary
+
+
+def _refuse(differences: list[str], answers: Path) -> None:
+    if differences:
+        raise UsageError(
+            f"--out: {answers} was begun with other settings: {'; '.join(differences)}. Give the "
+            "same again to go on, choose another --out, or begin anew with --existing overwrite."
+        )
+
+
+def _refuse_strangers(journal: Journal, samples: Iterable[Sample]) -> None:
+    """Raises UsageError if there are answers to none of the samples of the source."""
+    strangers = journal.strangers(keyed(samples))
+    if not strangers:
+        return
+    record = journal.record(min(strangers, key=lambda key: journal.starts[key]))
+    name = shortened(str(record["image"] or record["question_id"]))
+    number = "an answer" if len(strangers) == 1 else f"{len(strangers)} answers"
+    raise UsageError(
+        f"--out: {journal.path} holds {number} to what is not asked now, the first of "
+        f"{name}: choose another --out; or begin anew with --existing overwrite, or remove those "
+        "lines, to have the answers to these inputs alone."
+    )
+
+
+def _tell_versions(earlier: Mapping[str, Any], screen: Screen) -> None:
+    now = {"trimtok": __version__} | versions()
+    then = {"versions": {"trimtok": earlier["trimtok"], **earlier["versions"]}}
+    if changed := list(other_versions(then, now)):
+        screen.say(f"note: since the run began, {', '.join(changed)}", "yellow")
+
+
+def _nothing_left(
+    destination: Destination,
+    journal: Journal,
+    earlier: Mapping[str, Any],
+    summary: RunSummary,
+    screen: Screen,
+) -> int:
+    """Ends the files of a run whose process was ended after its last answer; the exit code."""
+    if not journal.left:
+        end = partial(_finish, destination, journal, earlier, summary)
+        finish(destination.file, end, failed=False)
+    failed = len(journal.failed)
+    said = f", {failed} of them failed" if failed else ""
+    screen.say(f"nothing to do: {len(journal.starts)} {screen.noun} are in {destination}{said}")
+    return EXIT_SOME_FAILED if failed else EXIT_OK
+
+
+def _finish(
+    destination: Destination, journal: Journal, earlier: Mapping[str, Any], summary: RunSummary
+) -> None:
+    journal.cut()
+    journal.forget_unmet()
+    summary.count_failed(len(journal.failed))
+    write_errors(destination.errors, journal)
+    journal.settle()
+    write_document(destination, {**earlier, "interrupted": False, **summary.counts()})

@@ -1,0 +1,75 @@
+"""The fingerprint of a run: everything that changes an answer, as run.json holds it.
+
+A run goes on only with the settings and the model that it began with. What changes the speed alone
+may change. Versions of libraries may change as well, and are told. Knows no model.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from trimtok_cli.bounds import flag
+from trimtok_cli.config import RunConfig
+
+# Every other setting changes answers, or might. A limit on time may make a sample fail, and what
+# failed is tried again. --limit says how much is answered.
+MAY_CHANGE = frozenset(
+    {"device", "batch_size", "decode", "workers", "timeout", "video_timeout", "limit"}
+)
+
+# What run.json's `model` says of a model that was loaded.
+_LOADED = {"family": "the model's family", "commit": "the model's commit", "dtype": "--dtype"}
+
+
+def differences(
+    earlier: Mapping[str, Any], config: RunConfig, identity: Mapping[str, str]
+) -> list[str]:
+    """What differs between an earlier run.json and this run, a phrase each; before a model loads.
+
+    identity: a hash of the files of each model that is a local folder.
+    """
+    found = []
+    for field in dataclasses.fields(config):
+        if not field.init or field.name in MAY_CHANGE:
+            continue
+        now = json.loads(json.dumps(getattr(config, field.name)))
+        # A setting that the earlier version did not know was as it is by default.
+        then = earlier["config"].get(field.name, field.default)
+        if then is dataclasses.MISSING:
+            then = {}
+        if then != now:
+            found.append(_phrase(flag(field), then, now))
+    for name, now in identity.items():
+        then = earlier["identity"].get(name, "")
+        if then != now:
+            found.append(f"the files of {name} are not the same")
+    return found
+
+
+def differences_loaded(earlier: Mapping[str, Any], model: Mapping[str, str]) -> list[str]:
+    """What differs in the model that was loaded: its commit, or the dtype that `auto` gave."""
+    then = earlier["model"]
+    return [
+        _phrase(words, then[name], model[name])
+        for name, words in _LOADED.items()
+        if name in then and name in model and then[name] != model[name]
+    ]
+
+
+def other_versions(earlier: Mapping[str, Any], versions: Mapping[str, str]) -> Iterator[str]:
+    """The versions that are not those of the earlier run, a phrase each."""
+    then = earlier.get("versions")
+    for name, now in versions.items() if isinstance(then, dict) else ():
+        if then.get(name, now) != now:
+            yield _phrase(name, then[name], now)
+
+
+def _phrase(name: str, then: Any, now: Any) -> str:
+    return f"{name} was {_shown(then)} and is {_shown(now)}"
+
+
+def _shown(value: Any) -> str:
+    if value in ("", None, {}):
+        return "not set"
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,65 @@
+"""Keys: what tells a sample from every other one of its run, and is the same in the next run.
+
+A key says what is asked, not who asks: ids repeat in real question files. A picture counts by its
+path. Its content is not read, and neither its size nor its time counts: a copy of the pictures, or
+a file system that keeps other times, would otherwise answer everything anew. Knows no format.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from trimtok_cli.data import Sample
+
+_BYTES = 16  # of a key
+
+
+def keyed(samples: Iterable[Sample]) -> Iterator[Sample]:
+    """The samples, each with its `key` and its `turn`.
+
+    The key is a hash of the id, the names, the full paths, the question, every further column, and
+    the turn. Holds 8 bytes of each sample, for the repeats.
+    """
+    folder = _current_folder()
+    seen: set[int] = set()
+    repeats: Counter[int] = Counter()
+    for sample in samples:
+        asked = int.from_bytes(_hash([sample.names, sample.question])[:8])
+        turn = 1
+        if asked in seen:
+            repeats[asked] += 1
+            turn += repeats[asked]
+        else:
+            seen.add(asked)
+        key = _hash(
+            [
+                sample.id,
+                sample.names,
+                [_full(path, folder) for path in (*sample.images, sample.video) if path],
+                sample.question,
+                sample.answers,
+                dict(sample.extra),
+                turn,
+            ]
+        )
+        yield replace(sample, key=key.hex(), turn=turn)
+
+
+def _hash(value: Any) -> bytes:
+    """A hash of plain values; lone surrogates of odd file names are escapes in JSON."""
+    return hashlib.blake2b(json.dumps(value, default=repr).encode(), digest_size=_BYTES).digest()
+
+
+def _full(path: os.PathLike[str], folder: str) -> str:
+    return os.path.normpath(os.path.join(folder, path))
+
+
+def _current_folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return ""
