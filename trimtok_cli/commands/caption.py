@@ -36,7 +36,13 @@ def caption(
 ) -> int:
     """Caption images: one answer per image, in input order, with token counts and times."""
     check_stdin(*sources)
-    source = read_images(sources, recursive=recursive, limit=config.limit or None, stdin=sys.stdin)
+    source = read_images(
+        sources,
+        recursive=recursive,
+        limit=config.limit or None,
+        stdin=sys.stdin,
+        allow_urls=config.allow_urls,
+    )
     screen = Screen(quiet=options.quiet)
     tell(source, screen)
     return run("caption", config, source, options, screen)

@@ -49,9 +49,6 @@ _DOCUMENTS = (
 )
 
 _ROWS = (
-    (("customid", "body"), "an OpenAI batch request"),
-    (("messages",), "a chat of messages (OpenAI, Qwen)"),
-    (("conversations",), "a LLaVA or ShareGPT conversation"),
     *_DOCUMENTS,
     (("answerid", "prompt", "text"), "an answers file, as trimtok and LLaVA write them"),
     (("imageid", "caption"), "a COCO caption"),

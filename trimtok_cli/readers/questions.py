@@ -8,7 +8,7 @@ rows.py does.
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from typing import Any
 from trimtok_cli.data import Sample
 from trimtok_cli.errors import TrimtokError, UsageError
 from trimtok_cli.readers import foreign_formats
-from trimtok_cli.readers.rows import Rules, broken
+from trimtok_cli.readers.media_names import MediaNames
+from trimtok_cli.readers.rows import Rows, Rules, broken
 from trimtok_cli.readers.source import Source
 from trimtok_cli.readers.text import Tape, closing_lines, is_regular, open_bytes
 from trimtok_cli.wording import shortened
@@ -38,16 +39,20 @@ def read_questions(
     limit: int | None = None,
     allow_text_only: bool = False,
     allow_outside: bool = False,
+    allow_urls: bool = False,
+    settings: Mapping[str, Any] | None = None,
 ) -> Source:
     """The rows of the file `path`, or of stdin for "-".
 
     Image names are relative to `image_root`, else to the file's folder, and may not leave it
-    without `allow_outside`. allow_text_only: rows without a picture are asked as they are. The rows
-    of a regular file are counted first, and read again as they are asked for. UsageError where no
+    without `allow_outside`; addresses are fetched with `allow_urls`. allow_text_only: rows without
+    a picture are asked as they are. settings: those of the run, which rows may ask for. The rows of
+    a regular file are counted first, and read again as they are asked for. UsageError where no
     row can be answered.
     """
     root = image_root or _folder_of(path)
-    reading = _Reading(path, Rules(root, allow_text_only, allow_outside))
+    names = MediaNames(root, allow_outside, allow_urls)
+    reading = _Reading(path, Rules(names, text_only=allow_text_only, settings=settings or {}))
     if path == "-" and sys.stdin is None:
         raise UsageError("standard input is closed; name a question file")
     try:
@@ -78,17 +83,13 @@ def _folder_of(path: str) -> Path:
 
 
 class _Reading:
-    """One file or stream of rows.
-
-    has_ids: the first sound row has an id, so the number of a row might be another row's id.
-    """
+    """One file or stream of rows."""
 
     def __init__(self, path: str, rules: Rules) -> None:
         self.path = path
         self.name = "stdin" if path == "-" else shortened(path)
-        self.rules = rules
+        self.rows = Rows(rules, self.name)
         self.files: tuple[Path | int, ...] = (0,) if path == "-" else (Path(path),)
-        self.has_ids: bool | None = None
 
     def stream(self, stream: Any) -> Source:
         """The source of a stream, which can be read only once.
@@ -201,7 +202,7 @@ class _Reading:
                 "or write JSONL"
             ) from None
         for number, row in enumerate(rows):
-            yield self._sample(row, number, f"row {number + 1}")
+            yield self.rows.sample(row, number, f"row {number + 1}")
 
     def _parsed(self, line: bytes, number: int, place: str) -> Sample:
         try:
@@ -210,15 +211,7 @@ class _Reading:
             return broken(self.name, place, " is not UTF-8 text; save the file as UTF-8")
         except (ValueError, RecursionError) as error:
             return broken(self.name, place, f" is not valid JSON ({getattr(error, 'msg', error)})")
-        return self._sample(row, number, place)
-
-    def _sample(self, row: Any, number: int, place: str) -> Sample:
-        sample = self.rules.sample(row, self.name, place, place if self.has_ids else number)
-        if self.has_ids is None and not sample.problem:
-            self.has_ids = any(
-                foreign_formats.plain_name(column) in ("questionid", "id") for column in row
-            )
-        return sample
+        return self.rows.sample(row, number, place)
 
     def _look(self, head: bytes) -> None:
         """Raises UsageError where the first bytes are no text."""
