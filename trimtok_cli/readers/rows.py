@@ -6,7 +6,7 @@ picture: columns.py and media_names.py do.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,15 @@ class Rules:
     """How rows become samples.
 
     names: how the names of pictures are read. text_only: a row without a picture and without a
-    video is asked as it is. prompted: a row without a question of its own is asked the command's
-    prompt. captions: a `text` is a caption, and no question. settings: those of the run, which a
+    video is asked as it is. command: vqa (every row asks), caption (no row of questions is read) or
+    any; but for vqa the command's prompt is asked where a row has no question of its own. captions:
+    a `text` is a caption, and no question. settings: those of the run, which a
     row may ask for, by the names of RunConfig.
     """
 
     names: MediaNames
     text_only: bool = False
-    prompted: bool = False
+    command: str = "vqa"
     captions: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -41,17 +42,27 @@ class Rules:
     def root(self) -> Path:
         return self.names.root
 
+    @property
+    def prompted(self) -> bool:
+        return self.command != "vqa"
+
+    def of_table(self) -> "Rules":
+        """The rules of a table, in which a `text` beside pictures to be described is a caption."""
+        return replace(self, captions=self.command == "caption")
+
     def sample(self, row: Any, name: str, place: str, otherwise: str | int) -> Sample:
         """The sample of the row at `place` (line 4) of the file `name`.
 
         A row without an id of its own gets `otherwise`, or `place` if it is broken. With a prompt
         its id is the name of its picture, as it is for a picture of a folder.
         """
+        if isinstance(row, Problem):
+            return broken(name, place, f": {row}")
         if not isinstance(row, dict):
             return broken(name, place, f" is not a JSON object; {WANTED}")
         fields: dict[str, Any] = {"id": place, "question": ""}
         try:
-            row = as_question(row, self.settings)
+            given, row = row, as_question(row, self.settings)
             columns = Columns(row, self.captions)
             columns.check_shape(self.prompted)
             own_id = columns.identity()
@@ -63,6 +74,7 @@ class Rules:
                 pictures, video = columns.files(self.root, text)
             media = (*pictures, video) if video else tuple(pictures)
             fields["names"] = tuple(shown_name(str(medium)) for medium in media)
+            self._refuse_question(text, columns, given is not row)
             asked = bool(text) or not (self.prompted and columns.may_be_prompted())
             fields["question"] = columns.question(text) if asked else None
             if not media:
@@ -84,6 +96,12 @@ class Rules:
             extra={column: value for column, value in row.items() if column not in used},
         )
 
+    def _refuse_question(self, text: str, columns: Columns, turns: bool) -> None:
+        """Refuses a row of a question file where pictures are to be described."""
+        own = turns or not columns.may_be_prompted() or plain_name(text) == "text"
+        if self.command == "caption" and text and own:
+            raise Problem("it asks a question of its own; answer it with `trimtok vqa`")
+
 
 class Rows:
     """The rows of one file, in turn.
@@ -99,7 +117,7 @@ class Rows:
     def sample(self, row: Any, number: int, place: str) -> Sample:
         """The sample of a row; rows are numbered from 0."""
         sample = self.rules.sample(row, self.name, place, place if self.has_ids else number)
-        if self.has_ids is None and not sample.problem:
+        if self.has_ids is None and not sample.problem and isinstance(row, dict):
             self.has_ids = any(plain_name(column) in _IDS for column in row)
         return sample
 

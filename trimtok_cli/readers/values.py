@@ -1,4 +1,4 @@
-"""Values of a row, as JSON has them: texts, and lists and objects in each other. Knows no column."""
+"""Values of a row, as JSON has them: texts, lists and objects in each other. Knows no column."""
 
 from collections.abc import Sequence
 from typing import Any
