@@ -13,7 +13,8 @@ from trimtok_cli.sampling import MOST_TOKENS, Sampling
 
 CAPTION_PROMPT = "Describe the image in one sentence."
 
-MODEL, PRUNING, ANSWERS, VIDEO, OUTPUT = PANELS = (
+INPUT, MODEL, PRUNING, ANSWERS, VIDEO, OUTPUT = PANELS = (
+    "Input",
     "Model",
     "Pruning",
     "Answers",
@@ -235,11 +236,16 @@ class RunConfig:
     video_timeout: float = like(
         FrameRule, "timeout", help="Seconds for decoding one video.", panel=VIDEO
     )
+    allow_urls: bool = setting(
+        False,
+        "Fetch pictures and videos whose name is an http or https address; otherwise they fail.",
+        panel=INPUT,
+    )
     # 0 is no limit.
     limit: int = setting(
         0,
         "Stop after this many samples.",
-        panel=OUTPUT,
+        panel=INPUT,
         flags=("--limit", "-n"),
         least=0,
         most=10**12,

@@ -6,9 +6,9 @@ Knows no file format: readers make Samples, writers and the report read Results.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
+from trimtok_cli.blobs import Medium
 from trimtok_cli.bounds import check_record, setting
 from trimtok_cli.errors import UsageError
 
@@ -17,7 +17,8 @@ from trimtok_cli.errors import UsageError
 class Sample:
     """One row of the input, to be answered.
 
-    `names` are the images as the input wrote them; `images` are their files. `question` is None if
+    `names` are the images as the input wrote them; `images` are their files, or
+    blobs where they have none. `question` is None if
     the command's prompt is asked. `answers` are references, if the input has any. `extra` holds
     every further column of the input. `problem` says why a row could not be read. `key` tells it
     from every other sample of its run, and is the same in the next run; `turn` counts the samples
@@ -25,9 +26,9 @@ class Sample:
     """
 
     id: str | int | float
-    images: tuple[Path, ...] = ()
+    images: tuple[Medium, ...] = ()
     names: tuple[str, ...] = ()
-    video: Path | None = None
+    video: Medium | None = None
     question: str | None = None
     answers: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)

@@ -340,14 +340,10 @@ SHAPES = {
     ),
     "results.json": (json.dumps([{"image_id": 1, "caption": "A cat."}] * 2), "COCO caption"),
     "batch.jsonl": (
-        '{"custom_id": "1", "method": "POST", "url": "/v1", "body": {"messages": []}}\n' * 3,
-        "OpenAI batch",
+        '{"custom_id": "1", "method": "POST", "url": "/v1/responses", "body": {"messages": []}}\n',
+        "only /v1/chat/completions",
     ),
-    "chat.jsonl": ('{"messages": [{"role": "user", "content": "?"}]}\n' * 3, "chat of messages"),
-    "sqa.json": (
-        pretty([{"id": "1", "image": "a.png", "conversations": [{"from": "human", "value": "?"}]}]),
-        "conversation",
-    ),
+    "chat.jsonl": ('{"messages": [{"role": "user", "content": "?"}]}\n' * 3, "no picture"),
     "sharegpt.jsonl": ('{"conversations": []}\n' * 3, "conversation"),
     "answers.jsonl": (
         '{"question_id": 1, "prompt": "?", "text": "yes", "answer_id": "x", "image": "a.png"}\n',
@@ -845,7 +841,7 @@ def test_any_name_is_read_from_a_line(end, bom):
         (b"x" * 100_000, ""),
         (b"caf\xe9.png", "UTF-8"),
         (b"https://e.com/a.png", "nothing is fetched"),
-        (b"data:image/png;base64," + b"A" * 50_000, "nothing is fetched"),
+        (b"data:image/png;base64," + b"A" * 50_000 + b"!", "damaged"),
     ],
 )
 def test_a_line_that_is_no_name_fails_alone_and_floods_nothing(line, said):
@@ -895,7 +891,6 @@ def test_a_picture_that_is_given_as_a_list_is_refused():
 @pytest.mark.parametrize(
     "source",
     [
-        "data:image/png;base64," + "A" * 100_000,
         "https://example.com/a.png",
         "x" * 100_000,
         "a\0b",
@@ -908,9 +903,14 @@ def test_a_source_that_is_no_name_is_one_short_sentence(source):
 
 
 BAD_NAMES = [
-    "data:image/png;base64," + "A" * 100_000,
+    "data:image/png;base64," + "A" * 100_000 + "!",
+    "data:image/png;base64,",
+    "data:image/png;base64",
     "http://127.0.0.1/a.png",
-    "file:///etc/passwd",
+    "s3://bucket/a.png",
+    "C:\\pictures\\a.png",
+    "d:/pictures/a.png",
+    "\\\\server\\a.png",
     "a\0b.png",
     "\ud83d.png",
     "ftp://x/y",
@@ -939,6 +939,8 @@ def test_pictures_outside_the_root_are_opened_only_where_that_is_allowed():
         "folder/s.png",
         "folder/../secret/s.png",
         "/etc/passwd",
+        "file:///etc/passwd",
+        "file://localhost/etc/passwd",
         "/",
         "..",
     ]

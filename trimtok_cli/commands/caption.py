@@ -38,7 +38,12 @@ def caption(
     """Caption images: one answer per image, in input order, with token counts and times."""
     check_stdin(*sources)
     read = partial(
-        read_images, sources, recursive=recursive, limit=config.limit or None, stdin=sys.stdin
+        read_images,
+        sources,
+        recursive=recursive,
+        limit=config.limit or None,
+        stdin=sys.stdin,
+        allow_urls=config.allow_urls,
     )
     source, screen = read(), Screen(quiet=options.quiet)
     tell(source, screen)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from trimtok_cli.bounds import Facts, facts_of, flag, kinds_of
-from trimtok_cli.config import OUTPUT, PANELS
+from trimtok_cli.config import INPUT, OUTPUT, PANELS
 from trimtok_cli.errors import UsageError
 from trimtok_cli.models.catalog import ALIASES
 from trimtok_cli.outputs.earlier import EXISTING, FAIL, OVERWRITE, RESUME
@@ -50,6 +50,10 @@ def _output(*names: str, help: str, **more: Any) -> Any:
     return typer.Option(*names, rich_help_panel=OUTPUT, help=help, **more)
 
 
+def _input(*names: str, help: str, **more: Any) -> Any:
+    return typer.Option(*names, rich_help_panel=INPUT, help=help, **more)
+
+
 def completing(names: Iterable[str]) -> Callable[[str], list[str]] | None:
     """The shell completion of these names; in a list with commas, the last name is completed."""
 
@@ -60,14 +64,14 @@ def completing(names: Iterable[str]) -> Callable[[str], list[str]] | None:
     return complete if names else None
 
 
-Recursive = Annotated[bool, _output("--recursive", "-r", help="Search folders within folders.")]
+Recursive = Annotated[bool, _input("--recursive", "-r", help="Search folders within folders.")]
 
 Root = Annotated[
     Path | None,
-    _output(
+    _input(
         "--image-root",
-        help="Where image paths in a question file start, and what they may not leave.",
-        show_default="the question file's folder",
+        help="Where the paths of pictures in a file of rows start, and what they may not leave.",
+        show_default="the file's folder",
         exists=True,
         file_okay=False,
     ),
@@ -75,12 +79,12 @@ Root = Annotated[
 
 TextOnly = Annotated[
     bool,
-    _output("--allow-text-only", help="Ask rows without a picture, too; otherwise they fail."),
+    _input("--allow-text-only", help="Ask rows without a picture, too; otherwise they fail."),
 ]
 
 Outside = Annotated[
     bool,
-    _output(
+    _input(
         "--allow-outside",
         help="Open pictures outside of --image-root, too, that absolute paths, .. or links of a "
         "question file lead to.",

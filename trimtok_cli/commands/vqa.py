@@ -51,6 +51,8 @@ def vqa(
         limit=config.limit or None,
         allow_text_only=allow_text_only,
         allow_outside=allow_outside,
+        allow_urls=config.allow_urls,
+        settings=vars(config),
     )
     return run(
         "vqa",

@@ -17,14 +17,15 @@ from typing import BinaryIO
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from trimtok_cli.blobs import Medium
 from trimtok_cli.data import Media
 from trimtok_cli.errors import MediaError
 from trimtok_cli.media import jpeg_marks, kinds, mend, pixels
-from trimtok_cli.media.files import as_media_error, refuse_irregular
+from trimtok_cli.media.blob_files import medium_of, opened
+from trimtok_cli.media.files import as_media_error
 from trimtok_cli.media.frame_counts import MOST_FRAMES, count_frames
 from trimtok_cli.media.image_limits import MOST_ICON, MOST_PIXELS, refuse_costly, refuse_large
 from trimtok_cli.media.pixels import Color
-from trimtok_cli.wording import shortened
 
 # Suffixes that a search of a folder takes for images. A file that is named may have any suffix.
 IMAGE_SUFFIXES = frozenset(
@@ -54,15 +55,15 @@ _OPENING = threading.Lock()
 
 
 def load_image(
-    path: Path | str, *, background: Color = (255, 255, 255), max_pixels: int = MOST_PIXELS
+    path: Medium | str, *, background: Color = (255, 255, 255), max_pixels: int = MOST_PIXELS
 ) -> tuple[Image.Image, Media]:
     """The image as upright 8-bit RGB, and what the file was before; the first of several frames.
 
     Transparent pixels are laid on `background`. MediaError for any file that cannot be read, or
     whose picture has more than `max_pixels` pixels or takes too much memory.
     """
-    path, name = Path(path), shortened(str(path), 300)
-    with _opened(path, name) as file:
+    medium, name = medium_of(path)
+    with _opened(medium, name) as file:
         return _load(file, name, background, max_pixels)
 
 
@@ -95,13 +96,12 @@ def animation(
 
 
 @contextmanager
-def _opened(path: Path, name: str) -> Iterator[BinaryIO]:
+def _opened(medium: Medium, name: str) -> Iterator[BinaryIO]:
     """The image file, open; whatever goes wrong with it is a MediaError."""
     with as_media_error(name), warnings.catch_warnings():
         # Pillow warns of broken EXIF and the like; it raises what matters.
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        refuse_irregular(path.stat(), name, "image")
-        with path.open("rb") as file:
+        with opened(medium, name, "image") as file:
             yield file
 
 

@@ -8,10 +8,12 @@ import re
 import stat
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import BinaryIO
 
+from trimtok_cli.blobs import Blob, Medium
 from trimtok_cli.data import Sample
+from trimtok_cli.errors import MediaError
+from trimtok_cli.media.blob_files import opened
 
 # The kind of a file that is empty, missing, or not to be opened by this user.
 UNKNOWN = "unknown"
@@ -190,15 +192,15 @@ def media_kind(path: str | os.PathLike[str]) -> str:
     return head_kind(head) if head else UNKNOWN
 
 
-def kind_of(path: Path) -> str:
+def kind_of(path: Medium) -> str:
     """`image`, `video`, `animated` or `other`, by content.
 
     animated: a GIF that loops, or a WebP, PNG or AVIF of several frames. Reads a few kB at most.
-    OSError, or ValueError for a NUL in the path, where the file cannot be opened.
+    OSError, MediaError, or ValueError for a NUL in the path, where the file cannot be opened.
     """
-    if not stat.S_ISREG(path.stat().st_mode):
+    if not isinstance(path, Blob) and not stat.S_ISREG(path.stat().st_mode):
         return "other"
-    with path.open("rb") as file:
+    with opened(path, str(path), "image") as file:
         head = file.read(HEAD)
         format, start = picture(head)
         if format:
@@ -210,7 +212,7 @@ def by_content(sample: Sample) -> Sample:
     """The sample, with its only file as an image or as a video, whichever the content is."""
     question, video = sample.question, sample.video
     # A file that cannot be opened says so when it is loaded.
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, MediaError):
         if video is not None and not sample.images and kind_of(video) == "image":
             question = question and question.replace("<video>", "<image>")
             return replace(sample, images=(video,), video=None, question=question)

@@ -19,14 +19,15 @@ from typing import Any
 
 from PIL import Image
 
+from trimtok_cli.blobs import Medium
 from trimtok_cli.child_process import python_command
 from trimtok_cli.data import FrameRule
 from trimtok_cli.errors import MediaError
+from trimtok_cli.media.blob_files import medium_of, saved
 from trimtok_cli.media.containers import missing_part
 from trimtok_cli.media.files import as_media_error, machine_fault, refuse_irregular
 from trimtok_cli.media.frames import DECODER_PACKAGES, Clip
 from trimtok_cli.media.kinds import HEAD, container, looks_like, picture
-from trimtok_cli.wording import shortened
 
 # Suffixes that a search of a folder takes for videos. A file that is named may have any suffix.
 VIDEO_SUFFIXES = frozenset(
@@ -39,15 +40,15 @@ VIDEO_SUFFIXES = frozenset(
 _CHILD = "from trimtok_cli.media.decoder_child import main; main()"
 
 
-def load_video(path: Path | str, rule: FrameRule) -> Clip:
+def load_video(path: Medium | str, rule: FrameRule) -> Clip:
     """The frames that `rule` asks for.
 
     The content tells what the file is: an animated GIF, WebP or PNG gives its frames too, a still
     picture gives one. MediaError where the file or the span of the rule holds no frame, or no
     decoder is installed.
     """
-    path, name = Path(path), shortened(str(path), 300)
-    with as_media_error(name):
+    medium, name = medium_of(path)
+    with as_media_error(name), saved(medium) as path:
         if not _is_video(path, name):
             return _decode(path, name, rule, ["pillow"])
         wanted = [rule.backend] if rule.backend != "auto" else list(DECODER_PACKAGES)

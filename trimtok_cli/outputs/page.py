@@ -16,6 +16,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from trimtok_cli.blobs import Medium
 from trimtok_cli.data import Comparison, Result, Seconds
 from trimtok_cli.errors import MediaError
 from trimtok_cli.evaluation import summary
@@ -26,9 +27,9 @@ LONGEST_SIDE = 640  # pixels of a picture on the page
 JPEG_QUALITY = 85
 FLAT_COLORS = 256  # a picture of at most so many colors may be smaller as PNG
 
-Load = Callable[[Path], tuple[Any, Any]]  # an image and its Media
+Load = Callable[[Medium], tuple[Any, Any]]  # an image and its Media
 
-LoadClip = Callable[[Path], Any]  # a Clip
+LoadClip = Callable[[Medium], Any]  # a Clip
 
 BARS = (
     ("load", "load, prepare"),

@@ -3,17 +3,18 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 from PIL import Image
 
+from trimtok_cli.blobs import Address, Held, Medium
 from trimtok_cli.bounds import check_record, like
 from trimtok_cli.config import RunConfig
 from trimtok_cli.data import Failed, FrameRule, Media, Sample, Seconds
 from trimtok_cli.device import Clock, out_of_memory
 from trimtok_cli.errors import MediaError, ModelError, SampleError, sentence
 from trimtok_cli.limits import TimeUp, within
+from trimtok_cli.media.blob_files import read_blob
 from trimtok_cli.media.frames import Clip
 from trimtok_cli.media.image_limits import MOST_PIXELS
 from trimtok_cli.media.images import load_image, shrunk
@@ -126,13 +127,13 @@ def _prepare(preprocessor: Preprocessor, sample: Sample, ask: Ask) -> Prepared:
     if sample.problem:
         raise SampleError(sample.problem)
     given = sample
-    sample = by_content(sample)
+    clock = Clock(torch.device("cpu"))
+    sample = by_content(_fetched(sample))
     if sample.video is not None and ask.video_as == "video" and not preprocessor.has_video:
         raise ModelError(
             f"--video-as video: {preprocessor.name} has no video path of its own; use "
             "--video-as frames."
         )
-    clock = Clock(torch.device("cpu"))
     loaded = _images(sample.images, ask.max_pixels)
     clip = load_video(sample.video, ask.frames) if sample.video is not None else None
     load_seconds = clock.mark()
@@ -155,6 +156,18 @@ def _prepare(preprocessor: Preprocessor, sample: Sample, ask: Ask) -> Prepared:
     )
 
 
+def _fetched(sample: Sample) -> Sample:
+    """The sample with what its addresses give, each fetched once."""
+    media = (*sample.images, sample.video)
+    if not any(isinstance(medium, Address) for medium in media):
+        return sample
+    *images, video = (
+        Held(medium.name, read_blob(medium)) if isinstance(medium, Address) else medium
+        for medium in media
+    )
+    return replace(sample, images=tuple(images), video=video)
+
+
 def _clip_media(clip: Clip) -> Media:
     """The facts about a video."""
     return Media(
@@ -169,7 +182,7 @@ def _clip_media(clip: Clip) -> Media:
     )
 
 
-def _images(paths: Sequence[Path], max_pixels: int) -> list[tuple[Image.Image, Media]]:
+def _images(paths: Sequence[Medium], max_pixels: int) -> list[tuple[Image.Image, Media]]:
     """The pictures of one prompt, each shrunk to `max_pixels`.
 
     Raises SampleError where all of them together would fill the memory.

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from trimtok_cli.blobs import Blob
 from trimtok_cli.readers import column_names
 from trimtok_cli.readers.folders import likely_kind
 from trimtok_cli.readers.foreign_formats import WANTED, media_like, plain_name, row_format
+from trimtok_cli.readers.values import DEEPEST, as_list, is_unicode, texts, too_deep
 from trimtok_cli.wording import shortened
-
-# Levels of lists within lists that a row may have.
-_DEEPEST = 100
 
 
 class Problem(Exception):
@@ -26,11 +25,13 @@ class Problem(Exception):
 class Columns:
     """The columns of one row. Methods raise a Problem where the row cannot be answered.
 
-    full: the columns that hold anything; plain: their plain names -> their names.
+    full: the columns that hold anything; plain: their plain names -> their names; captions: a
+    `text` is a caption wherever it stands.
     """
 
-    def __init__(self, row: dict[str, Any]) -> None:
+    def __init__(self, row: dict[str, Any], captions: bool = False) -> None:
         self.row = row
+        self.captions = captions
         self.full = {
             name: value
             for name, value in row.items()
@@ -38,21 +39,24 @@ class Columns:
         }
         self.plain = {plain_name(name): name for name in reversed(self.full)}
 
-    def check_shape(self) -> None:
-        """Refuses a row of another format, and one too deep to be written out."""
+    def check_shape(self, prompted: bool = False) -> None:
+        """Refuses a row of another format, and one too deep to be written out.
+
+        prompted: a row without a question is asked the command's prompt, so a caption is in place.
+        """
         has_question = any(name in self.plain for name in ("text", "question"))
         if format := row_format({plain_name(name) for name in self.row}, has_question):
             raise Problem(f"this looks like {format}; {WANTED}")
         captioned = (
             "file_name" in self.full and "text" in self.plain and "question" not in self.plain
         )
-        if captioned and "questionid" not in self.plain:
+        if captioned and "questionid" not in self.plain and not prompted:
             raise Problem(
                 '"text" beside "file_name" is a caption, as in an image folder\'s '
                 'metadata.jsonl; put a question under "question"'
             )
-        if _too_deep(self.row):
-            raise Problem(f"lists lie in lists more than {_DEEPEST} levels deep")
+        if too_deep(self.row):
+            raise Problem(f"lists lie in lists more than {DEEPEST} levels deep")
 
     def identity(self) -> str | int | float | None:
         """The row's own id: question_id, else id, else None."""
@@ -68,9 +72,18 @@ class Columns:
             raise Problem(f"{column} is neither a number nor a string")
         return None
 
-    def question_column(self) -> str:
-        """The column that holds the question; "" where there is none."""
+    def may_be_prompted(self) -> bool:
+        """Whether the command's prompt may stand in for a question that is missing."""
+        return "questionid" not in self.plain
+
+    def question_column(self, prompted: bool = False) -> str:
+        """The column that holds the question; "" where there is none.
+
+        prompted: a `prompt` of the row stands in for the command's.
+        """
         order = ("question", "text") if self._text_is_caption() else ("text", "question")
+        if prompted and self.may_be_prompted():
+            order = ("question", "prompt") if self._text_is_caption() else (*order, "prompt")
         exact = next((name for name in order if name in self.full), "")
         return exact or next((self.plain[name] for name in order if name in self.plain), "")
 
@@ -89,7 +102,7 @@ class Columns:
             raise Problem(f'there is no question; put it under "text"{hint}')
         if not isinstance(text, str):
             raise Problem(f"{column} is not a string")
-        if not _is_unicode(text):
+        if not is_unicode(text):
             raise Problem(
                 f"{column} holds half a character (a lone surrogate), which no model can "
                 "read; write it whole"
@@ -98,7 +111,7 @@ class Columns:
 
     def _text_is_caption(self) -> bool:
         """Whether `text` is a caption, as it is beside file_name in an image folder's metadata."""
-        return "file_name" in self.full and "question_id" not in self.full
+        return self.captions or ("file_name" in self.full and "question_id" not in self.full)
 
     def _other_question(self, column: str, text: str) -> str:
         """A column that asks something else than `column`; "" where there is none."""
@@ -112,8 +125,11 @@ class Columns:
                 return name
         return ""
 
-    def pictures(self) -> Sequence[str]:
-        """The file names under the column that is surely of pictures; () where there is none."""
+    def pictures(self) -> Sequence[str | Blob]:
+        """The pictures under the column that is surely of pictures; () where there is none.
+
+        A picture is a file name or a blob.
+        """
         column = "image"
         if column not in self.full:
             column = self._only(
@@ -121,8 +137,8 @@ class Columns:
             )
         if not column:
             return ()
-        names = _as_list(self.full[column])
-        if not all(isinstance(name, str) and name for name in names):
+        names = as_list(self.full[column])
+        if not all(isinstance(name, str | Blob) and name for name in names):
             raise Problem(f"{column} is neither a file name nor a list of file names")
         for key, name in self.plain.items():
             if name != column and self._is_further(key, self.full[name], names):
@@ -132,7 +148,7 @@ class Columns:
                 )
         return names
 
-    def _is_further(self, key: str, value: Any, names: Sequence[str]) -> bool:
+    def _is_further(self, key: str, value: Any, names: Sequence[str | Blob]) -> bool:
         """Whether a column names a picture beside those in `names`, in whatever form.
 
         The same file name in another folder is no further picture.
@@ -145,15 +161,15 @@ class Columns:
             or column_names.FURTHER.fullmatch(key)
         ):
             return False
-        known = {os.path.basename(name) for name in names}
+        known = {os.path.basename(str(name)) for name in names}
         return any(
             media_like(text, column_names.MEDIA_ENDINGS)
             and "://" not in text
             and os.path.basename(text) not in known
-            for text in _texts(value)
+            for text in texts(value)
         )
 
-    def video(self) -> str | None:
+    def video(self) -> str | Blob | None:
         """The file name of the video; None where there is none."""
         column = next((name for name in ("video", "video_name") if name in self.full), None)
         column = column or self._only(
@@ -161,12 +177,12 @@ class Columns:
         )
         if column is None:
             return None
-        names = _as_list(self.full[column])
-        if len(names) != 1 or not isinstance(names[0], str) or not names[0]:
+        names = as_list(self.full[column])
+        if len(names) != 1 or not isinstance(names[0], str | Blob) or not names[0]:
             raise Problem(f"{column} is not a file name")
         return names[0]
 
-    def files(self, root: Path, text: str) -> tuple[Sequence[str], str | None]:
+    def files(self, root: Path, text: str) -> tuple[Sequence[str | Blob], str | Blob | None]:
         """(pictures, video) under a column such as file_name or path, or one of an address.
 
         root: the folder of the names; text: the column of the question, which is no such column.
@@ -185,13 +201,13 @@ class Columns:
         column = self._only(surely or likely or linked)
         if column is None:
             return (), None
-        names = _as_list(self.full[column])
-        if not all(isinstance(name, str) and name for name in names):
+        names = as_list(self.full[column])
+        if not all(isinstance(name, str | Blob) and name for name in names):
             raise Problem(
                 f'"{column}" names a picture in a form that is not read; put the file\'s '
                 'name under "image"'
             )
-        if len(names) == 1 and likely_kind(root / names[0]) == "video":
+        if len(names) == 1 and likely_kind(root / str(names[0])) == "video":
             return (), names[0]
         return names, None
 
@@ -238,7 +254,7 @@ def references(row: dict[str, Any]) -> tuple[str, ...]:
     Entries may be VQAv2's {"answer": ...}.
     """
     for column in column_names.REFERENCES:
-        entries = _as_list(row.get(column))
+        entries = as_list(row.get(column))
         values = [entry.get("answer") if isinstance(entry, dict) else entry for entry in entries]
         answers = tuple(
             str(value) for value in values if isinstance(value, str | int | float) and value != ""
@@ -246,43 +262,3 @@ def references(row: dict[str, Any]) -> tuple[str, ...]:
         if answers:
             return answers
     return ()
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _texts(value: Any, depth: int = 3) -> list[str]:
-    """The strings in a value, in lists and objects too, down to `depth` levels."""
-    if isinstance(value, str):
-        return [value]
-    if not depth or not isinstance(value, (dict, list)):
-        return []
-    return [text for inner in _values(value) for text in _texts(inner, depth - 1)]
-
-
-def _values(container: dict[str, Any] | list[Any]) -> Sequence[Any]:
-    return list(container.values()) if isinstance(container, dict) else container
-
-
-def _as_list(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-def _too_deep(row: dict[str, Any]) -> bool:
-    """Whether Python could not write the row out. Goes level by level, without recursion."""
-    level: list[Any] = [row]
-    for _ in range(_DEEPEST):
-        level = [
-            value
-            for container in level
-            for value in _values(container)
-            if isinstance(value, (dict, list))
-        ]
-        if not level:
-            return False
-    return True

@@ -49,16 +49,13 @@ _DOCUMENTS = (
 )
 
 _ROWS = (
-    (("customid", "body"), "an OpenAI batch request"),
-    (("messages",), "a chat of messages (OpenAI, Qwen)"),
-    (("conversations",), "a LLaVA or ShareGPT conversation"),
     *_DOCUMENTS,
     (("answerid", "prompt", "text"), "an answers file, as trimtok and LLaVA write them"),
     (("imageid", "caption"), "a COCO caption"),
     (("imageid", "bbox"), "a COCO annotation"),
 )
 
-_TABLE_COLUMNS = frozenset(
+TABLE_COLUMNS = frozenset(
     {"question", "questionid", "text", "caption", "prompt", "hint", "answer", "category"}
     | {"index", "id", "image", "imageid", "imagepath", "filename", "filepath", "url"}
 )
@@ -148,7 +145,7 @@ def text_format(line: str) -> str:
         return "a Git LFS pointer; fetch the file itself (git lfs pull)"
     for mark, name in (("\t", "TSV"), (",", "CSV"), (";", "CSV")):
         cells = [plain_name(cell) for cell in line.split(mark)]
-        if len(cells) > 1 and _TABLE_COLUMNS.intersection(cells):
+        if len(cells) > 1 and TABLE_COLUMNS.intersection(cells):
             if name == "TSV" and {"index", "question", "image"} <= set(cells):
                 return "a TSV table as MMBench's"
             return f"a {name} table"

@@ -12,19 +12,24 @@ from typing import Any
 
 from trimtok_cli.data import Sample
 from trimtok_cli.errors import TrimtokError, UsageError
+from trimtok_cli.readers.columns import Problem
 from trimtok_cli.readers.folders import media_sample
 from trimtok_cli.readers.foreign_formats import binary_format
+from trimtok_cli.readers.media_names import MediaNames
 from trimtok_cli.readers.text import names, open_bytes
 from trimtok_cli.wording import shortened, shown_name
 
 _NOTHING_ON_STDIN = "standard input names no images; write one path a line"
 
 
-def read_list_file(path: str) -> list[Sample]:
-    """The samples of a list file. UsageError where it does not exist or names no images."""
+def read_list_file(path: str, urls: bool = False) -> list[Sample]:
+    """The samples of a list file; `urls`: entries may be addresses.
+
+    UsageError where it does not exist or names no images.
+    """
     try:
         with open_bytes(path) as file:
-            samples = list(_samples(file, Path(path).parent, f"the list {path}"))
+            samples = list(_samples(file, Path(path).parent, f"the list {path}", urls))
     except FileNotFoundError as error:
         raise UsageError(
             f"the list {shortened(path)} does not exist; check its name after the @"
@@ -34,12 +39,12 @@ def read_list_file(path: str) -> list[Sample]:
     return samples
 
 
-def read_stdin(stdin: Any) -> Iterator[Sample]:
+def read_stdin(stdin: Any, urls: bool = False) -> Iterator[Sample]:
     """The samples of standard input, the first of which is read at once.
 
     UsageError where there is none.
     """
-    samples = _samples(stdin, Path(), "standard input")
+    samples = _samples(stdin, Path(), "standard input", urls)
     try:
         first = next(samples, None)
     except OSError as error:
@@ -49,14 +54,14 @@ def read_stdin(stdin: Any) -> Iterator[Sample]:
     return chain([first], samples)
 
 
-def read_stdin_late(stdin: Any) -> Iterator[Sample]:
+def read_stdin_late(stdin: Any, urls: bool = False) -> Iterator[Sample]:
     """The samples of standard input, read after those of other sources.
 
     An error shows only during the run, so it becomes one sample that fails.
     """
     empty = True
     try:
-        for sample in _samples(stdin, Path(), "standard input"):
+        for sample in _samples(stdin, Path(), "standard input", urls):
             empty = False
             yield sample
         problem = _NOTHING_ON_STDIN if empty else ""
@@ -66,7 +71,7 @@ def read_stdin_late(stdin: Any) -> Iterator[Sample]:
         yield Sample(id="-", names=("-",), problem=problem)
 
 
-def _samples(stream: Any, folder: Path, source: str) -> Iterator[Sample]:
+def _samples(stream: Any, folder: Path, source: str, urls: bool) -> Iterator[Sample]:
     """One sample for each path of a stream: one a line, or NULs between them.
 
     Paths are relative to `folder` if the file lies there, else to the current folder. `source`
@@ -78,11 +83,11 @@ def _samples(stream: Any, folder: Path, source: str) -> Iterator[Sample]:
             raise UsageError(f"{source} is no list of paths: it looks like {kind}")
 
     for entry, exact in names(stream, look):
-        if entry and (sample := _sample_of(entry, exact, folder)) is not None:
+        if entry and (sample := _sample_of(entry, exact, folder, urls)) is not None:
             yield sample
 
 
-def _sample_of(entry: str, exact: bool, folder: Path) -> Sample | None:
+def _sample_of(entry: str, exact: bool, folder: Path, urls: bool) -> Sample | None:
     """The sample of an entry; None for a blank line or a comment.
 
     An entry is taken as it stands if there is such a file. Only then are blanks around it dropped,
@@ -102,7 +107,7 @@ def _sample_of(entry: str, exact: bool, folder: Path) -> Sample | None:
     if "\0" in name:
         problem = f"{shown!r} holds a NUL character, which no file's name can have"
     elif is_address(name):
-        problem = f"{shown} is no file, and nothing is fetched; save the picture and name its file"
+        return address_sample(name, urls)
     elif name.encode("utf-8", "replace") != name.encode("utf-8", "surrogateescape"):
         problem = (
             f"{shown!r} does not exist; it is not UTF-8, so if it was written as text, save "
@@ -111,6 +116,16 @@ def _sample_of(entry: str, exact: bool, folder: Path) -> Sample | None:
     if problem:
         return Sample(id=shown, names=(shown,), problem=problem)
     return media_sample(shown, Path(name))
+
+
+def address_sample(name: str, urls: bool) -> Sample:
+    """The sample of an address, or of a picture that the name itself holds (`data:`)."""
+    shown = shown_name(name)
+    try:
+        medium = MediaNames(Path(), outside=True, urls=urls).find(name)
+    except Problem as problem:
+        return Sample(id=shown, names=(shown,), problem=str(problem))
+    return Sample(id=shown, images=(medium,), names=(shown,))
 
 
 def is_address(name: str) -> bool:

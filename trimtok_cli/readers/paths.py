@@ -15,6 +15,7 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
+from trimtok_cli.blobs import Medium
 from trimtok_cli.data import Sample
 from trimtok_cli.errors import UsageError
 from trimtok_cli.readers.folders import (
@@ -25,7 +26,13 @@ from trimtok_cli.readers.folders import (
     media_sample,
     walk,
 )
-from trimtok_cli.readers.lists import is_address, read_list_file, read_stdin, read_stdin_late
+from trimtok_cli.readers.lists import (
+    address_sample,
+    is_address,
+    read_list_file,
+    read_stdin,
+    read_stdin_late,
+)
 from trimtok_cli.readers.patterns import Pattern
 from trimtok_cli.readers.source import Source
 from trimtok_cli.wording import shortened, shown_name
@@ -42,8 +49,11 @@ def read_images(
     recursive: bool = False,
     limit: int | None = None,
     stdin: Iterable[str] | None = None,
+    allow_urls: bool = False,
 ) -> Source:
     """The samples of all sources in the order given; `recursive` searches subfolders too.
+
+    allow_urls: addresses are sources, too, and are fetched as they are asked for.
 
     UsageError where nothing is found. Standard input is read as samples are asked for; where it is
     the only source, its first name is read at once.
@@ -59,11 +69,12 @@ def read_images(
     if "-" in sources and stdin is None:
         raise UsageError("standard input is closed; name image files or folders")
     if list(sources) == ["-"]:
-        return Source(read_stdin(stdin), total=None, files=(0,)).first(limit)
+        return Source(read_stdin(stdin, allow_urls), total=None, files=(0,)).first(limit)
     passed = Passed()
     alone = len(sources) == 1
     parts = [
-        [] if source == "-" else _expand(source, recursive, alone, passed) for source in sources
+        [] if source == "-" else _expand(source, recursive, alone, passed, allow_urls)
+        for source in sources
     ]
     if not any(parts) and "-" not in sources:
         endings = f"; they are {passed.shown_endings()}" if passed.endings else ""
@@ -81,7 +92,7 @@ def read_images(
         samples = list(chain.from_iterable(parts))
         return Source(samples, total=len(samples), files=files, notes=notes).first(limit)
     streamed = (
-        read_stdin_late(stdin) if source == "-" else part
+        read_stdin_late(stdin, allow_urls) if source == "-" else part
         for source, part in zip(sources, parts, strict=True)
     )
     return Source(chain.from_iterable(streamed), total=None, files=files, notes=notes).first(limit)
@@ -98,13 +109,13 @@ def _named_files(sources: Sequence[str]) -> list[Path | int]:
 
 def _files_of(samples: Iterable[Sample]) -> Iterator[Path]:
     for sample in samples:
-        yield from (path for path in (*sample.images, sample.video) if path)
+        yield from (path for path in (*sample.images, sample.video) if isinstance(path, Path))
 
 
 # One source
 
 
-def _expand(source: str, recursive: bool, alone: bool, passed: Passed) -> list[Sample]:
+def _expand(source: str, recursive: bool, alone: bool, passed: Passed, urls: bool) -> list[Sample]:
     """The samples of one source: a file or folder of this name, else a list, else a pattern.
 
     alone: nothing else was named. Among many names, as a shell's * gives them, a file that is no
@@ -112,6 +123,8 @@ def _expand(source: str, recursive: bool, alone: bool, passed: Passed) -> list[S
     """
     if not source:
         raise UsageError("an empty name was given as an image; name an image file or a folder")
+    if is_address(source) and (urls or source[:5].lower() == "data:"):
+        return [address_sample(source, urls)]
     if alone and is_question_file(source):
         raise UsageError(f"{source} holds questions, not images; use `trimtok vqa {source}`")
     try:
@@ -124,7 +137,7 @@ def _expand(source: str, recursive: bool, alone: bool, passed: Passed) -> list[S
         if mode:
             return _named(source, alone, passed)
         if source.startswith("@"):
-            return read_list_file(source[1:])
+            return read_list_file(source[1:], urls)
         if glob.has_magic(source):
             return _pattern(source, passed)
         if not alone and os.path.lexists(source):  # a link that leads nowhere
@@ -140,8 +153,8 @@ def _expand(source: str, recursive: bool, alone: bool, passed: Passed) -> list[S
         ) from error
     if is_address(source):
         raise UsageError(
-            f"{shown_name(source)} is no file, and nothing is fetched; save the picture and "
-            "name its file"
+            f"{shown_name(source)} is an address, and nothing is fetched unless --allow-urls "
+            "says so; add it, or save the picture and name its file"
         )
     raise UsageError(
         f"{shortened(source)} does not exist; name an image file, a folder or a quoted "
@@ -224,7 +237,7 @@ def _name_apart(
     """
     if len(parts) < 2:
         return parts, ()
-    paths: dict[str, Path] = {}
+    paths: dict[str, Medium] = {}
     for sample in chain.from_iterable(parts):
         path = _path_of(sample)
         if path is not None and paths.setdefault(sample.names[0], path) != path:
@@ -241,11 +254,11 @@ def _name_apart(
     return parts, (f"named more than once, and answered as often: {', '.join(listed)}",)
 
 
-def _path_of(sample: Sample) -> Path | None:
+def _path_of(sample: Sample) -> Medium | None:
     return sample.video or next(iter(sample.images), None)
 
 
 def _named_by_path(sample: Sample) -> Sample:
     path = _path_of(sample)
-    name = sample.names[0] if path is None else path.as_posix()
+    name = path.as_posix() if isinstance(path, Path) else sample.names[0]
     return replace(sample, id=name, names=(name,))

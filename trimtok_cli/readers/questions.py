@@ -1,70 +1,108 @@
-"""A question file -> samples: JSONL or one JSON array, of {"question_id", "image", "text", ...}.
+"""A file of rows -> samples, whatever its format: the way to the reader of each.
 
-A file of another format is refused before anything is loaded. A broken row among sound ones becomes
-a sample that carries its problem, so that the rows after it are still answered. Knows no column:
-rows.py does.
+A format is known by the first bytes, then by the first line; a suffix decides only between those.
 """
 
-import json
 import os
 import sys
-from collections.abc import Iterator
-from itertools import chain, islice
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trimtok_cli.data import Sample
-from trimtok_cli.errors import TrimtokError, UsageError
+from trimtok_cli.errors import UsageError
 from trimtok_cli.readers import foreign_formats
-from trimtok_cli.readers.rows import Rules, broken
+from trimtok_cli.readers.json_rows import JsonRows
+from trimtok_cli.readers.media_names import MediaNames
+from trimtok_cli.readers.rows import Rules
 from trimtok_cli.readers.source import Source
-from trimtok_cli.readers.text import Tape, closing_lines, is_regular, open_bytes
+from trimtok_cli.readers.table import Table
+from trimtok_cli.readers.text import HEAD, is_regular, open_bytes
 from trimtok_cli.wording import shortened
 
-# Broken rows at the beginning of a stream after which the run begins all the same.
-_STREAM_ROWS = 100
+# Names of --input-format.
+FORMATS = ("auto", "json", "csv", "tsv", "parquet", "tar")
 
-# Broken rows at the beginning of a file after which the file is refused.
-_FILE_ROWS = 100_000
-
-# Bytes of a file that may be read at once, to see whether it is one JSON object.
-_WHOLE = 1 << 26
+# Endings by which a file is taken for one of rows before it is opened.
+ROW_SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".tab", ".parquet", ".tar")
 
 
 def read_questions(
     path: str,
     *,
+    command: str = "vqa",
     image_root: Path | None = None,
     limit: int | None = None,
+    format: str = "auto",
     allow_text_only: bool = False,
     allow_outside: bool = False,
+    allow_urls: bool = False,
+    settings: Mapping[str, Any] | None = None,
 ) -> Source:
     """The rows of the file `path`, or of stdin for "-".
 
-    Image names are relative to `image_root`, else to the file's folder, and may not leave it
-    without `allow_outside`. allow_text_only: rows without a picture are asked as they are. The rows
-    of a regular file are counted first, and read again as they are asked for. UsageError where no
-    row can be answered.
+    command: vqa, where each row asks; caption, where none does; any, where a row without a question
+    is asked the command's prompt. Image names are relative to `image_root`, else to the file's
+    folder, and may not leave it without `allow_outside`; addresses are fetched with `allow_urls`.
+    format: one of FORMATS. allow_text_only: rows without a picture are asked as they are. settings:
+    those of the run, which rows may ask for. The rows of a regular file are counted first, and read
+    again as they are asked for. UsageError where no row can be answered.
     """
-    root = image_root or _folder_of(path)
-    reading = _Reading(path, Rules(root, allow_text_only, allow_outside))
+    names = MediaNames(image_root or _folder_of(path), allow_outside, allow_urls)
+    rules = Rules(names, text_only=allow_text_only, command=command, settings=settings or {})
     if path == "-" and sys.stdin is None:
         raise UsageError("standard input is closed; name a question file")
     try:
         if path == "-":
-            return reading.stream(sys.stdin).first(limit)
+            return JsonRows(path, rules).stream(sys.stdin).first(limit)
         if os.path.isdir(path):
             raise UsageError(
                 f"{path} cannot be read as questions: it is a folder; use `trimtok caption {path}`"
             )
-        return (reading.file() if is_regular(path) else reading.stream(open_bytes(path))).first(
-            limit
-        )
+        if not is_regular(path):
+            return JsonRows(path, rules).stream(open_bytes(path)).first(limit)
+        table = _table(path, rules, format)
+        if table is not None:
+            return table.source(Path(path), shortened(path), rules.of_table()).first(limit)
+        return JsonRows(path, rules).file().first(limit)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(
-            f"{shortened(path)} cannot be read ({reason}); check the question file's name"
+            f"{shortened(path)} cannot be read ({reason}); check the file's name"
         ) from error
+
+
+def _table(path: str, rules: Rules, format: str) -> Table | None:
+    """The table that a regular file is; None for one of JSON rows."""
+    name = shortened(path)
+    if format == "auto":
+        format = recognised(path)
+    if format == "json":
+        from trimtok_cli.readers.documents import document_table, read_document
+
+        document = read_document(path, name)
+        return document and document_table(document, rules.root, rules.command)
+    if format in ("csv", "tsv"):
+        from trimtok_cli.readers.delimited import delimited_table
+
+        return delimited_table(path, name, "\t" if format == "tsv" else ",;")
+    return None
+
+
+def recognised(path: str) -> str:
+    """The format of a regular file, one of FORMATS; `json` also for a file that is refused."""
+    with open(path, "rb") as file:
+        head = file.read(HEAD)
+    ending = os.path.splitext(path)[1].lower()
+    if foreign_formats.binary_format(head):
+        return "json"
+    lines = head.decode("utf-8", "replace").removeprefix("\ufeff").lstrip().splitlines()
+    first = lines[0] if lines else ""
+    if first.startswith(("{", "[")) or not first:
+        return "json"
+    looks = foreign_formats.text_format(first)
+    if "TSV" in looks or ending in (".tsv", ".tab"):
+        return "tsv"
+    return "csv" if "CSV" in looks or ending == ".csv" else "json"
 
 
 def _folder_of(path: str) -> Path:
@@ -75,208 +113,3 @@ def _folder_of(path: str) -> Path:
     is_handle = path in ("-", "/dev/stdin") or path.startswith(("/dev/fd/", "/proc/"))
     is_device = path.startswith("/dev/") and not os.path.isfile(path)
     return Path() if is_handle or is_device else Path(path).parent
-
-
-class _Reading:
-    """One file or stream of rows.
-
-    has_ids: the first sound row has an id, so the number of a row might be another row's id.
-    """
-
-    def __init__(self, path: str, rules: Rules) -> None:
-        self.path = path
-        self.name = "stdin" if path == "-" else shortened(path)
-        self.rules = rules
-        self.files: tuple[Path | int, ...] = (0,) if path == "-" else (Path(path),)
-        self.has_ids: bool | None = None
-
-    def stream(self, stream: Any) -> Source:
-        """The source of a stream, which can be read only once.
-
-        It is read at once up to the first sound row, so that a stream without questions is refused
-        before a model is loaded.
-        """
-        tape = Tape(stream, self._look)
-        samples = self._samples(iter(tape) if stream is sys.stdin else closing_lines(stream, tape))
-        seen: list[Sample] = []
-        for sample in samples:
-            seen.append(sample)
-            if not sample.problem:
-                break
-            if len(seen) >= _STREAM_ROWS and not self._looks_foreign(tape, seen):
-                break
-            if len(seen) >= _STREAM_ROWS:
-                raise self._refusal(tape, seen[0], len(seen))
-        else:
-            raise self._refusal(tape, seen[0] if seen else None, len(seen))
-        return Source(chain(seen, self._late(samples)), None, self.files)
-
-    def file(self) -> Source:
-        """The source of a regular file.
-
-        It is read to the first sound row, counted to the end, and read again as samples are asked
-        for.
-        """
-        with open(self.path, "rb") as file:
-            tape = Tape(file, self._look)
-            first_lines = list(islice((line for line in map(_content, tape) if line), 20))
-            is_open = first_lines and foreign_formats.is_unfinished_object(first_lines[0])
-            if is_open and self._is_document(first_lines):
-                raise UsageError(
-                    foreign_formats.refusal(self.name, foreign_formats.document_format(tape.head))
-                )
-            file.seek(0)
-            tape = Tape(file, self._look)
-            lines = iter(tape)
-            samples = self._samples(lines)
-            first = None
-            total = 0
-            for sample in islice(samples, _FILE_ROWS):
-                first = first or sample
-                total += 1
-                if not sample.problem:
-                    break
-            else:
-                raise self._refusal(tape, first, total)
-            if first_lines[0].startswith("["):
-                rows = [*self._array(self._bytes())]
-                return Source(rows, len(rows), self.files)
-            total += sum(1 for line in lines if _content(line))
-            return Source(self._again(total, tape), total, self.files)
-
-    def _again(self, total: int, counted: Tape) -> Iterator[Sample]:
-        """The rows, read again. One more, failed row follows where the file has changed."""
-        try:
-            file = open(self.path, "rb")  # noqa: SIM115 (closing_lines closes it)
-        except OSError as error:
-            yield Sample(
-                id=self.name,
-                question="",
-                problem=f"{self.name} cannot be read any more ({error.strerror})",
-            )
-            return
-        tape = Tape(file, self._look, awaited=(counted.size, counted.crc))
-        number = 0
-        for sample in self._late(self._samples(closing_lines(file, tape))):
-            yield sample
-            number += 1
-        if not tape.met:
-            problem = (
-                f"{self.name} was changed while it was read: it had {total} rows, and "
-                f"{number} were read; run it again"
-            )
-            yield Sample(id=self.name, question="", problem=problem)
-
-    def _late(self, samples: Iterator[Sample]) -> Iterator[Sample]:
-        """The samples, read during the run. An error of the file becomes one more, failed row."""
-        try:
-            yield from samples
-        except (TrimtokError, OSError) as error:
-            yield Sample(
-                id=self.name,
-                question="",
-                problem=f"{self.name} cannot be read to its end ({error})",
-            )
-
-    def _samples(self, lines: Iterator[bytes]) -> Iterator[Sample]:
-        """One sample a row. Rows are numbered from 0, lines from 1."""
-        number = 0
-        for line_number, line in enumerate(lines, start=1):
-            text = _content(line)
-            if not number and text.startswith("["):
-                yield from self._array(line + b"".join(lines))
-                return
-            if text:
-                yield self._parsed(line, number, f"line {line_number}")
-                number += 1
-
-    def _array(self, text: bytes) -> Iterator[Sample]:
-        """One sample for each entry of a JSON array. UsageError where it is none."""
-        try:
-            rows = json.loads(_content(text, "strict"), object_pairs_hook=_once)
-        except (ValueError, RecursionError) as error:
-            reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error
-            raise UsageError(
-                f"{self.name} starts like a JSON array but is not one ({reason}); repair it "
-                "or write JSONL"
-            ) from None
-        for number, row in enumerate(rows):
-            yield self._sample(row, number, f"row {number + 1}")
-
-    def _parsed(self, line: bytes, number: int, place: str) -> Sample:
-        try:
-            row = json.loads(_content(line, "strict"), object_pairs_hook=_once)
-        except UnicodeDecodeError:
-            return broken(self.name, place, " is not UTF-8 text; save the file as UTF-8")
-        except (ValueError, RecursionError) as error:
-            return broken(self.name, place, f" is not valid JSON ({getattr(error, 'msg', error)})")
-        return self._sample(row, number, place)
-
-    def _sample(self, row: Any, number: int, place: str) -> Sample:
-        sample = self.rules.sample(row, self.name, place, place if self.has_ids else number)
-        if self.has_ids is None and not sample.problem:
-            self.has_ids = any(
-                foreign_formats.plain_name(column) in ("questionid", "id") for column in row
-            )
-        return sample
-
-    def _look(self, head: bytes) -> None:
-        """Raises UsageError where the first bytes are no text."""
-        if format := foreign_formats.binary_format(head):
-            raise UsageError(foreign_formats.refusal(self.name, format))
-
-    def _bytes(self) -> bytes:
-        return Path(self.path).read_bytes()
-
-    def _is_document(self, first_lines: list[str]) -> bool:
-        """Whether the file is one JSON object over several lines.
-
-        A large file is judged by its first lines alone.
-        """
-        if os.path.getsize(self.path) > _WHOLE:
-            return not any(foreign_formats.is_object(line) for line in first_lines[1:])
-        return len(first_lines) > 1 and foreign_formats.is_object(_content(self._bytes()))
-
-    def _looks_foreign(self, tape: Tape, seen: list[Sample]) -> bool:
-        """Whether a stream is of another format, by its first line or by every row in `seen`."""
-        return bool(foreign_formats.text_format(_first(tape))) or all(
-            "looks like" in sample.problem for sample in seen
-        )
-
-    def _refusal(self, tape: Tape, first: Sample | None, count: int) -> UsageError:
-        """The error for a file whose first `count` rows are all broken; `first` is the first."""
-        if first is None:
-            return UsageError(f"{self.name} holds no questions; {foreign_formats.WANTED}")
-        line = _first(tape)
-        format = foreign_formats.text_format(line)
-        if not format and count > 1 and foreign_formats.is_unfinished_object(line):
-            format = foreign_formats.document_format(tape.head)
-        if format:
-            return UsageError(foreign_formats.refusal(self.name, format))
-        return UsageError(f"no row of {self.name} can be answered; the first: {first.problem}")
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these pairs. ValueError for a name that stands twice.
-
-    JSON would take the last value of the name and forget the other.
-    """
-    unique = dict(pairs)
-    if len(unique) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{shortened(twice, 40)!r} stands twice in one object")
-    return unique
-
-
-def _content(line: bytes, errors: str = "replace") -> str:
-    """The line as text, without the blanks around it and a byte order mark.
-
-    The mark stands at the beginning of a file, and so inside a file that was joined from several.
-    """
-    return line.decode("utf-8", errors).strip().removeprefix("\ufeff").strip()
-
-
-def _first(tape: Tape) -> str:
-    """The first line that is not blank; "" where there is none."""
-    return next((line for line in map(_content, tape.head.split(b"\n")) if line), "")
