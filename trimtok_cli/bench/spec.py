@@ -81,12 +81,16 @@ class DecodePart(Task):
 
 @dataclass(frozen=True)
 class OverheadPart(Task):
-    """A whole run, from files to answers: samples a second, and the time outside the model."""
+    """A whole run, from files to answers: samples a second, and the time outside the model.
+
+    workers: processes that prepare samples, as in a run; `auto` is a run's own number.
+    """
 
     method: tuple[str, ...] = like(RunConfig, "method", default=("dense", RunConfig.method))
     batch: tuple[int, ...] = number((1,))
     new_tokens: int = number(16)
     samples: int = number(32)
+    workers: int | str = like(RunConfig, "workers")
 
 
 @dataclass(frozen=True)
