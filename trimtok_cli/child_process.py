@@ -169,3 +169,11 @@ class Child:
             self.seconds_left -= _TICK
             if self.seconds_left <= 0:
                 raise TimeoutError
+
+
+def usual_workers() -> int:
+    """The worker processes of a run beside a GPU: a core each, but for one, and at most eight."""
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    return min(8, cores - 1)

@@ -30,6 +30,8 @@ class Spent:
 
     wall: from the prepared inputs to the last token, all waiting included. visual, kept, text:
     tokens of each sample; kept is the mean over decoder layers, text counts the other tokens.
+    replayed, eager: decode steps that were launched as one recording, and kernel by kernel; both
+    are 0 where steps are not recorded at all.
     """
 
     encode: float
@@ -40,6 +42,8 @@ class Spent:
     visual: tuple[int, ...]
     kept: tuple[float, ...]
     text: tuple[int, ...]
+    replayed: int = 0
+    eager: int = 0
 
 
 class Loops:
@@ -78,12 +82,14 @@ def run_batch(
     adapter: Adapter, pruner: Pruner | None, prepared: Sequence[Prepared], loop: Loop
 ) -> Spent:
     """Encodes, prunes, prefills and decodes as the engine does. Raises the error of any answer."""
+    replayed, eager = steps_of(loop)
     wait(adapter.device)
     start = time.perf_counter()
     encoded = encode(adapter, prepared, signals=reads_tower(pruner))
     finished = generate_all(loop, prune(adapter, pruner, encoded))
     wait(adapter.device)
     wall = time.perf_counter() - start
+    replayed_now, eager_now = steps_of(loop)
     requests = [answer.request for answer in finished]
     seconds = sum((answer.request.seconds + answer.seconds for answer in finished), Seconds())
     return Spent(
@@ -95,7 +101,15 @@ def run_batch(
         visual=tuple(request.num_visual for request in requests),
         kept=tuple(layer_mean(request.kept, adapter.num_layers) for request in requests),
         text=tuple(len(request.prompt) - len(request.prompt.visual) for request in requests),
+        replayed=replayed_now - replayed,
+        eager=eager_now - eager,
     )
+
+
+def steps_of(loop: Loop) -> tuple[int, int]:
+    """The decode steps of a loop so far: replayed, and kernel by kernel. 0 without recordings."""
+    graphs = getattr(getattr(loop, "steps", None), "graphs", None)
+    return (graphs.replayed, graphs.eager) if graphs is not None else (0, 0)
 
 
 def generate_all(loop: Loop, requests: Sequence[Request]) -> list[Finished]:

@@ -34,7 +34,7 @@ def derive(document: dict[str, Any]) -> dict[str, Any]:
         ]
     }
     for part, figures_of in figures.items():
-        derived[part] = [_with_figures(row, figures_of) for row in document[part]]
+        derived[part] = [_with_figures(row, figures_of) for row in document.get(part, [])]
     return document | derived
 
 
@@ -60,6 +60,14 @@ def _grid(row: dict[str, Any], dense: dict[str, Any] | None) -> dict[str, Any]:
     figures["first_ms"] = figure(_first_token(row), 1000 / row["batch"])
     figures["wall_with_files_ms"] = figure(_wall_with_files(row), 1000)
     figures["samples_per_second"] = row["batch"] / median(seconds["wall"])
+    if (steps := row.get("steps")) and any(steps["replayed"] + steps["eager"]):
+        pairs = list(zip(steps["replayed"], steps["eager"], strict=True))
+        whole = sum(eager == 0 for _, eager in pairs)
+        figures["recorded"] = {
+            "rounds": whole,
+            "of": len(pairs),
+            "mixed": any(steps["replayed"]) and any(steps["eager"]),
+        }
     if row["work"]:
         roofline = row["work"]["floor"]
         roofline = roofline | {"wall": sum(roofline.values())}

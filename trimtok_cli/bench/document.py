@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtok_cli.bench.derive import derive
+from trimtok_cli.bench.spec import PARTS
 from trimtok_cli.errors import TrimtokError, UsageError
 from trimtok_cli.outputs.destination import Destination
 from trimtok_cli.outputs.whole_files import write_whole
@@ -41,9 +42,9 @@ def read_document(path: Path) -> dict[str, Any]:
 
 
 def _with_present_names(document: dict[str, Any]) -> dict[str, Any]:
-    """The document in today's names: `prepare` was `preprocess` in earlier ones."""
+    """The document in today's names, with every part: `prepare` was `preprocess` once."""
     rows = [
         {"prepare" if name == "preprocess" else name: value for name, value in row.items()}
         for row in document["grid"]
     ]
-    return document | {"grid": rows}
+    return {part: [] for part in PARTS} | document | {"grid": rows}

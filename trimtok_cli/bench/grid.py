@@ -30,6 +30,10 @@ from trimtok_cli.pruners.base import Pruner
 
 Row = dict[str, Any]
 
+# Runs of each setting before it is measured, at most. They go on until every decode step of every
+# setting is replayed: a round whose steps run kernel by kernel measures something else.
+MOST_WARMUPS = 32
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -119,10 +123,14 @@ def _measure(
             reset_peak(adapter.device)
             if not row["error"] and once(pruner, row, loops.new(pruner)) and watched:
                 row["memory"] = peaks(adapter.device)
-    for _ in range(bench.warmups):
+    passes, eager = 0, True
+    while passes < bench.warmups or (bench.warmups > 0 and eager and passes < MOST_WARMUPS):
+        passes, eager = passes + 1, False
         for pruner, row in pairs:
-            if not row["error"] and once(pruner, row) and not cuda:
-                row["memory"] = peaks(adapter.device)
+            if not row["error"] and (spent := once(pruner, row)) is not None:
+                eager |= spent.eager > 0
+                if not cuda:
+                    row["memory"] = peaks(adapter.device)
     preparing = []
     for number in range(cell.task.rounds or bench.rounds):
         preparing.append(prepared(adapter, samples[: cell.batch], cell.task.prompt)[1])
@@ -151,6 +159,7 @@ def _row(adapter: Adapter, cell: Cell, setting: Setting) -> Row:
         "memory": {},
         "tokens": {},
         "work": {},
+        "steps": {"replayed": [], "eager": []},
         "seconds": {name: [] for name in (*STAGES, "wall")},
     }
 
@@ -168,6 +177,8 @@ def _note(
     seconds = asdict(spent)
     for name, values in row["seconds"].items():
         values.append(seconds[name])
+    for name, counts in row["steps"].items():
+        counts.append(seconds[name])
     if not row["tokens"]:
         count = len(spent.visual)
         row["tokens"] = {

@@ -27,6 +27,11 @@ GPU_FACTS = (
     "temperature.gpu",
 )
 
+CLOCKS = {
+    "cuda": "the host's, after waiting for the device before and behind every stage",
+    "mps": "the host's, after waiting for the device before and behind every stage",
+}
+
 
 @torch.inference_mode()
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
@@ -97,6 +102,8 @@ def conditions(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "launch_seconds": launch_cost(device),
+        # Which clock the seconds are of: a stage's time ends when the device has done its work.
+        "clock": CLOCKS.get(device.type, "the host's"),
     }
     if hasattr(os, "getloadavg"):
         facts["load_average"] = os.getloadavg()[0]  # another program's work is in every figure
@@ -111,20 +118,34 @@ def conditions(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
 
 def _gpu_facts(device: torch.device) -> dict[str, str]:
     """The facts that the driver's own tool reports; empty without this tool."""
-    command = [
-        "nvidia-smi",
-        f"--query-gpu={','.join(GPU_FACTS)}",
-        "--format=csv,noheader",
-        f"--id={device.index or 0}",
-    ]
-    try:
-        output = subprocess.run(
-            command, capture_output=True, text=True, timeout=20, check=True
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    values = [value.strip() for value in output.splitlines()[0].split(",")]
-    return dict(zip(GPU_FACTS, values, strict=False))
+    for name in _names(device):
+        command = [
+            "nvidia-smi",
+            f"--query-gpu={','.join(GPU_FACTS)}",
+            "--format=csv,noheader",
+            f"--id={name}",
+        ]
+        try:
+            found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        except (OSError, subprocess.SubprocessError):
+            continue
+        values = [value.strip() for value in found.stdout.splitlines()[0].split(",")]
+        return {"asked_as": name, **dict(zip(GPU_FACTS, values, strict=False))}
+    return {}
+
+
+def _names(device: torch.device) -> list[str]:
+    """The card's own names, under which the driver's tool may know it.
+
+    The tool counts all cards of the machine, torch only those that CUDA_VISIBLE_DEVICES leaves. A
+    part of a card (MIG) has a UUID that the tool does not take, but the address of its card.
+    """
+    card = torch.cuda.get_device_properties(device)
+    names = [f"GPU-{str(card.uuid).removeprefix('GPU-')}"] if hasattr(card, "uuid") else []
+    if hasattr(card, "pci_bus_id"):
+        place = card.pci_domain_id, card.pci_bus_id, card.pci_device_id
+        names.append("{:08x}:{:02x}:{:02x}.0".format(*place))
+    return names
 
 
 def _processor() -> str:

@@ -124,14 +124,18 @@ def decode_rows(
         for name in LOOPS:
             loops = Loops(adapter, decode=name, new_tokens=task.new_tokens, batch=batch)
             ways[name] = partial(_ids, loops.of(pruner), requests)
+        opponents = {
+            name: partial(library_ids, adapter, prompts, cache=cache)
+            for name, cache in caches(adapter.device).items()
+        }
         with endless(adapter, task.new_tokens):
-            ways["generate"] = partial(library_ids, adapter, prompts)
-            seconds, results = take_turns(ways, adapter.device, bench)
+            seconds, results = take_turns(ways | opponents, adapter.device, bench)
         key = (
             f"{adapter.name}, {task.method}@{task.keep}, batch {batch}, {task.new_tokens} "
             "new tokens"
         )
-        same = {name: results[name] == results["generate"] for name in LOOPS}
+        same = {name: results[name] == results["generate"] for name in results}
+        same.pop("generate")
         yield {
             "key": key,
             "model": adapter.name,
@@ -150,16 +154,29 @@ def _ids(loop: Loop, requests: Sequence[Request]) -> list[list[int]]:
     return [list(answer.generated.ids) for answer in generate_all(loop, requests)]
 
 
-def library_ids(adapter: Adapter, prompts: Sequence[Prompt]) -> list[list[int]]:
+def caches(device: torch.device) -> dict[str, str | None]:
+    """The library's ways that the loops are compared with, each with its kind of cache.
+
+    On CUDA `generate` compiles and records its steps over a static cache, as the loops record
+    theirs; a growing cache alone would be no fair opponent there.
+    """
+    ways: dict[str, str | None] = {"generate": None}
+    return ways | {"generate, static cache": "static"} if device.type == "cuda" else ways
+
+
+def library_ids(
+    adapter: Adapter, prompts: Sequence[Prompt], *, cache: str | None = None
+) -> list[list[int]]:
     """The new ids by `generate` itself, under `endless`; `generate` works out positions.
 
-    `generate` wants its prompts padded on the left.
+    `generate` wants its prompts padded on the left. cache: the library's name for a kind of cache; None is one that grows.
     """
     parts = [prompt.embeds for prompt in prompts]
     embeds = pad_sequence(parts, batch_first=True, padding_side="left")
     ones = [part.new_ones(len(part), dtype=torch.long) for part in parts]
     mask = pad_sequence(ones, batch_first=True, padding_side="left")
-    return adapter.model.generate(inputs_embeds=embeds, attention_mask=mask).tolist()
+    options = {} if cache is None else {"cache_implementation": cache}
+    return adapter.model.generate(inputs_embeds=embeds, attention_mask=mask, **options).tolist()
 
 
 @contextlib.contextmanager

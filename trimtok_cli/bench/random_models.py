@@ -46,13 +46,30 @@ def random_model(
         raise ModelError(
             f"{name} does not fit into the memory of {target}: use a smaller model or --device cpu."
         ) from None
+    return _adapter(name, network, processor)
+
+
+def shape_model(
+    name: str, described: Mapping[str, Any], *, dtype: torch.dtype = torch.bfloat16
+) -> Adapter:
+    """The model of a description on a device that is not there (see `pretend_cuda`).
+
+    Raises UsageError for a description that no family understands.
+    """
+    config, processor = describe(name, described)
+    with torch.device("cuda"):
+        network = hf.AutoModelForImageTextToText.from_config(config, dtype=dtype)
+    return _adapter(name, network.eval().requires_grad_(False), processor)
+
+
+def _adapter(name: str, network: Any, processor: Any) -> Adapter:
     tokenizer = processor.tokenizer
     network.generation_config = hf.GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return ADAPTERS[config.model_type](network, processor, name=name, revision="random")
+    return ADAPTERS[network.config.model_type](network, processor, name=name, revision="random")
 
 
 def describe(name: str, described: Mapping[str, Any]) -> tuple[hf.PretrainedConfig, Any]:

@@ -13,13 +13,15 @@ from typing import Any
 import torch
 
 from trimtok_cli.bench.batch import make_pruner
+from trimtok_cli.bench.counts import counts_rows
 from trimtok_cli.bench.grid import grid_rows, in_words, pruners
 from trimtok_cli.bench.hardware import conditions, measure_ceilings
 from trimtok_cli.bench.images import pictures
 from trimtok_cli.bench.parts import decode_rows, pruner_row
 from trimtok_cli.bench.random_models import describe, random_model
 from trimtok_cli.bench.roofline import Ceilings
-from trimtok_cli.bench.spec import PARTS, Bench, MemoryPart, PrunerPart
+from trimtok_cli.bench.schedule import schedule_row
+from trimtok_cli.bench.spec import PARTS, Bench, MemoryPart, PrunerPart, SchedulePart
 from trimtok_cli.bench.whole_runs import memory_row, overhead_rows
 from trimtok_cli.device import pick_device, pick_dtype, release
 from trimtok_cli.errors import UsageError
@@ -55,6 +57,13 @@ def run_bench(bench: Bench, say: Say, save: Callable[[Row], None]) -> Row:
         for task in bench.memory:  # first, in a process that has done nothing else yet
             job = partial(_memory, bench, task, folder, say)
             keep("memory", _safely(f"{task.model}, memory", job))
+        for counted in bench.counts:
+            title = f"{counted.model}, counts, {counted.image}"
+            say(f"counting: {title}")
+            keep("counts", _safely(title, partial(counts_rows, counted, bench, folder)))
+        for scheduled in bench.schedule:
+            say(f"schedule: {scheduled.title}")
+            keep("schedule", _safely(scheduled.title, partial(_schedule, scheduled, bench)))
         say("measuring what the device can do")
         ceilings = measure_ceilings(device, dtype)
         document["ceilings"] = {
@@ -67,7 +76,7 @@ def run_bench(bench: Bench, say: Say, save: Callable[[Row], None]) -> Row:
             say(f"pruner: {title}")
             job = partial(_pruner, part, device, dtype, bench)
             keep("pruner", _safely(title, job))
-        for model in replace(bench, memory=()).model_names():
+        for model in replace(bench, memory=(), counts=()).model_names():
             for part, rows in _with_model(bench, model, ceilings, folder, say):
                 keep(part, rows)
     return document
@@ -77,6 +86,10 @@ def _pruner(
     part: PrunerPart, device: torch.device, dtype: torch.dtype, bench: Bench
 ) -> Iterator[Row]:
     yield pruner_row(part, device, dtype, bench)
+
+
+def _schedule(part: SchedulePart, bench: Bench) -> Iterator[Row]:
+    yield schedule_row(part, bench)
 
 
 def _memory(bench: Bench, task: MemoryPart, folder: Path, say: Say) -> Iterator[Row]:
@@ -149,11 +162,11 @@ def check(bench: Bench, folder: Path) -> None:
                     f"grid: {pruner.name} prunes inside the model: give it a grid of its own "
                     "with `decode: simple`."
                 )
-    for task in (*bench.decode, *bench.overhead, *bench.memory):
+    for task in (*bench.decode, *bench.overhead, *bench.memory, *bench.counts):
         for method in [task.method] if isinstance(task.method, str) else task.method:
             make_pruner(method, task.keep, task.params, bench.seed)
-    for task in (*bench.grid, *bench.decode, *bench.overhead, *bench.memory):
+    for task in bench.tasks:
         pictures(task.image, folder, seed=bench.seed)
-    if bench.random_weights:
-        for name in bench.model_names():
-            describe(name, bench.described(name))
+    described = bench if bench.random_weights else Bench(counts=bench.counts)
+    for name in described.model_names():
+        describe(name, bench.described(name))

@@ -81,12 +81,16 @@ class DecodePart(Task):
 
 @dataclass(frozen=True)
 class OverheadPart(Task):
-    """A whole run, from files to answers: samples a second, and the time outside the model."""
+    """A whole run, from files to answers: samples a second, and the time outside the model.
+
+    workers: processes that prepare samples, as in a run; `auto` is a run's own number.
+    """
 
     method: tuple[str, ...] = like(RunConfig, "method", default=("dense", RunConfig.method))
     batch: tuple[int, ...] = number((1,))
     new_tokens: int = number(16)
     samples: int = number(32)
+    workers: int | str = like(RunConfig, "workers")
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,31 @@ class MemoryPart(Task):
     new_tokens: int = number(2)
 
 
-PARTS = ("grid", "pruner", "decode", "overhead", "memory")
+@dataclass(frozen=True)
+class CountsPart(Task):
+    """Launches, bytes, FLOPs and waits of each stage, counted without a device."""
+
+    method: tuple[str, ...] = like(RunConfig, "method", default=("dense", RunConfig.method))
+    batch: tuple[int, ...] = number((1,))
+
+
+@dataclass(frozen=True)
+class SchedulePart:
+    """A run of the continuous loop without a model: recordings, and slots that a step uses.
+
+    prompt: tokens of a prompt, from the first number to the second. answer: tokens of an answer,
+    as mean and standard deviation, at most `longest`.
+    """
+
+    title: str = ""
+    samples: int = number(256)
+    batch: int = number(64)
+    prompt: tuple[int, ...] = number((101, 101))
+    answer: tuple[int, ...] = setting((60, 20), least=0, most=MOST)
+    longest: int = number(128)
+
+
+PARTS = ("grid", "pruner", "decode", "overhead", "memory", "counts", "schedule")
 
 
 @dataclass(frozen=True)
@@ -115,6 +143,8 @@ class Bench:
     decode: tuple[DecodePart, ...] = ()
     overhead: tuple[OverheadPart, ...] = ()
     memory: tuple[MemoryPart, ...] = ()
+    counts: tuple[CountsPart, ...] = ()
+    schedule: tuple[SchedulePart, ...] = ()
     models: dict[str, Any] = field(default_factory=dict)
     random_weights: bool = setting(
         False, "Build models of the real size instead of loading them; no hub, no network."
@@ -136,7 +166,7 @@ class Bench:
     @property
     def tasks(self) -> list[Task]:
         """Every measurement with a model."""
-        return [*self.grid, *self.decode, *self.overhead, *self.memory]
+        return [*self.grid, *self.decode, *self.overhead, *self.memory, *self.counts]
 
     def model_names(self) -> list[str]:
         """The models of all measurements, each once, in the order in which they are first named."""
@@ -163,13 +193,13 @@ def read_bench(
     where = Path(path).name
     given = {key: value for key, value in (flags or {}).items() if value is not None}
     bench = build(record, {**values, **given}, where)
-    for part in ("grid", "decode", "overhead", "memory"):
+    for part in ("grid", "decode", "overhead", "memory", "counts"):
         for task in getattr(bench, part):
             _check_task(task, f"{where}: {part}")
     if not any(getattr(bench, part) for part in PARTS):
         raise UsageError(
-            f"{where} measures nothing: give it a grid, or a pruner, decode, overhead or "
-            "memory part."
+            f"{where} measures nothing: give it a grid, or a pruner, decode, overhead, "
+            "memory, counts or schedule part."
         )
     return bench
 

@@ -37,13 +37,19 @@ def tables(document: Row) -> Iterator[Table]:
             _overhead,
         ),
         ("memory", ("resident memory", "first", "last", "growth"), _memory),
+        ("counts", ("counted, not timed", *COUNTS, "attention", "GB", "TFLOP"), _counts),
+        ("schedule", ("a run's schedule, counted", *SCHEDULE, "useful slot-steps"), _schedule),
     ):
-        if document[part]:
+        if document.get(part):
             table = _table("", heads)
             for row in document[part]:
                 table.add_row(Text(row["key"]), *_cells(row, cells, timed))
             yield table
 
+
+COUNTS = ("kernels", "launches", "products", "waits")
+
+SCHEDULE = ("steps", "replayed", "recordings", "attention_shapes", "waits")
 
 TIMES = (
     "setting",
@@ -99,7 +105,8 @@ def _grid(rows: Sequence[Row], cells, heads: Sequence[str]) -> Table:
             table.add_row(Text(f"{row['setting']} failed: {row['error']}".strip(), "red"))
         else:
             table.add_row(Text(row["setting"]), f"{row['tokens']['kept']:.0f}", *cells(row))
-    notes = [_reference(row) for row in rows if row.get("reference")]
+    notes = [_recorded(row) for row in rows if _recorded(row)]
+    notes += [_reference(row) for row in rows if row.get("reference")]
     table.caption = "\n".join(notes) or None
     table.caption_justify = "left"
     return table
@@ -136,6 +143,18 @@ def _ratios(row: Row) -> list[str]:
         _times_or_none(speedup["wall"]),
         _times_or_none(speedup["wall_with_files"]),
     ]
+
+
+def _recorded(row: Row) -> str:
+    """The rounds of a row whose decode steps were all replayed; empty where none could be."""
+    recorded = row.get("derived", {}).get("recorded")
+    if not recorded:
+        return ""
+    mark = ": its rounds are not alike, do not compare them" if recorded["mixed"] else ""
+    return (
+        f"{row['setting']}: decode steps recorded in {recorded['rounds']} of {recorded['of']} "
+        f"rounds{mark}"
+    )
 
 
 def _reference(row: Row) -> str:
@@ -184,6 +203,34 @@ def _memory(row: Row, timed: bool) -> list[str]:
         for look in (row["resident"][0], row["resident"][-1])
     ]
     return [*ends, f"{100 * row['derived']['growth']:+.1f} %"]
+
+
+def _counts(row: Row, timed: bool) -> list[str]:
+    attention = f"{row['attention']} ({row['attention_shapes']} shapes)"
+    return [
+        *(f"{row[name]:,}" for name in COUNTS),
+        attention,
+        f"{row['bytes'] / 1e9:.1f}",
+        f"{row['flops'] / 1e12:.2f}",
+    ]
+
+
+def _schedule(row: Row, timed: bool) -> list[str]:
+    return [*(f"{row[name]:,}" for name in SCHEDULE), percent(row["useful_slot_steps"])]
+
+
+def count_table(now: Row, before: Row) -> Table:
+    """Counted facts in an earlier document and now, where they differ."""
+    heads = ("counted", "what", "before", "now")
+    table = _table("Counts against the earlier ones", heads)
+    for part, names in (("counts", (*COUNTS, "attention")), ("schedule", SCHEDULE)):
+        earlier = {row["key"]: row for row in before.get(part, []) if not row["error"]}
+        for row in now.get(part, []):
+            old = earlier.get(row["key"])
+            for name in names if old and not row["error"] else ():
+                if old[name] != row[name]:
+                    table.add_row(Text(row["key"]), name, f"{old[name]:,}", f"{row[name]:,}")
+    return table
 
 
 def change_table(changes: Sequence[Row]) -> Table:

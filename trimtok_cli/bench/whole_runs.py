@@ -16,6 +16,7 @@ from trimtok_cli.bench.batch import make_pruner
 from trimtok_cli.bench.grid import samples_of
 from trimtok_cli.bench.hardware import resident
 from trimtok_cli.bench.spec import Bench, MemoryPart, OverheadPart
+from trimtok_cli.child_process import usual_workers
 from trimtok_cli.data import Sample
 from trimtok_cli.engine.stream import answer_all
 from trimtok_cli.errors import ModelError
@@ -38,6 +39,7 @@ def overhead_rows(
         method: make_pruner(method, task.keep, task.params, bench.seed) for method in task.method
     }
     ask = Ask(task.prompt, max_new_tokens=task.new_tokens)
+    workers = workers_of(task, adapter.device)
     for batch in task.batch:
         seconds: dict[str, dict[str, list[float]]] = {
             method: {"wall": [], "model": []} for method in pruners
@@ -46,7 +48,7 @@ def overhead_rows(
             for method in list(pruners) if number % 2 == 0 else list(pruners)[::-1]:
                 count = min(2 * batch, task.samples) if number < 0 else task.samples
                 samples = stream(files, count)
-                wall, model = _whole_run(adapter, pruners[method], samples, ask, batch)
+                wall, model = _whole_run(adapter, pruners[method], samples, ask, batch, workers)
                 if number >= 0:
                     seconds[method]["wall"].append(wall)
                     seconds[method]["model"].append(model)
@@ -58,13 +60,21 @@ def overhead_rows(
                 "method": method,
                 "batch": batch,
                 "samples": task.samples,
+                "workers": workers,
                 "seconds": seconds[method],
                 "error": "",
             }
 
 
+def workers_of(task: OverheadPart, device: torch.device) -> int:
+    """The worker processes of a run: `auto` is none on a CPU, which has no core to spare."""
+    if task.workers != "auto":
+        return int(task.workers)
+    return 0 if device.type == "cpu" else usual_workers()
+
+
 def _whole_run(
-    adapter: Adapter, pruner, samples: Iterator[Sample], ask: Ask, batch: int
+    adapter: Adapter, pruner, samples: Iterator[Sample], ask: Ask, batch: int, workers: int
 ) -> tuple[float, float]:
     """Seconds of the run, and of the model in it.
 
@@ -74,7 +84,8 @@ def _whole_run(
     start, stages = time.perf_counter(), 0.0
     on_cpu = adapter.device.type == "cpu"
     with ModuleTime(adapter) if on_cpu else contextlib.nullcontext() as modules:
-        for result in answer_all(adapter, pruner, samples, ask, batch_size=batch):
+        results = answer_all(adapter, pruner, samples, ask, batch_size=batch, workers=workers)
+        for result in results:
             if result.error:
                 raise ModelError(result.error)
             stages += result.seconds.encode + result.seconds.prefill + result.seconds.decode

@@ -14,7 +14,7 @@ from trimtok_cli import interrupts
 from trimtok_cli.bench.derive import changes, derive
 from trimtok_cli.bench.document import NAME, read_document, write
 from trimtok_cli.bench.spec import PARTS, Bench, read_bench
-from trimtok_cli.bench.tables import ceilings_line, change_table, tables
+from trimtok_cli.bench.tables import ceilings_line, change_table, count_table, tables
 from trimtok_cli.commands import options as o
 from trimtok_cli.commands.terminal.exit import guarded
 from trimtok_cli.commands.terminal.progress import Screen
@@ -32,14 +32,15 @@ EXAMPLES = (
     "trimtok bench mine.yaml --rounds 9 --against h200\n\n"
     "A YAML says what is measured: a grid of model, method, keep, batch and new tokens, and "
     "the pruner, the decode loop, a whole "
-    "run's overhead and its memory. It writes bench.json with all raw numbers, and plots "
-    "where matplotlib is installed."
+    "run's overhead, its memory, and what can be counted without a GPU. It writes bench.json "
+    "with all raw numbers, and plots where matplotlib is installed."
 )
 
 Preset = Annotated[
     str,
     typer.Argument(
-        help="A YAML file, or a preset of configs/bench: cpu, table4, ladder, methods, smoke.",
+        help="A YAML file, or a preset of configs/bench: cpu, table4, ladder, "
+        "methods, counts, smoke.",
         autocompletion=o.completing(preset_names("bench")),
     ),
 ]
@@ -101,7 +102,7 @@ def bench(
             finally:  # an interrupted run keeps its measurements
                 if "ceilings" in measured:
                     _finish(derive(measured), earlier, destination, screen)
-    failed = any(row["error"] for part in PARTS for row in measured[part])
+    failed = any(row["error"] for part in PARTS for row in measured.get(part, []))
     return EXIT_SOME_FAILED if failed else EXIT_OK
 
 
@@ -125,7 +126,10 @@ def _finish(
             "dim",
         )
     if earlier is not None:
-        screen.show(change_table(changes(document, earlier)))
+        if document["grid"]:
+            screen.show(change_table(changes(document, earlier)))
+        if document["counts"] or document["schedule"]:
+            screen.show(count_table(document, earlier))
     _plot(document, destination, screen)
 
 

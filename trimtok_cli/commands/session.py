@@ -3,12 +3,12 @@
 Every command that runs a model shares it.
 """
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from trimtok_cli.child_process import usual_workers
 from trimtok_cli.commands.terminal.progress import Screen
 from trimtok_cli.config import RunConfig
 from trimtok_cli.errors import ModelError, UsageError
@@ -137,10 +137,7 @@ def count_workers(setting: int | str, device: str, total: int | None) -> int:
         return setting
     if device == "cpu" or (total is not None and total <= FEW_INPUTS):
         return 0
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return min(8, cores - 1)
+    return usual_workers()
 
 
 def start_workers(processes: Processes, config: RunConfig, total: int | None) -> None:

@@ -26,6 +26,8 @@ Step = Callable[[int, int], Tensor]
 class CudaGraphs:
     def __init__(self, device: torch.device) -> None:
         self.used = device.type == "cuda"
+        # Steps so far, for measurements: launched as one, and kernel by kernel.
+        self.replayed = self.eager = 0
         self.clear()
 
     def clear(self) -> None:
@@ -45,7 +47,9 @@ class CudaGraphs:
         if self.asked[shape] > PAYS and shape not in self.recorded:
             self._try(step, shape)
         if shape not in self.recorded:
+            self.eager += 1
             return step(*shape)[:count]
+        self.replayed += 1
         graph, logits = self.recorded[shape]
         graph.replay()
         return logits[:count]
