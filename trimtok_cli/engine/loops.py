@@ -45,15 +45,19 @@ def loop_for(
     decode: str = "continuous",
     batch_limit: int | None = 1,
     keep_logits: bool = False,
+    retries: bool = True,
 ) -> Loop:
     """The token loop of a run; its requests are `Pruned`.
 
-    A pruner that goes on inside the decoder leaves caches of unequal lengths, layer by layer: its
-    samples run one at a time.
+    retries: whether a batch that breaks is run again in smaller ones; its error is raised
+    otherwise. A pruner that goes on inside the decoder leaves caches of unequal lengths, layer by
+    layer: its samples run one at a time.
     """
     if pruner is not None and prunes_in_decoder(adapter, pruner):
         return Layerwise(adapter, pruner, rules, keep_logits=keep_logits)
-    return LOOPS[decode](adapter, rules, batch_limit=batch_limit, keep_logits=keep_logits)
+    return LOOPS[decode](
+        adapter, rules, batch_limit=batch_limit, keep_logits=keep_logits, retries=retries
+    )
 
 
 class Layerwise:

@@ -10,7 +10,7 @@ from itertools import islice
 from trimtok_cli.bounds import check_settings
 from trimtok_cli.config import RunConfig
 from trimtok_cli.data import Failed, Result, Sample
-from trimtok_cli.device import reset_peak
+from trimtok_cli.device import frozen_heap, reset_peak
 from trimtok_cli.engine.answer import reduce
 from trimtok_cli.engine.loops import loop_for, rules_for
 from trimtok_cli.engine.order import InOrder, numbered
@@ -43,9 +43,12 @@ def answer_all(
     turn = InOrder()
     # The next batch is prepared while the current batch runs.
     ahead = max(PREFETCH * workers, 2 * (batch_size or MOST_AT_ONCE[adapter.device.type]))
-    with closing(
-        prefetch(adapter.preprocessor, samples, ask, workers=workers, ahead=ahead)
-    ) as prepared:
+    with (
+        frozen_heap(),
+        closing(
+            prefetch(adapter.preprocessor, samples, ask, workers=workers, ahead=ahead)
+        ) as prepared,
+    ):
         stream = numbered(prepared, ask, seeds=rules.samples)
         while True:
             group = list(islice(stream, loop.room()))
