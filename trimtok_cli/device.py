@@ -47,6 +47,11 @@ def free_bytes(device: torch.device) -> int:
         return 8 << 30
 
 
+def passing_bytes(device: torch.device) -> int:
+    """Bytes in use at the peak since `reset_peak` and free again; 0 where none are counted."""
+    return peak_bytes(device) and peak_bytes(device) - torch.cuda.memory_allocated(device)
+
+
 def release(device: torch.device) -> None:
     """Returns unused memory to the device."""
     gc.collect()

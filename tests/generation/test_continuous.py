@@ -15,7 +15,13 @@ from tests.support.families import FAMILIES
 from tests.support.generating import continuous, generate, loop_of, requests, run_all
 from trimtok_cli.device import frozen_heap
 from trimtok_cli.generation import slot_steps
-from trimtok_cli.generation.capacity import answers_that_fit, cache_bytes
+from trimtok_cli.generation.capacity import (
+    MOST_AT_ONCE,
+    Room,
+    answers_that_fit,
+    cache_bytes,
+    most_ahead,
+)
 from trimtok_cli.generation.continuous import Continuous
 from trimtok_cli.generation.cuda_graphs import CudaGraphs, no_collection, rounded
 from trimtok_cli.generation.plain import Plain
@@ -544,16 +550,48 @@ def test_how_many_rows_fit(llava, monkeypatch):
     assert (two, rows) == (2, 1) and cache_bytes(
         config, torch.float32
     ) == layers * two * heads * width * 4
-    row = 700 * (cache_bytes(config, torch.float32) + 4 * config.hidden_size)
+    # 700 tokens and two places behind the end are 704 places; the cache grows layer by layer.
+    slot = 704 * cache_bytes(config, torch.float32) * (layers + 1) // layers
+    row = slot + 700 * 4 * config.hidden_size + config.vocab_size * (4 * 4 + 2 * 4)
     prefill = 100 * (3 * config.intermediate_size + 8 * config.hidden_size) * 4
-    for free, want in ((0, 1), ((3.5 * row + prefill) / 0.85, 3), (1 << 40, 8)):
-        monkeypatch.setattr(
-            "trimtok_cli.generation.capacity.free_bytes", lambda device, free=free: free
-        )
-        assert (
-            answers_that_fit(config, torch.float32, adapter.device, length=700, prefill_tokens=100)
-            == want
-        )
+
+    def fit(rows: float, passing: int = 0) -> int:
+        room = Room(int((rows * row + prefill) / 0.85), passing)
+        options = {"length": 700, "prefill_tokens": 100, "room": room}
+        return answers_that_fit(config, torch.float32, adapter.device, **options)
+
+    assert [fit(rows) for rows in (0, 0.5, 3.5, 100.5)] == [1, 1, 3, 100]
+    assert fit(8.5, passing=4 * row) == 4, "a quarter may pass through the tower at once"
+
+
+def test_an_open_limit_falls_where_a_longer_prompt_comes(llava, monkeypatch):
+    """The room is that before the first prompt: the cache itself takes it afterwards."""
+    adapter, prompts = llava
+    order = sorted(prompts, key=len)
+    seen = []
+
+    def room(longest):
+        return max(1, 400 // longest)
+
+    def limit(model, rules, longest, room_then):
+        seen.append(room_then.free)
+        return room(longest)
+
+    monkeypatch.setattr("trimtok_cli.generation.back_off.batch_limit_for", limit)
+    frees = iter((10, 20, 30))
+    monkeypatch.setattr("trimtok_cli.generation.capacity.free_bytes", lambda device: next(frees))
+    loop = continuous(adapter, batch_limit=None, max_new_tokens=STEPS)
+    same(run_all(loop, order), order, adapter)
+    assert loop.batch_limit == room(len(order[-1])) < room(len(order[0]))
+    assert len(seen) > 1 and set(seen) == {10}
+    given = continuous(adapter, batch_limit=4, max_new_tokens=STEPS)
+    run_all(given, order)
+    assert given.batch_limit == 4, "a limit that the user gave stays"
+
+
+def test_memory_decides_on_cuda_and_the_host_holds_few_samples():
+    assert MOST_AT_ONCE["cuda"] == 512 and most_ahead(torch.device("cuda")) == 64
+    assert most_ahead(torch.device("cpu")) == MOST_AT_ONCE["cpu"]
 
 
 def test_halves_find_the_item_that_fails():

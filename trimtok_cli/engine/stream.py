@@ -15,7 +15,7 @@ from trimtok_cli.engine.answer import reduce
 from trimtok_cli.engine.loops import loop_for, rules_for
 from trimtok_cli.engine.order import InOrder, numbered
 from trimtok_cli.engine.results import failed_result, failure_of, result_of
-from trimtok_cli.generation.capacity import MOST_AT_ONCE
+from trimtok_cli.generation.capacity import most_ahead
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.prepare.pool import PREFETCH, prefetch
 from trimtok_cli.prepare.sample import Ask, Prepared
@@ -42,7 +42,7 @@ def answer_all(
     loop = loop_for(adapter, pruner, rules, decode=ask.decode, batch_limit=batch_size)
     turn = InOrder()
     # The next batch is prepared while the current batch runs.
-    ahead = max(PREFETCH * workers, 2 * (batch_size or MOST_AT_ONCE[adapter.device.type]))
+    ahead = max(PREFETCH * workers, 2 * (batch_size or most_ahead(adapter.device)))
     with (
         frozen_heap(),
         closing(

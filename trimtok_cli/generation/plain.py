@@ -95,7 +95,7 @@ class Plain:
     def add(self, requests: Sequence[Any]) -> None:
         self.waiting += requests
         if self.batch_limit is None and requests:
-            self.batch_limit = batch_limit_for(self.model, self.rules, requests[0].prompt)
+            self.batch_limit = batch_limit_for(self.model, self.rules, len(requests[0].prompt))
 
     def step(self) -> list[Finished]:
         """Runs a whole batch; a batch that breaks is run again in halves."""
