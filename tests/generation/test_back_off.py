@@ -158,9 +158,9 @@ def test_slots_that_cannot_grow_are_made_longer_at_once(monkeypatch, adapter):
 def test_where_nothing_fits_every_prompt_fails_and_the_loop_ends(monkeypatch, adapter, places):
     card = Card(monkeypatch, places)
     loop = continuous(adapter, batch_limit=8, max_new_tokens=NEW, stop=False)
-    done = run_all(loop, prompts(adapter, [20] * 10))
-    assert len(done) == 10 and all(out.error for out in done.values())
-    assert card.broke < 40
+    done = run_all(loop, prompts(adapter, [20] * 3))
+    assert len(done) == 3 and all(out.error for out in done.values())
+    assert card.broke < 10
 
 
 def test_every_size_that_broke_shrinks_though_more_is_said_to_be_free(adapter):
@@ -172,7 +172,7 @@ def test_every_size_that_broke_shrinks_though_more_is_said_to_be_free(adapter):
             getattr(sizes, rule)(before, 1)
             assert sizes.batch_limit < before
             tries += 1
-        assert tries < 60
+        assert tries < 70
 
 
 @pytest.mark.parametrize("kind", LOOPS)
