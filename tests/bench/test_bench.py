@@ -332,6 +332,22 @@ def test_a_setting_that_runs_out_of_memory_says_so_and_the_others_go_on(adapter,
     assert "dense failed: out of memory" in shown
 
 
+@pytest.mark.parametrize("decode", LOOPS)
+def test_a_batch_that_does_not_fit_is_not_measured_in_smaller_ones(adapter, monkeypatch, decode):
+    real, passes = adapter.forward, []
+
+    def forward(embeds, *given):
+        passes.append(len(embeds))
+        if len(embeds) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(embeds, *given)
+
+    monkeypatch.setattr(adapter, "forward", forward, raising=False)
+    rows = measured(adapter, monkeypatch, run_batch, batch=(2,), decode=(decode,))
+    assert [row["error"] for row in rows] == ["out of memory"] * 2
+    assert passes == [2, 2], "each setting breaks once, in its first pass"
+
+
 def test_a_method_that_cannot_run_on_a_model_is_a_row_that_says_so(adapter, monkeypatch):
     rows = measured(adapter, monkeypatch, run_batch, method=("cdpruner", "random"))
     assert "relevance" in rows[1]["error"] or "CLIP" in rows[1]["error"]

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.support import tiny
-from tests.support.generating import continuous, run_all
+from tests.support.generating import continuous, rules, run_all
+from trimtok_cli.engine.loops import LOOPS, loop_for
 from trimtok_cli.generation import back_off, kv_slots
 from trimtok_cli.generation.capacity import PREFILL_TOKENS
 from trimtok_cli.generation.continuous import Continuous
@@ -157,9 +158,9 @@ def test_slots_that_cannot_grow_are_made_longer_at_once(monkeypatch, adapter):
 def test_where_nothing_fits_every_prompt_fails_and_the_loop_ends(monkeypatch, adapter, places):
     card = Card(monkeypatch, places)
     loop = continuous(adapter, batch_limit=8, max_new_tokens=NEW, stop=False)
-    done = run_all(loop, prompts(adapter, [20] * 10))
-    assert len(done) == 10 and all(out.error for out in done.values())
-    assert card.broke < 40
+    done = run_all(loop, prompts(adapter, [20] * 3))
+    assert len(done) == 3 and all(out.error for out in done.values())
+    assert card.broke < 10
 
 
 def test_every_size_that_broke_shrinks_though_more_is_said_to_be_free(adapter):
@@ -171,4 +172,21 @@ def test_every_size_that_broke_shrinks_though_more_is_said_to_be_free(adapter):
             getattr(sizes, rule)(before, 1)
             assert sizes.batch_limit < before
             tries += 1
-        assert tries < 60
+        assert tries < 70
+
+
+@pytest.mark.parametrize("kind", LOOPS)
+def test_a_loop_without_retries_raises_at_once(monkeypatch, adapter, kind):
+    passes = []
+
+    def forward(embeds, *rest):
+        passes.append(len(embeds))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(adapter, "forward", forward, raising=False)
+    loop = loop_for(
+        adapter, None, rules(adapter, max_new_tokens=NEW), decode=kind, batch_limit=8, retries=False
+    )
+    with pytest.raises(torch.OutOfMemoryError):
+        run_all(loop, prompts(adapter, [20] * 8))
+    assert passes == [8] and loop.batch_limit == 8 and not loop.busy

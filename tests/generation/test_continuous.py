@@ -3,6 +3,8 @@
 The tests cover refilled slots, smaller batches after errors, and slots of unequal length.
 """
 
+import gc
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -11,10 +13,17 @@ from tests.conftest import picture
 from tests.support import tiny
 from tests.support.families import FAMILIES
 from tests.support.generating import continuous, generate, loop_of, requests, run_all
+from trimtok_cli.device import frozen_heap
 from trimtok_cli.generation import slot_steps
-from trimtok_cli.generation.capacity import answers_that_fit, cache_bytes
+from trimtok_cli.generation.capacity import (
+    MOST_AT_ONCE,
+    Room,
+    answers_that_fit,
+    cache_bytes,
+    most_ahead,
+)
 from trimtok_cli.generation.continuous import Continuous
-from trimtok_cli.generation.cuda_graphs import CudaGraphs
+from trimtok_cli.generation.cuda_graphs import CudaGraphs, no_collection, rounded
 from trimtok_cli.generation.plain import Plain
 from trimtok_cli.generation.retry import in_halves
 from trimtok_cli.generation.types import Finished
@@ -379,6 +388,7 @@ def test_slots_that_nobody_uses_any_more_stay_in_bounds(llava, monkeypatch, unbr
     monkeypatch.setattr(slot_steps, "CudaGraphs", Recording)
     monkeypatch.setattr("trimtok_cli.generation.cuda_graphs.PLACES", 4)
     monkeypatch.setattr("trimtok_cli.generation.cuda_graphs.PAYS", 0)
+    monkeypatch.setattr("trimtok_cli.generation.cuda_graphs.PAYS_BESIDE", 0)
     order = sorted(range(9), key=lambda i: -len(prompts[i]))
     alone = {
         i: generate(adapter, [prompts[i]], max_new_tokens=30, stop=False)[0][0].ids for i in order
@@ -415,6 +425,87 @@ def test_a_step_that_cannot_be_recorded_is_run_as_it_is(llava, caplog):
     assert [
         record.levelname for record in caplog.records if "cannot be recorded" in record.message
     ] == ["WARNING"]
+
+
+class Failing(CudaGraphs):
+    """Recordings that fail with an error."""
+
+    error: Exception = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 32.00 MiB")
+
+    def _check(self, step, shape):
+        pass
+
+    def _record(self, step, shape):
+        raise self.error
+
+
+def ask(graphs: CudaGraphs, count: int, *, times: int = 10) -> None:
+    for _ in range(times):
+        graphs(lambda slots, span: torch.zeros(slots, 4), count, 70, 8, 256)
+
+
+def test_a_recording_that_does_not_fit_gives_up_its_shape_only(caplog):
+    graphs = Failing(torch.device("cpu"))
+    graphs.used = True
+    ask(graphs, 8)
+    assert graphs.used and graphs.given_up == {(8, 256)} and not caplog.records
+    graphs._record = lambda step, shape: graphs.recorded.update({shape: (_Graph(), step(*shape))})
+    ask(graphs, 8)
+    assert not graphs.recorded, "a shape that did not fit is not tried again"
+    ask(graphs, 6, times=100)
+    assert not graphs.recorded and graphs.asked[8, 256] == 120, "6 answers run as 8"
+    graphs.clear()
+    ask(graphs, 8)
+    assert list(graphs.recorded) == [(8, 256)], "a new cache leaves other room"
+
+
+def test_memory_that_ends_a_recording_is_told_behind_another_error():
+    graphs = Failing(torch.device("cpu"))
+    graphs.used = True
+    graphs.error = RuntimeError("the recording was invalidated")
+    graphs.error.__context__ = torch.OutOfMemoryError("CUDA out of memory")
+    ask(graphs, 8)
+    assert graphs.used and graphs.given_up
+    graphs.error = RuntimeError("no such thing on this device")
+    graphs.clear()
+    ask(graphs, 8)
+    assert not graphs.used
+
+
+class _Graph:
+    def replay(self):
+        pass
+
+
+def test_a_step_runs_as_a_larger_one_that_was_recorded_rather_than_kernel_by_kernel():
+    graphs, ran = CudaGraphs(torch.device("cpu")), []
+    graphs.recorded[64, 256] = _Graph(), torch.zeros(64, 4)
+
+    def step(slots, span):
+        ran.append(slots)
+        return torch.zeros(slots, 4)
+
+    for count in (64, 48, 33, 17, 5):
+        assert len(graphs(step, count, 70, 64, 256)) == count
+    assert ran == [8], "17 answers run as 32, half of 64; 5 run as 8, far less"
+
+
+def test_counts_above_sixteen_are_multiples_of_sixteen():
+    assert [rounded(count, 500) for count in (1, 3, 16, 17, 40, 250)] == [1, 4, 16, 32, 48, 256]
+    assert rounded(250, 250) == 250
+
+
+def test_nothing_is_collected_in_a_recording():
+    with no_collection():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with frozen_heap():
+        frozen = gc.get_freeze_count()
+        assert frozen > 10_000
+        with frozen_heap():
+            pass
+        assert gc.get_freeze_count() == frozen, "the outer block ends it"
+    assert gc.get_freeze_count() == 0
 
 
 @pytest.mark.gpu
@@ -457,17 +548,50 @@ def test_how_many_rows_fit(llava, monkeypatch):
     run_all(loop, prompts[:1])
     store = loop.steps.slots.store
     rows, _, heads, width = store[0].shape
+    layers = len(store) // 2
     assert rows == 1 and cache_bytes(config, torch.float32) == len(store) * heads * width * 4
-    row = 700 * (cache_bytes(config, torch.float32) + 4 * config.hidden_size)
+    # 700 tokens and two places behind the end are 704 places; the cache grows layer by layer.
+    slot = 704 * cache_bytes(config, torch.float32) * (layers + 1) // layers
+    row = slot + 700 * 4 * config.hidden_size + config.vocab_size * (4 * 4 + 2 * 4)
     prefill = 100 * (3 * config.intermediate_size + 8 * config.hidden_size) * 4
-    for free, want in ((0, 1), ((3.5 * row + prefill) / 0.85, 3), (1 << 40, 8)):
-        monkeypatch.setattr(
-            "trimtok_cli.generation.capacity.free_bytes", lambda device, free=free: free
-        )
-        assert (
-            answers_that_fit(config, torch.float32, adapter.device, length=700, prefill_tokens=100)
-            == want
-        )
+
+    def fit(rows: float, passing: int = 0) -> int:
+        room = Room(int((rows * row + prefill) / 0.85), passing)
+        options = {"length": 700, "prefill_tokens": 100, "room": room}
+        return answers_that_fit(config, torch.float32, adapter.device, **options)
+
+    assert [fit(rows) for rows in (0, 0.5, 3.5, 100.5)] == [1, 1, 3, 100]
+    assert fit(8.5, passing=4 * row) == 4, "a quarter may pass through the tower at once"
+
+
+def test_an_open_limit_falls_where_a_longer_prompt_comes(llava, monkeypatch):
+    """The room is that before the first prompt: the cache itself takes it afterwards."""
+    adapter, prompts = llava
+    order = sorted(prompts, key=len)
+    seen = []
+
+    def room(longest):
+        return max(1, 400 // longest)
+
+    def limit(model, rules, longest, room_then):
+        seen.append(room_then.free)
+        return room(longest)
+
+    monkeypatch.setattr("trimtok_cli.generation.back_off.batch_limit_for", limit)
+    frees = iter((10, 20, 30))
+    monkeypatch.setattr("trimtok_cli.generation.capacity.free_bytes", lambda device: next(frees))
+    loop = continuous(adapter, batch_limit=None, max_new_tokens=STEPS)
+    same(run_all(loop, order), order, adapter)
+    assert loop.batch_limit == room(len(order[-1])) < room(len(order[0]))
+    assert len(seen) > 1 and set(seen) == {10}
+    given = continuous(adapter, batch_limit=4, max_new_tokens=STEPS)
+    run_all(given, order)
+    assert given.batch_limit == 4, "a limit that the user gave stays"
+
+
+def test_memory_decides_on_cuda_and_the_host_holds_few_samples():
+    assert MOST_AT_ONCE["cuda"] == 512 and most_ahead(torch.device("cuda")) == 64
+    assert most_ahead(torch.device("cpu")) == MOST_AT_ONCE["cpu"]
 
 
 def test_halves_find_the_item_that_fails():

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from trimtok_cli.data import Seconds
 from trimtok_cli.device import wait
 from trimtok_cli.engine.answer import encode, prune
@@ -68,13 +66,21 @@ class Loops:
         return self.shared
 
     def new(self, pruner: Pruner | None) -> Loop:
-        """A fresh loop with a cache of its own."""
+        """A fresh loop with a cache of its own.
+
+        A batch that does not fit is an error at once: smaller ones would measure something else.
+        """
         return loop_for(
-            self.adapter, pruner, self.rules, decode=self.decode, batch_limit=self.batch
+            self.adapter,
+            pruner,
+            self.rules,
+            decode=self.decode,
+            batch_limit=self.batch,
+            retries=False,
         )
 
     def renew(self) -> None:
-        """Drops the shared loop after an error: smaller batches would measure something else."""
+        """Drops the shared loop after an error, with its cache."""
         self.shared = None
 
 
@@ -115,14 +121,12 @@ def steps_of(loop: Loop) -> tuple[int, int]:
 def generate_all(loop: Loop, requests: Sequence[Request]) -> list[Finished]:
     """The answers of a batch that begins together, in the order of the requests.
 
-    Raises the error of any answer, and OutOfMemoryError where the loop made the batch smaller.
+    Raises the error of any answer.
     """
     finished = sorted(run(loop, requests), key=lambda answer: answer.request.number)
     for answer in finished:
         if answer.error:
             raise answer.error
-    if getattr(loop, "batch_limit", len(requests)) < len(requests):
-        raise torch.OutOfMemoryError(f"{len(requests)} answers at a time do not fit")
     return finished
 
 

@@ -45,15 +45,18 @@ def loop_for(
     decode: str = "continuous",
     batch_limit: int | None = 1,
     keep_logits: bool = False,
+    retries: bool = True,
 ) -> Loop:
     """The token loop of a run; its requests are `Pruned`.
 
     A pruner that goes on inside the decoder leaves caches of unequal lengths, layer by layer, and
-    has a loop of its own.
+    has a loop of its own. retries: whether a batch that breaks is run again in smaller ones; its
+    error is raised otherwise.
     """
+    options = {"batch_limit": batch_limit, "keep_logits": keep_logits, "retries": retries}
     if pruner is not None and prunes_in_decoder(adapter, pruner):
-        return Layerwise(adapter, pruner, rules, batch_limit=batch_limit, keep_logits=keep_logits)
-    return LOOPS[decode](adapter, rules, batch_limit=batch_limit, keep_logits=keep_logits)
+        return Layerwise(adapter, pruner, rules, **options)
+    return LOOPS[decode](adapter, rules, **options)
 
 
 # Requests that wait for each that runs, so that prompts of one shape find each other.
@@ -66,7 +69,7 @@ class Layerwise:
     Prompts with equal numbers of rows and of visual tokens have equal numbers of rows behind every
     stage, and so caches of one length in each layer. Each batch runs to its last answer. A
     `batch_limit` of None takes as many as memory allows, once the first prompt shows how much one
-    answer takes.
+    answer takes. retries: False raises the error of a batch that breaks.
     """
 
     def __init__(
@@ -77,9 +80,10 @@ class Layerwise:
         *,
         batch_limit: int | None = 1,
         keep_logits: bool = False,
+        retries: bool = True,
     ) -> None:
         self.adapter, self.pruner, self.rules = adapter, pruner, rules
-        self.batch_limit, self.keep_logits = batch_limit, keep_logits
+        self.batch_limit, self.keep_logits, self.retries = batch_limit, keep_logits, retries
         self.waiting: list[Pruned] = []
 
     @property
@@ -95,7 +99,8 @@ class Layerwise:
     def add(self, requests: Sequence[Pruned]) -> None:
         self.waiting += requests
         if self.batch_limit is None and requests:
-            self.batch_limit = batch_limit_for(self.adapter, self.rules, requests[0].prompt)
+            longest = len(requests[0].prompt)
+            self.batch_limit = batch_limit_for(self.adapter, self.rules, longest)
 
     def step(self) -> list[Finished]:
         """Runs a batch from its prefill to its last token: the first request and others like it.
@@ -107,6 +112,8 @@ class Layerwise:
         batch = [each for each in self.waiting if _shape(each) == shape][: self.batch_limit]
         chosen = set(map(id, batch))
         self.waiting = [each for each in self.waiting if id(each) not in chosen]
+        if not self.retries:
+            return self._answer(batch)
         return [
             Finished(request, None, error=made) if isinstance(made, Exception) else made
             for request, made in in_halves(self._answer, batch, self.adapter.device)

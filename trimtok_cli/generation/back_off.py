@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trimtok_cli.generation.capacity import answers_that_fit, batch_limit_for
+from trimtok_cli.generation.capacity import Room, answers_that_fit, batch_limit_for
 from trimtok_cli.generation.rules import Rules
 from trimtok_cli.generation.types import LanguageModel
 from trimtok_cli.tokens import Prompt
@@ -49,12 +49,21 @@ class Sizes:
         self.model, self.batch_limit = model, batch_limit
         self.prefill_tokens, self.new_tokens = prefill_tokens, new_tokens
         self.longest = 0
+        self.room: Room | None = None
 
     def see(self, prompt: Prompt, rules: Rules) -> None:
-        """Notes a prompt's length; the first one sets a limit that was left open."""
+        """Notes a prompt's length.
+
+        A limit that was left open follows the longest prompt so far, in the room that there was
+        before the first one.
+        """
+        longer = len(prompt) > self.longest
         self.longest = max(self.longest, len(prompt))
         if self.batch_limit is None:
-            self.batch_limit = batch_limit_for(self.model, rules, prompt)
+            self.room = Room.of(self.model.device)
+        if self.room and longer:
+            limit = batch_limit_for(self.model, rules, self.longest, self.room)
+            self.batch_limit = min(self.batch_limit or limit, limit)
 
     def cache_broke(self, slots: int, length: int) -> None:
         """A cache of `slots` slots of `length` places does not fit: as many as do, or fewer."""

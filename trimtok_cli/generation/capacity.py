@@ -1,31 +1,64 @@
 """The number of answers that fit in a device's memory beside the model. Knows no method."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from trimtok_cli.device import free_bytes
+from trimtok_cli.device import free_bytes, passing_bytes
+from trimtok_cli.generation.kv_slots import GRAIN
 from trimtok_cli.generation.rules import Rules
 from trimtok_cli.generation.types import LanguageModel
-from trimtok_cli.tokens import Prompt
 
-# Answers at once on each type of device; a larger batch gains little.
-MOST_AT_ONCE = {"cuda": 64, "mps": 16, "cpu": 8}
+# Answers at once on each type of device. On CUDA memory decides: short prompts leave room for many.
+MOST_AT_ONCE = {"cuda": 512, "mps": 16, "cpu": 8}
+# Samples that are prepared ahead for a batch whose size memory decides: they lie in the host's
+# memory.
+MOST_AHEAD = 64
 # Tokens of one prefill, padding counted: enough to fill a GPU, with small activations.
 PREFILL_TOKENS = 16_384
 SHARE = 0.85  # share of the free memory that is used; the rest is left to the allocator
 
 
-def batch_limit_for(model: LanguageModel, rules: Rules, prompt: Prompt) -> int:
-    """The number of answers that fit at once if all prompts are as long as this one."""
-    length = len(prompt) + likely_length(model.config, rules, prompt)
-    return answers_that_fit(model.config, model.dtype, model.device, length=length)
+SURPLUS = 2  # places behind an answer's last token that its slot has
+RECORDINGS = 4  # recorded steps whose logits are in memory at once, about
 
 
-def likely_length(config: Any, rules: Rules, prompt: Prompt) -> int:
+@dataclass(frozen=True)
+class Room:
+    """free: the bytes that the cache and all work beside it may take.
+
+    passing: the bytes that one sample took for a while before it was a prompt, in the vision tower
+    and the pruner.
+    """
+
+    free: int
+    passing: int = 0
+
+    @classmethod
+    def of(cls, device: torch.device) -> "Room":
+        """The room that there is now; the sample is the one encoded last."""
+        return cls(free_bytes(device), passing_bytes(device))
+
+
+def batch_limit_for(
+    model: LanguageModel, rules: Rules, longest: int, room: Room | None = None
+) -> int:
+    """The number of answers that run at once if no prompt is longer than `longest`."""
+    length = longest + likely_length(model.config, rules, longest)
+    fit = answers_that_fit(model.config, model.dtype, model.device, length=length, room=room)
+    return min(fit, MOST_AT_ONCE.get(model.device.type, 8))
+
+
+def most_ahead(device: torch.device) -> int:
+    """The samples that are prepared ahead for a batch whose size memory decides."""
+    return min(MOST_AT_ONCE.get(device.type, 8), MOST_AHEAD)
+
+
+def likely_length(config: Any, rules: Rules, length: int) -> int:
     """The new tokens that memory is counted for, at most as many as the model has positions for."""
     positions = getattr(config, "max_position_embeddings", None) or rules.most
-    return min(rules.most, max(positions - len(prompt), 1))
+    return min(rules.most, max(positions - length, 1))
 
 
 def cache_bytes(config: Any, dtype: torch.dtype) -> int:
@@ -42,16 +75,22 @@ def answers_that_fit(
     *,
     length: int,
     prefill_tokens: int = PREFILL_TOKENS,
+    room: Room | None = None,
 ) -> int:
     """The number of answers of `length` tokens that can be under way at once; at least 1.
 
-    An answer needs its keys and values and, while it waits, its prompt. A prefill of
-    `prefill_tokens` needs a layer's activations: about three times the MLP's width and eight times
-    the model's.
+    An answer needs its slot, which is rounded up and has places for steps behind its end; one layer
+    more while the cache grows, which it does layer by layer; its prompt while it waits; the logits
+    of recorded steps and their copies in float32. A quarter of the answers may be taken in at once,
+    each through the vision tower. A prefill of `prefill_tokens` needs a layer's activations: about
+    three times the MLP's width and eight times the model's.
     """
-    answer = length * (cache_bytes(config, dtype) + config.hidden_size * dtype.itemsize)
-    prefill = (
-        prefill_tokens * (3 * config.intermediate_size + 8 * config.hidden_size) * dtype.itemsize
-    )
-    fit = int((SHARE * free_bytes(device) - prefill) / answer)
-    return max(1, min(fit, MOST_AT_ONCE.get(device.type, 8)))
+    room = room or Room.of(device)
+    places = -(-(length + SURPLUS) // GRAIN) * GRAIN
+    layers = config.num_hidden_layers
+    slot = places * cache_bytes(config, dtype) * (layers + 1) // layers
+    logits = (getattr(config, "vocab_size", None) or 0) * (RECORDINGS * dtype.itemsize + 2 * 4)
+    waiting = length * config.hidden_size * dtype.itemsize + room.passing // 4
+    width = 3 * config.intermediate_size + 8 * config.hidden_size
+    prefill = prefill_tokens * width * dtype.itemsize
+    return max(1, int((SHARE * room.free - prefill) / (slot + logits + waiting)))

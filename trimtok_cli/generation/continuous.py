@@ -27,7 +27,9 @@ from trimtok_cli.generation.under_way import Launched, Row, TokensOnTheWay
 
 log = logging.getLogger("trimtok")
 
-REFILL = 4  # a quarter of the slots must be free before the answers under way wait for a prefill
+# The answers under way wait for a prefill of so many prompts: a quarter of the slots, up to FILLS,
+# which keep a device busy; or an eighth where that is more.
+FILLS = 8
 # New tokens that a slot is made for. A longer answer makes its own room: few answers are as long as
 # they may be.
 AT_ONCE = 512
@@ -42,7 +44,8 @@ class Continuous:
 
     A `batch_limit` of None takes as many as memory allows, once the first prompt shows how much one
     answer takes; the limit shrinks for good when memory runs out. One object serves a whole run,
-    because it holds the cache and a device's recorded steps.
+    because it holds the cache and a device's recorded steps. retries: False drops everything under
+    way at the first error and raises it, where a smaller batch would measure something else.
     """
 
     def __init__(
@@ -54,8 +57,10 @@ class Continuous:
         keep_logits: bool = False,
         prefill_tokens: int = PREFILL_TOKENS,
         lag: int | None = None,
+        retries: bool = True,
     ) -> None:
         self.model, self.rules, self.keep_logits = model, rules, keep_logits
+        self.retries = retries
         self.sizes = Sizes(model, batch_limit, prefill_tokens, AT_ONCE)
         self.chooser = Chooser(rules)
         self.lag = LAG.get(model.device.type, 0) if lag is None else lag
@@ -118,7 +123,8 @@ class Continuous:
         # The first prompt runs alone and shows how much memory one answer takes.
         limit = 1 if self.singly or self.batch_limit is None else self.batch_limit
         free = limit - len(self.active)
-        return max(free, 0) if not self.active or free * REFILL >= limit else 0
+        worth = max(limit / 8, min(limit / 4, FILLS))
+        return max(free, 0) if not self.active or free >= worth else 0
 
     def _row(self, request: Any) -> Row:
         return Row(request, self.rules.answer(request.prompt))
@@ -173,6 +179,10 @@ class Continuous:
         self.chooser.clear()
         self.steps.clear()
         release(self.model.device)
+        if not self.retries:
+            self.waiting.clear()
+            self.finished.clear()
+            raise failed
         lone = self.stage.lone.request if self.stage.lone else None
         if not out_of_memory(failed):
             lone = broken[0] if len(broken) == 1 else None

@@ -6,67 +6,101 @@ surplus is masked. Knows no model.
 
 import gc
 import logging
+import math
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from trimtok_cli.device import forget_frames, out_of_memory, release
+
 log = logging.getLogger("trimtok")
 
-# Steps of one shape before the shape is recorded: a recording costs about as many eager steps.
+# Steps of a full batch's shape before the shape is recorded. A recording costs about as many steps.
 PAYS = 8
+# Steps before a smaller shape is recorded, which a full batch's recording can stand in for.
+PAYS_BESIDE = 64
+EVERY = 16  # a count above this is rounded up to a multiple of it, a lower one to a power of two
 PLACES = 256  # the span of a shape is a multiple of so many places
+Shape = tuple[int, int]
 Step = Callable[[int, int], Tensor]
 """step(count, span) -> logits. A step reads tensors that stay in place, and never waits."""
 
 
 class CudaGraphs:
     def __init__(self, device: torch.device) -> None:
-        self.used = device.type == "cuda"
+        self.device, self.used = device, device.type == "cuda"
         # Steps so far, for measurements: launched as one, and kernel by kernel.
         self.replayed = self.eager = 0
         self.clear()
 
     def clear(self) -> None:
         """Forgets the recordings, because the tensors that they read are about to be made anew."""
-        self.recorded: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        self.asked: Counter[tuple[int, int]] = Counter()
+        self.recorded: dict[Shape, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self.asked: Counter[Shape] = Counter()
+        self.given_up: set[Shape] = set()
         self.pool: Any = None
 
     def __call__(self, step: Step, count: int, span: int, rows: int, places: int) -> Tensor:
         """Logits (count, V) of a step, replayed if its shape was recorded.
 
         rows, places: the size of the whole cache. A recorded step and an eager one have the same
-        shapes and numbers.
+        shapes and numbers. A step without a recording may run as a larger one that has it.
         """
-        shape = min(1 << (count - 1).bit_length(), rows), min(-(-span // PLACES) * PLACES, places)
+        shape = rounded(count, rows), min(-(-span // PLACES) * PLACES, places)
         self.asked[shape] += 1
-        if self.asked[shape] > PAYS and shape not in self.recorded:
+        if self._pays(shape, rows):
             self._try(step, shape)
-        if shape not in self.recorded:
+        ran = shape if shape in self.recorded else self._larger(shape)
+        if ran is None:
             self.eager += 1
             return step(*shape)[:count]
         self.replayed += 1
-        graph, logits = self.recorded[shape]
+        graph, logits = self.recorded[ran]
         graph.replay()
         return logits[:count]
 
-    def _try(self, step: Step, shape: tuple[int, int]) -> None:
+    def _pays(self, shape: Shape, rows: int) -> bool:
+        """Whether a recording of a shape is likely to be replayed often enough.
+
+        While prompts wait, three quarters of the slots are in use. Fewer are in use when the last
+        answers of a run end, which takes few steps.
+        """
+        if shape in self.recorded or shape in self.given_up or 4 * shape[0] < 3 * rows:
+            return False
+        return self.asked[shape] > (PAYS if shape[0] == rows else PAYS_BESIDE)
+
+    def _larger(self, shape: Shape) -> Shape | None:
+        """The smallest recorded shape that covers this one, at most twice as large."""
+        count, span = shape
+        covering = [each for each in self.recorded if each[0] >= count and each[1] >= span]
+        best = min(covering, key=math.prod, default=None)
+        return best if best and math.prod(best) <= 2 * math.prod(shape) else None
+
+    def _try(self, step: Step, shape: Shape) -> None:
         try:
             self._check(step, shape)
             self._record(step, shape)
+            return
         except Exception as error:
-            log.warning(
-                "decode steps of this model cannot be recorded (%s); they run one kernel at a time",
-                error,
-            )
-            self.used = False
-            self.clear()
+            failed = forget_frames(error)
+        if ran_out(failed):
+            log.debug("no memory to record a step of shape %s", shape, exc_info=failed)
+            self.given_up.add(shape)
+            release(self.device)
+            return
+        log.warning(
+            "decode steps of this model cannot be recorded (%s); they run one kernel at a time",
+            failed,
+        )
+        self.used = False
+        self.clear()
 
-    def _check(self, step: Step, shape: tuple[int, int]) -> None:
+    def _check(self, step: Step, shape: Shape) -> None:
         """Raises if the step waits for the device.
 
         A wait during a recording would leave the allocator in recording mode. A step may be run any
@@ -81,14 +115,36 @@ class CudaGraphs:
             finally:
                 torch.cuda.set_sync_debug_mode(before)
 
-    def _record(self, step: Step, shape: tuple[int, int]) -> None:
-        # An old graph that is destroyed during a recording spoils the new one.
-        gc.collect()
+    def _record(self, step: Step, shape: Shape) -> None:
         graph = torch.cuda.CUDAGraph()
         with (
+            no_collection(),
             torch.cuda.stream(torch.cuda.current_stream()),
             torch.cuda.graph(graph, pool=self.pool),
         ):
             logits = step(*shape)
         self.pool = self.pool or graph.pool()
         self.recorded[shape] = graph, logits
+
+
+def rounded(count: int, rows: int) -> int:
+    """The number of slots that a step of `count` answers runs with, of `rows` that there are."""
+    up = 1 << (count - 1).bit_length() if count <= EVERY else -(-count // EVERY) * EVERY
+    return min(up, rows)
+
+
+def ran_out(error: BaseException | None) -> bool:
+    """Whether memory ran out; a recording that it ends may end in another error behind it."""
+    return error is not None and (out_of_memory(error) or ran_out(error.__context__))
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """A block without garbage collection: a graph destroyed in a recording would spoil it."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

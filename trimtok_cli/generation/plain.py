@@ -95,7 +95,7 @@ class Plain:
     """Runs batches of `batch_limit` prompts, each to its last answer before the next batch begins.
 
     A `batch_limit` of None takes as many as memory allows, once the first prompt shows how much one
-    answer takes.
+    answer takes. retries: False raises the error of a batch that breaks.
     """
 
     def __init__(
@@ -105,9 +105,11 @@ class Plain:
         *,
         batch_limit: int | None = 1,
         keep_logits: bool = False,
+        retries: bool = True,
     ) -> None:
         self.model, self.rules = model, rules
         self.batch_limit, self.keep_logits = batch_limit, keep_logits
+        self.retries = retries
         self.waiting: list[Any] = []
 
     @property
@@ -120,7 +122,7 @@ class Plain:
     def add(self, requests: Sequence[Any]) -> None:
         self.waiting += requests
         if self.batch_limit is None and requests:
-            self.batch_limit = batch_limit_for(self.model, self.rules, requests[0].prompt)
+            self.batch_limit = batch_limit_for(self.model, self.rules, len(requests[0].prompt))
 
     def step(self) -> list[Finished]:
         """Runs a whole batch; a batch that breaks is run again in halves."""
@@ -131,6 +133,8 @@ class Plain:
             else:
                 fit.append(request)
         self.waiting = []
+        if fit and not self.retries:
+            return finished + self._answer(fit)
         for request, made in in_halves(self._answer, fit, self.model.device):
             if isinstance(made, Exception):
                 made = Finished(request, None, error=made)

@@ -120,7 +120,7 @@ class Loop(Protocol):
         """Takes requests, at most as many as there is room for."""
 
     def step(self) -> list[Finished]:
-        """Runs a prefill or a block of tokens; returns the ended requests. Raises ModelError."""
+        """Runs a prefill or a decode step; returns the ended requests. Raises ModelError."""
 
     @property
     def busy(self) -> bool:
