@@ -3,23 +3,21 @@
 Read `answer_all` first. Knows no method and no family.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import closing
-from itertools import islice
 
 from trimtok_cli.bounds import check_settings
 from trimtok_cli.config import RunConfig
-from trimtok_cli.data import Failed, Result, Sample
-from trimtok_cli.device import reset_peak
-from trimtok_cli.engine.answer import reduce
-from trimtok_cli.engine.loops import loop_for, rules_for
+from trimtok_cli.data import Result, Sample
+from trimtok_cli.engine.encoder import Ahead, InTurn
+from trimtok_cli.engine.loops import loop_for, prunes_in_decoder, rules_for
 from trimtok_cli.engine.order import InOrder, numbered
 from trimtok_cli.engine.results import failed_result, failure_of, result_of
 from trimtok_cli.generation.capacity import MOST_AT_ONCE
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.prepare.pool import PREFETCH, prefetch
 from trimtok_cli.prepare.processes import Processes
-from trimtok_cli.prepare.sample import Ask, Prepared
+from trimtok_cli.prepare.sample import Ask
 from trimtok_cli.pruners.base import Pruner
 
 
@@ -32,36 +30,46 @@ def answer_all(
     batch_size: int | None = 1,
     workers: int = 0,
     processes: Processes | None = None,
+    encode_ahead: bool | None = None,
 ) -> Iterator[Result]:
     """Results in the order of the samples.
 
     batch_size: the most samples under way at once; None is as many as memory allows. workers:
     processes that prepare samples in advance; 0 prepares each sample when it is due. `processes`
-    holds those that were started in advance. A sample that fails becomes a Result with an error;
-    only a ModelError ends the run.
+    holds those that were started in advance. encode_ahead: whether a second thread encodes and
+    prunes the next samples while the loop decodes; by default on CUDA, where workers prepare them.
+    A sample that fails becomes a Result with an error; only a ModelError ends the run.
     """
     check_settings(RunConfig, batch_size=batch_size or "auto", workers=workers)
     rules = rules_for(adapter, ask)
     loop = loop_for(adapter, pruner, rules, decode=ask.decode, batch_limit=batch_size)
     turn = InOrder()
-    # The next batch is prepared while the current batch runs.
-    ahead = max(PREFETCH * workers, 2 * (batch_size or MOST_AT_ONCE[adapter.device.type]))
-    with closing(
-        prefetch(
-            adapter.preprocessor, samples, ask, workers=workers, ahead=ahead, processes=processes
-        )
-    ) as prepared:
-        stream = numbered(prepared, ask, seeds=rules.samples)
+    if encode_ahead is None:
+        encode_ahead = adapter.device.type == "cuda" and workers > 0
+    # A pruner that goes on inside the decoder would choose in both threads at once.
+    encoder = Ahead if encode_ahead and not prunes_in_decoder(adapter, pruner) else InTurn
+    # The next batches are prepared while the current batch runs.
+    batches = 3 if encoder is Ahead else 2
+    ahead = max(PREFETCH * workers, batches * (batch_size or MOST_AT_ONCE[adapter.device.type]))
+    with (
+        closing(
+            prefetch(
+                adapter.preprocessor,
+                samples,
+                ask,
+                workers=workers,
+                ahead=ahead,
+                processes=processes,
+            )
+        ) as prepared,
+        closing(encoder(adapter, pruner, numbered(prepared, ask, seeds=rules.samples))) as encoded,
+    ):
         while True:
-            group = list(islice(stream, loop.room()))
-            if not group and not loop.busy:
+            pruned, failed = encoded.take(loop.room())
+            if not (pruned or failed or loop.busy):
                 return
-            ready, failed = split(group)
-            if ready:
-                reset_peak(adapter.device)
-                pruned, broken = reduce(adapter, pruner, ready)
+            if pruned:
                 loop.add(pruned)
-                failed += broken
             for finished in loop.step() if loop.busy else ():
                 if finished.error:
                     failed.append(failure_of(finished.request, finished.error))
@@ -70,9 +78,3 @@ def answer_all(
             for each in failed:
                 turn.put(each.number, failed_result(each, pruner, ask))
             yield from turn.due()
-
-
-def split(group: Sequence[Prepared | Failed]) -> tuple[list[Prepared], list[Failed]]:
-    """The samples that are prepared, and the samples that failed, which never reach the model."""
-    ready = [each for each in group if isinstance(each, Prepared)]
-    return ready, [each for each in group if isinstance(each, Failed)]

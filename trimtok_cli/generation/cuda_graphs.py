@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trimtok_cli.device import LAUNCHES
+
 log = logging.getLogger("trimtok")
 
 # Steps of one shape before the shape is recorded: a recording costs about as many eager steps.
@@ -43,7 +45,8 @@ class CudaGraphs:
         shape = min(1 << (count - 1).bit_length(), rows), min(-(-span // PLACES) * PLACES, places)
         self.asked[shape] += 1
         if self.asked[shape] > PAYS and shape not in self.recorded:
-            self._try(step, shape)
+            with LAUNCHES:
+                self._try(step, shape)
         if shape not in self.recorded:
             return step(*shape)[:count]
         graph, logits = self.recorded[shape]
