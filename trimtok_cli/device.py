@@ -5,6 +5,7 @@ Knows no model.
 
 import gc
 import os
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -15,6 +16,11 @@ import torch
 from trimtok_cli.bounds import check_settings
 from trimtok_cli.config import RunConfig
 from trimtok_cli.errors import UsageError
+
+# Held by a second thread while it launches work, and by whoever records a CUDA graph. A recording
+# makes every wait an error for all threads while it looks for waits, and what another thread asks
+# of the device can spoil it.
+LAUNCHES = threading.Lock()
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -152,9 +158,12 @@ class Clock:
 
 
 def wait(device: torch.device) -> None:
-    """Waits until the device has finished all its work."""
+    """Waits until the device has finished all work of this thread's stream.
+
+    The work of another thread's stream is not waited for, and so not timed.
+    """
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        torch.cuda.current_stream(device).synchronize()
     elif device.type == "mps":
         torch.mps.synchronize()
 

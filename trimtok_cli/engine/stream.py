@@ -9,7 +9,7 @@ from contextlib import closing
 from trimtok_cli.bounds import check_settings
 from trimtok_cli.config import RunConfig
 from trimtok_cli.data import Result, Sample
-from trimtok_cli.device import frozen_heap, reset_peak
+from trimtok_cli.device import frozen_heap
 from trimtok_cli.engine.encoder import Ahead, InTurn
 from trimtok_cli.engine.loops import loop_for, prunes_in_decoder, rules_for
 from trimtok_cli.engine.order import InOrder, numbered

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtok_cli.device import forget_frames, out_of_memory, release
+from trimtok_cli.device import LAUNCHES, forget_frames, out_of_memory, release
 
 log = logging.getLogger("trimtok")
 
@@ -54,7 +54,8 @@ class CudaGraphs:
         shape = rounded(count, rows), min(-(-span // PLACES) * PLACES, places)
         self.asked[shape] += 1
         if self._pays(shape, rows):
-            self._try(step, shape)
+            with LAUNCHES:
+                self._try(step, shape)
         ran = shape if shape in self.recorded else self._larger(shape)
         if ran is None:
             self.eager += 1
