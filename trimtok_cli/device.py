@@ -7,6 +7,8 @@ import gc
 import os
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -50,6 +52,24 @@ def release(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+@contextmanager
+def no_cudnn_attention(device: torch.device) -> Iterator[None]:
+    """A block in which attention on CUDA is not cuDNN's, which builds a plan for every new shape.
+
+    torch prefers cuDNN on the newest cards. Its plans cost up to half a second each, and lie in
+    memory that torch does not count.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def pick_device(name: str) -> torch.device:

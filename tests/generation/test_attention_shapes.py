@@ -8,6 +8,7 @@ import torch
 from tests.generation.test_continuous import Recording
 from tests.support import tiny
 from tests.support.generating import continuous, run_all
+from trimtok_cli.device import no_cudnn_attention
 from trimtok_cli.generation import slot_steps
 from trimtok_cli.generation.padding import bucket
 from trimtok_cli.models.loading import load_model
@@ -71,3 +72,19 @@ def test_buckets_are_few_and_add_little():
     for length in range(1, 5_000):
         assert length <= bucket(length) < length + max(32, length / 8)
     assert len({bucket(length) for length in range(1, 4_097)}) == 16 + 3 * 8
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_cudnn_is_off_for_the_length_of_a_pass_on_cuda(before):
+    backends = torch.backends.cuda
+    own = backends.cudnn_sdp_enabled()
+    try:
+        backends.enable_cudnn_sdp(before)
+        with pytest.raises(ValueError, match="broken"), no_cudnn_attention(torch.device("cuda")):
+            assert not backends.cudnn_sdp_enabled()
+            raise ValueError("broken")
+        assert backends.cudnn_sdp_enabled() == before
+        with no_cudnn_attention(torch.device("cpu")):
+            assert backends.cudnn_sdp_enabled() == before
+    finally:
+        backends.enable_cudnn_sdp(own)

@@ -15,6 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from trimtok_cli.device import no_cudnn_attention
 from trimtok_cli.errors import ModelError
 from trimtok_cli.models.faster import faster_forms, replaced
 from trimtok_cli.models.inputs import Inputs, Visual
@@ -112,7 +113,7 @@ class Family(ABC):
         embeds (B, S, D); mask (B, 1, 1, total) or None; positions (B, S) or (3, B, S). prompts: in
         the prefill, the prompts that `embeds` holds, padded on the right; empty afterwards.
         """
-        with replaced(self.faster):
+        with replaced(self.faster), no_cudnn_attention(self.device):
             output = self.model.get_decoder()(
                 inputs_embeds=embeds,
                 attention_mask=mask,

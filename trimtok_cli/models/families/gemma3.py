@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from trimtok_cli.device import no_cudnn_attention
 from trimtok_cli.errors import ModelError
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.models.faster import replaced
@@ -55,7 +56,7 @@ class Gemma3(Adapter):
             token_types = torch.zeros(embeds.shape[:2], dtype=torch.long, device=embeds.device)
             for row, prompt in enumerate(prompts):
                 token_types[row, prompt.visual] = 1
-        with replaced(self.faster):
+        with replaced(self.faster), no_cudnn_attention(self.device):
             output = self.model.model(
                 inputs_embeds=embeds,
                 attention_mask=mask,
