@@ -82,6 +82,24 @@ def frozen_heap() -> Iterator[None]:
         gc.unfreeze()
 
 
+@contextmanager
+def no_cudnn_attention(device: torch.device) -> Iterator[None]:
+    """A block in which attention on CUDA is not cuDNN's, which builds a plan for every new shape.
+
+    torch prefers cuDNN on the newest cards. Its plans cost up to half a second each, and lie in
+    memory that torch does not count.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
 def pick_device(name: str) -> torch.device:
     """The device of a --device option; `cuda:N` becomes the current device.
 

@@ -169,7 +169,8 @@ def library_ids(
 ) -> list[list[int]]:
     """The new ids by `generate` itself, under `endless`; `generate` works out positions.
 
-    `generate` wants its prompts padded on the left. cache: the library's name for a kind of cache; None is one that grows.
+    `generate` wants its prompts padded on the left. cache: the library's name for a kind of cache;
+    None is one that grows.
     """
     parts = [prompt.embeds for prompt in prompts]
     embeds = pad_sequence(parts, batch_first=True, padding_side="left")

@@ -30,3 +30,12 @@ def pad_right(prompts: Sequence[Prompt], length: int | None = None) -> tuple[Ten
             embeds[row, end:] = prompt.embeds[-1]
             positions[..., row, end:] = prompt.positions[..., -1:]
     return embeds, positions
+
+
+def bucket(length: int) -> int:
+    """The length that a batch is padded to where few shapes are wanted: at most 1/8 more of it.
+
+    Steps of 32 up to 512, and of an eighth of the power of two below it from there on.
+    """
+    step = max(32, 1 << max(length - 1, 0).bit_length() >> 4)
+    return -(-length // step) * step

@@ -13,7 +13,7 @@ from trimtok_cli.generation import slot_attention
 from trimtok_cli.generation.cuda_graphs import CudaGraphs
 from trimtok_cli.generation.kv_slots import KVSlots
 from trimtok_cli.generation.masks import step_masks, types_of_layer
-from trimtok_cli.generation.padding import pad_right
+from trimtok_cli.generation.padding import bucket, pad_right
 from trimtok_cli.generation.types import LanguageModel
 from trimtok_cli.tokens import Prompt
 
@@ -25,6 +25,8 @@ class SlotSteps:
         self.model = model
         self.slots = KVSlots(model.config, model.dtype, model.device)
         self.graphs = CudaGraphs(model.device)
+        # A GPU's libraries build a plan for every new shape, so that few lengths are prefilled.
+        self.in_buckets = self.graphs.used
         # Whether steps attend to the places in use, without masks.
         self.unmasked = slot_attention.fits(
             model.config, model.dtype, model.device, self.slots.width
@@ -43,7 +45,10 @@ class SlotSteps:
 
     def prefill(self, first: int, prompts: Sequence[Prompt]) -> Tensor:
         """Prefills the slots from `first` on; returns the logits (B, V) behind each prompt."""
-        embeds, positions = pad_right(prompts)
+        padded = max(map(len, prompts))
+        if self.in_buckets:
+            padded = min(bucket(padded), self.slots.length)
+        embeds, positions = pad_right(prompts, padded)
         with self.slots.filling(first, [len(prompt) for prompt in prompts]):
             logits = self.model.forward(embeds, None, positions, self.slots, prompts)
         self.positions[..., first : first + len(prompts), :] = positions[..., -1:] + 1

@@ -15,8 +15,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from trimtok_cli.device import on_device
+from trimtok_cli.device import no_cudnn_attention, on_device
 from trimtok_cli.errors import ModelError
+from trimtok_cli.models.faster import faster_forms, replaced
 from trimtok_cli.models.inputs import Inputs, Visual
 from trimtok_cli.models.leaned_on import cache_argument
 from trimtok_cli.models.positions import num_positions
@@ -119,15 +120,16 @@ class Family(ABC):
         embeds (B, S, D); mask (B, 1, 1, total) or None; positions (B, S) or (3, B, S). prompts: in
         the prefill, the prompts that `embeds` holds, padded on the right; empty afterwards.
         """
-        output = self.model.get_decoder()(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=positions,
-            use_cache=True,
-            **{self.cache_argument: cache},
-            **self.prefill_extras(embeds, prompts),
-        )
-        return self.model.lm_head(self.last_rows(output.last_hidden_state, embeds, prompts))
+        with replaced(self.faster), no_cudnn_attention(self.device):
+            output = self.model.get_decoder()(
+                inputs_embeds=embeds,
+                attention_mask=mask,
+                position_ids=positions,
+                use_cache=True,
+                **{self.cache_argument: cache},
+                **self.prefill_extras(embeds, prompts),
+            )
+            return self.model.lm_head(self.last_rows(output.last_hidden_state, embeds, prompts))
 
     # ---- the same for all families
 
@@ -142,6 +144,12 @@ class Family(ABC):
             return hidden[:, -1]
         last = self.to_device(torch.tensor(lengths) - 1)
         return hidden[torch.arange(len(lengths), device=hidden.device), last]
+
+    @cached_property
+    def faster(self) -> list:
+        """The modules of the language model that have a faster form on this device, with it."""
+        modules = [*self.model.get_decoder().modules(), self.model.lm_head]
+        return faster_forms(modules, self.device)
 
     @cached_property
     def cache_argument(self) -> str:

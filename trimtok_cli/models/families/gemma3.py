@@ -11,8 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from trimtok_cli.device import no_cudnn_attention
 from trimtok_cli.errors import ModelError
 from trimtok_cli.models.adapter import Adapter
+from trimtok_cli.models.faster import replaced
 from trimtok_cli.models.inputs import Inputs, Visual
 from trimtok_cli.models.vision.token_layout import TokenLayout, single_grid
 from trimtok_cli.models.vision.tower_signals import TowerRecorder
@@ -54,12 +56,13 @@ class Gemma3(Adapter):
             token_types = torch.zeros(embeds.shape[:2], dtype=torch.long, device=embeds.device)
             for row, prompt in enumerate(prompts):
                 token_types[row, prompt.visual] = 1
-        output = self.model.model(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=positions,
-            use_cache=True,
-            token_type_ids=token_types,
-            **{self.cache_argument: cache},
-        )
-        return self.model.lm_head(self.last_rows(output.last_hidden_state, embeds, prompts))
+        with replaced(self.faster), no_cudnn_attention(self.device):
+            output = self.model.model(
+                inputs_embeds=embeds,
+                attention_mask=mask,
+                position_ids=positions,
+                use_cache=True,
+                token_type_ids=token_types,
+                **{self.cache_argument: cache},
+            )
+            return self.model.lm_head(self.last_rows(output.last_hidden_state, embeds, prompts))

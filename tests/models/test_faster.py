@@ -1,0 +1,107 @@
+"""The decoder's modules in their faster forms: the same numbers, fewer calls, and gone afterwards."""
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.generation.test_right_padding import NAMES, loaded, prefill
+from trimtok_cli.models import faster
+
+
+class Calls(TorchDispatchMode):
+    """Counts operations that compute, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func.is_view and func.namespace == "aten":
+            self.names.append(func.name().removeprefix("aten::").split(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.inference_mode()
+def test_every_norm_of_a_decoder_is_fused_and_computes_the_same(name, tmp_path):
+    adapter, prompts = loaded(name, tmp_path)
+    decoder = adapter.model.get_decoder()
+    norms = [module for module in decoder.modules() if type(module).__name__.endswith("RMSNorm")]
+    forms = [(module.__dict__, faster.fused_norm(module)) for module in norms]
+    assert norms and all(form for _, form in forms)
+    wanted = prefill(adapter, prompts)[0]
+    with faster.replaced(forms):
+        assert (prefill(adapter, prompts)[0] - wanted).abs().max() < 1e-5
+        assert all("forward" in vars(module) for module in norms)
+    assert not any("forward" in vars(module) for module in decoder.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@torch.inference_mode()
+def test_a_fused_norm_differs_in_the_last_bit_at_most(tmp_path, dtype):
+    generator = torch.Generator().manual_seed(3)
+    for name in ("llava", "gemma3"):
+        adapter, _ = loaded(name, tmp_path / name)
+        norm = adapter.model.get_decoder().norm.to(dtype)
+        norm.weight.data = torch.randn(norm.weight.shape, generator=generator).to(dtype)
+        rows = torch.randn(5, len(norm.weight), generator=generator).to(dtype) * 3
+        wanted, found = norm(rows), faster.fused_norm(norm)(rows)
+        assert found.dtype == dtype
+        bits = 2 * torch.finfo(dtype).eps
+        torch.testing.assert_close(found, wanted, rtol=max(bits, 1e-6), atol=1e-6)
+
+
+def test_what_is_no_such_norm_is_left_alone():
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.variance_epsilon = nn.Parameter(torch.ones(8)), 1e-6
+
+        def forward(self, rows):
+            return self.weight * (rows - rows.mean(-1, keepdim=True))
+
+    assert faster.fused_norm(Mean()) is None
+    assert faster.fused_norm(nn.LayerNorm(8)) is None
+    assert faster.fused_norm(nn.Linear(8, 8)) is None
+    assert faster.faster_forms([nn.Linear(8, 8).bfloat16()], torch.device("cpu")) == []
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows", [1, 3, 8, 32, 33])
+@torch.inference_mode()
+def test_a_product_of_few_rows_has_the_weights_on_the_left(rows, bias):
+    layer = nn.Linear(64, 48, bias=bias)
+    given = torch.randn(rows, 1, 64)
+    with Calls() as calls:
+        found = faster.few_rows(layer)(given)
+    assert found.is_contiguous() and (found - layer(given)).abs().max() < 1e-5
+    assert ("linear" in calls.names) == (rows not in faster.FEW_ROWS)
+
+
+@torch.inference_mode()
+def test_a_pass_leaves_the_model_as_it_was_even_if_it_breaks(tmp_path):
+    adapter, prompts = loaded("llava", tmp_path)
+    assert len(adapter.faster) == 7 * adapter.num_layers + 1, "every product of the decoder"
+    prefill(adapter, prompts)
+    with pytest.raises(ValueError, match="exactly one"):
+        adapter.forward(None, None, None, None)
+    assert not any("forward" in vars(module) for module in adapter.model.modules())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("dtype", "before"), [(torch.float32, 6), (torch.bfloat16, 8)])
+def test_on_cuda_a_fused_norm_is_one_launch(tmp_path, dtype, before):
+    """Counted on tensors that only say that they lie on CUDA."""
+    adapter, _ = loaded("llava", tmp_path)
+    norm = adapter.model.get_decoder().norm
+    counts = []
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        norm.weight = nn.Parameter(torch.empty(64, device="cuda", dtype=dtype))
+        rows = torch.empty(4, 1, 64, device="cuda", dtype=dtype)
+        for form in (norm, faster.scaled_norm(norm.weight, norm.variance_epsilon)):
+            with Calls() as calls:
+                form(rows)
+            counts.append(calls.names)
+    assert len(counts[0]) == before and counts[1] == ["_fused_rms_norm"]
