@@ -7,6 +7,7 @@ import gc
 import os
 import time
 import traceback
+from pathlib import Path
 
 import torch
 
@@ -43,6 +44,23 @@ def free_bytes(device: torch.device) -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):  # not Linux
         return 8 << 30
+
+
+def host_bytes() -> int | None:
+    """Bytes that a process can still take on this machine, swap included; None where unknown.
+
+    A container's own limit counts. Unlike `free_bytes` this includes the files that the system
+    keeps in memory while nobody needs it.
+    """
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        free = 1024 * sum(int(fields[name].split()[0]) for name in ("MemAvailable", "SwapFree"))
+    except (OSError, ValueError, KeyError, IndexError):  # not Linux
+        return None
+    try:
+        return min(free, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return free
 
 
 def release(device: torch.device) -> None:
