@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -56,6 +57,23 @@ def free_bytes(device: torch.device) -> int:
 def passing_bytes(device: torch.device) -> int:
     """Bytes in use at the peak since `reset_peak` and free again; 0 where none are counted."""
     return peak_bytes(device) and peak_bytes(device) - torch.cuda.memory_allocated(device)
+
+
+def host_bytes() -> int | None:
+    """Bytes that a process can still take on this machine, swap included; None where unknown.
+
+    A container's own limit counts. Unlike `free_bytes` this includes the files that the system
+    keeps in memory while nobody needs it.
+    """
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        free = 1024 * sum(int(fields[name].split()[0]) for name in ("MemAvailable", "SwapFree"))
+    except (OSError, ValueError, KeyError, IndexError):  # not Linux
+        return None
+    try:
+        return min(free, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return free
 
 
 def release(device: torch.device) -> None:

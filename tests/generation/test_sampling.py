@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
 from tests.conftest import picture
@@ -20,6 +22,7 @@ from trimtok_cli.engine.stream import answer_all
 from trimtok_cli.errors import UsageError
 from trimtok_cli.evaluation.compare import compare_all
 from trimtok_cli.generation.capacity import likely_length
+from trimtok_cli.generation.choosing import Chooser
 from trimtok_cli.generation.continuous import AT_ONCE
 from trimtok_cli.generation.seeds import SampleSeeds
 from trimtok_cli.generation.types import run as run_loop
@@ -27,6 +30,7 @@ from trimtok_cli.prepare.sample import Ask
 from trimtok_cli.pruners.registry import build_pruner
 from trimtok_cli.resolve import resolve
 from trimtok_cli.sampling import Sampling
+from trimtok_cli.tokens import Prompt
 
 HOT = Ask("What?", max_new_tokens=8, sampling=Sampling(1.5, seed=3))
 
@@ -176,6 +180,40 @@ def test_numbers_that_mean_something_are_taken_and_answered(adapter, pictures, g
         r.finish in ("stop", "length")
         for r in answer_all(adapter, None, samples_of(pictures, 2), ask)
     )
+
+
+class Operations(TorchDispatchMode):
+    """The operations within its context, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.names.add(operation.name().split("::")[1].split(".")[0])
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "given, ordered",
+    [
+        ({"top_k": 0}, set()),
+        ({"top_k": 0, "top_p": 1.0}, set()),
+        ({"top_k": 5}, {"topk"}),
+        ({"top_k": 0, "top_p": 0.9}, {"sort"}),
+    ],
+)
+def test_the_vocabulary_is_sorted_only_where_a_bound_asks_for_it(adapter, given, ordered):
+    """A sort of 64 rows of 152,000 scores is most of what choosing a token costs."""
+    order = rules(adapter, sampling=Sampling(temperature=0.7, **given), max_new_tokens=4)
+    none, ids = torch.empty(0, dtype=torch.long), torch.arange(3)
+    prompt = Prompt(torch.zeros(3, 4), ids, none, none, none, ids=ids)
+    chooser = Chooser(order)
+    chooser.admit([order.answer(prompt)] * 2)
+    with Operations() as operations:
+        chosen = chooser(torch.randn(2, adapter.model.lm_head.weight.shape[0]))
+    assert chosen.shape == (2,) and "argmax" in operations.names
+    assert operations.names & {"sort", "topk", "argsort", "kthvalue", "multinomial"} == ordered
 
 
 def test_greedy_and_a_temperature_contradict_each_other():

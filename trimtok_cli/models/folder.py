@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import transformers
 
+from trimtok_cli.device import out_of_memory
 from trimtok_cli.errors import ModelError
 from trimtok_cli.models.broken import Broken
 from trimtok_cli.models.catalog import locate
@@ -55,6 +56,21 @@ class Folder:
     def error(self, reason: str) -> ModelError:
         """The sentence for a checkpoint that cannot be loaded for this reason."""
         return ModelError(f"{self.named_by} cannot be loaded: {reason}.")
+
+    def placed(self, network: torch.nn.Module, device: torch.device) -> Any:
+        """A loaded model on a device, ready to answer; ModelError where it does not fit."""
+        try:
+            return network.to(device).eval()
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            raise self.too_large(device) from None
+
+    def too_large(self, device: torch.device) -> ModelError:
+        return ModelError(
+            f"{self.named_by} does not fit into the memory of {device}: use a smaller model or "
+            "--device cpu."
+        )
 
     @contextlib.contextmanager
     def sentences(self) -> Iterator[None]:
@@ -145,8 +161,9 @@ def reason(part: str, error: Exception) -> str:
     The library's own advice is left out: it is for programmers.
     """
     text = " ".join(str(error).split())
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "not enough memory" in text:
-        return f"there is not memory enough for its {part}; use a smaller model"
+    if out_of_memory(error) or "not enough memory" in text:
+        elsewhere = " or --device cpu" if "CUDA" in text else ""
+        return f"there is not memory enough for its {part}; use a smaller model{elsewhere}"
     if "trust_remote_code" in text or "custom code" in text:
         return (
             f"for its {part} it would run Python code of its own; read that code, and add "

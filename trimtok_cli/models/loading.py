@@ -5,7 +5,9 @@ checks the folder, `folder` has transformers load each part, `fitting` makes the
 model, `weights` checks what was loaded.
 """
 
+import logging
 from functools import partial
+from typing import Any
 
 import torch
 import transformers
@@ -15,7 +17,7 @@ from transformers.utils import is_accelerate_available
 
 from trimtok_cli.bounds import check_settings
 from trimtok_cli.config import RunConfig
-from trimtok_cli.device import pick_device, pick_dtype
+from trimtok_cli.device import free_bytes, host_bytes, pick_device, pick_dtype
 from trimtok_cli.errors import ModelError, UsageError
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.models.broken import Broken
@@ -24,9 +26,11 @@ from trimtok_cli.models.fitting import fit
 from trimtok_cli.models.folder import Folder, find_folder, strip
 from trimtok_cli.models.registry import ADAPTERS
 from trimtok_cli.models.vision.clip_text import ClipText
-from trimtok_cli.models.weight_files import check_adapter, quantization
+from trimtok_cli.models.weight_files import check_adapter, quantization, weight_bytes
 from trimtok_cli.models.weights import check_filled, check_weights
 from trimtok_cli.wording import brief
+
+log = logging.getLogger("trimtok")
 
 
 def load_model(
@@ -77,6 +81,7 @@ def load_model(
         dtype=weight_dtype,
         device=target,
         quantized=quantization(settings["config.json"]),
+        num_bytes=weight_bytes(base.path, settings, weight_dtype.itemsize),
     )
     if base is not folder:
         folder.load("adapter", partial(_add_adapter, network))
@@ -119,13 +124,19 @@ def _check_family(settings: dict[str, dict], model: str) -> None:
 
 
 def _network(
-    folder: Folder, config, *, dtype: torch.dtype, device: torch.device, quantized: str
+    folder: Folder,
+    config,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantized: str,
+    num_bytes: int,
 ) -> transformers.PreTrainedModel:
     """The model on its device, with every weight read from the folder.
 
     The attention is set here, because config.json may name a kernel that the library fetches from
     the hub. quantized: the method of quantization or "". Quantized weights are laid out for a
-    device while they are read, and stay there.
+    device while they are read, and stay there. num_bytes: of all weights once they are loaded.
     """
     # Weights of an unknown quantization would be read as if they were plain numbers.
     if quantized and not any(name.startswith(quantized) for name in AUTO_QUANTIZER_MAPPING):
@@ -134,7 +145,7 @@ def _network(
             f"its weights are quantized by {brief(quantized)!r}, which transformers "
             f"{version} does not know"
         )
-    placement = {"device_map": {"": device}} if quantized and is_accelerate_available() else {}
+    placement = _placement(folder, num_bytes, device, quantized)
     network, info = folder.load(
         "weights",
         AutoModelForImageTextToText.from_pretrained,
@@ -149,10 +160,41 @@ def _network(
         check_weights(info, layers=config.get_text_config().num_hidden_layers)
         if not quantized:
             check_filled(network)
-    try:
-        return (network if quantized else network.to(device)).eval()
-    except torch.OutOfMemoryError:
+    return network.eval() if quantized or placement else folder.placed(network, device)
+
+
+def _placement(
+    folder: Folder, num_bytes: int, device: torch.device, quantized: str
+) -> dict[str, Any]:
+    """The options by which the library loads weights of `num_bytes` straight to the device.
+
+    Without accelerate it loads them into the host's memory first. Raises ModelError, before
+    anything is loaded, where the device or the host is too small.
+    """
+    direct = is_accelerate_available() and (bool(quantized) or device.type == "cuda")
+    if device.type == "cuda" and num_bytes > free_bytes(device):
         raise ModelError(
-            f"{folder.named_by} does not fit into the memory of {device}: use a smaller model or "
-            "--device cpu."
-        ) from None
+            f"{folder.named_by} has {_gigabytes(num_bytes)} of weights, and {device} has "
+            f"{_gigabytes(free_bytes(device))} free: use a smaller model or --device cpu."
+        )
+    room = host_bytes()
+    if not direct and room is not None and num_bytes > room:
+        remedy = (
+            "use a smaller model or a machine with more"
+            if device.type == "cpu"
+            else "pip install 'trimtok[gpu]' loads them straight to the device"
+        )
+        raise ModelError(
+            f"{folder.named_by} has {_gigabytes(num_bytes)} of weights, and this machine has "
+            f"{_gigabytes(room)} of memory left: {remedy}."
+        )
+    if device.type == "cuda" and not direct:
+        log.info(
+            "the weights go through the host's memory, as accelerate is not installed; with it "
+            "they load straight to the device: pip install 'trimtok[gpu]'"
+        )
+    return {"device_map": {"": device}} if direct else {}
+
+
+def _gigabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB"

@@ -7,6 +7,7 @@ alone; imports no torch and runs nothing.
 
 import importlib.util
 import json
+import math
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,20 +170,49 @@ def weight_names(folder: Path) -> list[str]:
     )
 
 
+def weight_bytes(folder: Path, settings: dict[str, dict[str, Any]], item_bytes: int) -> int:
+    """The bytes that a checkpoint's weights take once they are loaded.
+
+    item_bytes: of a number, in the dtype that they are loaded in; quantized weights stay as they
+    are, and a pickle is taken to be as large as its file. The files have been checked before.
+    """
+    quantized = quantization(settings["config.json"])
+    total = 0
+    for path in weight_files(folder, settings):
+        if path.suffix == ".safetensors" and not quantized:
+            tensors = _tensors(_header(path)[1]).values()
+            total += item_bytes * sum(math.prod(spec["shape"]) for spec in tensors)
+        else:
+            total += path.stat().st_size
+    return total
+
+
+def _header(path: Path) -> tuple[int, bytes]:
+    """The length of a safetensors file's JSON header, which the file begins with, and the header.
+
+    The header is empty where it cannot be one.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        fits = length <= min(path.stat().st_size, _LONGEST_HEADER)
+        return length, file.read(length) if fits else b""
+
+
+def _tensors(header: bytes) -> dict[str, dict[str, Any]]:
+    """The dtype, shape and place of each tensor, by its name."""
+    return {name: spec for name, spec in json.loads(header).items() if name != "__metadata__"}
+
+
 def _tensor_sizes(path: Path, quantized: str) -> set[int]:
     """The sizes of all axes of all tensors in a safetensors file.
 
-    The file begins with the length of a JSON header, which says where each tensor ends. Raises
-    Broken for a file that is cut short, or whose 8-bit numbers nothing says how to read.
+    The header says where each tensor ends. Raises Broken for a file that is cut short, or whose
+    8-bit numbers nothing says how to read.
     """
     num_bytes = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = file.read(length) if length <= min(num_bytes, _LONGEST_HEADER) else b""
+    length, header = _header(path)
     try:
-        tensors = {
-            name: spec for name, spec in json.loads(header).items() if name != "__metadata__"
-        }
+        tensors = _tensors(header)
         end = max((spec["data_offsets"][1] for spec in tensors.values()), default=0)
         sizes = {size for spec in tensors.values() for size in spec["shape"]}
         dtypes = {name: spec["dtype"] for name, spec in tensors.items()}

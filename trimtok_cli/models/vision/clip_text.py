@@ -43,7 +43,7 @@ class ClipText:
         )
         with folder.sentences():
             check_weights(info)
-        clip = clip.to(device).eval()
+        clip = folder.placed(clip, device)
         self.tokenizer = folder.load("tokenizer", AutoTokenizer.from_pretrained)
         self.clip = clip
         self.width = clip.config.vision_config.hidden_size
