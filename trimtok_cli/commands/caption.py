@@ -11,7 +11,8 @@ from trimtok_cli.commands.session import check_stdin, tell
 from trimtok_cli.commands.terminal.exit import guarded
 from trimtok_cli.commands.terminal.progress import Screen
 from trimtok_cli.config import RunConfig
-from trimtok_cli.readers.paths import read_images
+from trimtok_cli.readers import read_any
+from trimtok_cli.readers.templates import with_prompt
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -23,7 +24,8 @@ EXAMPLES = (
 Sources = Annotated[
     list[str],
     typer.Argument(
-        help="Images, folders, globs, @list.txt, or - for paths on standard input.",
+        help="Images, folders, globs, @list.txt, or - for paths on standard input; or a file of "
+        "rows: metadata.jsonl, CSV, Parquet, COCO annotations, tars of pictures.",
         show_default=False,
     ),
 ]
@@ -32,17 +34,29 @@ Sources = Annotated[
 @guarded
 @o.settings()
 def caption(
-    sources: Sources, *, recursive: o.Recursive = False, config: RunConfig, options: o.RunOptions
+    sources: Sources,
+    *,
+    recursive: o.Recursive = False,
+    image_root: o.Root = None,
+    allow_outside: o.Outside = False,
+    config: RunConfig,
+    options: o.RunOptions,
 ) -> int:
     """Caption images: one answer per image, in input order, with token counts and times."""
     check_stdin(*sources)
-    source = read_images(
+    source = read_any(
         sources,
+        command="caption",
         recursive=recursive,
+        image_root=image_root,
         limit=config.limit or None,
         stdin=sys.stdin,
+        format=config.input_format,
+        allow_outside=allow_outside,
         allow_urls=config.allow_urls,
+        settings=vars(config),
     )
+    source = with_prompt(source, config.prompt)
     screen = Screen(quiet=options.quiet)
-    tell(source, screen)
+    tell(source, screen, options.verbose)
     return run("caption", config, source, options, screen)
