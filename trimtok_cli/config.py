@@ -13,12 +13,12 @@ from trimtok_cli.sampling import MOST_TOKENS, Sampling
 
 CAPTION_PROMPT = "Describe the image in one sentence."
 
-INPUT, MODEL, PRUNING, ANSWERS, VIDEO, OUTPUT = PANELS = (
-    "Input",
+MODEL, PRUNING, ANSWERS, VIDEO, INPUT, OUTPUT = PANELS = (
     "Model",
     "Pruning",
     "Answers",
     "Video",
+    "Input",
     "Output",
 )
 

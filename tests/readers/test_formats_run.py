@@ -27,7 +27,17 @@ def png(color=(200, 30, 60)):
 
 
 def run(*args, code=0):
-    args = [*map(str, args), "--keep", "4", "--max-new-tokens", "2", "-o", "a.jsonl", "-v"]
+    args = [
+        *map(str, args),
+        "--keep",
+        "4",
+        "--max-new-tokens",
+        "2",
+        "-o",
+        "a.jsonl",
+        "-v",
+        "--overwrite",
+    ]
     done = CliRunner().invoke(app, args)
     assert done.exit_code == code, f"{done.exit_code}\n{done.stderr}\n{done.exception!r}"
     rows = [json.loads(line) for line in Path("a.jsonl").read_text().splitlines()]
@@ -43,13 +53,19 @@ def plain(row):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_pictures_in_a_tar_are_answered_as_their_files_are(llava_folder, workers):
     with tarfile.open("a.tar", "w") as tar:
-        for name, content in (("x/a.png", png()), ("x/a.txt", b"red"), ("x/b.png", b"\x89PNG broken")):
+        for name, content in (
+            ("x/a.png", png()),
+            ("x/a.txt", b"red"),
+            ("x/b.png", b"\x89PNG broken"),
+        ):
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
     Path("a.png").write_bytes(png())
-    common = ("-m", llava_folder, "--workers", workers, "--overwrite")
-    (a, b), said = run("caption", "a.tar", *common, "--prompt", "{stem} in {dir}: {caption}?", code=3)
+    common = ("-m", llava_folder, "--workers", workers)
+    (a, b), said = run(
+        "caption", "a.tar", *common, "--prompt", "{stem} in {dir}: {caption}?", code=3
+    )
     assert "a.tar is read as a tar of pictures" in said
     assert (a["question_id"], a["image"], a["prompt"]) == ("x/a", "x/a.png", "a in x: red?")
     assert "it has no caption" in b["metadata"]["error"] and b["text"] == ""
@@ -73,7 +89,12 @@ def test_a_table_of_data_uris_and_addresses(llava_folder):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/a.png"
         uri = "data:image/png;base64," + base64.b64encode(png()).decode()
-        lines = ["question_id,image,question", f'1,"{uri}",What?', f"2,{url},What?", f"3,{url}x,What?"]
+        lines = [
+            "question_id,image,question",
+            f'1,"{uri}",What?',
+            f"2,{url},What?",
+            f"3,{url}x,What?",
+        ]
         Path("q.csv").write_text("\n".join(lines))
         (held, fetched, gone), _ = run("vqa", "q.csv", "-m", llava_folder, "--allow-urls", code=3)
         (_, refused, _), _ = run("vqa", "q.csv", "-m", llava_folder, code=3)
