@@ -13,12 +13,12 @@ from trimtok_cli.sampling import MOST_TOKENS, Sampling
 
 CAPTION_PROMPT = "Describe the image in one sentence."
 
-INPUT, MODEL, PRUNING, ANSWERS, VIDEO, OUTPUT = PANELS = (
-    "Input",
+MODEL, PRUNING, ANSWERS, VIDEO, INPUT, OUTPUT = PANELS = (
     "Model",
     "Pruning",
     "Answers",
     "Video",
+    "Input",
     "Output",
 )
 
@@ -103,7 +103,8 @@ class RunConfig:
     )
     prompt: str = setting(
         CAPTION_PROMPT,
-        "What to ask of every image.",
+        "What to ask of every image. {stem}, {name}, {dir}, {parent} and the columns of a row "
+        "stand for what it has; {{ is a brace.",
         panel=ANSWERS,
         flags=("--prompt", "-p"),
     )
@@ -235,6 +236,13 @@ class RunConfig:
     )
     video_timeout: float = like(
         FrameRule, "timeout", help="Seconds for decoding one video.", panel=VIDEO
+    )
+    input_format: str = setting(
+        "auto",
+        "What a file of rows is: json (one a line, an array, or a document), csv, tsv, parquet, "
+        "tar, or auto, by its content.",
+        panel=INPUT,
+        choices=("auto", "json", "csv", "tsv", "parquet", "tar"),
     )
     allow_urls: bool = setting(
         False,

@@ -162,7 +162,7 @@ CARRIED = (
     | {name: by(build_every, own) for own, name in SHARED.items()}
 )
 # Only RunConfig carries these settings.
-ALONE = {"keep", "method", "params", "batch_size", "workers", "limit"}
+ALONE = {"keep", "method", "params", "batch_size", "workers", "limit", "input_format", "allow_urls"}
 
 
 def refused(field: dataclasses.Field) -> list:

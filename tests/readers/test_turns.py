@@ -97,7 +97,9 @@ def test_sharegpt_roles_and_messages_with_images_beside_them():
             ]
         },
     )
-    for sample in samples(*rows):
+    found = samples(*rows)
+    assert len(found) == 3
+    for sample in found:
         assert (sample.problem, sample.question, sample.answers) == ("", "What?", ("It.",))
         assert sample.images == (Path("a.png"),)
 

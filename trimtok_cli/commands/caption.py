@@ -1,7 +1,6 @@
 """trimtok caption: a sentence for every image."""
 
 import sys
-from functools import partial
 from typing import Annotated
 
 import typer
@@ -12,7 +11,9 @@ from trimtok_cli.commands.session import check_stdin, tell
 from trimtok_cli.commands.terminal.exit import guarded
 from trimtok_cli.commands.terminal.progress import Screen
 from trimtok_cli.config import RunConfig
-from trimtok_cli.readers.paths import read_images
+from trimtok_cli.readers import read_any
+from trimtok_cli.readers.source import Source
+from trimtok_cli.readers.templates import with_prompt
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -24,7 +25,8 @@ EXAMPLES = (
 Sources = Annotated[
     list[str],
     typer.Argument(
-        help="Images, folders, globs, @list.txt, or - for paths on standard input.",
+        help="Images, folders, globs, @list.txt, or - for paths on standard input; or a file of "
+        "rows: metadata.jsonl, CSV, Parquet, COCO annotations, tars of pictures.",
         show_default=False,
     ),
 ]
@@ -33,18 +35,32 @@ Sources = Annotated[
 @guarded
 @o.settings()
 def caption(
-    sources: Sources, *, recursive: o.Recursive = False, config: RunConfig, options: o.AnswerOptions
+    sources: Sources,
+    *,
+    recursive: o.Recursive = False,
+    image_root: o.Root = None,
+    allow_outside: o.Outside = False,
+    config: RunConfig,
+    options: o.AnswerOptions,
 ) -> int:
     """Caption images: one answer per image, in input order, with token counts and times."""
     check_stdin(*sources)
-    read = partial(
-        read_images,
-        sources,
-        recursive=recursive,
-        limit=config.limit or None,
-        stdin=sys.stdin,
-        allow_urls=config.allow_urls,
-    )
+
+    def read() -> Source:
+        source = read_any(
+            sources,
+            command="caption",
+            recursive=recursive,
+            image_root=image_root,
+            limit=config.limit or None,
+            stdin=sys.stdin,
+            format=config.input_format,
+            allow_outside=allow_outside,
+            allow_urls=config.allow_urls,
+            settings=vars(config),
+        )
+        return with_prompt(source, config.prompt)
+
     source, screen = read(), Screen(quiet=options.quiet)
-    tell(source, screen)
+    tell(source, screen, options.verbose)
     return run("caption", config, source, options, screen, again=read)

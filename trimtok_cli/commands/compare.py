@@ -37,6 +37,7 @@ from trimtok_cli.outputs.manifest import ComparisonSummary, Manifest
 from trimtok_cli.readers import read_any
 from trimtok_cli.readers.keys import keyed
 from trimtok_cli.readers.source import Source
+from trimtok_cli.readers.templates import with_prompt
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -88,10 +89,14 @@ def compare(
         image_root=image_root,
         limit=config.limit or None,
         allow_text_only=allow_text_only,
+        format=config.input_format,
         allow_outside=allow_outside,
+        allow_urls=config.allow_urls,
+        settings=vars(config),
     )
+    source = with_prompt(source, config.prompt)
     screen = Screen(quiet=options.quiet, noun="samples")
-    tell(source, screen)
+    tell(source, screen, options.verbose)
     return run_comparison(config, source, options, screen)
 
 

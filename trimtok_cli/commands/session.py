@@ -19,9 +19,9 @@ from trimtok_cli.readers.source import Source
 FEW_INPUTS = 32  # for fewer inputs no worker is started, which takes seconds
 
 
-def tell(source: Source, screen: Screen) -> None:
-    """Shows the notes of the readers."""
-    for note in source.notes:
+def tell(source: Source, screen: Screen, verbose: bool = False) -> None:
+    """Shows the notes of the readers; `verbose`: the quiet ones, too."""
+    for note in (*source.notes, *(source.quiet_notes if verbose else ())):
         screen.say(f"note: {note}", "yellow")
 
 

@@ -7,7 +7,7 @@ import typer
 
 from trimtok_cli.commands import options as o
 from trimtok_cli.commands.run import run
-from trimtok_cli.commands.session import check_stdin
+from trimtok_cli.commands.session import check_stdin, tell
 from trimtok_cli.commands.terminal.exit import guarded
 from trimtok_cli.commands.terminal.progress import Screen
 from trimtok_cli.config import RunConfig
@@ -24,7 +24,9 @@ EXAMPLES = (
 Questions = Annotated[
     str,
     typer.Argument(
-        help="JSONL with question_id, image, text; or - for standard input.", show_default=False
+        help="JSONL with question_id, image, text, or another file of questions (VQAv2, TextVQA, "
+        "conversations, OpenAI batch, CSV, Parquet); or - for standard input.",
+        show_default=False,
     ),
 ]
 
@@ -51,14 +53,10 @@ def vqa(
         limit=config.limit or None,
         allow_text_only=allow_text_only,
         allow_outside=allow_outside,
+        format=config.input_format,
         allow_urls=config.allow_urls,
         settings=vars(config),
     )
-    return run(
-        "vqa",
-        config,
-        read(),
-        options,
-        Screen(quiet=options.quiet, noun="questions"),
-        again=read,
-    )
+    source, screen = read(), Screen(quiet=options.quiet, noun="questions")
+    tell(source, screen, options.verbose)
+    return run("vqa", config, source, options, screen, again=read)

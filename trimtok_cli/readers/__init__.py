@@ -5,43 +5,87 @@ Decodes no image.
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from trimtok_cli.errors import UsageError
 from trimtok_cli.readers.paths import is_question_file, read_images
-from trimtok_cli.readers.questions import read_questions
+from trimtok_cli.readers.questions import ROW_SUFFIXES, read_questions
 from trimtok_cli.readers.source import Source
 
 __all__ = ["Source", "read_any", "read_images", "read_questions"]
+
+# Endings of files of rows of which several may be named, such as the shards of a data set.
+_SHARDS = (".tar", ".parquet", ".csv", ".tsv", ".tab")
 
 
 def read_any(
     sources: Sequence[str],
     *,
+    command: str = "any",
     recursive: bool = False,
     image_root: Path | None = None,
     limit: int | None = None,
+    format: str = "auto",
     allow_text_only: bool = False,
     allow_outside: bool = False,
+    allow_urls: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    stdin: Iterable[str] | None = None,
 ) -> Source:
-    """The samples of one question file, or of any number of images, folders, patterns and lists.
+    """The samples of one file of rows, or of any number of images, folders, patterns and lists.
 
-    A JSON file among images is a sidecar of theirs. UsageError where the sources do not go together
-    or hold nothing.
+    command: caption, which reads no file of questions, or any. A JSON file among images is a
+    sidecar of theirs. UsageError where the sources do not go together or hold nothing.
     """
-    if len(sources) == 1 and (is_question_file(sources[0]) or _is_pipe(sources[0])):
+
+    def rows(source: str) -> Source:
         return read_questions(
-            sources[0],
+            source,
+            command=command,
             image_root=image_root,
             limit=limit,
+            format=format,
             allow_text_only=allow_text_only,
             allow_outside=allow_outside,
+            allow_urls=allow_urls,
+            settings=settings,
         )
+
+    if len(sources) == 1 and (_is_row_file(sources[0], format) or _is_pipe(sources[0])):
+        return rows(sources[0])
+    if len(sources) > 1 and all(_is_shard(source) for source in sources):
+        return _joined([rows(source) for source in sources]).first(limit)
     questions = [source for source in sources if is_question_file(source)]
     if questions and (len(questions) == len(sources) or any(map(_holds_questions, questions))):
         raise UsageError("a question file must be the only source; put all questions into one file")
-    return read_images(sources, recursive=recursive, limit=limit)
+    return read_images(
+        sources, recursive=recursive, limit=limit, stdin=stdin, allow_urls=allow_urls
+    )
+
+
+def _joined(parts: Sequence[Source]) -> Source:
+    """The sources one after the other, as one."""
+    return Source(
+        chain.from_iterable(part.samples for part in parts),
+        sum(part.total or 0 for part in parts),
+        tuple(chain.from_iterable(part.files for part in parts)),
+        tuple(chain.from_iterable(part.notes for part in parts)),
+        tuple(chain.from_iterable(part.quiet_notes for part in parts)),
+    )
+
+
+def _is_row_file(source: str, format: str) -> bool:
+    """Whether a source is a file of rows, by its ending or because --input-format says so."""
+    if source == "-" or os.path.isdir(source):
+        return False
+    return source.lower().endswith(ROW_SUFFIXES) or format != "auto"
+
+
+def _is_shard(source: str) -> bool:
+    return source.lower().endswith(_SHARDS) and os.path.isfile(source)
 
 
 def _holds_questions(source: str) -> bool:

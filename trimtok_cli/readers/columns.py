@@ -134,7 +134,7 @@ class Columns:
         if column not in self.full:
             column = self._only(
                 [name for key, name in self.plain.items() if key in column_names.PICTURES]
-            )
+            ) or self._only([name for name in self.full if isinstance(self.full[name], Blob)])
         if not column:
             return ()
         names = as_list(self.full[column])
@@ -153,7 +153,7 @@ class Columns:
 
         The same file name in another folder is no further picture.
         """
-        if column_names.NUMBERED.fullmatch(key) and isinstance(value, str):
+        if column_names.NUMBERED.fullmatch(key) and isinstance(value, str | Blob):
             return True
         if not (
             key in column_names.PICTURES

@@ -87,6 +87,11 @@ def binary_format(head: bytes, *, list_of_names: bool = False) -> str:
     return "" if list_of_names else "binary data, not UTF-8 text"
 
 
+def is_old_tar(head: bytes) -> bool:
+    """Whether a file may be a tar that was written without a mark: a name, zeros, octal numbers."""
+    return len(head) >= 512 and head[0] > 0 and bool(re.match(rb"[0-7 ]{6}[ \0]", head[100:107]))
+
+
 def _mostly_zeros(data: bytes) -> bool:
     return data.count(0) >= len(data) * 0.9
 

@@ -124,7 +124,10 @@ def _expand(source: str, recursive: bool, alone: bool, passed: Passed, urls: boo
     if not source:
         raise UsageError("an empty name was given as an image; name an image file or a folder")
     if is_address(source) and (urls or source[:5].lower() == "data:"):
-        return [address_sample(source, urls)]
+        sample = address_sample(source, urls)
+        if sample.problem:
+            raise UsageError(sample.problem)
+        return [sample]
     if alone and is_question_file(source):
         raise UsageError(f"{source} holds questions, not images; use `trimtok vqa {source}`")
     try:

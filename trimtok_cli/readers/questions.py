@@ -85,7 +85,13 @@ def _table(path: str, rules: Rules, format: str) -> Table | None:
         from trimtok_cli.readers.delimited import delimited_table
 
         return delimited_table(path, name, "\t" if format == "tsv" else ",;")
-    return None
+    if format == "parquet":
+        from trimtok_cli.readers.parquet import parquet_table
+
+        return parquet_table(path, name)
+    from trimtok_cli.readers.archives import archive_table
+
+    return archive_table(path, name)
 
 
 def recognised(path: str) -> str:
@@ -93,6 +99,10 @@ def recognised(path: str) -> str:
     with open(path, "rb") as file:
         head = file.read(HEAD)
     ending = os.path.splitext(path)[1].lower()
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if head[257:262] == b"ustar" or (ending == ".tar" and foreign_formats.is_old_tar(head)):
+        return "tar"
     if foreign_formats.binary_format(head):
         return "json"
     lines = head.decode("utf-8", "replace").removeprefix("\ufeff").lstrip().splitlines()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from trimtok_cli.blobs import Blob
 from trimtok_cli.data import Sample
 from trimtok_cli.readers.columns import Columns, Problem, references
 from trimtok_cli.readers.foreign_formats import WANTED, plain_name
@@ -93,7 +94,11 @@ class Rules:
             images=images,
             video=video_medium,
             answers=references(row),
-            extra={column: value for column, value in row.items() if column not in used},
+            extra={
+                column: str(value) if isinstance(value, Blob) else value
+                for column, value in row.items()
+                if column not in used
+            },
         )
 
     def _refuse_question(self, text: str, columns: Columns, turns: bool) -> None:

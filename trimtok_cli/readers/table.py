@@ -17,7 +17,7 @@ from trimtok_cli.readers.rows import Rows, Rules
 from trimtok_cli.readers.source import Source, late
 
 # Broken rows at the beginning of a file after which the file is refused.
-FILE_ROWS = 100_000
+FILE_ROWS = 10_000
 
 
 @dataclass(frozen=True)
