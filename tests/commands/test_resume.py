@@ -4,11 +4,13 @@ The engine is a stand-in that answers at once; all else is the program itself.
 """
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from tests.support import stub_engine
 from tests.support.stub_engine import call, contents
 from trimtok_cli.bounds import facts_of, flag, kinds_of
 from trimtok_cli.config import RunConfig
+from trimtok_cli.errors import ModelError
 from trimtok_cli.outputs.fingerprint import MAY_CHANGE
 
 ROOT = Path(__file__).parents[2]
@@ -375,22 +378,66 @@ def test_the_order_of_a_run_gives_a_sample_the_seed_of_its_turn():
     ]
 
 
-def test_the_stand_in_answers_as_the_engine_is_asked(monkeypatch, bare_model, inputs):
-    """A run that is ended by a signal in the middle goes on behind its last line."""
+ENDS = {
+    "a signal": (KeyboardInterrupt(), 130, "interrupted"),
+    "a model that is no use": (ModelError("the model is no use."), 1, "the model is no use."),
+    "no memory": (MemoryError(), 1, "MemoryError: no message (run again with --debug"),
+    "a device that is lost": (
+        RuntimeError("CUDA error\nand more"),
+        1,
+        "RuntimeError: CUDA error (",
+    ),
+    "a disk that fails": (OSError(errno.EIO, "Input/output error"), 1, "Input/output error"),
+}
 
-    def interrupted(adapter, pruner, samples, ask, **options):
-        for number, result in enumerate(stub_engine.answer_all(adapter, pruner, samples, ask)):
-            if number == 3:
-                raise KeyboardInterrupt
-            yield result
 
-    stub_engine.install(monkeypatch, interrupted)
+@pytest.mark.parametrize(("error", "code", "says"), ENDS.values(), ids=ENDS.keys())
+def test_whatever_ends_a_run_what_is_written_stays_and_the_same_command_goes_on(
+    error, code, says, monkeypatch, bare_model, inputs
+):
+    def ending(*given, **options):
+        yield from islice(stub_engine.answer_all(*given, **options), 3)
+        raise error
+
     arguments = line("caption", inputs, bare_model)
-    done = call(*arguments)
-    assert done.exit_code == 130 and len(rows(Path("o/answers.jsonl"))) == 3
-    assert len(rows(Path("o/errors.jsonl"))) == 1
     stub_engine.install(monkeypatch)
-    first = Path("o/answers.jsonl").read_bytes().splitlines()
     assert call(*arguments).exit_code == 3
+    expected = contents(Path("o"))
+    shutil.rmtree("o")
+    stub_engine.install(monkeypatch, ending)
+    done = call(*arguments)
+    said = [each for each in done.stderr.splitlines() if each.startswith("error: ")]
+    assert done.exit_code == code and len(said) == 1 and says in said[0], done.stderr
+    first = Path("o/answers.jsonl").read_bytes().splitlines()
+    assert len(first) == 3 and len(rows(Path("o/errors.jsonl"))) == 1
+    assert json.loads(Path("o/run.json").read_text())["interrupted"] is True
+    stub_engine.install(monkeypatch)
+    assert call(*arguments).exit_code == 3 and contents(Path("o")) == expected
     found = Path("o/answers.jsonl").read_bytes().splitlines()
-    assert len(found) == 6 and [found[0], found[2]] == [first[0], first[2]]
+    assert [found[0], found[2]] == [first[0], first[2]], "what was answered is not asked again"
+
+
+def test_a_source_that_vanishes_between_listing_and_reading_fails_and_is_gone_on_with(
+    monkeypatch, loaded, bare_model, inputs, tmp_path
+):
+    """A picture, then the question file itself, is away for one run."""
+    from trimtok_cli.commands import run
+
+    arguments = line("questions", inputs, bare_model)
+    assert call(*arguments).exit_code == 3
+    expected = contents(Path("o"))
+    shutil.rmtree("o")
+    load = run.load
+    for name, done in (("p3.png", 6), ("q.jsonl", 6)):
+        away = inputs / name
+
+        def vanish(*given, away=away):
+            away.rename(tmp_path / "away")
+            return load(*given)
+
+        monkeypatch.setattr(run, "load", vanish)
+        assert call(*arguments).exit_code == 3
+        assert len(rows(Path("o/answers.jsonl"))) == done
+        monkeypatch.setattr(run, "load", load)
+        (tmp_path / "away").rename(away)
+        assert call(*arguments).exit_code == 3 and contents(Path("o")) == expected
