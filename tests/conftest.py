@@ -3,6 +3,7 @@
 No test reaches the hub or reads the developer's settings.
 """
 
+import json
 import os
 import signal
 
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support import tiny
+from tests.support import stub_engine, tiny
 
 # Test files that hold a fast path against a slow and obvious one. They must pass with every version
 # of the libraries. `pytest -m oracle` runs them.
@@ -106,3 +107,34 @@ def pictures(tmp_path) -> list[Path]:
     for i, path in enumerate(paths):
         picture(i, 60 + 17 * i, 140 - 13 * i).save(path)
     return paths
+
+
+@pytest.fixture
+def loaded(monkeypatch) -> list[str]:
+    """The models that were loaded; a stand-in takes the engine's place."""
+    return stub_engine.install(monkeypatch)
+
+
+@pytest.fixture
+def bare_model(tmp_path) -> Path:
+    """A folder that looks like a model's to whatever does not load it."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(bytes(range(256)))
+    return folder
+
+
+@pytest.fixture
+def inputs(tmp_path) -> Path:
+    """Six inputs, of which two fail; and a question file in which ids and questions repeat."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(1, 7):
+        (folder / f"p{number}.png").write_text("x" * number if number not in (2, 5) else "")
+    lines = [
+        {"question_id": 7, "image": f"p{number}.png", "text": "What?", "category": number}
+        for number in (1, 1, 2, 3, 1, 5)
+    ]
+    (folder / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder

@@ -13,42 +13,12 @@ from pathlib import Path
 import pytest
 
 from tests.commands.test_cli import rows
-from tests.support import stub_engine
 from tests.support.stub_engine import Died, Disk, call, contents
 from trimtok_cli.outputs.journal import Journal
 from trimtok_cli.readers import read_images
 from trimtok_cli.readers.keys import keyed
 
 NUMBER = 6
-
-
-@pytest.fixture
-def loaded(monkeypatch) -> list[str]:
-    return stub_engine.install(monkeypatch)
-
-
-@pytest.fixture
-def model(tmp_path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(bytes(range(256)))
-    return folder
-
-
-@pytest.fixture
-def inputs(tmp_path) -> Path:
-    """Six inputs, of which two fail; and a question file in which ids and questions repeat."""
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for number in range(1, NUMBER + 1):
-        (folder / f"p{number}.png").write_text("x" * number if number not in (2, 5) else "")
-    lines = [
-        {"question_id": 7, "image": f"p{number}.png", "text": "What?", "category": number}
-        for number in (1, 1, 2, 3, 1, 5)
-    ]
-    (folder / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
 
 
 def line(name: str, inputs: Path, model: Path) -> list[object]:
@@ -99,10 +69,10 @@ WAYS = {
 
 @pytest.mark.parametrize(("name", "half", "retry"), WAYS.values(), ids=WAYS.keys())
 def test_a_run_that_dies_at_any_call_ends_as_an_undisturbed_one(
-    name, half, retry, loaded, model, inputs
+    name, half, retry, loaded, bare_model, inputs
 ):
     """retry: an earlier run had failures, which succeed now."""
-    arguments = line(name, inputs, model)
+    arguments = line(name, inputs, bare_model)
     if retry:
         assert call(*arguments).exit_code == 3
         shutil.move("o", "earlier")
@@ -132,10 +102,10 @@ FAULTS = {
 
 @pytest.mark.parametrize(("code", "lasting"), FAULTS.values(), ids=FAULTS.keys())
 def test_a_disk_that_fails_at_any_call_is_one_sentence_and_loses_nothing(
-    code, lasting, loaded, model, inputs
+    code, lasting, loaded, bare_model, inputs
 ):
     """Every line that was written stays, and the same command then goes on."""
-    arguments = line("caption", inputs, model)
+    arguments = line("caption", inputs, bare_model)
     expected = undisturbed(arguments)
     number, reached, stopped = 0, True, 0
     while reached:
@@ -157,8 +127,8 @@ def test_a_disk_that_fails_at_any_call_is_one_sentence_and_loses_nothing(
     assert number > 40 and stopped > 15
 
 
-def test_a_last_line_that_is_torn_at_any_byte_is_answered_again(loaded, model, inputs):
-    arguments = line("caption", inputs, model)
+def test_a_last_line_that_is_torn_at_any_byte_is_answered_again(loaded, bare_model, inputs):
+    arguments = line("caption", inputs, bare_model)
     assert call(*arguments).exit_code == 3
     file, run = Path("o/answers.jsonl"), json.loads(Path("o/run.json").read_text())["run"]
     whole, expected = file.read_bytes(), contents(Path("o"))
@@ -180,9 +150,9 @@ def test_a_last_line_that_is_torn_at_any_byte_is_answered_again(loaded, model, i
 
 @pytest.mark.parametrize("damage", ["cut", "zeros", "rubbish"])
 def test_a_line_in_the_middle_that_is_torn_is_an_error_with_its_number(
-    damage, loaded, model, inputs
+    damage, loaded, bare_model, inputs
 ):
-    arguments = line("caption", inputs, model)
+    arguments = line("caption", inputs, bare_model)
     call(*arguments)
     file = Path("o/answers.jsonl")
     lines = file.read_bytes().splitlines(keepends=True)

@@ -134,7 +134,8 @@ def write_all(
         writer.close(failed)
         screen.say(closing_line(summary, screen.noun))
         if file.began and file.count:
-            screen.say(f"answers in {destination}", "dim")
+            rest = f"; the same command with -o {destination} goes on" if failure else ""
+            screen.say(f"answers in {destination}{rest}", "dim")
         if file.began and (file.end or not failed):
             end = partial(close, destination, begun.journal, manifest, over=failure is None)
             finish(destination.manifest, end, failure is not None)

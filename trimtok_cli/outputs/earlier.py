@@ -12,6 +12,9 @@ from typing import Any
 
 from trimtok_cli.errors import UsageError
 
+# What a run.json holds that a run is to be gone on with.
+_HELD = ("config", "model", "identity", "versions")
+
 RESUME, OVERWRITE, FAIL = EXISTING = ("resume", "overwrite", "fail")
 
 
@@ -59,7 +62,7 @@ def _document(manifest: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(manifest.read_text(encoding="utf-8"))
-        held = all(isinstance(found[name], dict) for name in ("config", "model", "identity"))
+        held = all(isinstance(found[name], dict) for name in _HELD)
         whole = held and isinstance(found["run"], str) and found["settings"][0]["method"]
         return found if whole and found["trimtok"] else {}
     except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):

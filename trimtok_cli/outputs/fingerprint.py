@@ -59,8 +59,8 @@ def differences_loaded(earlier: Mapping[str, Any], model: Mapping[str, str]) -> 
 
 def other_versions(earlier: Mapping[str, Any], versions: Mapping[str, str]) -> Iterator[str]:
     """The versions that are not those of the earlier run, a phrase each."""
-    then = earlier.get("versions")
-    for name, now in versions.items() if isinstance(then, dict) else ():
+    then = earlier["versions"]
+    for name, now in versions.items():
         if then.get(name, now) != now:
             yield _phrase(name, then[name], now)
 
