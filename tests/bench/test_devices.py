@@ -2,6 +2,7 @@
 library's static cache.
 """
 
+import dataclasses
 import subprocess
 from types import SimpleNamespace
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 
 from trimtok_cli.bench import hardware, parts, whole_runs
-from trimtok_cli.bench.spec import Bench, DecodePart, OverheadPart
+from trimtok_cli.bench.run import check
+from trimtok_cli.bench.spec import Bench, DecodePart, Grid, OverheadPart
 from trimtok_cli.data import Seconds
+from trimtok_cli.errors import UsageError
 
 
 @pytest.fixture
@@ -105,3 +108,12 @@ def test_on_cuda_the_opponent_is_also_a_static_cache(adapter, monkeypatch, tmp_p
     assert row["identical"] == dict.fromkeys(
         ("continuous", "simple", "generate, static cache"), True
     )
+
+
+def test_a_layer_of_a_deep_model_is_not_refused_before_the_model_is_known(tmp_path):
+    deep = Grid(
+        model=("x",), method=("vtw",), params={"layer": 60}, image="90x84", decode=("simple",)
+    )
+    check(Bench(grid=(deep,)), tmp_path)
+    with pytest.raises(UsageError, match="prunes inside the model"):
+        check(Bench(grid=(dataclasses.replace(deep, decode=("continuous",)),)), tmp_path)
