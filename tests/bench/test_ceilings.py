@@ -27,7 +27,9 @@ def committed() -> dict:
 def test_what_a_stage_launches_may_only_fall(committed, model, tmp_path):
     task = next(task for task in read_bench("counts").counts if task.model == model)
     task = CountsPart(**{**vars(task), "method": ("trimtokenator",), "batch": (2,)})
-    for row in counts_rows(task, Bench(), tmp_path):
+    rows = list(counts_rows(task, Bench(), tmp_path))
+    assert [row["stage"] for row in rows] == ["encode", "prune", "prefill", "decode step"]
+    for row in rows:
         ceiling = committed[row["key"]]
         above = {name: row[name] for name in CEILINGS if row[name] > ceiling[name]}
         assert not above, (row["key"], above, {name: ceiling[name] for name in above})
