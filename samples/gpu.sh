@@ -1,20 +1,65 @@
 #!/usr/bin/env bash
-# Everything that needs a CUDA device, in one call: the tests marked gpu (the pruners' kernels against their reference, recorded
-# decode steps against generate), then the benchmarks with random weights (no hub, no network). Their bench.json and plots go to samples/results or the folder given.
-#   PYTHON=python3 samples/gpu.sh [FOLDER] [PRESET...]
+# The first minutes on a GPU, in one call: is it right, what is the machine, where does the time go, which choices pay, a run from
+# files, and then the benchmarks with random weights (no hub, no network). Every part has its own time limit and its own JSON in the
+# folder given (samples/results if none), and none stops the next. The exit status is 1 if any part failed.
+#   PYTHON=python3 samples/gpu.sh [FOLDER] [PART...]
+#   DEVICE=cpu samples/gpu.sh FOLDER [PART...]      a dry run on the tiny model: every part's path, no figures that mean anything
 set -u
 cd "$(dirname "$0")/.."
-python=${PYTHON:-python3}
+python=${PYTHON:-}
+[ -n "$python" ] || { [ -x .venv/bin/python ] && python=.venv/bin/python || python=python3; }
+device=${DEVICE:-cuda}
 folder=${1:-samples/results}
 shift || true
-presets=("$@")
-[ ${#presets[@]} -gt 0 ] || presets=(table4 ladder methods)
+parts=("$@")
+[ ${#parts[@]} -gt 0 ] || parts=(tests machine profile choices files small-card table4 ladder methods counts)
+mkdir -p "$folder"
 failed=0
-"$python" -c 'import sys, torch; sys.exit("no CUDA device here" if not torch.cuda.is_available() else 0)' || exit 2
-"$python" -m pytest -m gpu || failed=1
-for preset in "${presets[@]}"; do
-  # A preset that takes too long is stopped; what it measured until then is in its file.
-  timeout --signal=INT --kill-after=30 "${SECONDS_EACH:-540}" "$python" -m trimtok_cli bench "$preset" --random-weights --device cuda \
-    --out "$folder/$preset" --overwrite || failed=1
+
+if [ "$device" = cuda ]; then
+  "$python" -c 'import sys, torch; sys.exit("no CUDA device here" if not torch.cuda.is_available() else 0)' || exit 2
+  size=(--model llava-1.5-7b)
+  run=()
+  fast=(--rounds 3)
+else
+  size=(--model tiny --image 90x84 --keep 4 --batch 1 2 --rounds 1)
+  run=(--samples 4 --new-tokens 2 --batch-size 2 --workers 1)
+  fast=(--rounds 1)
+  SECONDS_EACH=${SECONDS_EACH:-540}  # a CPU with other work is slow
+fi
+
+# within SECONDS COMMAND...: a command that takes too long is stopped, what it wrote until then stays, and the next part begins.
+within() {
+  local seconds=${SECONDS_EACH:-$1} status=0
+  shift
+  timeout --signal=INT --kill-after=30 "$seconds" "$@" || status=$?
+  [ $status -eq 0 ] || { echo "failed with status $status: $*" >&2; failed=1; }
+}
+first() {
+  local seconds=$1 part=$2 file=$3
+  shift 3
+  within "$seconds" "$python" -m trimtok_cli.bench.first_minutes "$part" --device "$device" "${size[@]}" --out "$folder/$file.json" "$@"
+}
+preset() {
+  local seconds=$1 name=$2 from=$2
+  shift 2
+  [ "$device" = cuda ] || from=smoke
+  within "$seconds" "$python" -m trimtok_cli bench "$from" --random-weights --device "$device" --out "$folder/$name" --overwrite "$@"
+}
+
+for part in "${parts[@]}"; do
+  echo "== $part"
+  case "$part" in
+    tests) within 240 "$python" -m pytest -q -m gpu ${TESTS:-} --junitxml="$folder/tests.xml" ;;
+    machine) first 60 machine machine ;;
+    profile) first 150 profile profile ;;
+    choices) first 300 choices choices ${VARIANTS:+--variants "$VARIANTS"} ;;
+    files) first 180 files files ${run[@]+"${run[@]}"} ;;
+    small-card) first 240 files small-card ${run[@]+"${run[@]}"} --fraction 0.3 ;;  # 24 of 80 GB
+    table4) preset 300 table4 "${fast[@]}" ;;
+    ladder | methods) preset 540 "$part" ;;
+    counts) within 540 "$python" -m trimtok_cli bench "${COUNTS:-counts}" --device "$device" --out "$folder/counts-here" --overwrite ;;
+    *) echo "no such part: $part" >&2; failed=1 ;;
+  esac
 done
 exit $failed

@@ -2,15 +2,18 @@
 library's static cache.
 """
 
+import dataclasses
 import subprocess
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from trimtok_cli.bench import hardware, parts, whole_runs
-from trimtok_cli.bench.spec import Bench, DecodePart, OverheadPart
+from trimtok_cli.bench import grid, hardware, parts, whole_runs
+from trimtok_cli.bench.run import check
+from trimtok_cli.bench.spec import Bench, DecodePart, Grid, OverheadPart
 from trimtok_cli.data import Seconds
+from trimtok_cli.errors import UsageError
 
 
 @pytest.fixture
@@ -105,3 +108,23 @@ def test_on_cuda_the_opponent_is_also_a_static_cache(adapter, monkeypatch, tmp_p
     assert row["identical"] == dict.fromkeys(
         ("continuous", "simple", "generate, static cache"), True
     )
+
+
+def test_a_layer_of_a_deep_model_is_not_refused_before_the_model_is_known(tmp_path):
+    deep = Grid(
+        model=("x",), method=("vtw",), params={"layer": 60}, image="90x84", decode=("simple",)
+    )
+    check(Bench(grid=(deep,)), tmp_path)
+    with pytest.raises(UsageError, match="prunes inside the model"):
+        check(Bench(grid=(dataclasses.replace(deep, decode=("continuous",)),)), tmp_path)
+
+
+@pytest.mark.parametrize(("free", "left_out"), [(1 << 40, False), (100_000, True)])
+def test_a_cell_whose_cache_cannot_fit_is_left_out_and_says_so(
+    adapter, monkeypatch, free, left_out
+):
+    monkeypatch.setattr(grid, "free_bytes", lambda _: free)
+    cell = grid.Cell(Grid(), 64, 64, "continuous")
+    prompt = SimpleNamespace(inputs=SimpleNamespace(input_ids=torch.zeros(2928)))
+    said = grid.too_large(adapter, cell, [prompt])
+    assert bool(said) == left_out and ("left out: its cache needs" in said) == left_out

@@ -41,6 +41,7 @@ def rows(monkeypatch, tmp_path):
 
 def test_every_measured_round_is_replayed_for_dense_and_pruned_alike(rows):
     """A short answer asks for a shape once: one warm-up would leave rounds of both kinds."""
+    assert [row["setting"] for row in rows] == ["dense", "uniform@4"]
     for row in rows:
         assert row["steps"]["eager"] == [0, 0] and min(row["steps"]["replayed"]) > 0, row["key"]
 

@@ -42,6 +42,8 @@ def counts_rows(task: CountsPart, bench: Bench, folder: Path) -> Iterator[Row]:
                 prepare(adapter.preprocessor, sample, Ask(task.prompt + "?" * (number % 2)))
                 for number, sample in enumerate(samples[: max(task.batch)])
             ]
+        # What the first run alone does, such as constants made once, is no part of a stage.
+        encode(adapter, known[:1], signals=True)
         for pruner in methods:
             for batch in task.batch:
                 inputs = [replace(known[n % len(known)], number=n) for n in range(batch)]

@@ -20,8 +20,9 @@ from trimtok_cli.bench.images import pictures
 from trimtok_cli.bench.roofline import Ceilings, Text, Vision
 from trimtok_cli.bench.spec import Bench, Grid, Task
 from trimtok_cli.data import Sample, Setting
-from trimtok_cli.device import out_of_memory, release, reset_peak
+from trimtok_cli.device import free_bytes, out_of_memory, release, reset_peak
 from trimtok_cli.errors import sentence
+from trimtok_cli.generation.capacity import cache_bytes
 from trimtok_cli.generation.types import Loop
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.models.inputs import Inputs
@@ -105,6 +106,10 @@ def _measure(
         for pruner in pruners(cell.task, bench.seed)
     ]
 
+    for pruner, row in pairs if adapter.device.type == "cuda" else ():
+        if pruner is None and (reason := too_large(adapter, cell, inputs)):
+            row["error"] = reason
+
     def once(pruner: Pruner | None, row: Row, loop: Loop | None = None) -> Spent | None:
         try:
             return run_batch(adapter, pruner, inputs, loop or loops.of(pruner))
@@ -138,6 +143,19 @@ def _measure(
             if not row["error"] and (spent := once(pruner, row)) is not None:
                 _note(row, spent, adapter, [sample.inputs for sample in inputs], ceilings)
     return [row | {"prepare": preparing} for _, row in pairs]
+
+
+def too_large(adapter: Adapter, cell: Cell, inputs: Sequence[Prepared]) -> str:
+    """Why dense cannot run in this cell: its keys and values alone are larger than free memory.
+
+    Empty where they are not. A pruned cache is smaller, and is tried.
+    """
+    length = max(len(each.inputs.input_ids) for each in inputs) + cell.new_tokens
+    needed = cell.batch * length * cache_bytes(adapter.config, adapter.dtype)
+    free = free_bytes(adapter.device)
+    if needed <= free:
+        return ""
+    return f"left out: its cache needs {needed / 2**30:.0f} GiB, and {free / 2**30:.0f} are free"
 
 
 def _row(adapter: Adapter, cell: Cell, setting: Setting) -> Row:

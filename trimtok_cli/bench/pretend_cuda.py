@@ -26,7 +26,14 @@ SMALL = 1 << 17  # numbers in a tensor whose values are carried
 # Operations that torch can take apart, and that are one kernel on the device.
 WHOLE = {"linear", "rms_norm"}
 # Operations whose result is as large as values say.
-UNSIZED = {"nonzero", "masked_select", "_unique2", "unique_consecutive", "unique_dim"}
+UNSIZED = {
+    "nonzero",
+    "masked_select",
+    "repeat_interleave",
+    "_unique2",
+    "unique_consecutive",
+    "unique_dim",
+}
 COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 INDEXED = {"index", "index_put_", "_index_put_impl_"}
 
@@ -80,6 +87,8 @@ class _Functions(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.Tensor.pin_memory:
             return args[0]
+        if func is torch.tensor:  # it reads the tensors in its list one by one
+            args = (tree_map(_read, args[0]), *args[1:])
         attends = func is torch.nn.functional.scaled_dot_product_attention
         if attends and isinstance(args[0], FakeTensor):
             return self._attend(*args, **kwargs)
@@ -122,7 +131,7 @@ class _Recorder(TorchDispatchMode):
             return _run(Tensor.item, args, {})
         if name == "record_stream":
             return None
-        if name in UNSIZED:
+        if name in UNSIZED and kwargs.get("output_size") is None:
             return self._unsized(func, name, args, kwargs)
         if name in INDEXED:
             args = self._by_number(name, args)
@@ -258,6 +267,10 @@ def _made_up(tensor: Tensor) -> Tensor:
             return torch.ones(tensor.shape, dtype=torch.bool)
         numbers = torch.arange(tensor.shape[-1] if tensor.dim() else 1).to(tensor.dtype)
         return numbers.expand(tensor.shape).clone() if tensor.dim() else numbers[0]
+
+
+def _read(each: Any) -> Any:
+    return each.tolist() if isinstance(each, FakeTensor) else each
 
 
 def _known(tensor: Tensor) -> Tensor:

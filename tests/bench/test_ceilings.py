@@ -1,0 +1,44 @@
+"""Counts of the real models and of a run's schedule may only fall: the committed ones are ceilings.
+
+Write samples/results/counts anew (`trimtok bench counts`) where a count has fallen.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trimtok_cli.bench.counts import counts_rows
+from trimtok_cli.bench.schedule import schedule_row
+from trimtok_cli.bench.spec import Bench, CountsPart, read_bench
+
+COMMITTED = Path(__file__).parents[2] / "samples/results/counts/bench.json"
+
+CEILINGS = ("kernels", "launches", "products", "attention", "attention_shapes", "waits", "bytes")
+
+
+@pytest.fixture(scope="module")
+def committed() -> dict:
+    document = json.loads(COMMITTED.read_text(encoding="utf-8"))
+    return {row["key"]: row for part in ("counts", "schedule") for row in document[part]}
+
+
+@pytest.mark.parametrize("model", [task.model for task in read_bench("counts").counts])
+def test_what_a_stage_launches_may_only_fall(committed, model, tmp_path):
+    task = next(task for task in read_bench("counts").counts if task.model == model)
+    task = CountsPart(**{**vars(task), "method": ("trimtokenator",), "batch": (2,)})
+    rows = list(counts_rows(task, Bench(), tmp_path))
+    assert [row["stage"] for row in rows] == ["encode", "prune", "prefill", "decode step"]
+    for row in rows:
+        ceiling = committed[row["key"]]
+        above = {name: row[name] for name in CEILINGS if row[name] > ceiling[name]}
+        assert not above, (row["key"], above, {name: ceiling[name] for name in above})
+
+
+def test_recordings_shapes_and_waits_of_a_schedule_may_only_fall(committed):
+    short = next(part for part in read_bench("counts").schedule if "yes or no, 64" in part.title)
+    row = schedule_row(short, Bench())
+    ceiling = committed[row["key"]]
+    assert row["useful_slot_steps"] >= ceiling["useful_slot_steps"]
+    for name in ("steps", "recordings", "recorded_shapes", "attention_shapes", "waits"):
+        assert row[name] <= ceiling[name], name
