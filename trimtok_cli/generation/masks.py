@@ -22,7 +22,7 @@ def step_masks(
     new token; keys at later places are not the answer's. config: the decoder's. A dict of masks,
     keyed by type of layer, if the decoder has several types.
     """
-    window = getattr(config, "sliding_window", None)
+    window: Any = getattr(config, "sliding_window", None)
     masks = {}
     for kind in types_of_layer(config):
         seen = places <= ends

@@ -24,7 +24,7 @@ _NEEDED = {"scale", "window_size", "enable_gqa", "seqused_k"}
 
 
 @cache
-def variable_length() -> Callable[..., Tensor] | None:
+def variable_length() -> Callable[..., Any] | None:
     """torch's variable-length attention, if it can read a part of each sequence; else None."""
     try:
         from torch.nn.attention.varlen import varlen_attn
