@@ -464,11 +464,11 @@ def test_a_large_file_of_another_shape_is_refused_in_bounded_time():
     put(
         "big.json",
         b'{"info": 1, "questions": [\n'
-        + b'{"question_id": 1, "question": "?"},\n' * 200_000
+        + b'{"question_id": 1, "question": "?"},\n' * 100_000
         + b"{}]}",
     )
     assert "VQAv2" in refusal(read_questions, "big.json")
-    put("big.csv", b"question,image\n" + b"what;a.png\n" * 300_000)
+    put("big.csv", b"question,image\n" + b"what;a.png\n" * 150_000)
     assert "CSV" in refusal(read_questions, "big.csv")
     assert time.perf_counter() - begun < 15
 
