@@ -11,6 +11,7 @@ import pytest
 from trimtok_cli.bench.counts import counts_rows
 from trimtok_cli.bench.schedule import schedule_row
 from trimtok_cli.bench.spec import Bench, CountsPart, read_bench
+from trimtok_cli.outputs.manifest import versions
 
 COMMITTED = Path(__file__).parents[2] / "samples/results/counts/bench.json"
 
@@ -18,20 +19,32 @@ CEILINGS = ("kernels", "launches", "products", "attention", "attention_shapes", 
 
 
 @pytest.fixture(scope="module")
-def committed() -> dict:
-    document = json.loads(COMMITTED.read_text(encoding="utf-8"))
+def document() -> dict:
+    return json.loads(COMMITTED.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def slack(document) -> float:
+    """1 with the libraries that the ceilings were counted with; others launch a few kernels more."""
+    counted, now = document["conditions"]["versions"], versions()
+    same = all(counted[name] == now[name] for name in ("torch", "transformers"))
+    return 1.0 if same else 1.1
+
+
+@pytest.fixture(scope="module")
+def committed(document) -> dict:
     return {row["key"]: row for part in ("counts", "schedule") for row in document[part]}
 
 
 @pytest.mark.parametrize("model", [task.model for task in read_bench("counts").counts])
-def test_what_a_stage_launches_may_only_fall(committed, model, tmp_path):
+def test_what_a_stage_launches_may_only_fall(committed, slack, model, tmp_path):
     task = next(task for task in read_bench("counts").counts if task.model == model)
     task = CountsPart(**{**vars(task), "method": ("trimtokenator",), "batch": (2,)})
     rows = list(counts_rows(task, Bench(), tmp_path))
     assert [row["stage"] for row in rows] == ["encode", "prune", "prefill", "decode step"]
     for row in rows:
         ceiling = committed[row["key"]]
-        above = {name: row[name] for name in CEILINGS if row[name] > ceiling[name]}
+        above = {name: row[name] for name in CEILINGS if row[name] > slack * ceiling[name]}
         assert not above, (row["key"], above, {name: ceiling[name] for name in above})
 
 
