@@ -35,7 +35,7 @@ ENCODE = dict.fromkeys(BUILDERS, CHECK) | {
     "llava_onevision": 2 * (CHECK + 1),  # images of two shapes
     # Tiles of zeros are looked for and left out.
     "idefics3": 5,
-    "smolvlm": 8,
+    "smolvlm": 9,
 }
 PRUNE = 1  # the kept tokens, which the records hold, for the whole batch
 # Padding is looked for twice.
