@@ -83,7 +83,8 @@ def begin(
     summary = _summary(earlier)
     journal.read(earlier["run"], summary.add_line)
     if source.total is not None:
-        _refuse_strangers(journal, again().samples)
+        listed = source.samples if isinstance(source.samples, list) else again().samples
+        _refuse_strangers(journal, listed)
     _tell_versions(earlier, screen)
     retried = 0 if options.keep_failed else len(journal.failed)
     number = None

@@ -31,6 +31,7 @@ class LineFile:
     ) -> None:
         self.destination, self.begin, self.count, self.began = destination, begin, 0, False
         self.lines: Lines | None = None
+        self.goes_on = end is not None
         self.printed = Printed() if destination.answers is None else None
         if destination.answers is None:
             return
@@ -108,11 +109,12 @@ class LineFile:
                 f"{place} was removed while the run went on, with {answers} in it: run again "
                 "with an --out that stays."
             )
-        safe = (
-            f"the first {answers} are safe in it"
-            if self.count and place.answers
-            else f"{answers} were written before"
-        )
+        if self.goes_on:
+            safe = f"what it held and {answers} more are safe in it"
+        elif self.count and place.answers:
+            safe = f"the first {answers} are safe in it"
+        else:
+            safe = f"{answers} were written before"
         rest = "the same command again" if place.errors else "again with another --out"
         return (
             f"{place} cannot be written ({error.strerror or error}): {safe}; make room, and "
