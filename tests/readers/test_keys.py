@@ -7,10 +7,22 @@ from pathlib import Path
 
 import pytest
 
+from trimtok_cli.blobs import Address, Held, Within
 from trimtok_cli.data import Sample
 from trimtok_cli.readers.keys import keyed
 
 ROW = Sample("a", (Path("x/a.png"),), ("a.png",), question="What?", answers=("b",), extra={"c": 1})
+
+MEDIA = [
+    Held("data: URI", b"one"),
+    Held("data: URI", b"two"),
+    Within("a.png", Path("x.tar"), 512, 10),
+    Within("a.png", Path("y.tar"), 512, 10),
+    Within("b.png", Path("x.tar"), 512, 10),
+    Address("http://here/a.png"),
+    Address("http://here/b.png"),
+    Path("a.png"),
+]
 
 CHANGES = {
     "id": {"id": "b"},
@@ -30,6 +42,14 @@ def keys(*samples: Sample) -> list[str]:
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 def test_a_key_says_everything_that_a_record_repeats_of_its_input(change):
     assert keys(ROW) == keys(replace(ROW)) != keys(replace(ROW, **change))
+
+
+def test_pictures_of_all_kinds_have_keys_of_their_own():
+    found = [keys(replace(ROW, images=(medium,)))[0] for medium in MEDIA]
+    assert len(set(found)) == len(MEDIA)
+    assert found == [keys(replace(ROW, images=(medium,)))[0] for medium in MEDIA]
+    moved = replace(ROW, images=(Within("a.png", Path("x.tar"), 1024, 10),))
+    assert keys(moved)[0] == found[2], "a tar that was packed anew holds the same pictures"
 
 
 def test_a_sample_that_comes_again_has_a_key_and_a_turn_of_its_own():

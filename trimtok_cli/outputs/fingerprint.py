@@ -12,10 +12,21 @@ from typing import Any
 from trimtok_cli.bounds import flag
 from trimtok_cli.config import RunConfig
 
-# Every other setting changes answers, or might. A limit on time may make a sample fail, and what
-# failed is tried again. --limit says how much is answered.
+# Every other setting changes answers, or might. A limit on time, or an address that may not be
+# fetched, makes a sample fail, and what failed is tried again. --limit says how much is answered,
+# and rows that are read otherwise have other keys.
 MAY_CHANGE = frozenset(
-    {"device", "batch_size", "decode", "workers", "timeout", "video_timeout", "limit"}
+    {
+        "device",
+        "batch_size",
+        "decode",
+        "workers",
+        "timeout",
+        "video_timeout",
+        "limit",
+        "input_format",
+        "allow_urls",
+    }
 )
 
 # What run.json's `model` says of a model that was loaded.

@@ -1,8 +1,9 @@
 """Keys: what tells a sample from every other one of its run, and is the same in the next run.
 
 A key says what is asked, not who asks: ids repeat in real question files. A picture counts by its
-path. Its content is not read, and neither its size nor its time counts: a copy of the pictures, or
-a file system that keeps other times, would otherwise answer everything anew. Knows no format.
+path, or by its name within an archive. Its content is not read, and neither its size nor its time
+counts: a copy of the pictures, or a file system that keeps other times, would otherwise answer
+everything anew. A picture that the row itself holds counts by its content. Knows no format.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from trimtok_cli.blobs import Blob, Held, Medium, Within
 from trimtok_cli.data import Sample
 
 _BYTES = 16  # of a key
@@ -39,7 +41,7 @@ def keyed(samples: Iterable[Sample]) -> Iterator[Sample]:
             [
                 sample.id,
                 sample.names,
-                [_full(path, folder) for path in (*sample.images, sample.video) if path],
+                [_place(medium, folder) for medium in (*sample.images, sample.video) if medium],
                 sample.question,
                 sample.answers,
                 dict(sample.extra),
@@ -52,6 +54,14 @@ def keyed(samples: Iterable[Sample]) -> Iterator[Sample]:
 def _hash(value: Any) -> bytes:
     """A hash of plain values; lone surrogates of odd file names are escapes in JSON."""
     return hashlib.blake2b(json.dumps(value, default=repr).encode(), digest_size=_BYTES).digest()
+
+
+def _place(medium: Medium, folder: str) -> str | list[str]:
+    if isinstance(medium, Held):
+        return hashlib.blake2b(medium.content, digest_size=_BYTES).hexdigest()
+    if isinstance(medium, Within):
+        return [_full(medium.file, folder), medium.name]
+    return medium.name if isinstance(medium, Blob) else _full(medium, folder)
 
 
 def _full(path: os.PathLike[str], folder: str) -> str:
