@@ -214,7 +214,8 @@ class RunningStages:
         key = (number if given is None else id(given), self.done)
         if key not in self.shorter:
             rows = torch.arange(length, device=hidden.device)
-            first = tuple(embedding[..., :1, :, :] for embedding in embeddings)
+            cosine, sine = embeddings
+            first = cosine[..., :1, :, :], sine[..., :1, :, :]
             window = window_of(layer, hidden[:1], first)
             found = torch.stack(
                 [

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ class Ahead(InTurn):
         cuda = adapter.device.type == "cuda"
         self.stream = torch.cuda.Stream(adapter.device) if cuda else None
         self.thread = ThreadPoolExecutor(1, "trimtok-encoder")
-        self.coming: deque[Future] = deque()
+        self.coming: deque[Future[Any]] = deque()
         self.ready: deque[Pruned | Failed] = deque()
         self.num_ahead = 0
 
@@ -95,7 +96,7 @@ class Ahead(InTurn):
     def _begin(self, count: int) -> bool:
         """Hands the thread up to `count` samples; False where there are none left."""
         count = min(count, TOGETHER)
-        future: Future = Future()
+        future: Future[Any] = Future()
         try:
             group = list(islice(self.samples, count))
         except Exception as error:

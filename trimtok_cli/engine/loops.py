@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from trimtok_cli.data import Seconds
 from trimtok_cli.engine.batch import Pruned
@@ -53,7 +54,11 @@ def loop_for(
     has a loop of its own. retries: whether a batch that breaks is run again in smaller ones; its
     error is raised otherwise.
     """
-    options = {"batch_limit": batch_limit, "keep_logits": keep_logits, "retries": retries}
+    options: dict[str, Any] = {
+        "batch_limit": batch_limit,
+        "keep_logits": keep_logits,
+        "retries": retries,
+    }
     if pruner is not None and prunes_in_decoder(adapter, pruner):
         return Layerwise(adapter, pruner, rules, **options)
     return LOOPS[decode](adapter, rules, **options)
