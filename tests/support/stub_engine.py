@@ -25,7 +25,9 @@ from trimtok_cli.data import Result, Seconds, Setting, TokenCounts
 TIMES = {"timing_ms", "throughput", "started", "run", "answer_id"}
 
 
-def answer_all(adapter, pruner, samples, ask, *, batch_size=1, workers=0) -> Iterator[Result]:
+def answer_all(
+    adapter, pruner, samples, ask, *, batch_size=1, workers=0, processes=None
+) -> Iterator[Result]:
     """Answers what the file holds; an empty or missing file fails. Reads ahead as batches do."""
     samples = iter(samples)
     while batch := list(islice(samples, batch_size or 4)):
@@ -60,7 +62,7 @@ def install(monkeypatch: pytest.MonkeyPatch, engine: Callable = answer_all) -> l
 
     loaded: list[str] = []
 
-    def load(config, screen):
+    def load(config, screen, meanwhile=None):
         loaded.append(config.model)
         return SimpleNamespace(device=SimpleNamespace(type="cpu")), SimpleNamespace(
             prompt=config.prompt
