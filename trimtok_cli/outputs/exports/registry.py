@@ -1,4 +1,4 @@
-"""The formats by name, and the making of several: a format is one file here, and a line of FORMS."""
+"""The formats by name, and the making of several: a format is one file here, a line of FORMS."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
