@@ -18,6 +18,8 @@ _FACTS: dict[str, tuple[str, ...]] = {
     "error": ("error",),
     "error_class": ("error_class",),
     "finish_reason": ("finish_reason",),
+    "cut_off": ("flags", "cut_off"),
+    "loops": ("flags", "loops"),
     "method": ("method",),
     "setting": ("setting", "name"),
     "prompt_tokens": ("usage", "prompt_tokens"),
@@ -85,9 +87,9 @@ def _own(name: str) -> Callable[[Record], Any]:
 
 def _fact(way: tuple[str, ...]) -> Callable[[Record], Any]:
     def raw(record: Record) -> Any:
-        value = record["metadata"]
+        value: Any = record["metadata"]
         for part in way:
-            value = value[part]
+            value = (value or {}).get(part)
         return value
 
     return raw
