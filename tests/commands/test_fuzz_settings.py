@@ -37,7 +37,7 @@ def refused(job, *says: str) -> str:
         job()
     text = str(caught.value)
     assert (
-        time.perf_counter() - start < 5
+        time.perf_counter() - start < 20
         and len(text) < 1000
         and "\n" not in text
         and "\x1b" not in text

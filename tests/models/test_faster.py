@@ -80,6 +80,15 @@ def test_a_product_of_few_rows_has_the_weights_on_the_left(rows, bias):
     assert ("linear" in calls.names) == (rows not in faster.FEW_ROWS)
 
 
+def test_a_forward_function_that_somebody_set_stays():
+    linear, hooked = nn.Linear(4, 4), nn.Linear(4, 4)
+    hooked.forward = own = hooked.forward
+    forms = faster.faster_forms([linear, hooked], torch.device("cpu"))
+    with faster.replaced(forms):
+        assert "forward" in vars(linear) and hooked.forward is own
+    assert "forward" not in vars(linear) and hooked.forward is own
+
+
 @torch.inference_mode()
 def test_a_pass_leaves_the_model_as_it_was_even_if_it_breaks(tmp_path):
     adapter, prompts = loaded("llava", tmp_path)

@@ -13,9 +13,9 @@ from tests.commands.test_cli import rows
 from tests.support.stub_engine import call
 from trimtok_cli.commands import run as run_command
 
-# Bytes of an input: a hash of it and its six times, and in a run that is gone on with its key, the
+# Bytes of an input, a third of its line: a hash of it and its six times, and in a run that is gone on with its key, the
 # place of its line and its place in the order.
-FRESH, RESUMED = 400, 800
+FRESH, RESUMED = 800, 1200
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts handles as Linux does")

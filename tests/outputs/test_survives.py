@@ -177,3 +177,22 @@ def test_a_line_in_the_middle_that_is_torn_is_an_error_with_its_number(
     assert file.read_bytes() == damaged
     file.write_bytes(b"".join([*lines[:2], *lines[3:]]))
     assert call(*arguments).exit_code == 3 and len(rows(file)) == NUMBER
+
+
+def test_a_torn_line_leaves_no_trace_where_a_shorter_one_takes_its_place(
+    loaded, bare_model, inputs
+):
+    """The same without any line in its place: the last answer of a run was tried again in vain."""
+    (inputs / "p6.png").write_text("x" * 3000)
+    arguments = line("caption", inputs, bare_model)
+    assert call(*arguments).exit_code == 3
+    file = Path("o/answers.jsonl")
+    file.write_bytes(file.read_bytes()[:-100])
+    (inputs / "p6.png").write_text("y")
+    assert call(*arguments, "--keep-failed").exit_code == 3
+    expected = contents(Path("o"))
+    assert len(expected["answers.jsonl"]) == NUMBER
+    for torn in (b"{", b'{"question_id": "p2.png"', bytes(5000), b"\n"):
+        file.write_bytes(file.read_bytes() + torn)
+        assert call(*arguments, "--keep-failed").exit_code == 3
+        assert contents(Path("o")) == expected

@@ -26,6 +26,8 @@ def faster_forms(modules: Iterable[nn.Module], device: torch.device) -> list[tup
     """
     found: list[tuple[dict, Forward]] = []
     for module in modules:
+        if "forward" in module.__dict__:  # a library's hook, which is not ours to replace
+            continue
         form = None
         if device.type == "cuda":
             form = fused_norm(module)

@@ -20,7 +20,7 @@ except ImportError:  # Windows: an open file cannot be removed there, and so is 
 
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
-_START = b'{"pid": '
+_START = b'{"pid": '  # of what a lock holds
 
 
 class Busy(Exception):
@@ -92,12 +92,14 @@ class Lock:
         if not stat.S_ISREG(os.fstat(file).st_mode):
             raise foreign
         text = os.pread(file, 1000, 0) if hasattr(os, "pread") else os.read(file, 1000)
-        if text == _START[: len(text)] or (text.startswith(_START) and text[-1:] != b"\n"):
-            return {}  # a run was killed while it wrote this
+        if not text:
+            return {}
         try:
             found = json.loads(text)
             return {"pid": int(found["pid"]), "host": str(found["host"])}
         except (ValueError, KeyError, TypeError):
+            if text.startswith(_START) or _START.startswith(text):
+                return {}  # a run was killed while it wrote this
             raise foreign from None
 
 
