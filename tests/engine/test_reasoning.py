@@ -49,7 +49,7 @@ def test_runs_and_comparisons_leave_it_out_if_it_is_asked_for(
     Image.new("RGB", (30, 30)).save(tmp_path / "a.png")
     sample = Sample("a", images=(Path(tmp_path / "a.png"),), names=("a.png",))
     ask = Ask("What?", max_new_tokens=2, strip_reasoning=strip)
-    llava = load_model(llava_folder, device="cpu", dtype="float32")
+    llava = load_model(str(llava_folder), device="cpu", dtype="float32")
     monkeypatch.setattr(type(llava), "decode", lambda *_: "<think>hm</think> A dog.")
     expected = "A dog." if strip else "<think>hm</think> A dog."
     assert [each.answer for each in answer_all(llava, None, [sample], ask)] == [expected]

@@ -26,7 +26,7 @@ from trimtok_cli.config import RunConfig
 from trimtok_cli.data import Result, Setting
 from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED
 from trimtok_cli.models.catalog import locate
-from trimtok_cli.outputs.destination import claimed
+from trimtok_cli.outputs.destination import Destination, claimed
 from trimtok_cli.outputs.exports.registry import endings
 from trimtok_cli.outputs.formats import FORMATS
 from trimtok_cli.outputs.line_file import LineFile, finish
@@ -64,39 +64,51 @@ def run(
     ):
         begun = begin(destination, config, source, options, screen, again)
         if isinstance(begun, int):
-            make_formats(destination, options, screen)
-            return begun
-        pruner = build(config)
-        start = partial(start_workers, processes, config, begun.number)
-        adapter, ask = load(config, screen, start)
-        facts = {"generation": generation(adapter, ask, config, screen)}
-        check_video(adapter, config)
-        from trimtok_cli.engine.prompt_stage import check_method
-        from trimtok_cli.engine.stream import answer_all
-
-        check_method(adapter, pruner)
-        model = describe(adapter)
-        begun.check_loaded(model)
-        with interrupts.under_way():
-            workers = count_workers(config.workers, adapter.device.type, begun.number)
-            results = answer_all(
-                adapter,
-                pruner,
-                begun.samples,
-                ask,
-                batch_size=config.batch_limit,
-                workers=workers,
-                processes=processes,
-            )
-            name = begun.earlier.get("run", uuid.uuid4().hex[:12])
-            facts |= {"run": name, "command": command, "model": model, "identity": begun.identity}
-            facts |= {"root": begun.root, "formats": begun.formats}
-            summary = begun.summary or RunSummary(Setting.of(pruner))
-            manifest = Manifest(destination, config, summary, facts)
-            show = options.verbose or (begun.number is not None and begun.number <= FEW)
-            code = write_all(results, begun, manifest, screen, show)
+            code = begun
+        else:
+            code = _answer(command, config, begun, destination, options, screen, processes)
         make_formats(destination, options, screen)
         return code
+
+
+def _answer(
+    command: str,
+    config: RunConfig,
+    begun: Begun,
+    destination: Destination,
+    options: AnswerOptions,
+    screen: Screen,
+    processes: Processes,
+) -> int:
+    """Loads the model and answers what is left; returns the exit code."""
+    pruner = build(config)
+    start = partial(start_workers, processes, config, begun.number)
+    adapter, ask = load(config, screen, start)
+    facts = {"generation": generation(adapter, ask, config, screen)}
+    check_video(adapter, config)
+    from trimtok_cli.engine.prompt_stage import check_method
+    from trimtok_cli.engine.stream import answer_all
+
+    check_method(adapter, pruner)
+    model = describe(adapter)
+    begun.check_loaded(model)
+    with interrupts.under_way():
+        results = answer_all(
+            adapter,
+            pruner,
+            begun.samples,
+            ask,
+            batch_size=config.batch_limit,
+            workers=count_workers(config.workers, adapter.device.type, begun.number),
+            processes=processes,
+        )
+        name = begun.earlier.get("run", uuid.uuid4().hex[:12])
+        facts |= {"run": name, "command": command, "model": model, "identity": begun.identity}
+        facts |= {"root": begun.root, "formats": begun.formats}
+        summary = begun.summary or RunSummary(Setting.of(pruner))
+        manifest = Manifest(destination, config, summary, facts)
+        show = options.verbose or (begun.number is not None and begun.number <= FEW)
+        return write_all(results, begun, manifest, screen, show)
 
 
 def build(config: RunConfig) -> Any:
