@@ -7,6 +7,8 @@ import csv
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ from tests.support.finished import answer, finished, lines_of
 from tests.support.stub_engine import Died, Disk, call
 from trimtok_cli.outputs.exports.registry import FORMS
 from trimtok_cli.outputs.exports.vqav2 import plain_answer
+
+ROOT = Path(__file__).parents[2]
 
 MADE = "llava,txt,coco,vqav2,openai,imagefolder,jsonl"
 
@@ -484,3 +488,14 @@ def test_the_folder_of_the_pictures_is_known_for_every_source(
     given = [source.format(inputs.parent) for source in sources]
     call("caption", *given, "-m", bare_model, "-o", tmp_path / "o", "--format", "txt")
     assert sorted(texts(inputs)) == expected
+
+
+def test_export_loads_neither_torch_nor_pyarrow(answers):
+    code = (
+        "import sys\nfrom tests.support.stub_engine import call\n"
+        f"done = call('export', {str(answers)!r}, '--format', 'csv,llava')\n"
+        "assert done.exit_code == 0, done.stderr\n"
+        "print(sorted({'torch', 'transformers', 'pyarrow', 'numpy'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stderr
