@@ -7,7 +7,7 @@ with an empty text.
 from pathlib import Path
 
 from trimtok_cli.outputs.exports.answers import Answers, Record
-from trimtok_cli.outputs.exports.form import Made, Wanted, succeeded, write_rows
+from trimtok_cli.outputs.exports.form import Made, Wanted, write_rows
 from trimtok_cli.outputs.jsonl import to_line
 
 _KEYS = ("question_id", "prompt", "text", "answer_id", "model_id")
@@ -24,6 +24,4 @@ def write_llava(answers: Answers, target: Path, wanted: Wanted) -> Made:
 
 def _row(record: Record) -> str:
     row = {key: record[key] for key in _KEYS}
-    if not succeeded(record):
-        row["text"] = ""
     return to_line({**row, "metadata": {"status": record["metadata"]["status"]}}) + "\n"
