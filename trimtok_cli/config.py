@@ -197,6 +197,9 @@ class RunConfig:
         panel=ANSWERS,
         shown="0",
     )
+    strip_reasoning: bool = setting(
+        False, "Leave out what thinking models write between <think> and </think>.", panel=ANSWERS
+    )
     frames: int = like(
         FrameRule, "frames", help="Frames of a video, evenly spaced in time.", panel=VIDEO
     )

@@ -15,6 +15,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from trimtok_cli.bounds import Facts, facts_of, flag, kinds_of
+from trimtok_cli.commands.format_options import FormatOptions
 from trimtok_cli.config import INPUT, OUTPUT, PANELS
 from trimtok_cli.errors import UsageError
 from trimtok_cli.models.catalog import ALIASES
@@ -154,7 +155,7 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
-class AnswerOptions(RunOptions):
+class AnswerOptions(RunOptions, FormatOptions):
     """The options of a run that a later run of the same command goes on with.
 
     Raises UsageError if they contradict each other.
@@ -165,6 +166,7 @@ class AnswerOptions(RunOptions):
     only_failed: OnlyFailed = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.existing not in EXISTING:
             raise UsageError(
                 f"--existing must be one of {', '.join(EXISTING)}, got {brief(self.existing)}"

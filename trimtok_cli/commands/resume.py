@@ -37,7 +37,9 @@ class Begun:
 
     samples: those that are to be answered. number: how many, None if that is not known. earlier:
     the run.json that the run goes on with, empty for a new run. summary: the counts of the answers
-    that are there.
+    that are there. root: the folder in which the names of pictures start, empty if they lie in no
+    one folder. formats: the names of files that the run, or an earlier part of it, makes of the
+    answers.
     """
 
     samples: Iterator[Sample]
@@ -46,6 +48,8 @@ class Begun:
     identity: Mapping[str, str]
     earlier: Mapping[str, Any]
     summary: RunSummary | None = None
+    root: str = ""
+    formats: tuple[str, ...] = ()
 
     @property
     def end(self) -> int | None:
@@ -75,11 +79,14 @@ def begin(
     earlier = to_go_on_with(destination.answers, destination.manifest, options.if_there)
     journal = Journal(destination.answers or Path(), new=not earlier)
     samples = keyed(source.samples)
+    root = "" if source.root is None else str(source.root.absolute())
     if not earlier:
         if options.only_failed:
             raise UsageError(f"--only-failed: {destination} holds no answers of an earlier run.")
-        return Begun(samples, source.total, journal, identity, earlier)
+        names = tuple(path.name for path in destination.formats)
+        return Begun(samples, source.total, journal, identity, earlier, root=root, formats=names)
     _refuse(differences(earlier, config, identity), journal.path)
+    earlier |= {"root": root, "formats": _formats(destination, earlier)}
     summary = _summary(earlier)
     journal.read(earlier["run"], summary.add_line)
     if source.total is not None:
@@ -101,7 +108,10 @@ def begin(
     count = len(journal.starts) - len(journal.failed)
     failed = f"; trying again the {retried} that failed" if retried else ""
     screen.say(f"going on with {destination}: {count} answered already{failed}", "dim")
-    return Begun(chain([first], pending), number, journal, identity, earlier, summary)
+    samples = chain([first], pending)
+    return Begun(
+        samples, number, journal, identity, earlier, summary, root, tuple(earlier["formats"])
+    )
 
 
 def close(destination: Destination, journal: Journal, manifest: Manifest, *, over: bool) -> None:
@@ -124,6 +134,18 @@ def _identity(config: RunConfig) -> dict[str, str]:
         place = locate(value, option) if value else ""
         found[option] = identity(place) if isinstance(place, Path) else ""
     return found
+
+
+def _formats(destination: Destination, earlier: Mapping[str, Any]) -> list[str]:
+    """The files that the run makes of its answers. UsageError if one is there of somebody else."""
+    before = list(earlier.get("formats", ()))
+    for path in destination.formats:
+        if path.name not in before and path.exists():
+            raise UsageError(
+                f"--format: {path} is already there and was not made by this run; move it away, or "
+                "use `trimtok export -o` with another place."
+            )
+    return list(dict.fromkeys((*before, *(path.name for path in destination.formats))))
 
 
 def _summary(earlier: Mapping[str, Any]) -> RunSummary:

@@ -8,6 +8,7 @@ from typing import Any
 
 from trimtok_cli import interrupts
 from trimtok_cli.bounds import field_of, flag
+from trimtok_cli.commands.format_options import check_output, make_formats
 from trimtok_cli.commands.options import AnswerOptions
 from trimtok_cli.commands.resume import Begun, begin, close
 from trimtok_cli.commands.session import (
@@ -25,7 +26,8 @@ from trimtok_cli.config import RunConfig
 from trimtok_cli.data import Result, Setting
 from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED
 from trimtok_cli.models.catalog import locate
-from trimtok_cli.outputs.destination import claimed
+from trimtok_cli.outputs.destination import Destination, claimed
+from trimtok_cli.outputs.exports.registry import endings
 from trimtok_cli.outputs.formats import FORMATS
 from trimtok_cli.outputs.line_file import LineFile, finish
 from trimtok_cli.outputs.manifest import Manifest, RunSummary
@@ -47,6 +49,7 @@ def run(
     again: reads the source anew. A signal keeps what is written, and run.json says that the run was
     interrupted.
     """
+    check_output(options, options.out)
     locate(config.model)  # an unknown name is refused before torch is imported
     with (
         claimed(
@@ -55,40 +58,57 @@ def run(
             reads(config, source, options.config),
             existing=options.if_there,
             errors=True,
+            endings=endings(options.format_names),
         ) as destination,
         closing(Processes()) as processes,
     ):
         begun = begin(destination, config, source, options, screen, again)
         if isinstance(begun, int):
-            return begun
-        pruner = build(config)
-        start = partial(start_workers, processes, config, begun.number)
-        adapter, ask = load(config, screen, start)
-        facts = {"generation": generation(adapter, ask, config, screen)}
-        check_video(adapter, config)
-        from trimtok_cli.engine.prompt_stage import check_method
-        from trimtok_cli.engine.stream import answer_all
+            code = begun
+        else:
+            code = _answer(command, config, begun, destination, options, screen, processes)
+        make_formats(destination, options, screen)
+        return code
 
-        check_method(adapter, pruner)
-        model = describe(adapter)
-        begun.check_loaded(model)
-        with interrupts.under_way():
-            workers = count_workers(config.workers, adapter.device.type, begun.number)
-            results = answer_all(
-                adapter,
-                pruner,
-                begun.samples,
-                ask,
-                batch_size=config.batch_limit,
-                workers=workers,
-                processes=processes,
-            )
-            name = begun.earlier.get("run", uuid.uuid4().hex[:12])
-            facts |= {"run": name, "command": command, "model": model, "identity": begun.identity}
-            summary = begun.summary or RunSummary(Setting.of(pruner))
-            manifest = Manifest(destination, config, summary, facts)
-            show = options.verbose or (begun.number is not None and begun.number <= FEW)
-            return write_all(results, begun, manifest, screen, show)
+
+def _answer(
+    command: str,
+    config: RunConfig,
+    begun: Begun,
+    destination: Destination,
+    options: AnswerOptions,
+    screen: Screen,
+    processes: Processes,
+) -> int:
+    """Loads the model and answers what is left; returns the exit code."""
+    pruner = build(config)
+    start = partial(start_workers, processes, config, begun.number)
+    adapter, ask = load(config, screen, start)
+    facts = {"generation": generation(adapter, ask, config, screen)}
+    check_video(adapter, config)
+    from trimtok_cli.engine.prompt_stage import check_method
+    from trimtok_cli.engine.stream import answer_all
+
+    check_method(adapter, pruner)
+    model = describe(adapter)
+    begun.check_loaded(model)
+    with interrupts.under_way():
+        results = answer_all(
+            adapter,
+            pruner,
+            begun.samples,
+            ask,
+            batch_size=config.batch_limit,
+            workers=count_workers(config.workers, adapter.device.type, begun.number),
+            processes=processes,
+        )
+        name = begun.earlier.get("run", uuid.uuid4().hex[:12])
+        facts |= {"run": name, "command": command, "model": model, "identity": begun.identity}
+        facts |= {"root": begun.root, "formats": begun.formats}
+        summary = begun.summary or RunSummary(Setting.of(pruner))
+        manifest = Manifest(destination, config, summary, facts)
+        show = options.verbose or (begun.number is not None and begun.number <= FEW)
+        return write_all(results, begun, manifest, screen, show)
 
 
 def build(config: RunConfig) -> Any:

@@ -55,6 +55,7 @@ def load(config: RunConfig, screen: Screen, meanwhile: Callable[[], None] | None
         max_pixels=config.max_pixels,
         decode=config.decode,
         timeout=config.timeout,
+        strip_reasoning=config.strip_reasoning,
     )
 
 

@@ -13,6 +13,7 @@ from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.models.positions import shortage, steps_that_fit
 from trimtok_cli.prepare.sample import Ask
 from trimtok_cli.pruners.base import Pruner
+from trimtok_cli.reasoning import answer_alone
 from trimtok_cli.tokens import Prompt
 
 NO_MEMORY = (
@@ -60,6 +61,11 @@ def result_of(adapter: Adapter, pruner: Pruner | None, finished: Finished) -> Re
         batch_size=finished.peak_batch,
         notes=tuple(notes),
     )
+
+
+def shown(result: Result, ask: Ask) -> Result:
+    """The result as the run wants it: with its reasoning, or without."""
+    return answer_alone(result) if ask.strip_reasoning else result
 
 
 def failure_of(request: Pruned, error: Exception) -> Failed:

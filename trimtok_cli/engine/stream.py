@@ -13,7 +13,7 @@ from trimtok_cli.device import frozen_heap
 from trimtok_cli.engine.encoder import Ahead, InTurn
 from trimtok_cli.engine.loops import loop_for, prunes_in_decoder, rules_for
 from trimtok_cli.engine.order import InOrder, numbered
-from trimtok_cli.engine.results import failed_result, failure_of, result_of
+from trimtok_cli.engine.results import failed_result, failure_of, result_of, shown
 from trimtok_cli.generation.capacity import most_ahead
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.prepare.pool import PREFETCH, prefetch
@@ -76,7 +76,9 @@ def answer_all(
                 if finished.error:
                     failed.append(failure_of(finished.request, finished.error))
                 else:
-                    turn.put(finished.request.number, result_of(adapter, pruner, finished))
+                    turn.put(
+                        finished.request.number, shown(result_of(adapter, pruner, finished), ask)
+                    )
             for each in failed:
                 turn.put(each.number, failed_result(each, pruner, ask))
             yield from turn.due()

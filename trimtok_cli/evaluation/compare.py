@@ -8,7 +8,7 @@ from trimtok_cli.device import reset_peak
 from trimtok_cli.engine.answer import encode, finish
 from trimtok_cli.engine.batch import Encoded
 from trimtok_cli.engine.loops import loop_for, prunes_in_decoder, rules_for
-from trimtok_cli.engine.results import failed_result
+from trimtok_cli.engine.results import failed_result, shown
 from trimtok_cli.errors import ModelError
 from trimtok_cli.generation.seeds import SampleSeeds
 from trimtok_cli.generation.types import Loop
@@ -85,7 +85,7 @@ def _attempt(
 ) -> Result:
     """One sample answered in one way. A method that cannot run on this model fails alone."""
     try:
-        return finish(adapter, pruner, [encoded], loop)[0]
+        return shown(finish(adapter, pruner, [encoded], loop)[0], ask)
     except ModelError:
         raise
     except Exception as error:

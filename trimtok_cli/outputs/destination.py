@@ -31,7 +31,7 @@ _ENDING = re.compile(r"\.[a-z][a-z0-9]{0,6}", re.IGNORECASE)
 class Destination:
     """The files of a run. `answers` is None for standard output, which has no file beside it.
 
-    errors: the failed samples once more, by themselves.
+    errors: the failed samples once more, by themselves. formats: the answers in other formats.
     """
 
     answers: Path | None
@@ -39,6 +39,7 @@ class Destination:
     page: Path | None = None
     plots: tuple[Path, ...] = ()
     errors: Path | None = None
+    formats: tuple[Path, ...] = ()
 
     def __str__(self) -> str:
         return str(self.answers) if self.answers else "standard output"
@@ -53,7 +54,8 @@ class Destination:
     @property
     def beside(self) -> list[Path]:
         """The other files that the command writes."""
-        return [path for path in (self.manifest, self.page, *self.plots, self.errors) if path]
+        paths = (self.manifest, self.page, *self.plots, self.errors, *self.formats)
+        return [path for path in paths if path]
 
     @property
     def holds(self) -> bool:
@@ -89,13 +91,15 @@ def claimed(
     name: str = "answers.jsonl",
     page: bool = False,
     plots: Sequence[str] = (),
+    endings: Sequence[str] = (),
 ) -> Iterator[Destination]:
     """Finds the destination that `out` names, and holds it for a run.
 
     Folders made for the run are removed if it writes nothing. reads: the files that the run reads;
     a number is an open file. existing: what may be done with a file that is there. name: the name
     of the answers' file in a folder. run.json stands beside it, with `errors` errors.jsonl, with
-    `page` a page; `plots` stand there in place of run.json. Raises UsageError if `out` names no
+    `page` a page; `plots` stand there in place of run.json. endings: those of the same answers in
+    other formats. Raises UsageError if `out` names no
     output, one of `reads` would be written, a file is there that may not be touched, or another run
     writes there. Raises TrimtokError if the disk refuses.
     """
@@ -116,6 +120,7 @@ def claimed(
                 answers.with_suffix(".html") if page else None,
                 tuple(answers.with_name(plot) for plot in plots),
                 answers.with_name(f"{own}errors.jsonl") if errors else None,
+                tuple(answers.with_name(answers.stem + ending) for ending in endings),
             )
             refuse_inputs(destination, reads)
             # A link may lead to a picture that a row names.

@@ -51,11 +51,7 @@ class Journal:
         with self.path.open("rb") as file:
             for number, text in enumerate(file, start=1):
                 if torn:
-                    raise UsageError(
-                        f"--out: line {torn} of {self.path} is torn, and lines follow it, so the "
-                        f"file was damaged after it was written: remove that line; or "
-                        f"{_RESTART}."
-                    )
+                    raise self._torn(torn)
                 try:
                     line = read_line(text)
                 except NoRecord:
@@ -68,6 +64,12 @@ class Journal:
                 if self._add(line.key, self.end, line.failed) and not line.failed:
                     count(line)
                 self.end += len(text)
+
+    def _torn(self, number: int) -> UsageError:
+        return UsageError(
+            f"--out: line {number} of {self.path} is torn, and lines follow it, so the file was "
+            f"damaged after it was written: remove that line; or {_RESTART}."
+        )
 
     def _foreign(self, number: int) -> UsageError:
         return UsageError(

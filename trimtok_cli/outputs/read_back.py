@@ -103,6 +103,7 @@ _METADATA = _object(
     error=_TEXT,
     error_class=_TEXT,
     finish_reason='"([a-z]++)"',
+    flags=_object(cut_off="(?:true|false)", loops="(?:true|false)"),
     method=_TEXT,
     setting=_object(name=_TEXT, keep=_TEXT, changes=_TEXT),
     usage=_object(prompt_tokens=r"\d++", prompt_tokens_dense=r"\d++", completion_tokens=r"(\d++)"),

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from trimtok_cli.data import Media, Result
+from trimtok_cli.outputs.flags import loops
 
 
 def record(result: Result, *, model: str, run: str) -> dict[str, Any]:
@@ -34,6 +35,7 @@ def record(result: Result, *, model: str, run: str) -> dict[str, Any]:
             "error": result.error,
             "error_class": result.error_class,
             "finish_reason": result.finish,
+            "flags": {"cut_off": result.finish == "length", "loops": loops(result.answer)},
             "method": result.method,
             "setting": {
                 "name": result.setting.name,

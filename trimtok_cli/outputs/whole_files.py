@@ -4,7 +4,8 @@ import errno
 import os
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -37,10 +38,20 @@ def write_whole(path: Path, text: str) -> None:
     After an OSError the old file still stands, and nothing is left beside it. A lone surrogate,
     from a file name that is not UTF-8, is written as an escape, which JSON reads back.
     """
+    with writing(path) as file:
+        put(file, text.encode("utf-8", "backslashreplace"))
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A new file, without a buffer, that takes the name `path` at the end of the block.
+
+    After an error the old file still stands, and nothing is left beside it.
+    """
     temporary = beside(path, "tmp")
     try:
         with create(temporary) as file:
-            put(file, text.encode("utf-8", "backslashreplace"))
+            yield file
             os.fsync(file.fileno())
         move(temporary, path)
     except BaseException:

@@ -44,6 +44,7 @@ class Ask:
     `simple` (batch by batch, with a cache that grows).
     timeout: seconds for reading and preparing one sample, without the decoding of its video, which
     has the time of `frames`.
+    strip_reasoning: answers are without what stands between <think> and </think>.
     UsageError for a value that the option of that name refuses.
     """
 
@@ -56,6 +57,7 @@ class Ask:
     max_pixels: int = like(RunConfig, "max_pixels")
     decode: str = like(RunConfig, "decode")
     timeout: float = like(RunConfig, "timeout")
+    strip_reasoning: bool = like(RunConfig, "strip_reasoning")
 
     def question(self, sample: Sample) -> str:
         """A sample's own question, else the one of the run."""

@@ -30,7 +30,7 @@ def archive_table(path: str, name: str) -> Table:
     def rows() -> Iterator[tuple[str, Any]]:
         return _rows(path, name)
 
-    return Table("a tar of pictures", rows, sum(1 for _ in rows()))
+    return Table("a tar of pictures", rows, sum(1 for _ in rows()), packed=True)
 
 
 def _rows(path: str, name: str) -> Iterator[tuple[str, Any]]:

@@ -59,7 +59,9 @@ class JsonRows:
                 raise self._refusal(tape, seen[0], len(seen))
         else:
             raise self._refusal(tape, seen[0] if seen else None, len(seen))
-        return Source(chain(seen, late(samples, self.name)), None, self.files)
+        return Source(
+            chain(seen, late(samples, self.name)), None, self.files, root=self.rows.rules.root
+        )
 
     def file(self) -> Source:
         """The source of a regular file.
@@ -90,9 +92,9 @@ class JsonRows:
                 raise self._refusal(tape, first, total)
             if first_lines[0].startswith("["):
                 rows = [*self._array(self._bytes())]
-                return Source(rows, len(rows), self.files)
+                return Source(rows, len(rows), self.files, root=self.rows.rules.root)
             total += sum(1 for line in lines if _content(line))
-            return Source(self._again(total, tape), total, self.files)
+            return Source(self._again(total, tape), total, self.files, root=self.rows.rules.root)
 
     def _again(self, total: int, counted: Tape) -> Iterator[Sample]:
         """The rows, read again. One more, failed row follows where the file has changed."""

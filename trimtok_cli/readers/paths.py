@@ -34,6 +34,7 @@ from trimtok_cli.readers.lists import (
     read_stdin_late,
 )
 from trimtok_cli.readers.patterns import Pattern
+from trimtok_cli.readers.roots import root_of
 from trimtok_cli.readers.source import Source
 from trimtok_cli.wording import shortened, shown_name
 
@@ -69,7 +70,8 @@ def read_images(
     if "-" in sources and stdin is None:
         raise UsageError("standard input is closed; name image files or folders")
     if list(sources) == ["-"]:
-        return Source(read_stdin(stdin, allow_urls), total=None, files=(0,)).first(limit)
+        names = read_stdin(stdin, allow_urls)
+        return Source(names, total=None, files=(0,), root=Path()).first(limit)
     passed = Passed()
     alone = len(sources) == 1
     parts = [
@@ -90,12 +92,15 @@ def read_images(
     notes = passed.notes() + notes
     if "-" not in sources:
         samples = list(chain.from_iterable(parts))
-        return Source(samples, total=len(samples), files=files, notes=notes).first(limit)
+        root = root_of(samples, sources)
+        return Source(samples, len(samples), files, notes, root=root).first(limit)
     streamed = (
         read_stdin_late(stdin, allow_urls) if source == "-" else part
         for source, part in zip(sources, parts, strict=True)
     )
-    return Source(chain.from_iterable(streamed), total=None, files=files, notes=notes).first(limit)
+    root = root_of([*chain.from_iterable(parts)], ())
+    samples = chain.from_iterable(streamed)
+    return Source(samples, None, files, notes, root=root).first(limit)
 
 
 def is_question_file(source: str) -> bool:

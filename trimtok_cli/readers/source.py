@@ -16,7 +16,8 @@ class Source:
     total: how many, None where that is not known beforehand (stdin); files: what the samples come
     from, as far as it is known beforehand, 0 for standard input, so that no output overwrites one;
     notes: sentences for the user, such as how many files were passed over; quiet_notes: those for a
-    user who asks for more.
+    user who asks for more; root: the folder in which the names of pictures start, None if they lie
+    in no one folder.
     """
 
     samples: Iterable[Sample]
@@ -24,6 +25,7 @@ class Source:
     files: tuple[Path | int, ...] = ()
     notes: tuple[str, ...] = ()
     quiet_notes: tuple[str, ...] = ()
+    root: Path | None = None
 
     def first(self, limit: int | None) -> "Source":
         """The source, cut after `limit` samples; None cuts nothing."""

@@ -25,12 +25,13 @@ class Table:
     """The rows of a file, each with its place in it (`line 4`).
 
     what: the format in words. rows: walks the rows, from the beginning each time; a row that cannot
-    be read is a Problem. total: how many there are.
+    be read is a Problem. total: how many there are. packed: the pictures lie in the file itself.
     """
 
     what: str
     rows: Callable[[], Iterator[tuple[str, Any]]]
     total: int
+    packed: bool = False
 
     def source(self, path: Path, name: str, rules: Rules) -> Source:
         """The samples. UsageError where no row can be answered; `name` is the file's in messages.
@@ -51,7 +52,8 @@ class Table:
             )
         samples = late(self._unchanged(path, name, Rows(rules, name)), name)
         note = f"{name} is read as {self.what}"
-        return Source(samples, self.total, (path,), quiet_notes=(note,))
+        root = None if self.packed else rules.root
+        return Source(samples, self.total, (path,), quiet_notes=(note,), root=root)
 
     def _samples(self, rows: Rows) -> Iterator[Sample]:
         for number, (place, row) in enumerate(self.rows()):

@@ -1,0 +1,82 @@
+"""The formats by name, and the making of several: a format is one file here, a line of FORMS."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from trimtok_cli.errors import TrimtokError, UsageError
+from trimtok_cli.outputs.exports.answers import Answers
+from trimtok_cli.outputs.exports.coco import write_coco
+from trimtok_cli.outputs.exports.csv_table import write_csv
+from trimtok_cli.outputs.exports.form import Made, Wanted
+from trimtok_cli.outputs.exports.imagefolder import write_imagefolder
+from trimtok_cli.outputs.exports.llava import write_llava
+from trimtok_cli.outputs.exports.openai_batch import write_openai
+from trimtok_cli.outputs.exports.parquet_table import check_parquet, write_parquet
+from trimtok_cli.outputs.exports.records import write_records
+from trimtok_cli.outputs.exports.sidecars import write_caption, write_txt
+from trimtok_cli.outputs.exports.vqav2 import write_vqav2
+from trimtok_cli.wording import brief, suggestion
+
+
+@dataclass(frozen=True)
+class Form:
+    """A format. ending: that of its file; empty if it lies with the pictures. check: raises
+    UsageError, before a run, if something is not installed.
+    """
+
+    write: Callable[[Answers, Path, Wanted], Made]
+    ending: str = ""
+    check: Callable[[], None] = lambda: None
+
+
+FORMS: dict[str, Form] = {
+    "jsonl": Form(write_records, ".records.jsonl"),
+    "llava": Form(write_llava, ".llava.jsonl"),
+    "csv": Form(write_csv, ".csv"),
+    "parquet": Form(write_parquet, ".parquet", check_parquet),
+    "txt": Form(write_txt),
+    "caption": Form(write_caption),
+    "imagefolder": Form(write_imagefolder),
+    "coco": Form(write_coco, ".coco.json"),
+    "vqav2": Form(write_vqav2, ".vqav2.json"),
+    "openai": Form(write_openai, ".openai.jsonl"),
+}
+
+
+def chosen(text: str) -> tuple[str, ...]:
+    """The formats of a list with commas. Raises UsageError for an unknown one."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    for name in names:
+        if name not in FORMS:
+            raise UsageError(
+                f"--format must be some of {', '.join(FORMS)}, with commas between, got "
+                f"{brief(name)}{suggestion(name, FORMS)}."
+            )
+        FORMS[name].check()
+    return names
+
+
+def endings(names: Iterable[str]) -> list[str]:
+    """What the files of these formats have behind the answers' name; none of sidecars."""
+    return [FORMS[name].ending for name in names if FORMS[name].ending]
+
+
+def make(
+    answers: Answers, targets: Mapping[str, Path], wanted: Wanted
+) -> Iterator[tuple[str, Made]]:
+    """Makes each format in turn: (its name, what became of it).
+
+    targets: the file of each format; what lies with the pictures is told by the answers. Raises
+    UsageError if the answers do not fit a format, TrimtokError if the disk fails; formats before it
+    are made by then.
+    """
+    for name, target in targets.items():
+        try:
+            yield name, FORMS[name].write(answers, target, wanted)
+        except OSError as error:
+            raise TrimtokError(
+                f"--format {name}: {error.filename or target} cannot be written "
+                f"({error.strerror or error}); the answers themselves are safe in {answers.path}, "
+                "and `trimtok export` makes every format of them."
+            ) from error
