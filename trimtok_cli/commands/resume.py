@@ -55,7 +55,7 @@ class Begun:
     def check_loaded(self, model: Mapping[str, str]) -> None:
         """Raises UsageError if another model was loaded than the run began with."""
         if self.earlier:
-            _refuse(differences_loaded(self.earlier, model), self.journal.path)
+            refuse(differences_loaded(self.earlier, model), self.journal.path)
 
 
 def begin(
@@ -71,7 +71,7 @@ def begin(
     again: reads the source anew. Raises UsageError if the answers that are there are of another
     run than this one.
     """
-    identity = _identity(config)
+    identity = identity_of(config)
     earlier = to_go_on_with(destination.answers, destination.manifest, options.if_there)
     journal = Journal(destination.answers or Path(), new=not earlier)
     samples = keyed(source.samples)
@@ -79,7 +79,7 @@ def begin(
         if options.only_failed:
             raise UsageError(f"--only-failed: {destination} holds no answers of an earlier run.")
         return Begun(samples, source.total, journal, identity, earlier)
-    _refuse(differences(earlier, config, identity), journal.path)
+    refuse(differences(earlier, config, identity), journal.path)
     summary = _summary(earlier)
     journal.read(earlier["run"], summary.add_line)
     if source.total is not None:
@@ -115,7 +115,7 @@ def close(destination: Destination, journal: Journal, manifest: Manifest, *, ove
     manifest.write()  # the last, as a run whose run.json says that it is over is left alone
 
 
-def _identity(config: RunConfig) -> dict[str, str]:
+def identity_of(config: RunConfig) -> dict[str, str]:
     """A hash of the files of each model that is a local folder, by the option that names it."""
     found = {}
     for name in ("model", "clip_text"):
@@ -135,7 +135,8 @@ def _summary(earlier: Mapping[str, Any]) -> RunSummary:
     return summary
 
 
-def _refuse(differences: list[str], answers: Path) -> None:
+def refuse(differences: list[str], answers: Path) -> None:
+    """Raises UsageError if there is any difference between the earlier run and this one."""
     if differences:
         raise UsageError(
             f"--out: {answers} was begun with other settings: {'; '.join(differences)}. Give the "
