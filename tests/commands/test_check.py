@@ -304,6 +304,12 @@ def test_what_existing_would_do_is_what_it_does(hostile, llava_folder, monkeypat
     assert snapshot(Path("out")) == before
     run("caption", *options, code=3)
     assert checked(*options, code=3)["output"]["done"] == 4
+    (hostile / "a.jpg").unlink()
+    output = checked(*options, code=2)["output"]
+    assert (
+        output["would"] == "refuse" and "holds an answer to what is not asked" in output["problem"]
+    )
+    assert output["problem"] in run("caption", *options, code=2).stderr.replace("\n", "")
 
 
 def test_an_output_over_an_input_is_found(pictures, tmp_path):
@@ -345,6 +351,7 @@ def test_the_time_is_that_of_the_row_most_like_the_run(llava_folder, pictures):
     assert "as measured: " in run("check", *options).stdout
     other = checked(*options, "--method", "fastv")["time"]
     assert list(other) == ["note"] and "no row of" in other["note"]
+    assert checked(*options, "--method", "fastv")["tokens"]["exact"] is False
     Path("bench.json").write_text("{}")
     assert "--bench: bench.json is no bench.json" in run("check", *options, code=2).stderr
 

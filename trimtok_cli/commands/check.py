@@ -146,6 +146,8 @@ def _walk(survey: Survey, source: Source, config: RunConfig, processes: Processe
     processes.start(workers)
     with survey.screen.track(source.total):
         survey.look_at(source.samples, workers, processes)
+    if source.total is not None:  # else more may come
+        survey.output.met_all()
 
 
 def _found(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtok_cli.commands.options import AnswerOptions
-from trimtok_cli.commands.resume import identity_of, refuse
+from trimtok_cli.commands.resume import identity_of, refuse, refuse_strangers
 from trimtok_cli.config import RunConfig
 from trimtok_cli.data import Sample
 from trimtok_cli.errors import TrimtokError, UsageError
@@ -32,6 +32,7 @@ class Output:
         self.answers, self.would, self.problem = "", BEGIN, ""
         self.exit_code = self.done = self.failed = self.new = 0
         self.journal: Journal | None = None
+        self.unmet: set[bytes] = set()  # keys of answers to samples that `note` was not told of
 
     def look(self, destination: Destination, config: RunConfig) -> None:
         """Notes what is there. Raises UsageError for answers that the run cannot go on with."""
@@ -50,6 +51,7 @@ class Output:
         journal = Journal(destination.answers)
         journal.read(earlier["run"], lambda line: None)
         self.journal, self.would = journal, RESUME
+        self.unmet = journal.strangers([])
 
     def note(self, sample: Sample) -> None:
         """Counts a sample of the source; it has its key."""
@@ -60,6 +62,15 @@ class Output:
             self.failed += 1
         else:
             self.done += 1
+            self.unmet.discard(key)
+
+    def met_all(self) -> None:
+        """Notes that `note` was told of every sample, and the source has no others."""
+        try:
+            if self.journal is not None:
+                refuse_strangers(self.journal, self.unmet)
+        except TrimtokError as error:
+            self.refused(error)
 
     def refused(self, error: TrimtokError) -> None:
         self.would, self.problem, self.exit_code = REFUSE, str(error), error.exit_code

@@ -3,7 +3,7 @@
 Loads no model: a run that is complete says so at once.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import chain
@@ -84,7 +84,7 @@ def begin(
     journal.read(earlier["run"], summary.add_line)
     if source.total is not None:
         listed = source.samples if isinstance(source.samples, list) else again().samples
-        _refuse_strangers(journal, listed)
+        refuse_strangers(journal, journal.strangers(keyed(listed)))
     _tell_versions(earlier, screen)
     retried = 0 if options.keep_failed else len(journal.failed)
     number = None
@@ -144,9 +144,11 @@ def refuse(differences: list[str], answers: Path) -> None:
         )
 
 
-def _refuse_strangers(journal: Journal, samples: Iterable[Sample]) -> None:
-    """Raises UsageError if there are answers to none of the samples of the source."""
-    strangers = journal.strangers(keyed(samples))
+def refuse_strangers(journal: Journal, strangers: set[bytes]) -> None:
+    """Raises UsageError if there are answers to none of the samples of the source.
+
+    strangers: their keys.
+    """
     if not strangers:
         return
     record = journal.record(min(strangers, key=lambda key: journal.starts[key]))

@@ -173,7 +173,8 @@ class Survey:
         if self.plan.forecast is None or not sound:
             return None
         number = sum(self.times[what] for what in sound)
-        found = {}
+        # Methods that prune inside the language model may leave fewer at its end than --keep says.
+        found: dict[str, Any] = {"exact": not self.plan.forecast.prefills_dense}
         for name, field in (("dense", "visual"), ("kept", "kept"), ("text", "text")):
             counts = {what: getattr(tokens, field) for what, tokens in sound.items()}
             total = sum(count * self.times[what] for what, count in counts.items())

@@ -77,11 +77,12 @@ def _model(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "model", f"{model['name']}: {model['note']}, so nothing is foreseen{stated}"
     if tokens:
         dense, kept = tokens["dense"], tokens["kept"]
+        inside = "" if tokens["exact"] else ", which the method reaches inside the language model"
         yield (
             "visual tokens",
             f"{dense['mean']:,.0f} → {kept['mean']:,.0f} a sample, "
             f"{dense['total']:,} → {kept['total']:,} in all, "
-            f"{dense['most']:,} → {kept['most']:,} at most",
+            f"{dense['most']:,} → {kept['most']:,} at most{inside}",
         )
     if memory:
         yield (
