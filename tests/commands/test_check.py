@@ -208,6 +208,9 @@ def test_a_model_that_cannot_be_loaded_is_one_sentence(no_weights, bare_model, p
     assert done.stderr.count("error: ") == 1 and "is not JSON" in done.stderr
     assert "no such folder" in run("check", pictures[0], "-m", "nowhere", code=2).stderr
     assert run("check", "nowhere.png", code=2).stderr.count("error: ") == 1
+    assert "did you mean vqa" in run("check", pictures[0], "--for", "vqs", code=2).stderr
+    for_vqa = run("check", *pictures[:2], "--for", "vqa", code=2)
+    assert "give one file of questions" in for_vqa.stderr
 
 
 def test_rows_are_read_and_their_files_decoded_once(llava_folder, pictures, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -30,6 +30,7 @@ from trimtok_cli.prepare.processes import Processes
 from trimtok_cli.readers import read_any, read_questions
 from trimtok_cli.readers.source import Source
 from trimtok_cli.readers.templates import with_prompt
+from trimtok_cli.wording import brief, suggestion
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -46,12 +47,13 @@ Sources = Annotated[
 ]
 
 For = Annotated[
-    Literal["auto", "caption", "vqa"],
+    str,
     typer.Option(
         "--for",
         help="The command that is to follow: caption, vqa, or auto: vqa where the rows of a file "
         "ask.",
         rich_help_panel=INPUT,
+        autocompletion=o.completing(("auto", *RUNS)),
     ),
 ]
 
@@ -90,6 +92,11 @@ def check(
     """Look at everything that a run would meet, without loading weights: broken files, duplicates,
     rows that cannot be asked, visual tokens, memory, time, and what is at --out already.
     """
+    if run not in ("auto", *RUNS):
+        raise UsageError(
+            f"--for must be one of auto, {', '.join(RUNS)}, got {brief(run)}"
+            f"{suggestion(run, RUNS)}."
+        )
     check_stdin(*sources)
     shared: dict[str, Any] = {
         "image_root": image_root,
