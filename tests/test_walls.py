@@ -60,6 +60,7 @@ LIGHT_IN_HEAVY = (
     "bench.derive",
     "bench.tables",
     "bench.document",
+    "bench.expected",
 )
 
 
@@ -185,6 +186,9 @@ def test_help_and_usage_errors_answer_without_torch():
         ["caption", "--help"],
         ["caption", "nowhere"],
         ["vqa", "nowhere.jsonl"],
+        ["check", "--help"],
+        ["check", "nowhere"],
+        ["check", ".", "--model", "nowhere"],
         ["caption", ".", "--batch-size", "0"],
     ):
         done = subprocess.run(

@@ -441,7 +441,7 @@ def test_paths_on_stdin_lists_and_globs(llava_folder, pictures):
 
 
 def test_help_shows_examples_and_every_shared_option():
-    for command in ("caption", "vqa", "compare"):
+    for command in ("caption", "vqa", "check", "compare"):
         said = " ".join(run(command, "--help").stdout.split())
         assert "Examples:" in said and f"trimtok {command}" in said
         for option in (

@@ -99,7 +99,12 @@ def test_every_setting_has_its_words_and_stands_in_a_panel():
 
 @pytest.mark.parametrize(
     ("command", "without"),
-    [("caption", set()), ("vqa", {"prompt"}), ("compare", {"batch_size", "decode", "workers"})],
+    [
+        ("caption", set()),
+        ("check", set()),
+        ("vqa", {"prompt"}),
+        ("compare", {"batch_size", "decode", "workers"}),
+    ],
 )
 def test_a_command_that_runs_a_model_has_every_setting_but_those_it_names(command, without):
     done = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "120"})
@@ -111,7 +116,7 @@ def test_a_command_that_runs_a_model_has_every_setting_but_those_it_names(comman
     assert {name for name, word in spelled.items() if word not in words} == without
 
 
-@pytest.mark.parametrize("command", ["caption", "vqa", "compare", "bench", "methods"])
+@pytest.mark.parametrize("command", ["caption", "vqa", "check", "compare", "bench", "methods"])
 def test_panels_stand_in_one_order_in_every_help(command):
     told = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "100"}).stdout
     found = [panel for line in told.split("\n") for panel in PANELS if f" {panel} ───" in line]

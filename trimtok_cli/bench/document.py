@@ -29,16 +29,19 @@ def write(destination: Destination, document: dict[str, Any]) -> None:
         ) from None
 
 
-def read_document(path: Path) -> dict[str, Any]:
-    """An earlier bench.json with its derived figures. Raises UsageError where there is none."""
+def read_document(path: Path, option: str = "--against") -> dict[str, Any]:
+    """An earlier bench.json with its derived figures. Raises UsageError where there is none.
+
+    option: the one that named the file, for sentences.
+    """
     file = path / NAME if path.is_dir() else path
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
         return derive(_with_present_names(document))
     except OSError as error:
-        raise UsageError(f"--against: {file} cannot be read ({error.strerror}).") from None
+        raise UsageError(f"{option}: {file} cannot be read ({error.strerror}).") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UsageError(f"--against: {file} is no {NAME} of this program.") from None
+        raise UsageError(f"{option}: {file} is no {NAME} of this program.") from None
 
 
 def _with_present_names(document: dict[str, Any]) -> dict[str, Any]:

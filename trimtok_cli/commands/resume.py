@@ -3,7 +3,7 @@
 Loads no model: a run that is complete says so at once.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import chain
@@ -59,7 +59,7 @@ class Begun:
     def check_loaded(self, model: Mapping[str, str]) -> None:
         """Raises UsageError if another model was loaded than the run began with."""
         if self.earlier:
-            _refuse(differences_loaded(self.earlier, model), self.journal.path)
+            refuse(differences_loaded(self.earlier, model), self.journal.path)
 
 
 def begin(
@@ -75,7 +75,7 @@ def begin(
     again: reads the source anew. Raises UsageError if the answers that are there are of another
     run than this one.
     """
-    identity = _identity(config)
+    identity = identity_of(config)
     earlier = to_go_on_with(destination.answers, destination.manifest, options.if_there)
     journal = Journal(destination.answers or Path(), new=not earlier)
     samples = keyed(source.samples)
@@ -85,13 +85,13 @@ def begin(
             raise UsageError(f"--only-failed: {destination} holds no answers of an earlier run.")
         names = tuple(path.name for path in destination.formats)
         return Begun(samples, source.total, journal, identity, earlier, root=root, formats=names)
-    _refuse(differences(earlier, config, identity), journal.path)
+    refuse(differences(earlier, config, identity), journal.path)
     earlier |= {"root": root, "formats": _formats(destination, earlier)}
     summary = _summary(earlier)
     journal.read(earlier["run"], summary.add_line)
     if source.total is not None:
         listed = source.samples if isinstance(source.samples, list) else again().samples
-        _refuse_strangers(journal, listed)
+        refuse_strangers(journal, journal.strangers(keyed(listed)))
     _tell_versions(earlier, screen)
     retried = 0 if options.keep_failed else len(journal.failed)
     number = None
@@ -125,7 +125,7 @@ def close(destination: Destination, journal: Journal, manifest: Manifest, *, ove
     manifest.write()  # the last, as a run whose run.json says that it is over is left alone
 
 
-def _identity(config: RunConfig) -> dict[str, str]:
+def identity_of(config: RunConfig) -> dict[str, str]:
     """A hash of the files of each model that is a local folder, by the option that names it."""
     found = {}
     for name in ("model", "clip_text"):
@@ -157,7 +157,8 @@ def _summary(earlier: Mapping[str, Any]) -> RunSummary:
     return summary
 
 
-def _refuse(differences: list[str], answers: Path) -> None:
+def refuse(differences: list[str], answers: Path) -> None:
+    """Raises UsageError if there is any difference between the earlier run and this one."""
     if differences:
         raise UsageError(
             f"--out: {answers} was begun with other settings: {'; '.join(differences)}. Give the "
@@ -165,9 +166,11 @@ def _refuse(differences: list[str], answers: Path) -> None:
         )
 
 
-def _refuse_strangers(journal: Journal, samples: Iterable[Sample]) -> None:
-    """Raises UsageError if there are answers to none of the samples of the source."""
-    strangers = journal.strangers(keyed(samples))
+def refuse_strangers(journal: Journal, strangers: set[bytes]) -> None:
+    """Raises UsageError if there are answers to none of the samples of the source.
+
+    strangers: their keys.
+    """
     if not strangers:
         return
     record = journal.record(min(strangers, key=lambda key: journal.starts[key]))

@@ -35,7 +35,6 @@ def load(config: RunConfig, screen: Screen, meanwhile: Callable[[], None] | None
     if meanwhile:
         meanwhile()
     from trimtok_cli.models.loading import load_model
-    from trimtok_cli.prepare.sample import Ask
 
     adapter = load_model(
         config.model,
@@ -45,7 +44,14 @@ def load(config: RunConfig, screen: Screen, meanwhile: Callable[[], None] | None
         clip_text=config.clip_text or None,
         trust_remote_code=config.trust_remote_code,
     )
-    return adapter, Ask(
+    return adapter, ask_of(config)
+
+
+def ask_of(config: RunConfig) -> Any:
+    """How every sample of the run is asked. Imports torch."""
+    from trimtok_cli.prepare.sample import Ask
+
+    return Ask(
         prompt=config.prompt,
         system=config.system,
         max_new_tokens=config.max_new_tokens,

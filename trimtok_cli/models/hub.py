@@ -33,7 +33,7 @@ def fetch(hub_id: str, named_by: str, *, revision: str | None = None, code: bool
     named_by: the option that named the checkpoint, for sentences. code: also download its Python
     files. Raises ModelError where neither the hub nor the cache has the checkpoint.
     """
-    from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import RevisionNotFoundError
 
     try:
@@ -46,16 +46,23 @@ def fetch(hub_id: str, named_by: str, *, revision: str | None = None, code: bool
         )
     except Exception as error:
         log.debug("%s cannot be had from the hub", hub_id, exc_info=error)
-        cached = [
-            try_to_load_from_cache(hub_id, name, revision=revision)
-            for name in ("config.json", "adapter_config.json")
-        ]
-        folders = [Path(path).parent for path in cached if isinstance(path, str)]
-        if folders and not isinstance(error, RevisionNotFoundError):
-            return folders[0]
+        folder = cached(hub_id, revision)
+        if folder is not None and not isinstance(error, RevisionNotFoundError):
+            return folder
         raise ModelError(
             f"{named_by} cannot be loaded: {_reason(hub_id, revision, error)}."
         ) from error
+
+
+def cached(hub_id: str, revision: str | None = None) -> Path | None:
+    """The folder of a checkpoint in the cache, complete or not, or None. Asks no server."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in ("config.json", "adapter_config.json"):
+        path = try_to_load_from_cache(hub_id, name, revision=revision)
+        if isinstance(path, str):
+            return Path(path).parent
+    return None
 
 
 def wanted(names: Sequence[str], *, code: bool = False) -> list[str]:

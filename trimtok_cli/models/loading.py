@@ -6,6 +6,7 @@ model, `weights` checks what was loaded.
 """
 
 import logging
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -60,18 +61,8 @@ def load_model(
     target = pick_device(device)
     weight_dtype = pick_dtype(dtype, target)
     folder, commit = find_folder(model, "--model", revision=revision, trusted=trust_remote_code)
-    # The library's progress bars would tear ours; errors still reach us as exceptions.
-    transformers.utils.logging.disable_progress_bar()
-    with folder.sentences():
-        base = _base(folder)
-        settings = read_settings(base.path)
-        _check_family(settings, model)
-        check(base.path, settings)
-    config = base.load("config.json", AutoConfig.from_pretrained)
-    strip(config)
-    processor = base.load("processor", AutoProcessor.from_pretrained)
-    with folder.sentences():
-        fit(processor, config)
+    found = read_checkpoint(folder, model)
+    base, settings, config = found.base, found.settings, found.config
     # The library reads this file again with the weights; here an error names the file.
     if "generation_config.json" in settings:
         base.load("generation_config.json", GenerationConfig.from_pretrained)
@@ -85,9 +76,42 @@ def load_model(
     )
     if base is not folder:
         folder.load("adapter", partial(_add_adapter, network))
-    adapter = ADAPTERS[config.model_type](network, processor, name=model, revision=commit)
+    adapter = ADAPTERS[config.model_type](network, found.processor, name=model, revision=commit)
     adapter.clip_text = ClipText(clip_text, target) if clip_text else None
     return adapter
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint is made of beside its weights.
+
+    base: its folder, or that of the base model of a PEFT adapter. settings: its JSON files by name.
+    """
+
+    base: Folder
+    settings: dict[str, dict[str, Any]]
+    config: Any
+    processor: Any
+
+
+def read_checkpoint(folder: Folder, model: str) -> Checkpoint:
+    """The checkpoint in a folder, checked, with a processor that fits it; no weights are loaded.
+
+    model: its name in sentences. Raises ModelError.
+    """
+    # The library's progress bars would tear ours; errors still reach us as exceptions.
+    transformers.utils.logging.disable_progress_bar()
+    with folder.sentences():
+        base = _base(folder)
+        settings = read_settings(base.path)
+        _check_family(settings, model)
+        check(base.path, settings)
+    config = base.load("config.json", AutoConfig.from_pretrained)
+    strip(config)
+    processor = base.load("processor", AutoProcessor.from_pretrained)
+    with folder.sentences():
+        fit(processor, config)
+    return Checkpoint(base, settings, config, processor)
 
 
 def _base(folder: Folder) -> Folder:
