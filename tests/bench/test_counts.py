@@ -6,11 +6,12 @@ import torch.nn.functional as F
 
 from tests.bench.test_random_weights import described
 from tests.support.generating import continuous, requests
-from trimtok_cli.bench.pretend_cuda import pretend_cuda
+from trimtok_cli.bench.pretend_calls import outside
+from trimtok_cli.bench.pretend_cuda import pretend_cuda, values_of
 from trimtok_cli.bench.random_models import random_model, shape_model
 from trimtok_cli.bench.schedule import schedule_row
 from trimtok_cli.bench.spec import Bench, SchedulePart
-from trimtok_cli.generation import cuda_graphs
+from trimtok_cli.generation import cuda_graphs, slot_attention
 from trimtok_cli.generation.types import run
 from trimtok_cli.tokens import Prompt
 
@@ -51,6 +52,41 @@ def test_what_is_one_kernel_on_a_device_counts_as_one(tally, work, kernels):
     tally.take()
     work(square)
     assert sum(tally.take().kernels.values()) == kernels
+
+
+def attended(device: str) -> torch.Tensor:
+    """Three answers of 2, 5 and 1 places in slots of 6, two query heads to a key, in bfloat16."""
+    size = {"generator": torch.Generator().manual_seed(0), "dtype": torch.bfloat16}
+    query, key, value = (torch.randn(3, heads, 6, 8, **size).to(device) for heads in (4, 2, 2))
+    slots = [each.transpose(1, 2).contiguous().transpose(1, 2) for each in (key, value)]
+    lengths = torch.tensor([1, 4, 0]).to(device)
+    if device == "cpu":
+        mask = (torch.arange(6) <= lengths[:, None])[:, None, None]
+        given = [query[:, :, :1], *(each.repeat_interleave(2, 1) for each in slots)]
+        return F.scaled_dot_product_attention(*given, attn_mask=mask).transpose(1, 2)
+    used = slot_attention.used_places(lengths, 6)
+    return slot_attention.attend(None, query[:, :, :1], *slots, used)[0]
+
+
+@pytest.mark.skipif(
+    slot_attention.variable_length() is None, reason="this torch's attention reads whole sequences"
+)
+def test_attention_over_the_places_in_use_is_one_kernel_that_reads_these_alone(tally):
+    found = attended("cuda")
+    work = tally.take()
+    assert work.kernels["attention"] == 1 and list(work.attention.values()) == [1]
+    with outside():
+        wanted = attended("cpu")
+        assert torch.allclose(values_of(found).float(), wanted.float(), atol=2e-2)
+    numbers = torch.tensor([0, 1, 2, 3], dtype=torch.int32).to("cuda")
+    row = torch.zeros(3, 1, 8, dtype=torch.bfloat16, device="cuda")
+    keys = torch.zeros(18, 1, 8, dtype=torch.bfloat16, device="cuda")
+    used = torch.tensor([2, 5, 1], dtype=torch.int32).to("cuda")
+    given = (row, keys, keys, numbers, numbers * 6, 1, 6)
+    tally.take()
+    slot_attention.variable_length()(*given, seqused_k=used)
+    work = tally.take()
+    assert work.bytes == 2 * row.nbytes + 2 * (8 * 8 * 2) and work.flops == 4 * 8 * 8
 
 
 def test_bytes_and_flops_are_those_of_the_operands(tally):

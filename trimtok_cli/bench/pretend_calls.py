@@ -139,6 +139,8 @@ def stand_ins(tally: Tally, recorder: Recorder) -> Iterator[tuple[Any, str, Any]
         yield torch.cuda, name, call
     for name, value in answers.items():
         yield torch.cuda, name, lambda *_, value=value, **__: value
+    # torch for CPUs alone says None, and then some of a GPU's paths are not taken.
+    yield torch.version, "cuda", torch.version.cuda or "13.0"
     if find_spec("triton"):  # every kernel of it is one launch
         from triton.runtime.jit import JITFunction
 
