@@ -1,16 +1,22 @@
 """samples/gpu.sh and its parts on a CPU: every part runs, has its JSON, and none stops the next."""
 
+import inspect
 import json
 import subprocess
 import sys
+from operator import attrgetter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from trimtok_cli.bench import first_minutes
-from trimtok_cli.bench.variants import VARIANTS, attribute, cudnn_attention
-from trimtok_cli.generation.continuous import Continuous
+from trimtok_cli.bench import choices, first_minutes
+from trimtok_cli.bench.batch import Loops
+from trimtok_cli.bench.variants import VARIANTS, Variant, settings
+from trimtok_cli.data import Sample
+from trimtok_cli.engine.stream import answer_all
+from trimtok_cli.prepare.sample import Ask, prepare
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--device", "cpu", "--model", "tiny", "--image", "90x84", "--keep", "4", "--rounds", "1"]
@@ -40,27 +46,73 @@ def test_a_profile_names_kernels_and_their_share_of_the_time():
 
 
 def test_choices_run_in_turn_and_one_that_fails_is_a_row_that_says_so(monkeypatch):
-    broken = first_minutes.Variant("gone", "?", change=lambda loop: attribute("gone.by", 1, loop))
-    monkeypatch.setattr(first_minutes, "VARIANTS", (*VARIANTS[:2], broken))
-    off, on, gone = part("choices")["rows"]
-    for row in (off, on):
+    lines = (
+        Variant("read late", "?", {"lag": 1}),
+        Variant("new lengths", "?", {"steps.in_buckets": True}, unseen=2),
+        Variant("ahead", "?", {"encode_ahead": True}, from_files=True),
+        Variant("gone", "?", {"gone.by": 1}),
+    )
+    monkeypatch.setattr(first_minutes, "VARIANTS", lines)
+    run = ("--samples", "3", "--new-tokens", "2", "--workers", "0")
+    *rows, gone = part("choices", *run)["rows"]
+    for row in rows:
         assert row["error"] == "" and set(row["seconds"]) == {"usual", row["name"]}
         assert all(times[0]["wall"] > 0 for times in row["seconds"].values())
+    assert rows[2]["seconds"]["ahead"][0]["answered"] == 3
     assert "gone" in gone["error"]
 
 
-def test_every_choice_changes_something_that_a_loop_has(adapter):
-    from trimtok_cli.bench.batch import Loops
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_every_choice_changes_something_that_a_loop_or_a_run_has(adapter, variant):
+    if variant.from_files:
+        known = set(inspect.signature(answer_all).parameters)
+        assert variant.settings and set(variant.settings) <= known
+        return
+    loop = Loops(adapter, decode="continuous", new_tokens=2, batch=1).of(None)
+    get = {path: attrgetter(path) for path in variant.settings}
+    before = {path: each(loop) for path, each in get.items()}
+    with settings(loop, variant.settings):
+        assert {path: each(loop) for path, each in get.items()} == variant.settings
+    assert {path: each(loop) for path, each in get.items()} == before
+    assert variant.settings or variant.batch
 
-    for variant in VARIANTS:
-        loop = Loops(adapter, decode="continuous", new_tokens=2, batch=1).of(None)
-        assert isinstance(loop, Continuous)
-        with variant.active():
-            variant.change(loop)
+
+def test_lengths_that_were_not_seen_before_are_all_different(adapter, monkeypatch):
+    seen = []
+
+    def run_batch(adapter, pruner, inputs, loop):
+        seen.extend(each.inputs.input_ids.numel() for each in inputs)
+        return choices.Spent(0, 0, 0, 0, 0.0, (1,), (1.0,), (1,))
+
+    monkeypatch.setattr(choices, "run_batch", run_batch)
+    sample = Sample(0, images=(ROOT / "samples/images/scene-08.png",), names=("a",))
+    known = [prepare(adapter.preprocessor, sample, Ask("?"))]
+    options = SimpleNamespace(batch=[1], keep="4", rounds=2)
+    choices.held_beside(adapter, Variant("x", "?", unseen=3), known, options)
+    assert len(seen) == len(set(seen)) == 2 * (2 + 2) * 3
+
+
+@pytest.mark.parametrize(("allowed", "inside"), [(False, False), (True, True)])
+def test_a_choice_may_leave_attention_to_cudnn(adapter, monkeypatch, allowed, inside):
+    monkeypatch.setattr(adapter, "device", torch.device("cuda"))
+    monkeypatch.setattr(adapter, "cudnn_attention", allowed)
     before = torch.backends.cuda.cudnn_sdp_enabled()
-    with cudnn_attention(not before):
-        assert torch.backends.cuda.cudnn_sdp_enabled() != before
-    assert torch.backends.cuda.cudnn_sdp_enabled() == before
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        with adapter.kernels():
+            assert torch.backends.cuda.cudnn_sdp_enabled() == inside
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+def test_a_part_that_is_interrupted_writes_what_it_has(monkeypatch):
+    def stopped(options, facts):
+        facts["so far"] = 1
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(first_minutes.PARTS, "machine", stopped)
+    document = part("machine", code=1)
+    assert document["error"] == "interrupted" and document["facts"] == {"so far": 1}
 
 
 def test_a_run_from_files_answers_every_sample():
