@@ -129,6 +129,23 @@ def test_reads_of_a_device_are_waits_and_a_recording_refuses_them(tally, read, w
     assert not tally.take().kernels, "recorded, not run"
 
 
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_wait_with_work_behind_it_is_no_stop_of_the_device(tally, behind):
+    numbers = torch.arange(5, device="cuda")
+    tokens = torch.empty_like(numbers, device="cpu", pin_memory=True)
+    tally.take()
+    tokens.copy_(numbers, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    if behind:
+        numbers += 1
+    event.synchronize()
+    work = tally.take()
+    assert sum(work.waits.values()) == 1 and work.stops == (not behind)
+    tokens.copy_(numbers)
+    assert tally.take().stops == 1 and tokens.tolist() == numbers.tolist()
+
+
 def test_a_replay_runs_what_was_recorded_on_the_tensors_as_they_are_now(tally):
     source = torch.ones(3, device="cuda")
     graph = torch.cuda.CUDAGraph()

@@ -127,27 +127,59 @@ def test_a_part_that_fails_says_why_in_its_json():
     assert "nothing" in part("profile", "--model", "nothing", code=1)["error"]
 
 
-@pytest.mark.parametrize(
-    ("asked", "files"),
-    [
-        (("machine", "nonsense", "files"), ("machine.json", "files.json")),
-        (("nonsense", "table4"), ("table4/bench.json",)),
-    ],
-)
-def test_the_script_runs_its_parts_one_by_one_and_none_stops_the_next(tmp_path, asked, files):
-    done = subprocess.run(
-        ["bash", str(ROOT / "samples/gpu.sh"), str(tmp_path), *asked],
+def script(folder: Path, *parts: str, python: str, **more: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ["bash", str(ROOT / "samples/gpu.sh"), str(folder), *parts],
         capture_output=True,
         text=True,
         env={
             "PATH": "/usr/bin:/bin",
             "DEVICE": "cpu",
-            "PYTHON": sys.executable,
+            "PYTHON": python,
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
+            **more,
         },
         timeout=400,
     )
+
+
+def test_the_script_runs_its_parts_and_one_that_does_not_exist_fails(tmp_path):
+    done = script(tmp_path, "nonsense", "machine", python=sys.executable)
     assert done.returncode == 1 and "no such part: nonsense" in done.stderr, done.stderr
-    for file in files:
-        assert not json.loads((tmp_path / file).read_text()).get("error"), file
+    assert not json.loads((tmp_path / "machine.json").read_text())["error"]
+
+
+@pytest.fixture
+def noting(tmp_path):
+    """A stand-in for Python that notes its arguments, and fails in the part `profile`."""
+    file = tmp_path / "python"
+    file.write_text(
+        f'#!/bin/sh\necho "$*" >> {tmp_path}/asked\n'
+        'case "$*" in *"first_minutes profile"*) exit 3;; esac\n'
+    )
+    file.chmod(0o755)
+    return file
+
+
+def test_no_part_of_the_script_stops_the_next(tmp_path, noting):
+    done = script(tmp_path, python=str(noting), CHECKPOINT="a/model")
+    asked = (tmp_path / "asked").read_text().splitlines()
+    called = [line.removeprefix("-m ").split(" --", 1)[0] for line in asked]
+    assert called == [
+        "pytest -q -m gpu",
+        *(f"trimtok_cli.bench.first_minutes {name}" for name in ("machine", "profile", "choices")),
+        "trimtok_cli.bench.first_minutes files",
+        "trimtok_cli caption samples/images",
+        "trimtok_cli.bench.first_minutes files",
+        *["trimtok_cli bench smoke"] * 3,
+        "trimtok_cli bench counts",
+    ]
+    assert done.returncode == 1 and "failed with status 3" in done.stderr
+    assert "--model a/model" in asked[5] and "--batch-size auto" in asked[5]
+    assert len({line.split("--out ")[1].split()[0] for line in asked[1:]}) == 10
+
+
+def test_a_script_whose_parts_all_end_well_ends_well(tmp_path, noting):
+    done = script(tmp_path, "machine", "small-card", python=str(noting))
+    assert done.returncode == 0 and "--fraction 0.3" in (tmp_path / "asked").read_text()

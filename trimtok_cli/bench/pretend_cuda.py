@@ -140,7 +140,9 @@ class _Recorder(TorchDispatchMode):
             count_unequal(self.tally, values_of, *args, **kwargs)
             self.values(attend_unequal, args, kwargs, inputs, outputs)
         else:
-            self._count(func, name, inputs, outputs, waits=not kwargs.get("non_blocking"))
+            # The switch of an in-place copy comes by its place.
+            waits = not (kwargs.get("non_blocking") or (name == "copy_" and args[2:] == (True,)))
+            self._count(func, name, inputs, outputs, waits=waits)
             self.values(func, args, kwargs, inputs, outputs)
         return result
 
