@@ -3,6 +3,7 @@
 # files, and then the benchmarks with random weights (no hub, no network). Every part has its own time limit and its own JSON in the
 # folder given (samples/results if none), and none stops the next. The exit status is 1 if any part failed.
 #   PYTHON=python3 samples/gpu.sh [FOLDER] [PART...]
+#   CHECKPOINT=FOLDER IMAGES=FOLDER samples/gpu.sh   the part `files` captions these images with this model, in place of the samples
 #   DEVICE=cpu samples/gpu.sh FOLDER [PART...]      a dry run on the tiny model: every part's path, no figures that mean anything
 set -u
 cd "$(dirname "$0")/.."
@@ -47,14 +48,29 @@ preset() {
   within "$seconds" "$python" -m trimtok_cli bench "$from" --random-weights --device "$device" --out "$folder/$name" --overwrite "$@"
 }
 
+# caption: the command itself, from files to answers; beside it what the card is at, second by second.
+caption() {
+  local watcher=
+  if [ "$device" = cuda ] && command -v nvidia-smi >/dev/null; then
+    nvidia-smi dmon -s pucm -o T >"$folder/dmon.txt" 2>&1 &
+    watcher=$!
+  fi
+  within 180 "$python" -m trimtok_cli caption "${IMAGES:-samples/images}" --model "${CHECKPOINT:-samples/demo/model}" \
+    --device "$device" --keep 64 --batch-size auto --overwrite --out "$folder/caption"
+  [ -z "$watcher" ] || kill "$watcher"
+}
+
 for part in "${parts[@]}"; do
   echo "== $part"
   case "$part" in
     tests) within 240 "$python" -m pytest -q -m gpu ${TESTS:-} --junitxml="$folder/tests.xml" ;;
     machine) first 60 machine machine ;;
     profile) first 150 profile profile ;;
-    choices) first 300 choices choices ${VARIANTS:+--variants "$VARIANTS"} ;;
-    files) first 180 files files ${run[@]+"${run[@]}"} ;;
+    choices) first 540 choices choices ${run[@]+"${run[@]}"} ${VARIANTS:+--variants "$VARIANTS"} ;;
+    files)
+      first 180 files files ${run[@]+"${run[@]}"}
+      caption
+      ;;
     small-card) first 240 files small-card ${run[@]+"${run[@]}"} --fraction 0.3 ;;  # 24 of 80 GB
     table4) preset 300 table4 "${fast[@]}" ;;
     ladder | methods) preset 540 "$part" ;;

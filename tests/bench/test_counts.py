@@ -6,11 +6,12 @@ import torch.nn.functional as F
 
 from tests.bench.test_random_weights import described
 from tests.support.generating import continuous, requests
-from trimtok_cli.bench.pretend_cuda import pretend_cuda
+from trimtok_cli.bench.pretend_calls import outside
+from trimtok_cli.bench.pretend_cuda import pretend_cuda, values_of
 from trimtok_cli.bench.random_models import random_model, shape_model
 from trimtok_cli.bench.schedule import schedule_row
 from trimtok_cli.bench.spec import Bench, SchedulePart
-from trimtok_cli.generation import cuda_graphs
+from trimtok_cli.generation import cuda_graphs, slot_attention
 from trimtok_cli.generation.types import run
 from trimtok_cli.tokens import Prompt
 
@@ -53,6 +54,41 @@ def test_what_is_one_kernel_on_a_device_counts_as_one(tally, work, kernels):
     assert sum(tally.take().kernels.values()) == kernels
 
 
+def attended(device: str) -> torch.Tensor:
+    """Three answers of 2, 5 and 1 places in slots of 6, two query heads to a key, in bfloat16."""
+    size = {"generator": torch.Generator().manual_seed(0), "dtype": torch.bfloat16}
+    query, key, value = (torch.randn(3, heads, 6, 8, **size).to(device) for heads in (4, 2, 2))
+    slots = [each.transpose(1, 2).contiguous().transpose(1, 2) for each in (key, value)]
+    lengths = torch.tensor([1, 4, 0]).to(device)
+    if device == "cpu":
+        mask = (torch.arange(6) <= lengths[:, None])[:, None, None]
+        given = [query[:, :, :1], *(each.repeat_interleave(2, 1) for each in slots)]
+        return F.scaled_dot_product_attention(*given, attn_mask=mask).transpose(1, 2)
+    used = slot_attention.used_places(lengths, 6)
+    return slot_attention.attend(None, query[:, :, :1], *slots, used)[0]
+
+
+@pytest.mark.skipif(
+    slot_attention.variable_length() is None, reason="this torch's attention reads whole sequences"
+)
+def test_attention_over_the_places_in_use_is_one_kernel_that_reads_these_alone(tally):
+    found = attended("cuda")
+    work = tally.take()
+    assert work.kernels["attention"] == 1 and list(work.attention.values()) == [1]
+    with outside():
+        wanted = attended("cpu")
+        assert torch.allclose(values_of(found).float(), wanted.float(), atol=2e-2)
+    numbers = torch.tensor([0, 1, 2, 3], dtype=torch.int32).to("cuda")
+    row = torch.zeros(3, 1, 8, dtype=torch.bfloat16, device="cuda")
+    keys = torch.zeros(18, 1, 8, dtype=torch.bfloat16, device="cuda")
+    used = torch.tensor([2, 5, 1], dtype=torch.int32).to("cuda")
+    given = (row, keys, keys, numbers, numbers * 6, 1, 6)
+    tally.take()
+    slot_attention.variable_length()(*given, seqused_k=used)
+    work = tally.take()
+    assert work.bytes == 2 * row.nbytes + 2 * (8 * 8 * 2) and work.flops == 4 * 8 * 8
+
+
 def test_bytes_and_flops_are_those_of_the_operands(tally):
     left, right = torch.ones(4, 8, device="cuda"), torch.ones(16, 8, device="cuda")
     tally.take()
@@ -91,6 +127,23 @@ def test_reads_of_a_device_are_waits_and_a_recording_refuses_them(tally, read, w
         else:
             read(numbers)
     assert not tally.take().kernels, "recorded, not run"
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_wait_with_work_behind_it_is_no_stop_of_the_device(tally, behind):
+    numbers = torch.arange(5, device="cuda")
+    tokens = torch.empty_like(numbers, device="cpu", pin_memory=True)
+    tally.take()
+    tokens.copy_(numbers, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    if behind:
+        numbers += 1
+    event.synchronize()
+    work = tally.take()
+    assert sum(work.waits.values()) == 1 and work.stops == (not behind)
+    tokens.copy_(numbers)
+    assert tally.take().stops == 1 and tokens.tolist() == numbers.tolist()
 
 
 def test_a_replay_runs_what_was_recorded_on_the_tensors_as_they_are_now(tally):

@@ -4,8 +4,8 @@ The engine's own functions and the run's own loop work on a pretended device, so
 counted is what a run would launch. No weights are made. Knows no YAML file.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ def counts_rows(task: CountsPart, bench: Bench, folder: Path) -> Iterator[Row]:
             ]
         # What the first run alone does, such as constants made once, is no part of a stage.
         encode(adapter, known[:1], signals=True)
+        adapter.faster  # noqa: B018 (the forms are found once)
         for pruner in methods:
             for batch in task.batch:
                 inputs = [replace(known[n % len(known)], number=n) for n in range(batch)]
@@ -64,54 +65,35 @@ def _stages(
     pruned = tally.take()
     if pruner is not None:
         yield _row(facts, "prune", pruned)
-    first, _ = _generated(adapter, requests, 1, tally)
-    yield _row(facts, "prefill", first)
-    both, steps = _generated(adapter, requests, 2, tally)
-    yield _row(facts, "decode step", _difference(both, first, steps))
+    once = _generated(adapter, requests, 2, tally)
+    twice = _generated(adapter, requests, 3, tally)
+    step = _difference(twice, once)
+    yield _row(facts, "prefill", _difference(once, step))
+    yield _row(facts, "decode step", step)
 
 
 def _generated(
     adapter: Adapter, requests: Sequence[Request], new_tokens: int, tally: Tally
-) -> tuple[Work, int]:
-    """The work of answers of so many new tokens, and the number of decode steps in it."""
+) -> Work:
+    """The work of answers of so many new tokens: a prefill, and a step less than the tokens."""
     loop = Loops(adapter, decode="continuous", new_tokens=new_tokens, batch=len(requests)).of(None)
-    with counted_steps(adapter, tally):
-        for finished in run(loop, requests):
-            if finished.error:
-                raise finished.error
-    work = tally.take()
-    return work, work.notes["steps"]
+    for finished in run(loop, requests):
+        if finished.error:
+            raise finished.error
+    return tally.take()
 
 
-@contextmanager
-def counted_steps(adapter: Adapter, tally: Tally) -> Iterator[None]:
-    """A block in which every pass of one new token a row is noted as a step."""
-    forward = adapter.forward
-
-    def noting(embeds: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if embeds.shape[1] == 1:
-            tally.work.notes["steps"] += 1
-        return forward(embeds, *args, **kwargs)
-
-    adapter.forward = noting
-    try:
-        yield
-    finally:
-        del adapter.forward
-
-
-def _difference(both: Work, first: Work, steps: int) -> Work:
-    """The work of one step: that of several, without that of the prefill."""
-
-    def share(whole: float, part: float) -> float:
-        return (whole - part) / steps
-
-    rest = Work(bytes=share(both.bytes, first.bytes), flops=share(both.flops, first.flops))
-    rest.launches = round(share(both.launches, first.launches))
+def _difference(whole: Work, part: Work) -> Work:
+    """The work of a whole without that of a part of it."""
+    rest = Work(
+        launches=whole.launches - part.launches,
+        bytes=whole.bytes - part.bytes,
+        flops=whole.flops - part.flops,
+    )
     for name in ("kernels", "attention", "waits"):
-        left = getattr(both, name) - getattr(first, name)
-        for key, count in left.items():
-            getattr(rest, name)[key] = round(count / steps)
+        left = Counter(getattr(whole, name))
+        left.subtract(getattr(part, name))
+        setattr(rest, name, +left)
     return rest
 
 
@@ -126,7 +108,7 @@ def _row(facts: Row, stage: str, work: Work) -> Row:
         "products": work.products,
         "attention": sum(work.attention.values()),
         "attention_shapes": len(work.attention),
-        "waits": sum(work.waits.values()),
+        "waits": work.stops,
         "waits_by_kind": dict(work.waits),
         "bytes": round(work.bytes),
         "flops": round(work.flops),

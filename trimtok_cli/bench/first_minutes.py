@@ -16,34 +16,27 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from trimtok_cli.bench.batch import STAGES, Loops, Spent, make_pruner, run_batch
+from trimtok_cli.bench.batch import Loops, make_pruner, run_batch
+from trimtok_cli.bench.choices import PROMPT, Facts, from_files, held_beside, times
 from trimtok_cli.bench.grid import filled, prepared, samples_of
 from trimtok_cli.bench.hardware import conditions
 from trimtok_cli.bench.run import load
 from trimtok_cli.bench.spec import Bench, Grid
-from trimtok_cli.bench.variants import VARIANTS, Variant
-from trimtok_cli.bench.whole_runs import stream
-from trimtok_cli.child_process import usual_workers
-from trimtok_cli.data import Seconds
+from trimtok_cli.bench.variants import VARIANTS
 from trimtok_cli.device import peak_bytes, pick_device, pick_dtype, release
-from trimtok_cli.engine.stream import answer_all
 from trimtok_cli.errors import sentence
 from trimtok_cli.models.adapter import Adapter
-from trimtok_cli.prepare.sample import Ask, Prepared
-
-Facts = dict[str, Any]
+from trimtok_cli.prepare.sample import Prepared
 
 
-def machine(options: argparse.Namespace) -> Facts:
+def machine(options: argparse.Namespace, facts: Facts) -> None:
     """What the machine is: versions, the card, its compiler, its free memory, a launch's cost."""
     device = pick_device(options.device)
-    facts = conditions(device, pick_dtype("auto", device))
+    facts |= conditions(device, pick_dtype("auto", device))
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     facts |= {
         "python": sys.executable,
@@ -58,22 +51,19 @@ def machine(options: argparse.Namespace) -> Facts:
     if device.type == "cuda":
         facts["capability"] = torch.cuda.get_device_capability(device)
         facts["free_bytes"], facts["total_bytes"] = torch.cuda.mem_get_info(device)
-    return facts
 
 
-def profile(options: argparse.Namespace) -> Facts:
+def profile(options: argparse.Namespace, facts: Facts) -> None:
     """Kernels of tower, pruning, prefill and eight steps, at each batch; waits; recordings."""
     with ready(options) as (adapter, known):
-        return {
-            f"batch {batch}": _profiled(adapter, filled(known, batch), options)
-            for batch in options.batch
-        }
+        for batch in options.batch:
+            facts[f"batch {batch}"] = _profiled(adapter, filled(known, batch), options)
 
 
-def choices(options: argparse.Namespace) -> Facts:
+def choices(options: argparse.Namespace, facts: Facts) -> None:
     """Every variant against the usual way, in turn, on the same inputs."""
     with ready(options) as (adapter, known):
-        rows = []
+        rows = facts["rows"] = []
         for variant in VARIANTS:
             if options.variants and variant.name not in options.variants:
                 continue
@@ -81,14 +71,13 @@ def choices(options: argparse.Namespace) -> Facts:
             row: Facts = {"name": variant.name, "why": variant.why, "batch": batch, "error": ""}
             rows.append(row)
             try:
-                row["seconds"] = _held_beside(adapter, variant, known, options)
+                row["seconds"] = held_beside(adapter, variant, known, options)
             except Exception as error:  # the other variants can still be measured
                 row["error"] = sentence(error)
             release(adapter.device)
-        return {"rows": rows}
 
 
-def files(options: argparse.Namespace) -> Facts:
+def files(options: argparse.Namespace, facts: Facts) -> None:
     """A run from files to answers with workers and as many answers at once as memory allows.
 
     fraction: of the device's memory that the run may take, as on a smaller card.
@@ -97,30 +86,11 @@ def files(options: argparse.Namespace) -> Facts:
     if device.type == "cuda" and options.fraction < 1:
         torch.cuda.set_per_process_memory_fraction(options.fraction, device)
     with ready(options, count=8) as (adapter, known):
-        samples = list(stream([each.sample for each in known], options.samples))
-        ask = Ask("Describe the image in one sentence.", max_new_tokens=options.new_tokens)
-        pruner = make_pruner("trimtokenator", options.keep, {}, 0)
-        workers = usual_workers() if options.workers is None else options.workers
-        start, stages, errors = time.perf_counter(), Seconds(), Counter[str]()
-        batch = options.batch_size or None
-        for result in answer_all(adapter, pruner, samples, ask, batch_size=batch, workers=workers):
-            stages += result.seconds
-            errors[result.error or ""] += 1
-        wall = time.perf_counter() - start
-    return {
-        "samples": len(samples),
-        "workers": workers,
-        "fraction": options.fraction,
-        "wall": wall,
-        "samples_per_second": len(samples) / wall,
-        "stages": asdict(stages),
-        "answered": errors.pop("", 0),
-        "errors": dict(errors),
-        "peak_bytes": peak_bytes(device),
-    }
+        facts |= from_files(adapter, known, options, batch_size=options.batch_size or None)
+    facts |= {"fraction": options.fraction, "peak_bytes": peak_bytes(device)}
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], Facts]] = {
+PARTS: dict[str, Callable[[argparse.Namespace, Facts], None]] = {
     "machine": machine,
     "profile": profile,
     "choices": choices,
@@ -137,7 +107,7 @@ def ready(
     with tempfile.TemporaryDirectory(prefix="trimtok-first-") as name:
         adapter = load(bench, options.model, lambda line: None)
         samples = samples_of(Grid(image=options.image), Path(name), bench.seed)
-        yield adapter, prepared(adapter, samples[:count], "Describe the image in one sentence.")[0]
+        yield adapter, prepared(adapter, samples[:count], PROMPT)[0]
 
 
 def _profiled(adapter: Adapter, inputs: Sequence[Prepared], options: argparse.Namespace) -> Facts:
@@ -160,8 +130,8 @@ def _profiled(adapter: Adapter, inputs: Sequence[Prepared], options: argparse.Na
     busy = sum(each.device_time_total if on_device else each.self_cpu_time_total for each in events)
     names = Counter(each.name for each in seen.events())
     return {
-        "first": _times(first, len(inputs)),
-        "sample": _times(spent, len(inputs)),
+        "first": times([first]),
+        "sample": times([spent]),
         "kernels": dict(kernels.most_common(60)),
         "launches": sum(kernels.values()),
         "busy_share": busy / 1e6 / spent.wall,
@@ -210,37 +180,11 @@ def recordings(adapter: Adapter, inputs: Sequence[Prepared], options: argparse.N
     return {"rounds": found}
 
 
-def _held_beside(
-    adapter: Adapter, variant: Variant, known: Sequence[Prepared], options: argparse.Namespace
-) -> dict[str, list[Facts]]:
-    """Seconds of the usual way and of the variant, round by round (ABBA)."""
-    usual = Variant("usual", "")
-    found: dict[str, list[Facts]] = {usual.name: [], variant.name: []}
-    ways = []
-    for way in (usual, variant):
-        batch = way.batch or max(options.batch)
-        with way.active():
-            loop = Loops(adapter, decode="continuous", new_tokens=13, batch=batch).of(None)
-            way.change(loop)
-        ways.append((way, loop, filled(known, batch)))
-    pruner = make_pruner("trimtokenator", options.keep, {}, 0)
-    for number in range(-2, options.rounds):  # two of each to warm up
-        for way, loop, inputs in ways if number % 2 else ways[::-1]:
-            with way.active():
-                spent = run_batch(adapter, pruner, inputs, loop)
-            if number >= 0:
-                found[way.name].append(_times(spent, len(inputs)))
-    return found
-
-
-def _times(spent: Spent, batch: int) -> Facts:
-    """Seconds of one sample, and how its steps were launched."""
-    stages = {name: getattr(spent, name) / batch for name in (*STAGES, "wall")}
-    return {**stages, "replayed": spent.replayed, "eager": spent.eager}
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one part, and writes its JSON; a part that fails writes why, and ends with 1."""
+    """Runs one part, and writes its JSON.
+
+    A part that fails or is interrupted writes what it has, and why, and ends with 1.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--out", type=Path, required=True)
@@ -257,9 +201,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int)
     parser.add_argument("--fraction", type=float, default=1.0)
     options = parser.parse_args(arguments)
-    start, document = time.perf_counter(), {"part": options.part, "error": ""}
+    start, facts = time.perf_counter(), Facts()
+    document: Facts = {"part": options.part, "error": "", "facts": facts}
     try:
-        document["facts"] = PARTS[options.part](options)
+        PARTS[options.part](options, facts)
+    except KeyboardInterrupt:
+        document["error"] = "interrupted"
     except Exception as error:
         document["error"] = f"{type(error).__name__}: {sentence(error)}"
     document["seconds"] = time.perf_counter() - start

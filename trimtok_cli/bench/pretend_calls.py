@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes as outside
 
-from trimtok_cli.bench.tally import Tally, Work
+from trimtok_cli.bench.tally import WORK_BEHIND, Tally, Work
 
 MEMORY = 80 << 30  # bytes that the device says it has
 
@@ -25,23 +25,29 @@ class Recorder(Protocol):
 
 
 class Event:
-    """An event of a device that has always finished its work."""
+    """An event of a device that has always finished its work.
+
+    asked: what the device had been asked for when the event was recorded.
+    """
 
     tally: Tally
+    asked: int | None = None
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
     def record(self, *_: Any) -> None:
-        pass
+        self.asked = self.tally.asked
 
-    wait = record
+    def wait(self, *_: Any) -> None:
+        pass
 
     def query(self) -> bool:
         return True
 
     def synchronize(self) -> None:
-        self.tally.wait("an event")
+        behind = self.asked is not None and self.tally.asked > self.asked
+        self.tally.wait(WORK_BEHIND if behind else "an event")
 
     def elapsed_time(self, _: Any) -> float:
         return 0.0
@@ -139,6 +145,8 @@ def stand_ins(tally: Tally, recorder: Recorder) -> Iterator[tuple[Any, str, Any]
         yield torch.cuda, name, call
     for name, value in answers.items():
         yield torch.cuda, name, lambda *_, value=value, **__: value
+    # torch for CPUs alone says None, and then some of a GPU's paths are not taken.
+    yield torch.version, "cuda", torch.version.cuda or "13.0"
     if find_spec("triton"):  # every kernel of it is one launch
         from triton.runtime.jit import JITFunction
 

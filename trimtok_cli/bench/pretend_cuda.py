@@ -19,6 +19,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from trimtok_cli.bench.pretend_attention import (
+    SDPA,
+    UNEQUAL,
+    attend,
+    attend_unequal,
+    count_unequal,
+)
 from trimtok_cli.bench.pretend_calls import outside, stand_ins
 from trimtok_cli.bench.tally import Tally
 
@@ -34,6 +41,8 @@ UNSIZED = {
     "unique_consecutive",
     "unique_dim",
 }
+# Operations whose result is a number of the host's, by what a tally calls the wait for it.
+READ = {"_local_scalar_dense": "item", "allclose": "allclose", "equal": "equal"}
 COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 INDEXED = {"index", "index_put_", "_index_put_impl_"}
 
@@ -89,24 +98,12 @@ class _Functions(TorchFunctionMode):
             return args[0]
         if func is torch.tensor:  # it reads the tensors in its list one by one
             args = (tree_map(_read, args[0]), *args[1:])
-        attends = func is torch.nn.functional.scaled_dot_product_attention
-        if attends and isinstance(args[0], FakeTensor):
-            return self._attend(*args, **kwargs)
+        if func is SDPA and isinstance(args[0], FakeTensor):
+            run, given, named, result = attend(self.tally, *args, **kwargs)
+            inputs = [each for each in given if each is not None]
+            self.recorder.values(run, given, named, inputs, [result])
+            return result
         return func(*args, **kwargs)
-
-    def _attend(self, query, key, value, attn_mask=None, *rest, is_causal=False, **named):
-        seen = key.shape[-2] / (2 if is_causal and query.shape[-2] > 1 else 1)
-        moved = sum(each.nbytes for each in (query, key, value, query))
-        shape = tuple(query.shape), tuple(key.shape), attn_mask is not None, bool(is_causal)
-        self.tally.kernel("attention", moved, 4 * query.numel() * seen, shape)
-        batch, heads, length, _ = query.shape
-        result = query.new_empty(batch, length, heads, value.shape[-1]).transpose(1, 2)
-        run = partial(torch.nn.functional.scaled_dot_product_attention, is_causal=is_causal)
-        given = (query, key, value, attn_mask)
-        self.recorder.values(
-            run, given, named, [each for each in given if each is not None], [result]
-        )
-        return result
 
 
 class _Recorder(TorchDispatchMode):
@@ -118,17 +115,18 @@ class _Recorder(TorchDispatchMode):
         self.recording: list[Callable[[], None]] | None = None
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+        # Page-locked memory takes a driver.
+        kwargs = {key: value for key, value in (kwargs or {}).items() if key != "pin_memory"}
         space, _, name = func._schema.name.partition("::")
         if space == "prim":  # a question about a tensor, such as its device
             return func(*args, **kwargs)
         if name not in WHOLE and _is_composite(func):
             with self:
                 return func._op_dk(COMPOSITE, *args, **kwargs)
-        if name == "_local_scalar_dense":
+        if name in READ:
             if args[0].device.type == "cuda":
-                self.tally.wait("item")
-            return _run(Tensor.item, args, {})
+                self.tally.wait(READ[name])
+            return _run(func, args, kwargs)
         if name == "record_stream":
             return None
         if name in UNSIZED and kwargs.get("output_size") is None:
@@ -138,8 +136,14 @@ class _Recorder(TorchDispatchMode):
         result = func(*args, **kwargs)
         outputs = [each for each in tree_leaves(result) if isinstance(each, Tensor)]
         inputs = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
-        self._count(func, name, inputs, outputs, waits=not kwargs.get("non_blocking"))
-        self.values(func, args, kwargs, inputs, outputs)
+        if name == UNEQUAL:
+            count_unequal(self.tally, values_of, *args, **kwargs)
+            self.values(attend_unequal, args, kwargs, inputs, outputs)
+        else:
+            # The switch of an in-place copy comes by its place.
+            waits = not (kwargs.get("non_blocking") or (name == "copy_" and args[2:] == (True,)))
+            self._count(func, name, inputs, outputs, waits=waits)
+            self.values(func, args, kwargs, inputs, outputs)
         return result
 
     def _unsized(self, func: Callable, name: str, args: tuple, kwargs: dict) -> Any:
@@ -183,7 +187,8 @@ class _Recorder(TorchDispatchMode):
             return
         if not func._schema.is_mutable and all(_aliases(each, inputs) for each in outputs):
             return
-        if name == "_to_copy" and len(places) > 1 and waits and outputs[0].device.type == "cpu":
+        copies = name in ("_to_copy", "copy_")
+        if copies and len(places) > 1 and waits and outputs[0].device.type == "cpu":
             self.tally.wait("to the CPU")
         self.tally.operation(name, inputs, outputs)
 

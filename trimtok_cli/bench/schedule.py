@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trimtok_cli.bench.pretend_cuda import pretend_cuda
 from trimtok_cli.bench.spec import Bench, SchedulePart
-from trimtok_cli.bench.tally import Tally
+from trimtok_cli.bench.tally import WORK_BEHIND, Tally
 from trimtok_cli.generation.continuous import Continuous
 from trimtok_cli.generation.rules import Rules
 from trimtok_cli.generation.types import Request, run
@@ -87,7 +87,8 @@ def schedule_row(part: SchedulePart, bench: Bench) -> dict[str, Any]:
         "recordings": len(recorded),
         "recorded_shapes": len({name for each in recorded for name in each if " of " in name}),
         "attention_shapes": len(shapes),
-        "waits": sum(work.waits.values()),
+        "waits": work.stops,
+        "late_reads": work.waits[WORK_BEHIND],
         "useful_slot_steps": (sum(answers) - len(answers)) / max(notes["step slots"], 1),
         "error": "",
     }

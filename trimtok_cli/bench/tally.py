@@ -18,6 +18,8 @@ PRODUCTS = {"linear", "mm", "bmm", "addmm", "baddbmm", "convolution"}
 PARTIAL = {"copy_", "index_put_", "_index_put_impl_", "index_copy_", "scatter_"}
 # Operations that read as much of their first operand as their result is large.
 GATHERS = {"embedding", "index", "index_select", "gather"}
+# A wait during which the device has more to do: it does not stand still.
+WORK_BEHIND = "an event with work behind it"
 
 
 @dataclass
@@ -56,6 +58,11 @@ class Work:
             self.attention[shape] += 1
 
     @property
+    def stops(self) -> int:
+        """The number of waits after which the device has nothing to do."""
+        return sum(self.waits.values()) - self.waits[WORK_BEHIND]
+
+    @property
     def products(self) -> int:
         """The number of matrix products and convolutions."""
         return sum(count for name, count in self.kernels.items() if name in PRODUCTS)
@@ -68,6 +75,8 @@ class Tally:
         self.work = Work()
         self.recordings: list[Work] = []
         self.replays = 0
+        # Launches so far.
+        self.asked = 0
         self.recording = False
 
     def take(self) -> Work:
@@ -89,6 +98,7 @@ class Tally:
     def replay(self, recording: Work) -> None:
         """A recording that is launched."""
         self.replays += 1
+        self.asked += 1
         self.work.add(recording)
 
     def wait(self, name: str) -> None:
@@ -99,6 +109,7 @@ class Tally:
 
     def kernel(self, name: str, moved: float, flops: float = 0, shape: tuple = ()) -> None:
         """One kernel."""
+        self.asked += 1
         self.work.kernel(name, moved, flops, shape)
 
     def operation(self, name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:

@@ -1,60 +1,70 @@
-"""Choices that are held beside the usual way on a GPU, one line each. Add a line for a new one.
+"""Choices that are held beside the usual way on a GPU, one line each. Add a line for a new one."""
 
-A variant is a context in which it runs, a change of its loop, or a batch of its own.
-"""
-
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
-
-import torch
 
 
 @dataclass(frozen=True)
 class Variant:
-    """name: in the JSON. why: what is asked. active: the context in which it runs. change: of a
-    fresh loop. batch: 0 is the largest one asked for.
+    """name: in the JSON. why: what is asked.
+
+    settings: attributes by their dotted paths from the loop, with values that they have for the
+    variant alone; the arguments of `answer_all` for a variant that runs from files. batch: 0 is the
+    largest one asked for. unseen: prompts of a round, one at a time, each of a length that was not
+    seen before; 0 is the same batch every round.
     """
 
     name: str
     why: str
-    active: Callable[[], AbstractContextManager] = nullcontext
-    change: Callable[[Any], None] = lambda loop: None
+    settings: Mapping[str, Any] = field(default_factory=dict)
     batch: int = 0
+    unseen: int = 0
+    from_files: bool = False
 
 
 @contextmanager
-def cudnn_attention(enabled: bool) -> Iterator[None]:
-    """A block in which attention may, or may not, be cuDNN's."""
-    before = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(enabled)
+def settings(loop: Any, values: Mapping[str, Any]) -> Iterator[None]:
+    """A block in which a loop's attributes have other values.
+
+    Raises AttributeError for a path that leads to none.
+    """
+    before = []
     try:
+        for path, value in values.items():
+            *owners, name = path.split(".")
+            owner = loop
+            for each in owners:
+                owner = getattr(owner, each)
+            before.append((owner, name, getattr(owner, name)))
+            setattr(owner, name, value)
         yield
     finally:
-        torch.backends.cuda.enable_cudnn_sdp(before)
+        for owner, name, value in before:
+            setattr(owner, name, value)
 
 
-def attribute(path: str, value: Any, loop: Any) -> None:
-    """Sets a loop's attribute of a dotted path. Raises AttributeError where there is none."""
-    *owners, name = path.split(".")
-    for owner in owners:
-        loop = getattr(loop, owner)
-    getattr(loop, name)
-    setattr(loop, name, value)
-
-
-def loop_with(path: str, value: Any) -> Callable[[Any], None]:
-    """A change of one attribute of a loop."""
-    return partial(attribute, path, value)
-
+CUDNN, NO_BUCKETS = {"model.cudnn_attention": True}, {"steps.in_buckets": False}
+LATE = "what does reading tokens a step late save?"
+PLANS = "what do plans for new shapes cost?"
+AHEAD = "what does encoding on a second thread save?"
+ROWS = "do more answers at once pay?"
 
 VARIANTS = (
-    Variant("cudnn on", "does cuDNN's attention cost plans?", partial(cudnn_attention, True)),
-    Variant("cudnn off", "is attention without cuDNN slower?", partial(cudnn_attention, False)),
-    Variant("eager", "what do recordings save?", change=loop_with("steps.graphs.used", False)),
-    Variant("64 rows", "do more answers at once pay?", batch=64),
-    Variant("128 rows", "do more answers at once pay?", batch=128),
-    Variant("256 rows", "do more answers at once pay?", batch=256),
+    Variant("eager", "what do recordings save?", {"steps.graphs.used": False}),
+    Variant("tokens read at once", LATE, {"lag": 0}),
+    Variant("tokens read two steps late", "is one step enough?", {"lag": 2}),
+    Variant("masked steps", "what does attention save unmasked?", {"steps.unmasked": False}),
+    Variant("the library's norms", "what do fused norms save?", {"model.faster": []}),
+    Variant("cudnn", "is attention without cuDNN slower?", CUDNN),
+    Variant("unseen lengths, cudnn", PLANS, CUDNN, unseen=20),
+    Variant("unseen lengths, no buckets", PLANS, NO_BUCKETS, unseen=20),
+    Variant("unseen lengths, cudnn, no buckets", PLANS, CUDNN | NO_BUCKETS, unseen=20),
+    Variant("encoded in turn", AHEAD, {"encode_ahead": False}, from_files=True),
+    Variant("encoded ahead", AHEAD, {"encode_ahead": True}, from_files=True),
+    Variant("32 rows", ROWS, batch=32),
+    Variant("64 rows", ROWS, batch=64),
+    Variant("128 rows", ROWS, batch=128),
+    Variant("256 rows", ROWS, batch=256),
 )

@@ -45,6 +45,9 @@ class Family(ABC):
     # The largest batch of the vision tower, in crops of 336 x 336 pixels. A sample is never split.
     crops_per_batch = 64
 
+    # Whether the language model's attention may be cuDNN's on CUDA.
+    cudnn_attention = False
+
     def __init__(self, model, processor, *, name: str, revision: str) -> None:
         self.model = model
         self.processor = processor
@@ -120,7 +123,7 @@ class Family(ABC):
         embeds (B, S, D); mask (B, 1, 1, total) or None; positions (B, S) or (3, B, S). prompts: in
         the prefill, the prompts that `embeds` holds, padded on the right; empty afterwards.
         """
-        with replaced(self.faster), no_cudnn_attention(self.device):
+        with replaced(self.faster), self.kernels():
             output = self.model.get_decoder()(
                 inputs_embeds=embeds,
                 attention_mask=mask,
@@ -132,6 +135,10 @@ class Family(ABC):
             return self.model.lm_head(self.last_rows(output.last_hidden_state, embeds, prompts))
 
     # ---- the same for all families
+
+    def kernels(self) -> AbstractContextManager[None]:
+        """A block in which the language model runs with the kernels that it may use."""
+        return nullcontext() if self.cudnn_attention else no_cudnn_attention(self.device)
 
     def last_rows(self, hidden: Tensor, embeds: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """(B, D): the last row of each prompt, or of each step where there are no prompts.

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trimtok_cli.device import no_cudnn_attention
 from trimtok_cli.errors import ModelError
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.models.faster import replaced
@@ -56,7 +55,7 @@ class Gemma3(Adapter):
             token_types = torch.zeros(embeds.shape[:2], dtype=torch.long, device=embeds.device)
             for row, prompt in enumerate(prompts):
                 token_types[row, prompt.visual] = 1
-        with replaced(self.faster), no_cudnn_attention(self.device):
+        with replaced(self.faster), self.kernels():
             output = self.model.model(
                 inputs_embeds=embeds,
                 attention_mask=mask,
