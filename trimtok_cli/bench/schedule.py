@@ -28,6 +28,7 @@ class CountingDown:
     def __init__(self, longest: int, tally: Tally) -> None:
         self.device, self.dtype = torch.device("cuda", 0), torch.float32
         self.longest, self.tally, self.end_ids = longest, tally, (0,)
+        self.plain_prefill = True
         self.config = SimpleNamespace(
             num_hidden_layers=1,
             num_attention_heads=1,
