@@ -6,12 +6,18 @@ A function stands in for each recording, as for decode steps; a pretended device
 import pytest
 import torch
 
+from tests.bench.test_random_weights import described
 from tests.generation.test_continuous import NoWaiting, Recording
 from tests.generation.test_right_padding import NAMES, loaded
 from tests.support.generating import continuous, generate, run_all
+from trimtok_cli.bench.pretend_cuda import pretend_cuda
+from trimtok_cli.bench.random_models import random_model, shape_model
 from trimtok_cli.generation import cuda_graphs, recorded_prefills, slot_steps
+from trimtok_cli.generation.capacity import Room, answers_that_fit
 from trimtok_cli.generation.cuda_graphs import CudaGraphs
+from trimtok_cli.generation.recorded_prefills import MOST_TOKENS
 from trimtok_cli.generation.slot_steps import SlotSteps
+from trimtok_cli.tokens import Prompt
 
 STEPS = 8
 # Their prefills read more of a prompt than its length: deepstack layers, the places of images.
@@ -152,3 +158,57 @@ def test_a_prefill_that_cannot_be_recorded_is_run_as_it_is(llava, caplog):
 
 def _broken(step, shape):
     raise RuntimeError("no such thing here")
+
+
+def test_a_pretended_device_records_a_prefill_and_never_waits_in_it(monkeypatch):
+    """Three prompts again and again: two eager prefills, a recording, and replays of one launch."""
+    monkeypatch.setattr(cuda_graphs, "PAYS", 2)
+    description = described("tiny")
+    description["text_config"]["num_hidden_layers"] = 1
+
+    def prefills(adapter, device: str, take) -> tuple[list, list]:
+        none = torch.zeros(0, dtype=torch.long, device=device)
+        steps, said, work = SlotSteps(adapter), [], []
+        steps.reserve(5, 64, torch.arange(1, device=device))
+        for number in range(5):
+            prompts = []
+            for length in (9, 5 + number, 12):
+                rows = torch.randn(length, 64, generator=torch.Generator().manual_seed(length))
+                places = torch.arange(length, device=device)
+                prompts.append(Prompt(rows.to(device), places, none, none, none))
+            take()
+            logits = steps.prefill(1, prompts)
+            work.append(take())
+            said.append([logits.argmax(-1).tolist(), *map(list, _state(steps))])
+        return said, work
+
+    on_cpu = random_model("tiny", description, device="cpu", dtype="float32")
+    with torch.inference_mode():
+        wanted, _ = prefills(on_cpu, "cpu", list)
+    with pretend_cuda() as tally, torch.inference_mode(), torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        adapter = shape_model("tiny", description, dtype=torch.float32)
+        found, work = prefills(adapter, "cuda", tally.take)
+        assert tally.replays == 3 and len(tally.recordings) == 1
+    assert found == wanted
+    assert len({tuple(each[0]) for each in found}) > 1, "every prefill says the same"
+    # The first pass of a model looks for faster forms of its modules.
+    assert not any(sum(each.waits.values()) for each in work[1:])
+    kernels = tally.recordings[0].launches
+    # A recorded prefill launches the copies of its inputs beside the recording itself.
+    assert [each.launches for each in work[3:]] == [work[1].launches - kernels + 1] * 2
+
+
+def _state(steps: SlotSteps) -> tuple[list, list]:
+    return steps.slots.lengths.tolist(), steps.positions.flatten().tolist()
+
+
+def test_the_memory_of_recorded_prefills_is_counted_on_cuda(llava):
+    adapter, _ = llava
+    room = Room(1 << 30)
+
+    def fit(device: str, tokens: int) -> int:
+        options = {"length": 700, "prefill_tokens": tokens, "room": room}
+        return answers_that_fit(adapter.config, torch.float32, torch.device(device), **options)
+
+    assert fit("cuda", 100) == fit("cpu", 100 + MOST_TOKENS) < fit("cpu", 100)

@@ -236,7 +236,8 @@ def _held_beside(
 def _times(spent: Spent, batch: int) -> Facts:
     """Seconds of one sample, and how its steps were launched."""
     stages = {name: getattr(spent, name) / batch for name in (*STAGES, "wall")}
-    return {**stages, "replayed": spent.replayed, "eager": spent.eager}
+    names = ("replayed", "eager", "prefills_replayed", "prefills_eager")
+    return {**stages, **{name: getattr(spent, name) for name in names}}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

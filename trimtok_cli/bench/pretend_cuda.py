@@ -34,6 +34,8 @@ UNSIZED = {
     "unique_consecutive",
     "unique_dim",
 }
+# Operations that tell the host whether tensors are alike.
+COMPARED = {"allclose", "equal"}
 COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 INDEXED = {"index", "index_put_", "_index_put_impl_"}
 
@@ -129,6 +131,10 @@ class _Recorder(TorchDispatchMode):
             if args[0].device.type == "cuda":
                 self.tally.wait("item")
             return _run(Tensor.item, args, {})
+        if name in COMPARED:
+            if args[0].device.type == "cuda":
+                self.tally.wait(name)
+            return _run(func, args, kwargs)
         if name == "record_stream":
             return None
         if name in UNSIZED and kwargs.get("output_size") is None:
@@ -197,8 +203,8 @@ class _Recorder(TorchDispatchMode):
     ) -> None:
         """Gives small results their values: made-up ones where an operand has none."""
         small = [each for each in outputs if each.numel() <= SMALL]
-        if len(small) == len(outputs) and all(values_of(each) is not None for each in inputs):
-            made = _tensors(_run(func, args, kwargs))
+        known = len(small) == len(outputs) and all(values_of(each) is not None for each in inputs)
+        if known and (made := _made(func, args, kwargs)) is not None:
             for each, values in zip(outputs, made, strict=True):
                 fresh = not inputs and each.dtype in _WHOLE_NUMBERS and "empty" in str(func)
                 each.__dict__["values"] = _made_up(each) if fresh else values
@@ -230,10 +236,20 @@ def _again(func: Callable, args: Any, kwargs: Any, outputs: Sequence[Tensor]) ->
     return replayed
 
 
-def _run(func: Callable, args: Any, kwargs: Any) -> Any:
+def _run(func: Callable, args: Any, kwargs: dict[str, Any]) -> Any:
     """A function's result on the values of its arguments, outside this device."""
+    # Page-locked memory takes a device's driver.
+    kwargs = {name: value for name, value in kwargs.items() if name != "pin_memory"}
     with outside():
         return func(*_on_cpu(args), **_on_cpu(kwargs))
+
+
+def _made(func: Callable, args: Any, kwargs: Any) -> list[Tensor] | None:
+    """The tensors that a function makes of values; None if only a device can run it."""
+    try:
+        return _tensors(_run(func, args, kwargs))
+    except NotImplementedError:
+        return None
 
 
 def _placed(device: torch.device, values: Any) -> Any:

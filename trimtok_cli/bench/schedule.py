@@ -75,7 +75,8 @@ def schedule_row(part: SchedulePart, bench: Bench) -> dict[str, Any]:
             if steps != answers[finished.request.number]:
                 raise RuntimeError(f"an answer has {steps} tokens")
         work = tally.take()
-        recorded = [recording.notes for recording in tally.recordings]
+        recorded = [each.notes for each in tally.recordings if each.notes["steps"]]
+        prefills = loop.steps.prefills.graphs
     notes = work.notes
     shapes = [name for name in notes if " of " in name]
     return {
@@ -83,8 +84,10 @@ def schedule_row(part: SchedulePart, bench: Bench) -> dict[str, Any]:
         "samples": part.samples,
         "batch": part.batch,
         "steps": notes["steps"],
-        "replayed": tally.replays,
+        "replayed": loop.steps.graphs.replayed,
         "prefills": notes["prefills"],
+        "prefills_replayed": prefills.replayed,
+        "prefill_recordings": len(tally.recordings) - len(recorded),
         "recordings": len(recorded),
         "recorded_shapes": len({name for each in recorded for name in each if " of " in name}),
         "attention_shapes": len(shapes),

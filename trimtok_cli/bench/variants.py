@@ -54,6 +54,11 @@ VARIANTS = (
     Variant("cudnn on", "does cuDNN's attention cost plans?", partial(cudnn_attention, True)),
     Variant("cudnn off", "is attention without cuDNN slower?", partial(cudnn_attention, False)),
     Variant("eager", "what do recordings save?", change=loop_with("steps.graphs.used", False)),
+    Variant(
+        "eager prefills",
+        "what do recorded prefills save?",
+        change=loop_with("steps.prefills.graphs.used", False),
+    ),
     Variant("64 rows", "do more answers at once pay?", batch=64),
     Variant("128 rows", "do more answers at once pay?", batch=128),
     Variant("256 rows", "do more answers at once pay?", batch=256),

@@ -1,6 +1,7 @@
 """Prefills into KV slots and decode steps over them: the device's side of the continuous loop.
 
-The tensors that a step reads stay in place, so that a step can be recorded. The slots in use are
+The tensors that a step reads stay in place, so that a step can be recorded. Prefills of few tokens
+are recorded as well, where a device records. The slots in use are
 always the first ones. Knows no answer's end and no sampling.
 """
 
