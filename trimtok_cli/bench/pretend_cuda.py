@@ -8,7 +8,7 @@ no loop.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -34,8 +34,8 @@ UNSIZED = {
     "unique_consecutive",
     "unique_dim",
 }
-# Operations that tell the host whether tensors are alike.
-COMPARED = {"allclose", "equal"}
+# Operations that give the host a value, and the names that their waits are counted under.
+READS = {"_local_scalar_dense": "item", "allclose": "allclose", "equal": "equal"}
 COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 INDEXED = {"index", "index_put_", "_index_put_impl_"}
 
@@ -127,13 +127,9 @@ class _Recorder(TorchDispatchMode):
         if name not in WHOLE and _is_composite(func):
             with self:
                 return func._op_dk(COMPOSITE, *args, **kwargs)
-        if name == "_local_scalar_dense":
+        if name in READS:
             if args[0].device.type == "cuda":
-                self.tally.wait("item")
-            return _run(Tensor.item, args, {})
-        if name in COMPARED:
-            if args[0].device.type == "cuda":
-                self.tally.wait(name)
+                self.tally.wait(READS[name])
             return _run(func, args, kwargs)
         if name == "record_stream":
             return None
@@ -204,7 +200,10 @@ class _Recorder(TorchDispatchMode):
         """Gives small results their values: made-up ones where an operand has none."""
         small = [each for each in outputs if each.numel() <= SMALL]
         known = len(small) == len(outputs) and all(values_of(each) is not None for each in inputs)
-        if known and (made := _made(func, args, kwargs)) is not None:
+        made = None
+        with suppress(NotImplementedError):  # only a device can run it
+            made = _tensors(_run(func, args, kwargs)) if known else None
+        if made is not None:
             for each, values in zip(outputs, made, strict=True):
                 fresh = not inputs and each.dtype in _WHOLE_NUMBERS and "empty" in str(func)
                 each.__dict__["values"] = _made_up(each) if fresh else values
@@ -242,14 +241,6 @@ def _run(func: Callable, args: Any, kwargs: dict[str, Any]) -> Any:
     kwargs = {name: value for name, value in kwargs.items() if name != "pin_memory"}
     with outside():
         return func(*_on_cpu(args), **_on_cpu(kwargs))
-
-
-def _made(func: Callable, args: Any, kwargs: Any) -> list[Tensor] | None:
-    """The tensors that a function makes of values; None if only a device can run it."""
-    try:
-        return _tensors(_run(func, args, kwargs))
-    except NotImplementedError:
-        return None
 
 
 def _placed(device: torch.device, values: Any) -> Any:
