@@ -194,9 +194,9 @@ def test_a_pretended_device_records_a_prefill_and_never_waits_in_it(monkeypatch)
     assert len({tuple(each[0]) for each in found}) > 1, "every prefill says the same"
     # The first pass of a model looks for faster forms of its modules.
     assert not any(sum(each.waits.values()) for each in work[1:])
-    kernels = tally.recordings[0].launches
-    # A recorded prefill launches the copies of its inputs beside the recording itself.
-    assert [each.launches for each in work[3:]] == [work[1].launches - kernels + 1] * 2
+    # Four prompts, each with rows and positions and their padding; slots and lengths; the recording.
+    assert [each.launches for each in work[3:]] == [4 * 4 + 2 + 1] * 2
+    assert tally.recordings[0].launches > 20
 
 
 def _state(steps: SlotSteps) -> tuple[list, list]:
