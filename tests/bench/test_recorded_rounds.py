@@ -35,7 +35,7 @@ def rows(monkeypatch, tmp_path):
     with pretend_cuda():
         adapter = shape_model("tiny", description)
         found = list(grid.grid_rows(adapter, task, bench, RATES, tmp_path))
-    assert not any(row["error"] for row in found), found
+    assert not any(row["error"] for row in found), [row["error"] for row in found]
     return found
 
 
@@ -43,7 +43,26 @@ def test_every_measured_round_is_replayed_for_dense_and_pruned_alike(rows):
     """A short answer asks for a shape once: one warm-up would leave rounds of both kinds."""
     assert [row["setting"] for row in rows] == ["dense", "uniform@4"]
     for row in rows:
-        assert row["steps"]["eager"] == [0, 0] and min(row["steps"]["replayed"]) > 0, row["key"]
+        for name in ("steps", "prefills"):
+            assert row[name]["eager"] == [0, 0] and min(row[name]["replayed"]) > 0, row["key"]
+
+
+def test_prefills_of_both_kinds_make_rounds_that_are_not_alike():
+    passes = {"replayed": [1, 1], "eager": [0, 0]}
+    row = {
+        "cell": "sample",
+        "setting": "dense",
+        "baseline": True,
+        "batch": 1,
+        "error": "",
+        "work": {},
+        "prepare": [0.1] * 2,
+        "seconds": dict.fromkeys(("encode", "prune", "prefill", "decode", "wall"), [0.1] * 2),
+        "steps": passes,
+    }
+    for prefills, mixed in ((passes, False), ({"replayed": [0, 1], "eager": [1, 0]}, True)):
+        derived = derive({"grid": [{**row, "prefills": prefills}], "conditions": {}})
+        assert derived["grid"][0]["derived"]["recorded"]["mixed"] is mixed
 
 
 def shown(rows: list[dict]) -> str:

@@ -335,8 +335,8 @@ class Recording(CudaGraphs):
     The function reads and writes the same tensors as the recording would, and may not wait.
     """
 
-    def __init__(self, device):
-        super().__init__(device)
+    def __init__(self, device, *kind):
+        super().__init__(device, *kind)
         self.used, self.replays = True, 0
 
     def _try(self, step, shape):

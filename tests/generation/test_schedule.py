@@ -23,6 +23,7 @@ class Model:
     """A language model of one layer and one number a token, which always says token 1."""
 
     device, dtype, end_ids = torch.device("cpu"), torch.float32, ()
+    plain_prefill = True
     config = SimpleNamespace(
         num_hidden_layers=1,
         num_key_value_heads=1,
@@ -35,7 +36,7 @@ class Model:
     def embed_ids(self, ids):
         return torch.zeros(*ids.shape, 1)
 
-    def forward(self, embeds, mask, positions, cache, prompts=()):
+    def forward(self, embeds, mask, positions, cache, prompts=(), last=None):
         keys = torch.zeros(len(embeds), 1, embeds.shape[1], 1)
         cache.update(keys, keys, 0)
         return torch.tensor([[0.0, 1.0]]).repeat(len(embeds), 1)
@@ -60,13 +61,12 @@ class Script:
 class Graphs(CudaGraphs):
     """Recordings that are counted and stand for a step."""
 
-    def __init__(self, device):
-        super().__init__(device)
+    def __init__(self, device, *kind):
+        super().__init__(device, *kind)
         self.used, self.slot_steps, self.eager, self.shapes = True, 0, 0, []
 
     def __call__(self, step, count, span, rows, places):
         def counted(slots, seen):
-            self.eager += 1
             self.slot_steps += slots
             return step(slots, seen)
 

@@ -107,7 +107,8 @@ def _without_waiting(self, step, shape):
 def test_places_that_are_not_in_use_are_not_read(tmp_path, varlen):
     adapter, prompts = loaded("llava", tmp_path)
     steps = slot_steps.SlotSteps(adapter)
-    steps.prefill(0, prompts, slots=5, length=200)
+    steps.reserve(5, 200, prompts[0].positions)
+    steps.prefill(0, prompts)
     steps.take(0, torch.tensor([5, 6, 7, 8]))
     clean = steps.decode(4, 200, even=False)
     for kept in steps.slots.store:

@@ -29,7 +29,8 @@ class Spent:
     wall: from the prepared inputs to the last token, all waiting included. visual, kept, text:
     tokens of each sample; kept is the mean over decoder layers, text counts the other tokens.
     replayed, eager: decode steps that were launched as one recording, and kernel by kernel; both
-    are 0 where steps are not recorded at all.
+    are 0 where steps are not recorded at all. prefills_replayed, prefills_eager: the same of the
+    prefills that are recorded once they have come often enough.
     """
 
     encode: float
@@ -42,6 +43,8 @@ class Spent:
     text: tuple[int, ...]
     replayed: int = 0
     eager: int = 0
+    prefills_replayed: int = 0
+    prefills_eager: int = 0
 
 
 class Loops:
@@ -88,14 +91,13 @@ def run_batch(
     adapter: Adapter, pruner: Pruner | None, prepared: Sequence[Prepared], loop: Loop
 ) -> Spent:
     """Encodes, prunes, prefills and decodes as the engine does. Raises the error of any answer."""
-    replayed, eager = steps_of(loop)
+    before = passes_of(loop)
     wait(adapter.device)
     start = time.perf_counter()
     encoded = encode(adapter, prepared, signals=reads_tower(pruner))
     finished = generate_all(loop, prune(adapter, pruner, encoded))
     wait(adapter.device)
     wall = time.perf_counter() - start
-    replayed_now, eager_now = steps_of(loop)
     requests = [answer.request for answer in finished]
     seconds = sum((answer.request.seconds + answer.seconds for answer in finished), Seconds())
     return Spent(
@@ -107,15 +109,22 @@ def run_batch(
         visual=tuple(request.num_visual for request in requests),
         kept=tuple(layer_mean(request.kept, adapter.num_layers) for request in requests),
         text=tuple(len(request.prompt) - len(request.prompt.visual) for request in requests),
-        replayed=replayed_now - replayed,
-        eager=eager_now - eager,
+        **{name: count - before[name] for name, count in passes_of(loop).items()},
     )
 
 
-def steps_of(loop: Loop) -> tuple[int, int]:
-    """The decode steps of a loop so far: replayed, and kernel by kernel. 0 without recordings."""
-    graphs = getattr(getattr(loop, "steps", None), "graphs", None)
-    return (graphs.replayed, graphs.eager) if graphs is not None else (0, 0)
+def passes_of(loop: Loop) -> dict[str, int]:
+    """The passes of a loop so far, by the names of `Spent`. Empty where none are recorded."""
+    steps = getattr(loop, "steps", None)
+    if steps is None:
+        return {}
+    prefills = steps.prefills.graphs
+    return {
+        "replayed": steps.graphs.replayed,
+        "eager": steps.graphs.eager,
+        "prefills_replayed": prefills.replayed,
+        "prefills_eager": prefills.eager,
+    }
 
 
 def generate_all(loop: Loop, requests: Sequence[Request]) -> list[Finished]:

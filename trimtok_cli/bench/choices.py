@@ -80,7 +80,8 @@ def times(rounds: Sequence[Spent]) -> Facts:
     names = (*STAGES, "wall")
     found = {name: sum(getattr(spent, name) for spent in rounds) / samples for name in names}
     launched = {
-        name: sum(getattr(spent, name) for spent in rounds) for name in ("replayed", "eager")
+        name: sum(getattr(spent, name) for spent in rounds)
+        for name in ("replayed", "eager", "prefills_replayed", "prefills_eager")
     }
     return found | launched
 

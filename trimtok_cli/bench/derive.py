@@ -51,6 +51,11 @@ def _first_token(row: dict[str, Any]) -> list[float]:
     ]
 
 
+def _mixed(passes: dict[str, list[int]]) -> bool:
+    """Whether some of the passes of a row's rounds were replayed and others were not."""
+    return any(passes.get("replayed", ())) and any(passes.get("eager", ()))
+
+
 def _grid(row: dict[str, Any], dense: dict[str, Any] | None) -> dict[str, Any]:
     """Figures of one setting; against dense of the same cell, where dense was measured."""
     seconds = row["seconds"]
@@ -66,7 +71,7 @@ def _grid(row: dict[str, Any], dense: dict[str, Any] | None) -> dict[str, Any]:
         figures["recorded"] = {
             "rounds": whole,
             "of": len(pairs),
-            "mixed": any(steps["replayed"]) and any(steps["eager"]),
+            "mixed": any(map(_mixed, (steps, row.get("prefills", {})))),
         }
     if row["work"]:
         roofline = row["work"]["floor"]

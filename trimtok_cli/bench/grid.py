@@ -32,7 +32,8 @@ from trimtok_cli.pruners.base import Pruner
 Row = dict[str, Any]
 
 # Runs of each setting before it is measured, at most. They go on until every decode step of every
-# setting is replayed: a round whose steps run kernel by kernel measures something else.
+# setting, and every prefill that is recorded, is replayed: a round that runs kernel by kernel
+# measures something else.
 MOST_WARMUPS = 32
 
 
@@ -133,7 +134,7 @@ def _measure(
         passes, eager = passes + 1, False
         for pruner, row in pairs:
             if not row["error"] and (spent := once(pruner, row)) is not None:
-                eager |= spent.eager > 0
+                eager |= spent.eager + spent.prefills_eager > 0
                 if not cuda:
                     row["memory"] = peaks(adapter.device)
     preparing = []
@@ -178,6 +179,7 @@ def _row(adapter: Adapter, cell: Cell, setting: Setting) -> Row:
         "tokens": {},
         "work": {},
         "steps": {"replayed": [], "eager": []},
+        "prefills": {"replayed": [], "eager": []},
         "seconds": {name: [] for name in (*STAGES, "wall")},
     }
 
@@ -197,6 +199,8 @@ def _note(
         values.append(seconds[name])
     for name, counts in row["steps"].items():
         counts.append(seconds[name])
+    for name, counts in row["prefills"].items():
+        counts.append(seconds[f"prefills_{name}"])
     if not row["tokens"]:
         count = len(spent.visual)
         row["tokens"] = {

@@ -8,7 +8,7 @@ no loop.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -202,8 +202,11 @@ class _Recorder(TorchDispatchMode):
     ) -> None:
         """Gives small results their values: made-up ones where an operand has none."""
         small = [each for each in outputs if each.numel() <= SMALL]
-        if len(small) == len(outputs) and all(values_of(each) is not None for each in inputs):
-            made = _tensors(_run(func, args, kwargs))
+        known = len(small) == len(outputs) and all(values_of(each) is not None for each in inputs)
+        made = None
+        with suppress(NotImplementedError):  # only a device can run it
+            made = _tensors(_run(func, args, kwargs)) if known else None
+        if made is not None:
             for each, values in zip(outputs, made, strict=True):
                 fresh = not inputs and each.dtype in _WHOLE_NUMBERS and "empty" in str(func)
                 each.__dict__["values"] = _made_up(each) if fresh else values
@@ -235,8 +238,10 @@ def _again(func: Callable, args: Any, kwargs: Any, outputs: Sequence[Tensor]) ->
     return replayed
 
 
-def _run(func: Callable, args: Any, kwargs: Any) -> Any:
+def _run(func: Callable, args: Any, kwargs: dict[str, Any]) -> Any:
     """A function's result on the values of its arguments, outside this device."""
+    # Page-locked memory takes a device's driver.
+    kwargs = {name: value for name, value in kwargs.items() if name != "pin_memory"}
     with outside():
         return func(*_on_cpu(args), **_on_cpu(kwargs))
 

@@ -28,6 +28,7 @@ class CountingDown:
     def __init__(self, longest: int, tally: Tally) -> None:
         self.device, self.dtype = torch.device("cuda", 0), torch.float32
         self.longest, self.tally, self.end_ids = longest, tally, (0,)
+        self.plain_prefill = True
         self.config = SimpleNamespace(
             num_hidden_layers=1,
             num_attention_heads=1,
@@ -74,7 +75,8 @@ def schedule_row(part: SchedulePart, bench: Bench) -> dict[str, Any]:
             if steps != answers[finished.request.number]:
                 raise RuntimeError(f"an answer has {steps} tokens")
         work = tally.take()
-        recorded = [recording.notes for recording in tally.recordings]
+        recorded = [each.notes for each in tally.recordings if each.notes["steps"]]
+        prefills = loop.steps.prefills.graphs
     notes = work.notes
     shapes = [name for name in notes if " of " in name]
     return {
@@ -82,8 +84,10 @@ def schedule_row(part: SchedulePart, bench: Bench) -> dict[str, Any]:
         "samples": part.samples,
         "batch": part.batch,
         "steps": notes["steps"],
-        "replayed": tally.replays,
+        "replayed": loop.steps.graphs.replayed,
         "prefills": notes["prefills"],
+        "prefills_replayed": prefills.replayed,
+        "prefill_recordings": len(tally.recordings) - len(recorded),
         "recordings": len(recorded),
         "recorded_shapes": len({name for each in recorded for name in each if " of " in name}),
         "attention_shapes": len(shapes),

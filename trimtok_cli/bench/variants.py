@@ -46,6 +46,7 @@ def settings(loop: Any, values: Mapping[str, Any]) -> Iterator[None]:
 
 
 CUDNN, NO_BUCKETS = {"model.cudnn_attention": True}, {"steps.in_buckets": False}
+EAGER_PREFILLS = {"steps.prefills.graphs.used": False}
 LATE = "what does reading tokens a step late save?"
 PLANS = "what do plans for new shapes cost?"
 AHEAD = "what does encoding on a second thread save?"
@@ -53,6 +54,7 @@ ROWS = "do more answers at once pay?"
 
 VARIANTS = (
     Variant("eager", "what do recordings save?", {"steps.graphs.used": False}),
+    Variant("eager prefills", "what do recorded prefills save?", EAGER_PREFILLS),
     Variant("tokens read at once", LATE, {"lag": 0}),
     Variant("tokens read two steps late", "is one step enough?", {"lag": 2}),
     Variant("masked steps", "what does attention save unmasked?", {"steps.unmasked": False}),

@@ -7,6 +7,7 @@ import torch
 
 from trimtok_cli.device import free_bytes, passing_bytes
 from trimtok_cli.generation.kv_slots import GRAIN
+from trimtok_cli.generation.recorded_prefills import MOST_TOKENS
 from trimtok_cli.generation.rules import Rules
 from trimtok_cli.generation.types import LanguageModel
 
@@ -83,7 +84,8 @@ def answers_that_fit(
     more while the cache grows, which it does layer by layer; its prompt while it waits; the logits
     of recorded steps and their copies in float32. A quarter of the answers may be taken in at once,
     each through the vision tower. A prefill of `prefill_tokens` needs a layer's activations: about
-    three times the MLP's width and eight times the model's.
+    three times the MLP's width and eight times the model's. Recorded prefills keep as much for
+    themselves, on CUDA.
     """
     room = room or Room.of(device)
     places = -(-(length + SURPLUS) // GRAIN) * GRAIN
@@ -92,5 +94,6 @@ def answers_that_fit(
     logits = (getattr(config, "vocab_size", None) or 0) * (RECORDINGS * dtype.itemsize + 2 * 4)
     waiting = length * config.hidden_size * dtype.itemsize + room.passing // 4
     width = 3 * config.intermediate_size + 8 * config.hidden_size
-    prefill = prefill_tokens * width * dtype.itemsize
+    recorded = MOST_TOKENS if device.type == "cuda" else 0
+    prefill = (prefill_tokens + recorded) * width * dtype.itemsize
     return max(1, int((SHARE * room.free - prefill) / (slot + logits + waiting)))

@@ -231,7 +231,8 @@ class Continuous:
         chosen = self.chooser(logits, first)
         self.steps.take(first, chosen)
         self.active += rows
-        self._note(rows, chosen, logits, prefill=True)
+        # A recorded prefill writes its next logits over these.
+        self._note(rows, chosen, logits.clone() if self.keep_logits else logits, prefill=True)
         for row in self.active:
             row.peak_batch = max(row.peak_batch, len(self.active))
 

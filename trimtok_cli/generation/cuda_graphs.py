@@ -1,7 +1,8 @@
-"""Decode steps recorded as CUDA graphs and replayed: one launch in place of a thousand.
+"""Passes recorded as CUDA graphs and replayed: one launch in place of a thousand.
 
-A graph has one shape, so the numbers of slots and places are rounded up to a few sizes, and the
-surplus is masked. Knows no model.
+Decode steps are one kind, prefills of few tokens another (recorded_prefills.py). A graph has one
+shape, so the numbers of slots and places are rounded up to a few sizes, and the surplus is masked.
+Knows no model.
 """
 
 import gc
@@ -20,7 +21,8 @@ from trimtok_cli.device import LAUNCHES, forget_frames, out_of_memory, release
 
 log = logging.getLogger("trimtok")
 
-# Steps of a full batch's shape before the shape is recorded. A recording costs about as many steps.
+# Passes of a shape before it is recorded: prefills, and steps of a full batch. A recording costs
+# about as many passes.
 PAYS = 8
 # Steps before a smaller shape is recorded, which a full batch's recording can stand in for.
 PAYS_BESIDE = 64
@@ -28,13 +30,19 @@ EVERY = 16  # a count above this is rounded up to a multiple of it, a lower one 
 PLACES = 256  # the span of a shape is a multiple of so many places
 Shape = tuple[int, int]
 Step = Callable[[int, int], Tensor]
-"""step(count, span) -> logits. A step reads tensors that stay in place, and never waits."""
+"""step(count, span) -> logits, or prefill(count, length) -> logits. It reads tensors that stay in
+place, and never waits."""
 
 
 class CudaGraphs:
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.used = device, device.type == "cuda"
-        # Steps so far, for measurements: launched as one, and kernel by kernel.
+    """The recordings of one kind of pass.
+
+    kind: the passes' name in a warning. replayed, eager: passes so far, for measurements: launched
+    as one, and kernel by kernel. used: whether passes are recorded at all.
+    """
+
+    def __init__(self, device: torch.device, kind: str = "decode steps") -> None:
+        self.device, self.kind, self.used = device, kind, device.type == "cuda"
         self.replayed = self.eager = 0
         self.clear()
 
@@ -57,13 +65,26 @@ class CudaGraphs:
             with LAUNCHES:
                 self._try(step, shape)
         ran = shape if shape in self.recorded else self._larger(shape)
+        return self._run(step, shape, ran)[:count]
+
+    def exactly(self, prefill: Step, shape: Shape) -> Tensor:
+        """Logits of a prefill of exactly this shape, replayed if the shape was recorded."""
+        self.asked[shape] += 1
+        known = shape in self.recorded or shape in self.given_up
+        if self.asked[shape] > PAYS and not known:
+            with LAUNCHES:
+                self._try(prefill, shape)
+        return self._run(prefill, shape, shape if shape in self.recorded else None)
+
+    def _run(self, step: Step, shape: Shape, ran: Shape | None) -> Tensor:
+        """Replays the recorded shape `ran`, or runs `shape` kernel by kernel if there is none."""
         if ran is None:
             self.eager += 1
-            return step(*shape)[:count]
+            return step(*shape)
         self.replayed += 1
         graph, logits = self.recorded[ran]
         graph.replay()
-        return logits[:count]
+        return logits
 
     def _pays(self, shape: Shape, rows: int) -> bool:
         """Whether a recording of a shape is likely to be replayed often enough.
@@ -90,12 +111,13 @@ class CudaGraphs:
         except Exception as error:
             failed = forget_frames(error)
         if ran_out(failed):
-            log.debug("no memory to record a step of shape %s", shape, exc_info=failed)
+            log.debug("no memory to record %s of shape %s", self.kind, shape, exc_info=failed)
             self.given_up.add(shape)
             release(self.device)
             return
         log.warning(
-            "decode steps of this model cannot be recorded (%s); they run one kernel at a time",
+            "%s of this model cannot be recorded (%s); they run one kernel at a time",
+            self.kind,
             failed,
         )
         self.used = False

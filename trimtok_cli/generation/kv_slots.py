@@ -23,8 +23,8 @@ class KVSlots(Cache):
 
     store: the keys and the values of each layer in turn, one tensor (rows, length, heads, head_dim)
     each: a token's heads lie together, as attention over unequal lengths reads them. lengths
-    (rows,): the place of each slot's next token. `filling` and `stepping` choose the slots that the
-    model's code sees.
+    (rows,): the place of each slot's next token. `filling`, `prefilling` and `stepping`
+    choose the slots that the model's code sees.
     """
 
     def __init__(self, config: Any, dtype: torch.dtype, device: torch.device) -> None:
@@ -40,8 +40,8 @@ class KVSlots(Cache):
         self.store: list[Tensor] = []
         self.lengths = torch.zeros(0, dtype=torch.long, device=self.device)
         self.numbers = torch.zeros(0, dtype=torch.long, device=self.device)
-        self.rows = self.length = self.first = self.past = self.count = 0
-        self.new: Sequence[int] = ()
+        self.rows = self.length = self.past = self.count = 0
+        self.filled: slice | Tensor | None = None
         self.place: tuple[Tensor, Tensor] | None = None
 
     def holds(self, rows: int, length: int) -> bool:
@@ -81,14 +81,22 @@ class KVSlots(Cache):
 
         lengths: the lengths of the prompts, without padding.
         """
-        self.new, self.first, self.past = lengths, first, 0
+        slots = slice(first, first + len(lengths))
+        with self.prefilling(slots):
+            yield
+        self.lengths[slots] = torch.tensor(lengths).to(self.device, non_blocking=True)
+
+    @contextmanager
+    def prefilling(self, slots: slice | Tensor) -> Iterator[None]:
+        """A block in which a prefill fills these slots, or those of their numbers on the device.
+
+        `lengths` is left to the caller.
+        """
+        self.filled, self.past = slots, 0
         try:
             yield
         finally:
-            self.new = ()
-        self.lengths[first : first + len(lengths)] = torch.tensor(lengths).to(
-            self.device, non_blocking=True
-        )
+            self.filled = None
 
     def stepping(self, count: int, span: int, *, even: bool) -> None:
         """Takes one token for each of the first `count` slots from now on.
@@ -116,14 +124,11 @@ class KVSlots(Cache):
         Returns the keys and values that the layer's attention sees.
         """
         kept_keys, kept_values = self.store[2 * layer : 2 * layer + 2]
-        if self.new:
-            self._fill(kept_keys, keys)
-            self._fill(kept_values, values)
+        if self.filled is not None:
+            kept_keys[self.filled, : keys.shape[2]] = keys.transpose(1, 2)
+            kept_values[self.filled, : values.shape[2]] = values.transpose(1, 2)
             return keys, values
         return self._extended(kept_keys, keys), self._extended(kept_values, values)
-
-    def _fill(self, kept: Tensor, new: Tensor) -> None:
-        kept[self.first : self.first + len(new), : new.shape[2]] = new.transpose(1, 2)
 
     def _extended(self, kept: Tensor, new: Tensor) -> Tensor:
         """Writes a token into each slot; returns what attention sees of the slots."""

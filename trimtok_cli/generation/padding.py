@@ -22,6 +22,13 @@ def pad_right(prompts: Sequence[Prompt], length: int | None = None) -> tuple[Ten
     first = prompts[0]
     embeds = first.embeds.new_empty(len(prompts), length, first.embeds.shape[-1])
     positions = first.positions.new_empty(*first.positions.shape[:-1], len(prompts), length)
+    write_padded(prompts, embeds, positions)
+    return embeds, positions
+
+
+def write_padded(prompts: Sequence[Prompt], embeds: Tensor, positions: Tensor) -> None:
+    """Writes the padded prompts into tensors of the shapes that `pad_right` returns."""
+    length = embeds.shape[1]
     for row, prompt in enumerate(prompts):
         end = len(prompt)
         embeds[row, :end] = prompt.embeds
@@ -29,7 +36,6 @@ def pad_right(prompts: Sequence[Prompt], length: int | None = None) -> tuple[Ten
         if end < length:
             embeds[row, end:] = prompt.embeds[-1]
             positions[..., row, end:] = prompt.positions[..., -1:]
-    return embeds, positions
 
 
 def bucket(length: int) -> int:

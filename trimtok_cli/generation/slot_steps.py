@@ -1,6 +1,7 @@
 """Prefills into KV slots and decode steps over them: the device's side of the continuous loop.
 
-The tensors that a step reads stay in place, so that a step can be recorded. The slots in use are
+The tensors that a step reads stay in place, so that a step can be recorded. Prefills of few tokens
+are recorded as well, where a device records. The slots in use are
 always the first ones. Knows no answer's end and no sampling.
 """
 
@@ -14,6 +15,7 @@ from trimtok_cli.generation.cuda_graphs import CudaGraphs
 from trimtok_cli.generation.kv_slots import KVSlots
 from trimtok_cli.generation.masks import step_masks, types_of_layer
 from trimtok_cli.generation.padding import bucket, pad_right
+from trimtok_cli.generation.recorded_prefills import RecordedPrefills
 from trimtok_cli.generation.types import LanguageModel
 from trimtok_cli.tokens import Prompt
 
@@ -25,6 +27,9 @@ class SlotSteps:
         self.model = model
         self.slots = KVSlots(model.config, model.dtype, model.device)
         self.graphs = CudaGraphs(model.device)
+        self.prefills = RecordedPrefills(
+            model, self.slots, CudaGraphs(model.device, "prefills of few tokens")
+        )
         # A GPU's libraries build a plan for every new shape, so that few lengths are prefilled.
         self.in_buckets = self.graphs.used
         # Whether steps attend to the places in use, without masks.
@@ -38,6 +43,7 @@ class SlotSteps:
         """Gives the cache's memory back, and forgets the recordings that read it."""
         self.slots.clear()
         self.graphs.clear()
+        self.prefills.clear()
 
     def reserve(self, slots: int, length: int, positions: Tensor) -> None:
         """Makes room for `slots` slots of `length` places. positions: those of any prompt."""
@@ -48,6 +54,8 @@ class SlotSteps:
         padded = max(map(len, prompts))
         if self.in_buckets:
             padded = min(bucket(padded), self.slots.length)
+        if self.prefills.takes(len(prompts), padded):
+            return self.prefills(first, prompts, padded, self.positions)
         embeds, positions = pad_right(prompts, padded)
         with self.slots.filling(first, [len(prompt) for prompt in prompts]):
             logits = self.model.forward(embeds, None, positions, self.slots, prompts)
@@ -98,7 +106,9 @@ class SlotSteps:
     def _reserve(self, rows: int, length: int, positions: Tensor) -> None:
         if self.slots.holds(rows, length):
             return
-        self.graphs.clear()  # the graphs read tensors that are made anew here
+        # The recordings read tensors that are made anew here.
+        self.graphs.clear()
+        self.prefills.graphs.clear()
         self.slots.reserve(rows, length)
         if len(self.ids) < self.slots.rows:
             more = self.slots.rows - len(self.ids)

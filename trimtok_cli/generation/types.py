@@ -24,6 +24,10 @@ class LanguageModel(Protocol):
     def end_ids(self) -> tuple[int, ...]:
         """The token ids that end an answer."""
 
+    @property
+    def plain_prefill(self) -> bool:
+        """Whether `forward` reads nothing of the prompts but their lengths."""
+
     device: torch.device
     dtype: torch.dtype
 
@@ -37,10 +41,12 @@ class LanguageModel(Protocol):
         positions: Tensor,
         cache: Any,
         prompts: Sequence[Prompt] = (),
+        last: Tensor | None = None,
     ) -> Tensor:
         """(B, S, D) -> logits (B, V) of each last row; fills `cache`.
 
-        prompts: those of a prefill, which `embeds` holds padded on the right.
+        prompts: those of a prefill, which `embeds` holds padded on the right. last (B,): in their
+        place, the number of each prompt's last row, on the device, where `plain_prefill` holds.
         """
 
 

@@ -117,11 +117,13 @@ class Family(ABC):
         positions: Tensor,
         cache,
         prompts: Sequence[Prompt] = (),
+        last: Tensor | None = None,
     ) -> Tensor:
         """One pass of the language model: logits (B, V) of each last row. Fills `cache`.
 
         embeds (B, S, D); mask (B, 1, 1, total) or None; positions (B, S) or (3, B, S). prompts: in
         the prefill, the prompts that `embeds` holds, padded on the right; empty afterwards.
+        last (B,): in place of the prompts, the number of each one's last row, on the device.
         """
         with replaced(self.faster), self.kernels():
             output = self.model.get_decoder()(
@@ -132,13 +134,27 @@ class Family(ABC):
                 **{self.cache_argument: cache},
                 **self.prefill_extras(embeds, prompts),
             )
-            return self.model.lm_head(self.last_rows(output.last_hidden_state, embeds, prompts))
+            hidden = output.last_hidden_state
+            if last is None:
+                rows = self.last_rows(hidden, embeds, prompts)
+            else:
+                rows = hidden[torch.arange(len(last), device=last.device), last]
+            return self.model.lm_head(rows)
 
     # ---- the same for all families
 
     def kernels(self) -> AbstractContextManager[None]:
         """A block in which the language model runs with the kernels that it may use."""
         return nullcontext() if self.cudnn_attention else no_cudnn_attention(self.device)
+
+    @property
+    def plain_prefill(self) -> bool:
+        """Whether a prefill reads nothing of its prompts but their lengths, and no family's code.
+
+        Such a prefill can be recorded: its inputs are rows, positions and lengths alone.
+        """
+        own = type(self)
+        return own.forward is Family.forward and own.prefill_extras is Family.prefill_extras
 
     def last_rows(self, hidden: Tensor, embeds: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """(B, D): the last row of each prompt, or of each step where there are no prompts.

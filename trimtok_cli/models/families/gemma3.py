@@ -45,10 +45,12 @@ class Gemma3(Adapter):
         positions: Tensor,
         cache,
         prompts: Sequence[Prompt] = (),
+        last: Tensor | None = None,
     ) -> Tensor:
         """As `Family.forward`, but through the outer model.
 
         The outer model alone builds the masks by which the tokens of an image see each other.
+        `last` is never given: the masks are the prompts'.
         """
         token_types = None
         if prompts:
