@@ -38,10 +38,10 @@ ENCODE = dict.fromkeys(BUILDERS, CHECK) | {
     "smolvlm": 9,
 }
 PRUNE = 1  # the kept tokens, which the records hold, for the whole batch
-# Padding is looked for twice.
-PREFILL = dict.fromkeys(BUILDERS, 2) | {"qwen3_vl": 6}
+# Rows that deepstack features are added to are found by a mask, layer by layer.
+PREFILL = dict.fromkeys(BUILDERS, 0) | {"qwen3_vl": 4}
 DECODE = 0
-BLOCK = 1  # the tokens of a prefill, or of a block of steps
+BLOCK = 1  # the tokens of a prefill or of a step, which are read while the next one runs
 
 
 @pytest.fixture(scope="module", params=BUILDERS)

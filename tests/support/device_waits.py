@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -80,6 +81,7 @@ class Device:
         self._modes = [
             mock.patch.object(torch.cuda, "synchronize", lambda *_: None),
             mock.patch.object(torch.cuda, "reset_peak_memory_stats", lambda *_: None),
+            mock.patch.object(torch.cuda, "Event", partial(_Event, self)),
             _Functions(self),
             _Operations(self),
         ]
@@ -125,6 +127,12 @@ class _Functions(TorchFunctionMode):
                 return moved if dtype is None else moved.to(dtype)
         if function in _READS and device.holds(first):
             device.note(function.__name__)
+        if kwargs.get("pin_memory"):
+            del kwargs["pin_memory"]
+            with torch.utils._python_dispatch._disable_current_modes():
+                tensor = function(*args, **kwargs)
+            _add(device.pinned, tensor)
+            return tensor
         made_there = _is_cuda(kwargs.get("device"))
         if made_there:
             kwargs["device"] = torch.device("cpu")
@@ -180,7 +188,8 @@ class _Operations(TorchDispatchMode):
         if on_device and self._waits(name, args, kwargs):
             device.note(name)
         result = operation(*args, **kwargs)
-        if on_device:
+        # A copy to page-locked memory stays on the host.
+        if on_device and not (name == "copy_" and _has(device.pinned, args[0])):
             device.mark(*(each for each in tree_leaves(result) if isinstance(each, torch.Tensor)))
         return result
 
@@ -197,6 +206,19 @@ class _Operations(TorchDispatchMode):
                 for each in indices
             )
         return name in _WAITING
+
+
+class _Event:
+    """An event of the device; the host waits for it where it reads what was copied."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+
+    def record(self) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        self.device.note("event")
 
 
 def _is_cuda(device: object) -> bool:

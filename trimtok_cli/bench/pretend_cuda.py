@@ -27,7 +27,7 @@ from trimtok_cli.bench.pretend_attention import (
     count_unequal,
 )
 from trimtok_cli.bench.pretend_calls import outside, stand_ins
-from trimtok_cli.bench.tally import Tally
+from trimtok_cli.bench.tally import READ, Tally
 
 SMALL = 1 << 17  # numbers in a tensor whose values are carried
 # Operations that torch can take apart, and that are one kernel on the device.
@@ -41,8 +41,6 @@ UNSIZED = {
     "unique_consecutive",
     "unique_dim",
 }
-# Operations whose result is a number of the host's, by what a tally calls the wait for it.
-READ = {"_local_scalar_dense": "item", "allclose": "allclose", "equal": "equal"}
 COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 INDEXED = {"index", "index_put_", "_index_put_impl_"}
 

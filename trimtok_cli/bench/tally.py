@@ -18,6 +18,8 @@ PRODUCTS = {"linear", "mm", "bmm", "addmm", "baddbmm", "convolution"}
 PARTIAL = {"copy_", "index_put_", "_index_put_impl_", "index_copy_", "scatter_"}
 # Operations that read as much of their first operand as their result is large.
 GATHERS = {"embedding", "index", "index_select", "gather"}
+# Operations whose result is a number of the host's, by the name of the wait for it.
+READ = {"_local_scalar_dense": "item", "allclose": "allclose", "equal": "equal"}
 # A wait during which the device has more to do: it does not stand still.
 WORK_BEHIND = "an event with work behind it"
 
