@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from trimtok_cli.device import free_bytes, passing_bytes
-from trimtok_cli.generation.kv_slots import GRAIN
+from trimtok_cli.generation.kv_slots import GRAIN, heads_and_width
 from trimtok_cli.generation.recorded_prefills import MOST_TOKENS
 from trimtok_cli.generation.rules import Rules
 from trimtok_cli.generation.types import LanguageModel
@@ -19,8 +19,6 @@ MOST_AHEAD = 64
 # Tokens of one prefill, padding counted: enough to fill a GPU, with small activations.
 PREFILL_TOKENS = 16_384
 SHARE = 0.85  # share of the free memory that is used; the rest is left to the allocator
-
-
 SURPLUS = 2  # places behind an answer's last token that its slot has
 RECORDINGS = 4  # recorded steps whose logits are in memory at once, about
 
@@ -64,8 +62,7 @@ def likely_length(config: Any, rules: Rules, length: int) -> int:
 
 def cache_bytes(config: Any, dtype: torch.dtype) -> int:
     """Bytes of keys and values that one token takes in a decoder of this config."""
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads, width = heads_and_width(config)
     return 2 * config.num_hidden_layers * heads * width * dtype.itemsize
 
 

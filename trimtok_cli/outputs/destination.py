@@ -99,9 +99,9 @@ def claimed(
     a number is an open file. existing: what may be done with a file that is there. name: the name
     of the answers' file in a folder. run.json stands beside it, with `errors` errors.jsonl, with
     `page` a page; `plots` stand there in place of run.json. endings: those of the same answers in
-    other formats. Raises UsageError if `out` names no
-    output, one of `reads` would be written, a file is there that may not be touched, or another run
-    writes there. Raises TrimtokError if the disk refuses.
+    other formats. Raises UsageError if `out` names no output, one of `reads` would be written, a
+    file is there that may not be touched, or another run writes there. Raises TrimtokError if the
+    disk refuses.
     """
     if out == "-":
         if sys.__stdout__ is None:
