@@ -127,8 +127,9 @@ class Prompt:
         device, length = self.embeds.device, len(self.embeds)
         kept = selection.kept.to(device)
         stays = torch.ones(length, dtype=torch.bool, device=device)
-        stays[self.visual] = False
-        stays[self.visual[kept]] = True
+        # A value written by index would be copied to the device, which the host waits for.
+        stays.index_fill_(0, self.visual, False)
+        stays.index_fill_(0, self.visual[kept], True)
         embeds = self.embeds
         if selection.embeds is not None:
             embeds = embeds.clone()

@@ -510,35 +510,30 @@ def test_nothing_is_collected_in_a_recording():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_recorded_steps_on_a_device(tmp_path, unbroken):
-    """CUDA graphs on a real device, in every family.
+@pytest.mark.parametrize("name", ["llava", *FAMILIES])
+def test_recorded_steps_on_a_device(tmp_path, unbroken, name):
+    """CUDA graphs on a real device.
 
     float32 answers equal the plain loop on CUDA and on the CPU; bfloat16 only has to run.
     """
-    for name, build in {"llava": tiny.llava, **FAMILIES}.items():
-        folder = build(tmp_path / name)
-        on_cpu, adapter = (
-            load_model(str(folder), device=device, dtype="float32") for device in ("cpu", "cuda")
-        )
-        prompts, theirs = prompts_of(adapter, 5), prompts_of(on_cpu, 5)
-        loop = continuous(adapter, batch_limit=3, max_new_tokens=40, stop=False, keep_logits=True)
-        done = run_all(loop, prompts)
-        assert loop.steps.graphs.used and loop.steps.graphs.recorded, (
-            f"{name}: no step was recorded"
-        )
-        for number, each in done.items():
-            for model, prompt in ((adapter, prompts[number]), (on_cpu, theirs[number])):
-                want = generate(model, [prompt], max_new_tokens=40, stop=False, keep_logits=True)[
-                    0
-                ][0]
-                assert (
-                    each.generated.ids == want.ids
-                    and (each.generated.logits.cpu() - want.logits.cpu()).abs().max() < 1e-2
-                ), name
-        half = load_model(str(folder), device="cuda")
-        loop = continuous(half, batch_limit=5, max_new_tokens=40, stop=False)
-        said = run_all(loop, prompts_of(half, 5)).values()
-        assert all(each.generated.steps == 40 for each in said), name
+    folder = {"llava": tiny.llava, **FAMILIES}[name](tmp_path / name)
+    on_cpu, adapter = (
+        load_model(str(folder), device=device, dtype="float32") for device in ("cpu", "cuda")
+    )
+    prompts, theirs = prompts_of(adapter, 5), prompts_of(on_cpu, 5)
+    loop = continuous(adapter, batch_limit=3, max_new_tokens=40, stop=False, keep_logits=True)
+    done = run_all(loop, prompts)
+    assert loop.steps.graphs.used and loop.steps.graphs.recorded, "no step was recorded"
+    for number, each in done.items():
+        for model, prompt in ((adapter, prompts[number]), (on_cpu, theirs[number])):
+            options = {"max_new_tokens": 40, "stop": False, "keep_logits": True}
+            want = generate(model, [prompt], **options)[0][0]
+            assert each.generated.ids == want.ids
+            assert (each.generated.logits.cpu() - want.logits.cpu()).abs().max() < 1e-2
+    half = load_model(str(folder), device="cuda")
+    loop = continuous(half, batch_limit=5, max_new_tokens=40, stop=False)
+    said = run_all(loop, prompts_of(half, 5)).values()
+    assert all(each.generated.steps == 40 for each in said)
 
 
 def test_how_many_rows_fit(llava, monkeypatch):

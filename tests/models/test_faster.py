@@ -1,5 +1,11 @@
 """The decoder's modules in their faster forms: the same numbers, fewer calls, and gone afterwards."""
 
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -29,8 +35,8 @@ def test_every_norm_of_a_decoder_is_fused_and_computes_the_same(name, tmp_path):
     adapter, prompts = loaded(name, tmp_path)
     decoder = adapter.model.get_decoder()
     norms = [module for module in decoder.modules() if type(module).__name__.endswith("RMSNorm")]
-    forms = [(module.__dict__, faster.fused_norm(module)) for module in norms]
-    assert norms and all(form for _, form in forms)
+    forms = [faster.Form(module.__dict__, "forward", faster.fused_norm(module)) for module in norms]
+    assert norms and all(each.form for each in forms)
     wanted = prefill(adapter, prompts)[0]
     with faster.replaced(forms):
         assert (prefill(adapter, prompts)[0] - wanted).abs().max() < 1e-5
@@ -114,3 +120,106 @@ def test_on_cuda_a_fused_norm_is_one_launch(tmp_path, dtype, before):
                 form(rows)
             counts.append(calls.names)
     assert len(counts[0]) == before and counts[1] == ["_fused_rms_norm"]
+
+
+needs_triton = pytest.mark.skipif(not find_spec("triton"), reason="needs Triton")
+
+
+@needs_triton
+def test_fused_pieces_in_the_interpreter_compute_what_the_library_computes():
+    """In a process of its own: Triton reads TRITON_INTERPRET when it is imported.
+
+    The interpreter cuts a bfloat16 off where a device rounds it.
+    """
+    code = (
+        "import torch; from tests.support.kernels import check_fused; "
+        "check_fused('cpu', [torch.float32, torch.float16])"
+    )
+    root = Path(__file__).parents[2]
+    paths = {"PYTHONPATH": str(root), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **paths}
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_fused_pieces_on_a_gpu_compute_what_the_library_computes():
+    from tests.support.kernels import check_fused
+
+    check_fused("cuda", [torch.float32, torch.float16, torch.bfloat16])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", NAMES)
+def test_every_decoder_on_a_gpu_has_fused_pieces(tmp_path, name):
+    from trimtok_cli.models.loading import load_model
+
+    adapter, _ = loaded(name, tmp_path)
+    on_gpu = load_model(adapter.name, device="cuda")
+    names = [each.name for each in on_gpu.faster]
+    assert names.count("apply_rotary_pos_emb") == 1
+    gates = sum(each.form.__qualname__.startswith("fused_gate") for each in on_gpu.faster)
+    assert gates == (0 if name == "gemma3" else adapter.num_layers)
+
+
+def test_the_library_s_rotation_is_back_behind_a_pass():
+    def library(query, key, cos, sin):
+        return query, key
+
+    def form(query, key, cos, sin):
+        return key, query
+
+    names = {"rotate": library}
+    forms = [faster.Form(names, "rotate", form, library)]
+    with faster.replaced(forms):
+        with faster.replaced(forms):
+            assert names["rotate"] is form
+        assert names["rotate"] is library
+    assert names["rotate"] is library
+
+
+@needs_triton
+def test_an_unusual_rotation_is_the_library_s():
+    calls = []
+    rotate = faster.fused_rotary(lambda *given, **more: calls.append((given, more)))
+    query = torch.randn(1, 2, 3, 8)
+    rotate(query, query, query[:, 0], query[:, 0])
+    rotate(query, query, query[:, 0], query[:, 0], unsqueeze_dim=2)
+    assert len(calls) == 2 and calls[1][1] == {"unsqueeze_dim": 2}
+
+
+@needs_triton
+@pytest.mark.parametrize("capability", [80, 90])
+def test_fused_pieces_compile_for_cards_that_are_not_here(capability):
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from trimtok_cli.models import fused_triton
+
+    axes = {"query": "sample place head", "key": "sample place head", "cos": "sample place"}
+    strides = [f"{name}_{axis}" for name, words in axes.items() for axis in words.split()]
+    numbers = ["length", "query_heads", "key_heads", *strides]
+    tensors = ("query", "key", "cos", "sin", "query_out", "key_out")
+    sizes = {"HALF": 64, "BLOCK": 64, "HEADS": 8, "TYPE": fused_triton.TYPES[torch.bfloat16]}
+    source = ASTSource(
+        fused_triton._rotary_kernel,
+        dict.fromkeys(tensors, "*bf16")
+        | dict.fromkeys(numbers, "i32")
+        | dict.fromkeys(sizes, "constexpr"),
+        constexprs=sizes,
+    )
+    target = GPUTarget("cuda", capability, 32)
+    assert triton.compile(source, target=target, options={"enable_fp_fusion": False}).asm["cubin"]
+    sizes = {"BLOCK": 1024, "TYPE": fused_triton.TYPES[torch.bfloat16]}
+    source = ASTSource(
+        fused_triton._gated_kernel,
+        dict.fromkeys(("gate", "up", "out"), "*bf16")
+        | {"count": "i32"}
+        | dict.fromkeys(sizes, "constexpr"),
+        constexprs=sizes,
+    )
+    assert triton.compile(source, target=target, options={}).asm["cubin"]

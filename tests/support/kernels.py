@@ -1,8 +1,12 @@
-"""The Triton kernels against the plain loops over the same matrix, on any device."""
+"""The Triton kernels against plain forms of the same arithmetic, on any device."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from trimtok_cli.models import fused_triton
 from trimtok_cli.pruners.kernels import greedy, greedy_triton, numerics
 
 SHAPES = (
@@ -50,6 +54,38 @@ def check_kernels(device: torch.device | str) -> None:
                 search(visual.to(device), 64),
                 search(visual.float(), 64),
             )
+
+
+def check_fused(device: torch.device | str, dtypes: Sequence[torch.dtype]) -> None:
+    """Raises AssertionError where, on this device, a fused piece of a decoder layer differs from
+    the library's operations: rotations not by a bit, the gate by a rounding.
+    """
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    for dtype in dtypes:
+        for batch, length, heads, key_heads, width in (
+            (1, 1, 4, 4, 16),
+            (3, 5, 9, 2, 80),
+            (2, 7, 17, 1, 6),
+        ):
+            query, key = (
+                draw(batch, length, each, width).to(device, dtype).transpose(1, 2)
+                for each in (heads, key_heads)
+            )
+            for rows in {1, batch}:
+                cos, sin = draw(2, rows, length, width).to(device, dtype)
+                found = fused_triton.rotary(query, key, cos, sin)
+                for one, other in zip(
+                    found, apply_rotary_pos_emb(query, key, cos, sin), strict=True
+                ):
+                    assert one.dtype == dtype and torch.equal(one, other), (dtype, width, rows)
+        gate, up = 4 * draw(2, 3, 1, 700).to(device, dtype)
+        wanted = torch.nn.functional.silu(gate) * up
+        bits = 2 * torch.finfo(dtype).eps
+        torch.testing.assert_close(fused_triton.gated(gate, up), wanted, rtol=bits, atol=1e-6)
 
 
 def _same(what: str, found: Tensor, wanted: Tensor) -> None:

@@ -127,12 +127,16 @@ def _profiled(adapter: Adapter, inputs: Sequence[Prepared], options: argparse.Na
     on_device = adapter.device.type == "cuda"
     events = [each for each in seen.events() if (each.device_type.name == "CUDA") == on_device]
     kernels: Counter[str] = Counter(each.name for each in events)
-    busy = sum(each.device_time_total if on_device else each.self_cpu_time_total for each in events)
+    longest: Counter[str] = Counter()
+    for each in events:
+        longest[each.name] += each.device_time_total if on_device else each.self_cpu_time_total
+    busy = longest.total()
     names = Counter(each.name for each in seen.events())
     return {
         "first": times([first]),
         "sample": times([spent]),
         "kernels": dict(kernels.most_common(60)),
+        "kernel_seconds": {name: value / 1e6 for name, value in longest.most_common(60)},
         "launches": sum(kernels.values()),
         "busy_share": busy / 1e6 / spent.wall,
         "allocations": sum(count for name, count in names.items() if "cudaMalloc" in name),
@@ -156,7 +160,7 @@ def waits_said(device: torch.device) -> Iterator[Counter[str]]:
             yield places
         finally:
             torch.cuda.set_sync_debug_mode(before)
-    places.update(f"{Path(each.filename).name}:{each.lineno}" for each in said)
+    places.update("/".join(Path(each.filename).parts[-3:]) + f":{each.lineno}" for each in said)
 
 
 def recordings(adapter: Adapter, inputs: Sequence[Prepared], options: argparse.Namespace) -> Facts:

@@ -58,7 +58,7 @@ VARIANTS = (
     Variant("tokens read at once", LATE, {"lag": 0}),
     Variant("tokens read two steps late", "is one step enough?", {"lag": 2}),
     Variant("masked steps", "what does attention save unmasked?", {"steps.unmasked": False}),
-    Variant("the library's norms", "what do fused norms save?", {"model.faster": []}),
+    Variant("the library's pieces", "what do fused pieces save?", {"model.faster": []}),
     Variant("cudnn", "is attention without cuDNN slower?", CUDNN),
     Variant("unseen lengths, cudnn", PLANS, CUDNN, unseen=20),
     Variant("unseen lengths, no buckets", PLANS, NO_BUCKETS, unseen=20),

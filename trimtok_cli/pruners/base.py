@@ -96,7 +96,7 @@ class Stage:
         if which == "instruction" and len(self.prompt.instruction):
             return self.hidden[self.prompt.instruction]
         is_text = torch.ones(len(self.hidden), dtype=torch.int, device=self.hidden.device)
-        is_text[self.prompt.visual] = 0
+        is_text.index_fill_(0, self.prompt.visual, 0)
         # A mask as an index would make the host wait for its sum.
         num_text = len(self.hidden) - len(self.prompt.visual)
         return self.hidden[is_text.sort(descending=True, stable=True).indices[:num_text]]

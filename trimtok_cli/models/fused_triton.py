@@ -1,0 +1,124 @@
+"""Two pieces of a decoder layer as one kernel launch each, in place of ten and of two.
+
+Every product and sum is rounded to the tensors' dtype as the library's own operations round it, so
+that the results are the library's. Needs Triton. Knows no model.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+HEADS = 8  # of one program
+WIDTH = 1024  # values of one program
+
+
+@triton.jit
+def _rotate(
+    given, out, token, sample, place, head, half, in_sample, in_place, in_head,
+    first_cos, second_cos, first_sin, second_sin, heads, HALF: tl.constexpr, TYPE: tl.constexpr,
+):  # fmt: skip
+    """Rotates some heads of one token. out: (tokens, heads, 2 HALF), contiguous."""
+    real = (head[:, None] < heads) & (half[None, :] < HALF)
+    start = given + sample * in_sample + place * in_place + head[:, None] * in_head + half[None, :]
+    first = tl.load(start, mask=real, other=0.0).to(tl.float32)
+    second = tl.load(start + HALF, mask=real, other=0.0).to(tl.float32)
+    one = (first * first_cos).to(TYPE).to(tl.float32) - (second * first_sin).to(TYPE).to(tl.float32)
+    two = (second * second_cos).to(TYPE).to(tl.float32) + (first * second_sin).to(TYPE).to(
+        tl.float32
+    )
+    end = out + (token * heads + head[:, None]) * (2 * HALF) + half[None, :]
+    tl.store(end, one.to(TYPE), mask=real)
+    tl.store(end + HALF, two.to(TYPE), mask=real)
+
+
+@triton.jit
+def _rotary_kernel(
+    query, key, cos, sin, query_out, key_out, length, query_heads, key_heads,
+    query_sample, query_place, query_head, key_sample, key_place, key_head, cos_sample, cos_place,
+    HALF: tl.constexpr, BLOCK: tl.constexpr, HEADS: tl.constexpr, TYPE: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    sample, place = token // length, token % length
+    half = tl.arange(0, BLOCK)
+    angles = sample * cos_sample + place * cos_place + half
+    real = half < HALF
+    first_cos = tl.load(cos + angles, mask=real, other=0.0).to(tl.float32)[None, :]
+    second_cos = tl.load(cos + angles + HALF, mask=real, other=0.0).to(tl.float32)[None, :]
+    first_sin = tl.load(sin + angles, mask=real, other=0.0).to(tl.float32)[None, :]
+    second_sin = tl.load(sin + angles + HALF, mask=real, other=0.0).to(tl.float32)[None, :]
+    groups = tl.cdiv(query_heads, HEADS)
+    group = tl.program_id(1)
+    if group < groups:
+        _rotate(
+            query, query_out, token, sample, place, group * HEADS + tl.arange(0, HEADS), half,
+            query_sample, query_place, query_head, first_cos, second_cos, first_sin, second_sin,
+            query_heads, HALF, TYPE,
+        )  # fmt: skip
+    else:
+        _rotate(
+            key, key_out, token, sample, place, (group - groups) * HEADS + tl.arange(0, HEADS),
+            half, key_sample, key_place, key_head, first_cos, second_cos, first_sin, second_sin,
+            key_heads, HALF, TYPE,
+        )  # fmt: skip
+
+
+@triton.jit
+def _gated_kernel(gate, up, out, count, BLOCK: tl.constexpr, TYPE: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    real = at < count
+    opened = tl.load(gate + at, mask=real, other=0.0).to(tl.float32)
+    opened = (opened / (1.0 + tl.exp(-opened))).to(TYPE).to(tl.float32)
+    product = opened * tl.load(up + at, mask=real, other=0.0).to(tl.float32)
+    tl.store(out + at, product.to(TYPE), mask=real)
+
+
+TYPES = {
+    torch.float32: tl.float32,
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+}
+
+
+def rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Query (B, H, S, d) and key (B, K, S, d), rotated by the angles (B or 1, S, d).
+
+    All have one dtype, and the values of a head lie side by side. The results are views of tensors
+    (B, S, heads, d), as the library's are.
+    """
+    batch, heads, length, width = query.shape
+    key_heads = key.shape[1]
+    outs = [query.new_empty(batch, length, each, width) for each in (heads, key_heads)]
+    strides = [each.stride() for each in (query, key)]
+    places = [number for row, head, place, _ in strides for number in (row, place, head)]
+    grid = (batch * length, triton.cdiv(heads, HEADS) + triton.cdiv(key_heads, HEADS))
+    if batch * length:
+        _launch(
+            _rotary_kernel,
+            grid,
+            query,
+            *(key, cos, sin, *outs, length, heads, key_heads, *places),
+            *(cos.stride(0) if len(cos) > 1 else 0, cos.stride(1)),
+            HALF=width // 2,
+            BLOCK=triton.next_power_of_2(width // 2),
+            HEADS=HEADS,
+        )
+    return outs[0].transpose(1, 2), outs[1].transpose(1, 2)
+
+
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, of two contiguous tensors of one shape and dtype."""
+    out = torch.empty_like(gate)
+    if gate.numel():
+        grid = (triton.cdiv(gate.numel(), WIDTH),)
+        _launch(_gated_kernel, grid, gate, up, out, gate.numel(), BLOCK=WIDTH)
+    return out
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], first: Tensor, *rest: Any, **sizes: int) -> None:
+    # Triton launches on the current device, which need not be the one of the tensors. Without
+    # fusing a product into a sum, float32 is rounded as the library rounds it.
+    with torch.cuda.device_of(first):
+        kernel[grid](first, *rest, **sizes, TYPE=TYPES[first.dtype], enable_fp_fusion=False)
