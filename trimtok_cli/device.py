@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from trimtok_cli.errors import UsageError
 # Held by a second thread while it launches work, and by whoever records a CUDA graph. A recording
 # makes every wait an error for all threads while it looks for waits, and what another thread asks
 # of the device can spoil it.
-LAUNCHES = threading.Lock()
+LAUNCHES = threading.RLock()
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -47,11 +47,33 @@ def free_bytes(device: torch.device) -> int:
     """Bytes that can still be allocated, including those that torch holds in reserve."""
     if device.type == "cuda":
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + reserved
+        return unreserved_bytes(device) + reserved
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):  # not Linux
         return 8 << 30
+
+
+def unreserved_bytes(device: torch.device) -> int:
+    """Bytes that torch can still take from a CUDA device, within the process's own limit."""
+    free, total = torch.cuda.mem_get_info(device)
+    limit = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    return max(0, min(free, limit - torch.cuda.memory_reserved(device)))
+
+
+def most_bytes(work: Callable[[], object], device: torch.device) -> int:
+    """Does the work; returns the most bytes of a CUDA device that it took beyond those in use."""
+    before, peak = torch.cuda.memory_allocated(device), peak_bytes(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    try:
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    finally:
+        _earlier_peaks[device] = peak
+
+
+_earlier_peaks: dict[torch.device, int] = {}
+"""The most bytes before `most_bytes` counted anew, where that was since `reset_peak`."""
 
 
 def passing_bytes(device: torch.device) -> int:
@@ -208,8 +230,11 @@ def reset_peak(device: torch.device) -> None:
     """Starts a new measurement of `peak_bytes`."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+        _earlier_peaks.pop(device, None)
 
 
 def peak_bytes(device: torch.device) -> int:
     """The most bytes allocated since `reset_peak`; 0 on a device that does not count them."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    if device.type != "cuda":
+        return 0
+    return max(torch.cuda.max_memory_allocated(device), _earlier_peaks.get(device, 0))

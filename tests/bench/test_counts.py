@@ -6,12 +6,13 @@ import torch.nn.functional as F
 
 from tests.bench.test_random_weights import described
 from tests.support.generating import continuous, requests
+from trimtok_cli import cuda_graphs
 from trimtok_cli.bench.pretend_calls import outside
 from trimtok_cli.bench.pretend_cuda import pretend_cuda, values_of
 from trimtok_cli.bench.random_models import random_model, shape_model
 from trimtok_cli.bench.schedule import schedule_row
 from trimtok_cli.bench.spec import Bench, SchedulePart
-from trimtok_cli.generation import cuda_graphs, slot_attention
+from trimtok_cli.generation import slot_attention
 from trimtok_cli.generation.types import run
 from trimtok_cli.tokens import Prompt
 

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from tests.bench.test_random_weights import described
+from trimtok_cli import cuda_graphs
 from trimtok_cli.bench import grid
 from trimtok_cli.bench.derive import derive
 from trimtok_cli.bench.pretend_cuda import pretend_cuda
@@ -16,7 +17,6 @@ from trimtok_cli.bench.random_models import shape_model
 from trimtok_cli.bench.roofline import Ceilings
 from trimtok_cli.bench.spec import Bench, Grid
 from trimtok_cli.bench.tables import tables
-from trimtok_cli.generation import cuda_graphs
 
 RATES = Ceilings(1e12, 1e11)
 

@@ -13,6 +13,7 @@ from tests.conftest import picture
 from tests.support import tiny
 from tests.support.families import FAMILIES
 from tests.support.generating import continuous, generate, loop_of, requests, run_all
+from trimtok_cli.cuda_graphs import CudaGraphs, no_collection, rounded
 from trimtok_cli.device import frozen_heap
 from trimtok_cli.generation import slot_steps
 from trimtok_cli.generation.capacity import (
@@ -23,7 +24,6 @@ from trimtok_cli.generation.capacity import (
     most_ahead,
 )
 from trimtok_cli.generation.continuous import Continuous
-from trimtok_cli.generation.cuda_graphs import CudaGraphs, no_collection, rounded
 from trimtok_cli.generation.plain import Plain
 from trimtok_cli.generation.retry import in_halves
 from trimtok_cli.generation.types import Finished
@@ -163,7 +163,7 @@ def test_slots_of_unequal_length_in_every_family(name, recorded, tmp_path, unbro
         assert (wide - narrow).abs().max() > 0.01, "the window does nothing"
     if recorded:
         monkeypatch.setattr(slot_steps, "CudaGraphs", Recording)
-        monkeypatch.setattr("trimtok_cli.generation.cuda_graphs.PAYS", 1)
+        monkeypatch.setattr("trimtok_cli.cuda_graphs.PAYS", 1)
     alone = [
         generate(adapter, [prompt], max_new_tokens=STEPS, stop=False, keep_logits=True)[0][0]
         for prompt in prompts
@@ -386,9 +386,9 @@ def test_slots_that_nobody_uses_any_more_stay_in_bounds(llava, monkeypatch, unbr
     """
     adapter, prompts = llava
     monkeypatch.setattr(slot_steps, "CudaGraphs", Recording)
-    monkeypatch.setattr("trimtok_cli.generation.cuda_graphs.PLACES", 4)
-    monkeypatch.setattr("trimtok_cli.generation.cuda_graphs.PAYS", 0)
-    monkeypatch.setattr("trimtok_cli.generation.cuda_graphs.PAYS_BESIDE", 0)
+    monkeypatch.setattr("trimtok_cli.cuda_graphs.PLACES", 4)
+    monkeypatch.setattr("trimtok_cli.cuda_graphs.PAYS", 0)
+    monkeypatch.setattr("trimtok_cli.cuda_graphs.PAYS_BESIDE", 0)
     order = sorted(range(9), key=lambda i: -len(prompts[i]))
     alone = {
         i: generate(adapter, [prompts[i]], max_new_tokens=30, stop=False)[0][0].ids for i in order
@@ -433,7 +433,10 @@ class Failing(CudaGraphs):
     error: Exception = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 32.00 MiB")
 
     def _check(self, step, shape):
-        pass
+        return 0
+
+    def _fits(self, needed):
+        return True
 
     def _record(self, step, shape):
         raise self.error

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from trimtok_cli.cuda_graphs import CudaGraphs
 from trimtok_cli.generation import slot_steps
 from trimtok_cli.generation.continuous import Continuous
-from trimtok_cli.generation.cuda_graphs import CudaGraphs
 from trimtok_cli.generation.rules import Answer
 from trimtok_cli.generation.types import Request, run
 from trimtok_cli.tokens import Prompt

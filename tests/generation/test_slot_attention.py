@@ -1,6 +1,11 @@
 """Decode steps that attend by variable-length attention, with a stand-in for torch's own."""
 
 import inspect
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,7 +85,7 @@ def test_steps_equal_those_of_single_prompts(name, recorded, tmp_path, monkeypat
     if recorded:
         monkeypatch.setattr(slot_steps, "CudaGraphs", Recording)
         monkeypatch.setattr(Recording, "_try", _without_waiting)
-        monkeypatch.setattr("trimtok_cli.generation.cuda_graphs.PAYS", 1)
+        monkeypatch.setattr("trimtok_cli.cuda_graphs.PAYS", 1)
     done = run_all(continuous(adapter, batch_limit=3, **options), prompts)
     assert len(varlen) % adapter.num_layers == 0 and len(varlen) >= STEPS * adapter.num_layers
     for number, want in enumerate(alone):
@@ -152,3 +157,61 @@ def test_what_the_kernel_cannot_do_stays_masked(tmp_path, monkeypatch):
     monkeypatch.setattr(adapter.config, "_attn_implementation", "eager")
     monkeypatch.setattr(slot_attention, "variable_length", lambda: varlen_attn)
     assert not slot_attention.fits(adapter.config, half, cuda, 128)
+
+
+needs_triton = pytest.mark.skipif(not find_spec("triton"), reason="needs Triton")
+
+
+@needs_triton
+def test_kernels_in_the_interpreter_attend_as_the_library_does_under_a_mask():
+    """In a process of its own: Triton reads TRITON_INTERPRET when it is imported."""
+    code = (
+        "import torch; from tests.support.kernels import SMALL, check_attention; "
+        "check_attention('cpu', [torch.float32], SMALL)"
+    )
+    root = Path(__file__).parents[2]
+    paths = {"PYTHONPATH": str(root), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **paths}
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_kernels_on_a_gpu_attend_as_the_library_does_under_a_mask():
+    from tests.support.kernels import SHAPES_ATTENDED, check_attention
+
+    dtypes = [torch.float32, torch.float16, torch.bfloat16]
+    assert all(slot_attention.has_kernels(torch.device("cuda"), dtype) for dtype in dtypes)
+    check_attention("cuda", dtypes, SHAPES_ATTENDED)
+
+
+@needs_triton
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("stretches", [1, 3])
+def test_kernels_compile_for_cards_that_are_not_here(capability, stretches):
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from trimtok_cli.generation import slot_attention_triton as kernels
+
+    target = GPUTarget("cuda", capability, 32)
+    halves, floats = ("query", "key", "value"), ("most", "total")
+    out = "*bf16" if stretches == 1 else "*fp32"
+    strides = ("query_row", "query_head", "key_row", "key_head", "key_place", "value_row")
+    numbers = ("window", "stretch", *strides, "value_head", "value_place")
+    sizes = {"GROUP": 7, "MEMBERS": 16, "WIDTH": 128, "LANES": 128, "PLACES": 64}
+    sizes |= {"STRETCHES": stretches}
+    given = dict.fromkeys(halves, "*bf16") | {"used": "*i32", "out": out, "scale": "fp32"}
+    given |= dict.fromkeys(floats, out) | dict.fromkeys(numbers, "i32")
+    given |= dict.fromkeys(sizes, "constexpr")
+    source = ASTSource(kernels._stretch_kernel, given, constexprs=sizes)
+    assert triton.compile(source, target=target, options={}).asm["cubin"]
+    sizes = {"WIDTH": 128, "LANES": 128, "STRETCHES": 3, "BLOCK": 4}
+    given = dict.fromkeys(("parts", "most", "total"), "*fp32") | {"out": "*bf16"}
+    source = ASTSource(
+        kernels._join_kernel, given | dict.fromkeys(sizes, "constexpr"), constexprs=sizes
+    )
+    assert triton.compile(source, target=target, options={}).asm["cubin"]

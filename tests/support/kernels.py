@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from trimtok_cli.generation import slot_attention_triton
 from trimtok_cli.models import fused_triton
 from trimtok_cli.pruners.kernels import greedy, greedy_triton, numerics
 
@@ -82,10 +83,63 @@ def check_fused(device: torch.device | str, dtypes: Sequence[torch.dtype]) -> No
                     found, apply_rotary_pos_emb(query, key, cos, sin), strict=True
                 ):
                     assert one.dtype == dtype and torch.equal(one, other), (dtype, width, rows)
+        for width in (6, 64, 700):
+            rows, scale = draw(2, 3, width).to(device, dtype), draw(width).to(device, dtype)
+            wanted = torch.nn.functional.rms_norm(rows.float(), (width,), scale.float(), 1e-6)
+            bits = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 1e-6}
+            found = fused_triton.norm(rows, scale, 1e-6).float()
+            torch.testing.assert_close(found, wanted, **bits)
         gate, up = 4 * draw(2, 3, 1, 700).to(device, dtype)
         wanted = torch.nn.functional.silu(gate) * up
         bits = 2 * torch.finfo(dtype).eps
         torch.testing.assert_close(fused_triton.gated(gate, up), wanted, rtol=bits, atol=1e-6)
+
+
+SHAPES_ATTENDED = (
+    (1, 4, 4, 16, 40, 0),
+    (3, 6, 2, 24, 300, 0),
+    (2, 8, 1, 16, 700, 0),
+    (2, 4, 2, 16, 300, 9),
+    (40, 20, 20, 16, 140, 0),
+)
+"""(rows, heads, kv_heads, width, span, window)"""
+SMALL = ((1, 4, 4, 16, 40, 0), (2, 6, 2, 24, 300, 0), (2, 2, 1, 16, 150, 9))
+
+
+def check_attention(
+    device: torch.device | str,
+    dtypes: Sequence[torch.dtype],
+    shapes: Sequence[tuple[int, int, int, int, int, int]],
+) -> None:
+    """Raises AssertionError where, on this device, attention over the places in use differs from
+    the library's under a mask."""
+    generator = torch.Generator().manual_seed(2)
+    for dtype in dtypes:
+        for rows, heads, kv_heads, width, span, window in shapes:
+            query = torch.randn(rows, heads, 1, width, generator=generator).to(device, dtype)
+            store = torch.randn(2, rows, span + 5, kv_heads, width, generator=generator)
+            key, value = store.to(device, dtype)[:, :, :span].transpose(2, 3)
+            used = torch.randint(1, span + 1, (rows,), generator=generator).to(torch.int32)
+            used[0], used[-1] = 1, span
+            places = torch.arange(span)
+            seen = places < used[:, None]
+            if window:
+                seen &= places >= used[:, None] - window
+            # What lies behind the end must not matter, whatever it is.
+            value[~seen.to(device)[:, None].expand(-1, kv_heads, -1)] = float("nan")
+            found = slot_attention_triton.attend_used(
+                query[:, :, 0], key, value, used.to(device), scale=0.3, window=window
+            )
+            wanted = torch.nn.functional.scaled_dot_product_attention(
+                query.float(),
+                key.float(),
+                value.float().nan_to_num(),
+                seen.to(device)[:, None, None],
+                scale=0.3,
+                enable_gqa=True,
+            )[:, :, 0]
+            bits = 1e-5 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps
+            torch.testing.assert_close(found.float(), wanted, rtol=bits, atol=bits)
 
 
 def _same(what: str, found: Tensor, wanted: Tensor) -> None:

@@ -133,6 +133,7 @@ def stand_ins(tally: Tally, recorder: Recorder) -> Iterator[tuple[Any, str, Any]
         "set_sync_debug_mode": None,
         "empty_cache": None,
         "memory_reserved": 0,
+        "get_per_process_memory_fraction": 1.0,
         "memory_allocated": 0,
         "max_memory_allocated": 0,
         "max_memory_reserved": 0,

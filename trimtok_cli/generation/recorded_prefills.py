@@ -12,8 +12,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from trimtok_cli.cuda_graphs import CudaGraphs
 from trimtok_cli.device import on_device
-from trimtok_cli.generation.cuda_graphs import CudaGraphs
 from trimtok_cli.generation.kv_slots import KVSlots
 from trimtok_cli.generation.padding import write_padded
 from trimtok_cli.generation.types import LanguageModel

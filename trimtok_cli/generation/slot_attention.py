@@ -1,12 +1,14 @@
 """Attention of decode steps that reads the places in use and no others, and needs no mask.
 
 torch's variable-length attention takes the number of keys of each answer from the device, shares
-keys among grouped query heads and splits long answers. It is registered with the library as one
-more attention function, which the decoder's own config names during a step. In place of a mask,
-which the library hands on as it is, that function is given the `used_places`. Knows no model.
+keys among grouped query heads and splits long answers. Where torch has none that does, kernels of
+our own do (`slot_attention_triton`). Either is registered with the library as one more attention
+function, which the decoder's own config names during a step. In place of a mask, which the library
+hands on as it is, that function is given the `used_places`. Knows no model.
 """
 
 import inspect
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -15,6 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AttentionInterface
+
+from trimtok_cli.device import out_of_memory
+
+log = logging.getLogger("trimtok")
 
 NAME = "trimtok_slots"
 # The flash kernels behind variable-length attention take no others.
@@ -42,12 +48,31 @@ def fits(config: Any, dtype: torch.dtype, device: torch.device, width: int) -> b
     """
     return (
         device.type == "cuda"
-        and dtype in DTYPES
-        and width % 8 == 0
-        and width <= WIDEST
         and config._attn_implementation == "sdpa"
-        and variable_length() is not None
+        and (by_torch(dtype, width) or (width <= WIDEST and has_kernels(device, dtype)))
     )
+
+
+def by_torch(dtype: torch.dtype, width: int) -> bool:
+    """Whether torch's own attention takes heads of this width and dtype."""
+    return dtype in DTYPES and width % 8 == 0 and width <= WIDEST and variable_length() is not None
+
+
+@cache
+def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether our own kernels can be compiled and run on this device."""
+    try:
+        from trimtok_cli.generation.slot_attention_triton import attend_used
+
+        kept = torch.zeros(1, 1, 16, 16, device=device, dtype=dtype)
+        used = torch.ones(1, device=device, dtype=torch.int32)
+        attend_used(kept[:, :, 0], kept, kept, used, scale=1.0)
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        log.debug("decode steps attend under masks, because Triton cannot be used: %s", error)
+        return False
+    return True
 
 
 def used_places(lengths: Tensor, slot: int) -> Tensor:
@@ -77,10 +102,15 @@ def attend(
     query (B, heads, 1, head_dim); key and value (B, kv_heads, span, head_dim) are views of the KV
     slots, and no slot uses more places than span. attention_mask: the `used_places`.
     """
-    varlen = variable_length()
-    if varlen is None:
-        raise LookupError("this torch has no variable-length attention")
     queries_from, keys_from, used = attention_mask[0, 0].unbind()
+    if not by_torch(query.dtype, query.shape[-1]):
+        from trimtok_cli.generation.slot_attention_triton import attend_used
+
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        options = {"scale": scale, "window": sliding_window or 0}
+        return attend_used(query[:, :, 0], key, value, used[:-1], **options)[:, None], None
+    varlen = variable_length()
+    assert varlen is not None
     # A window counts the token itself; here it counts the tokens before it.
     window = (-1, -1) if sliding_window is None else (sliding_window - 1, 0)
     attended = varlen(

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from trimtok_cli.cuda_graphs import CudaGraphs
 from trimtok_cli.generation import slot_attention
-from trimtok_cli.generation.cuda_graphs import CudaGraphs
 from trimtok_cli.generation.kv_slots import KVSlots
 from trimtok_cli.generation.masks import step_masks, types_of_layer
 from trimtok_cli.generation.padding import bucket, pad_right

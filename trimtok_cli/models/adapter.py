@@ -107,7 +107,7 @@ class Adapter(Family):
     ) -> list[VisualTokens]:
         """The visual tokens of samples whose tensors fit together, by one run of the tower."""
         with self.tower() if signals else TowerRecorder() as recorder:
-            embeds, deepstack = self._run_tower(batch)
+            embeds, deepstack = self._run_tower(batch, recorder)
         counts = [sum(len(layout.box) for layout in own) for own in layouts]
         # A video with tensors of its own: the library runs all videos behind all images.
         videos_last = "pixel_values_videos" in batch[0].media_tensors
@@ -133,11 +133,13 @@ class Adapter(Family):
             )
         ]
 
-    def _run_tower(self, batch: Sequence[Inputs]) -> tuple[Tensor, Tensor | None]:
+    def _run_tower(
+        self, batch: Sequence[Inputs], recorder: TowerRecorder
+    ) -> tuple[Tensor, Tensor | None]:
         """Visual rows (N, D) of all samples, and deepstack layers (L, N, D) or None."""
         ids = torch.cat([inputs.input_ids[self.is_visual(inputs.input_ids)] for inputs in batch])
         try:
-            with self.early_exit(), self.packing():
+            with self.early_exit(), self.recording(recorder), self.packing():
                 return run_tower(self.model, self.to_device(ids), self.tower_inputs(batch))
         except ValueError as error:
             if "do not match" in str(error):

@@ -93,6 +93,13 @@ class Family(ABC):
         """
         return nullcontext()
 
+    def recording(self, recorder: TowerRecorder) -> AbstractContextManager:
+        """A context in which a tower of few crops is recorded and replayed, where a device can.
+
+        recorder: the one that is hooked around the run. By default nothing is recorded.
+        """
+        return nullcontext()
+
     def packing(self) -> AbstractContextManager:
         """A context in which a tower for images of any size takes them in one row.
 

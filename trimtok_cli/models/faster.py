@@ -52,7 +52,7 @@ def faster_forms(modules: Iterable[nn.Module], device: torch.device) -> list[For
     for module in modules:  # one with a forward of its own has a hook, which is not ours to replace
         form = None
         if device.type == "cuda":
-            form = fused_norm(module) or (fused_gate(module) if fused else None)
+            form = fused_norm(module, fused) or (fused_gate(module) if fused else None)
         elif device.type == "cpu" and type(module) is nn.Linear:
             form = few_rows(module) if module.weight.dtype == torch.float32 else None
         if form is not None:
@@ -81,8 +81,8 @@ def replaced(forms: list[Form]) -> Iterator[None]:
                 each.names[each.name] = each.before
 
 
-def fused_norm(module: nn.Module) -> Forward | None:
-    """The module as one call of torch's RMS norm; None if it computes anything else.
+def fused_norm(module: nn.Module, with_triton: bool = False) -> Forward | None:
+    """The module as one call of an RMS norm; None if it computes anything else.
 
     The scale is the weight, or one more than the weight (Gemma).
     """
@@ -94,20 +94,32 @@ def fused_norm(module: nn.Module) -> Forward | None:
     with torch.inference_mode():
         wanted = module(probe).float()
     for scale in (weight, 1 + weight.detach()):
-        form = scaled_norm(scale, eps)
+        form = scaled_norm(scale, eps, with_triton)
         if torch.allclose(form(probe).float(), wanted, rtol=2 * torch.finfo(weight.dtype).eps):
             return form
     return None
 
 
-def scaled_norm(scale: Tensor, eps: float) -> Forward:
-    """torch's own RMS norm of rows as wide as the scale."""
+def scaled_norm(scale: Tensor, eps: float, with_triton: bool = False) -> Forward:
+    """The RMS norm of rows as wide as the scale: torch's own, or a kernel that is quicker where
+    the rows are few.
+    """
     size = tuple(scale.shape)
 
     def forward(hidden: Tensor) -> Tensor:
         return rms_norm(hidden, size, scale, eps)
 
-    return forward
+    if not with_triton:
+        return forward
+    from trimtok_cli.models import fused_triton
+
+    def launched(hidden: Tensor) -> Tensor:
+        usual = hidden.dtype == scale.dtype and hidden.is_contiguous()
+        if usual and scale.dtype in fused_triton.TYPES:
+            return fused_triton.norm(hidden, scale, eps)
+        return forward(hidden)
+
+    return launched
 
 
 def few_rows(module: nn.Linear) -> Forward:

@@ -6,6 +6,7 @@ kept tokens are renumbered.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from trimtok_cli.device import on_device
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.models.inputs import Inputs, Visual
 from trimtok_cli.models.preprocessor import Preprocessor
+from trimtok_cli.models.vision.recorded_tower import RecordedTower
 from trimtok_cli.models.vision.token_layout import TokenLayout, no_boxes, single_grid
 from trimtok_cli.models.vision.tower_run import truncated
 from trimtok_cli.models.vision.tower_signals import TowerRecorder
@@ -44,6 +46,15 @@ class ClipAdapter(Adapter):
         if getattr(self._vision.config, "tie_last_hidden_states", None):
             return nullcontext()
         return truncated(self._vision, self._layers, self._states_read)
+
+    def recording(self, recorder: TowerRecorder) -> AbstractContextManager:
+        if not hasattr(self._vision, "encoder"):
+            return nullcontext()
+        return self._recorded_tower.running(self._vision, recorder)
+
+    @cached_property
+    def _recorded_tower(self) -> RecordedTower:
+        return RecordedTower(self.device)
 
     @property
     def _has_cls(self) -> bool:

@@ -7,6 +7,7 @@ sample's own rows, through the sources of its token layouts. Knows no family and
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,6 +111,20 @@ class TowerRecorder:
     def __exit__(self, *_: object) -> None:
         for hook in self.hooks:
             hook.remove()
+
+    def take(self) -> dict[str, Any]:
+        """What the tower's hooks have recorded, which is gone afterwards."""
+        taken = {"inputs": self.inputs, "first": self.layer_inputs, "read": self.layer_outputs}
+        self.inputs = {name: [] for name in self.attention}
+        self.layer_inputs, self.layer_outputs = [], []
+        return taken
+
+    def put(self, taken: Mapping[str, Any]) -> None:
+        """Adds what was taken, here or from a run with the same hooks."""
+        for name, calls in taken["inputs"].items():
+            self.inputs[name] += calls
+        self.layer_inputs += taken["first"]
+        self.layer_outputs += taken["read"]
 
     def _record_output(self, _, args, kwargs, output) -> None:
         self.layer_outputs.append(((output, *args[1:]), kwargs))

@@ -1,7 +1,8 @@
 """Passes recorded as CUDA graphs and replayed: one launch in place of a thousand.
 
-Decode steps are one kind, prefills of few tokens another (recorded_prefills.py). A graph has one
-shape, so the numbers of slots and places are rounded up to a few sizes, and the surplus is masked.
+Decode steps are one kind, prefills of few tokens another (generation/recorded_prefills.py), vision
+towers of few crops a third (models/vision/recorded_tower.py). A graph has one shape, so the numbers
+of a step's slots and places are rounded up to a few sizes, and the surplus is masked.
 Knows no model.
 """
 
@@ -17,7 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtok_cli.device import LAUNCHES, forget_frames, out_of_memory, release
+from trimtok_cli.device import (
+    LAUNCHES,
+    forget_frames,
+    most_bytes,
+    out_of_memory,
+    release,
+    unreserved_bytes,
+)
 
 log = logging.getLogger("trimtok")
 
@@ -27,11 +35,12 @@ PAYS = 8
 # Steps before a smaller shape is recorded, which a full batch's recording can stand in for.
 PAYS_BESIDE = 64
 EVERY = 16  # a count above this is rounded up to a multiple of it, a lower one to a power of two
+SPARE = 64 << 20  # bytes that the allocator may round a recording's pool up by
 PLACES = 256  # the span of a shape is a multiple of so many places
-Shape = tuple[int, int]
-Step = Callable[[int, int], Tensor]
-"""step(count, span) -> logits, or prefill(count, length) -> logits. It reads tensors that stay in
-place, and never waits."""
+Shape = tuple[int, ...]
+Step = Callable[..., Any]
+"""step(count, span) -> logits, prefill(count, length) -> logits, or any other pass of a shape. It
+reads tensors that stay in place, and never waits."""
 
 
 class CudaGraphs:
@@ -48,7 +57,7 @@ class CudaGraphs:
 
     def clear(self) -> None:
         """Forgets the recordings, because the tensors that they read are about to be made anew."""
-        self.recorded: dict[Shape, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self.recorded: dict[Shape, tuple[torch.cuda.CUDAGraph, Any]] = {}
         self.asked: Counter[Shape] = Counter()
         self.given_up: set[Shape] = set()
         self.pool: Any = None
@@ -67,8 +76,11 @@ class CudaGraphs:
         ran = shape if shape in self.recorded else self._larger(shape)
         return self._run(step, shape, ran)[:count]
 
-    def exactly(self, prefill: Step, shape: Shape) -> Tensor:
-        """Logits of a prefill of exactly this shape, replayed if the shape was recorded."""
+    def exactly(self, prefill: Step, shape: Shape) -> Any:
+        """What a pass of exactly this shape returns, replayed if the shape was recorded.
+
+        A replay writes into the tensors that the recording returned.
+        """
         self.asked[shape] += 1
         known = shape in self.recorded or shape in self.given_up
         if self.asked[shape] > PAYS and not known:
@@ -76,7 +88,7 @@ class CudaGraphs:
                 self._try(prefill, shape)
         return self._run(prefill, shape, shape if shape in self.recorded else None)
 
-    def _run(self, step: Step, shape: Shape, ran: Shape | None) -> Tensor:
+    def _run(self, step: Step, shape: Shape, ran: Shape | None) -> Any:
         """Replays the recorded shape `ran`, or runs `shape` kernel by kernel if there is none."""
         if ran is None:
             self.eager += 1
@@ -105,8 +117,12 @@ class CudaGraphs:
 
     def _try(self, step: Step, shape: Shape) -> None:
         try:
-            self._check(step, shape)
-            self._record(step, shape)
+            needed = self._check(step, shape)
+            if self._fits(needed):
+                self._record(step, shape)
+            else:
+                log.debug("no memory to record %s of shape %s", self.kind, shape)
+                self.given_up.add(shape)
             return
         except Exception as error:
             failed = forget_frames(error)
@@ -123,8 +139,8 @@ class CudaGraphs:
         self.used = False
         self.clear()
 
-    def _check(self, step: Step, shape: Shape) -> None:
-        """Raises if the step waits for the device.
+    def _check(self, step: Step, shape: Shape) -> int:
+        """Returns the bytes that the step takes. Raises if it waits for the device.
 
         A wait during a recording would leave the allocator in recording mode. A step may be run any
         number of times: it writes the same keys to the same places.
@@ -134,9 +150,19 @@ class CudaGraphs:
             warnings.simplefilter("ignore")  # torch warns that the mode is a prototype
             torch.cuda.set_sync_debug_mode("error")
             try:
-                step(*shape)
+                return most_bytes(lambda: step(*shape), self.device)
             finally:
                 torch.cuda.set_sync_debug_mode(before)
+
+    def _fits(self, needed: int) -> bool:
+        """Whether a recording of a step of so many bytes finds them, in a pool of its own.
+
+        torch up to 2.11 ends the process where memory runs out during a recording.
+        """
+        needed += needed // 4 + SPARE
+        if unreserved_bytes(self.device) < needed:
+            release(self.device)
+        return unreserved_bytes(self.device) >= needed
 
     def _record(self, step: Step, shape: Shape) -> None:
         graph = torch.cuda.CUDAGraph()

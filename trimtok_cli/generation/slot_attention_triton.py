@@ -1,0 +1,126 @@
+"""Attention of one new token over the places in use of each slot, as two kernel launches at most.
+
+A program reads a stretch of one slot's keys and values for the query heads that share them. Where
+there are too few slots and heads to fill a device, a slot has several stretches, whose results a
+second kernel puts together. Needs Triton. Knows no model and no cache.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+PLACES = 64  # of one pass of a program's loop
+PROGRAMS = 512  # about what a device needs in order to read as fast as it can
+SHORTEST = 128  # places of a stretch at least
+
+
+@triton.jit
+def _stretch_kernel(
+    query, key, value, used, out, most, total, scale, window, stretch,
+    query_row, query_head, key_row, key_head, key_place, value_row, value_head, value_place,
+    GROUP: tl.constexpr, MEMBERS: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr,
+    PLACES: tl.constexpr, STRETCHES: tl.constexpr,
+):  # fmt: skip
+    row, head, number = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    heads = tl.num_programs(1)
+    end = tl.load(used + row)
+    begin = tl.maximum(tl.where(window > 0, end - window, 0), 0)
+    begin = tl.maximum(begin, number * stretch)
+    end = tl.minimum(end, (number + 1) * stretch)
+    member, lane = tl.arange(0, MEMBERS), tl.arange(0, LANES)
+    wide = lane < WIDTH
+    real = (member[:, None] < GROUP) & wide[None, :]
+    asked = head * GROUP + member
+    start = query + row * query_row + asked[:, None] * query_head + lane[None, :]
+    questions = tl.load(start, mask=real, other=0.0)
+    highest = tl.full([MEMBERS], float("-inf"), tl.float32)
+    weight = tl.zeros([MEMBERS], tl.float32)
+    summed = tl.zeros([MEMBERS, LANES], tl.float32)
+    key += row * key_row + head * key_head
+    value += row * value_row + head * value_head
+    for first in range(begin, end, PLACES):
+        place = (first + tl.arange(0, PLACES)).to(tl.int64)
+        there = place < end
+        seen = there[:, None] & wide[None, :]
+        keys = tl.load(key + place[:, None] * key_place + lane[None, :], mask=seen, other=0.0)
+        scores = tl.dot(questions, tl.trans(keys), input_precision="ieee") * scale
+        scores = tl.where(there[None, :], scores, float("-inf"))
+        new = tl.maximum(highest, tl.max(scores, axis=1))
+        share = tl.exp(scores - new[:, None])
+        fade = tl.exp(highest - new)
+        weight = weight * fade + tl.sum(share, axis=1)
+        values = tl.load(value + place[:, None] * value_place + lane[None, :], mask=seen, other=0.0)
+        more = tl.dot(share.to(values.dtype), values, input_precision="ieee")
+        summed = summed * fade[:, None] + more
+        highest = new
+    if STRETCHES == 1:
+        end_of = out + (row * heads * GROUP + asked)[:, None] * WIDTH + lane[None, :]
+        tl.store(end_of, (summed / weight[:, None]).to(out.dtype.element_ty), mask=real)
+    else:
+        at = (row * heads * GROUP + asked) * STRETCHES + number
+        tl.store(out + at[:, None] * WIDTH + lane[None, :], summed, mask=real)
+        tl.store(most + at, highest, mask=member < GROUP)
+        tl.store(total + at, weight, mask=member < GROUP)
+
+
+@triton.jit
+def _join_kernel(
+    parts, most, total, out, WIDTH: tl.constexpr, LANES: tl.constexpr, STRETCHES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    asked = tl.program_id(0).to(tl.int64)
+    number, lane = tl.arange(0, BLOCK), tl.arange(0, LANES)
+    real = number < STRETCHES
+    highest = tl.load(most + asked * STRETCHES + number, mask=real, other=float("-inf"))
+    share = tl.exp(highest - tl.max(highest, axis=0))
+    weight = tl.sum(share * tl.load(total + asked * STRETCHES + number, mask=real, other=0.0))
+    start = parts + (asked * STRETCHES + number)[:, None] * WIDTH + lane[None, :]
+    seen = real[:, None] & (lane < WIDTH)[None, :]
+    summed = tl.sum(share[:, None] * tl.load(start, mask=seen, other=0.0), axis=0)
+    tl.store(out + asked * WIDTH + lane, (summed / weight).to(out.dtype.element_ty), lane < WIDTH)
+
+
+def attend_used(
+    query: Tensor, key: Tensor, value: Tensor, used: Tensor, *, scale: float, window: int = 0
+) -> Tensor:
+    """(B, heads, d): attention of one query a slot over the first places of that slot.
+
+    query (B, heads, d); key and value (B, kv_heads, span, d); used (B,) int32: the places in use,
+    at least one of each slot. window: the last places alone; 0 is all. The values of a head lie
+    side by side.
+    """
+    rows, heads, width = query.shape
+    kv_heads, span = key.shape[1:3]
+    group = heads // kv_heads
+    stretches = min(triton.cdiv(PROGRAMS, rows * kv_heads), triton.cdiv(span, SHORTEST))
+    out = query.new_empty(rows, heads, width)
+    parts = most = total = out
+    if stretches > 1:
+        parts = query.new_empty(rows, heads, stretches, width, dtype=torch.float32)
+        most, total = parts.new_empty(2, rows, heads, stretches)
+    lanes = max(16, triton.next_power_of_2(width))
+    # Triton launches on the current device, which need not be the one of the tensors.
+    with torch.cuda.device_of(query):
+        _stretch_kernel[(rows, kv_heads, stretches)](
+            *(query, key, value, used, parts, most, total),
+            *(scale, window, triton.cdiv(span, stretches)),
+            *query.stride()[:2],
+            *key.stride()[:3],
+            *value.stride()[:3],
+            GROUP=group,
+            MEMBERS=max(16, triton.next_power_of_2(group)),
+            WIDTH=width,
+            LANES=lanes,
+            PLACES=PLACES,
+            STRETCHES=stretches,
+        )
+        if stretches > 1:
+            _join_kernel[(rows * heads,)](
+                *(parts, most, total, out),
+                WIDTH=width,
+                LANES=lanes,
+                STRETCHES=stretches,
+                BLOCK=triton.next_power_of_2(stretches),
+            )
+    return out
