@@ -57,7 +57,8 @@ def free_bytes(device: torch.device) -> int:
 def unreserved_bytes(device: torch.device) -> int:
     """Bytes that torch can still take from a CUDA device, within the process's own limit."""
     free, total = torch.cuda.mem_get_info(device)
-    limit = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    number = torch.cuda.current_device() if device.index is None else device.index
+    limit = int(torch.cuda.get_per_process_memory_fraction(number) * total)
     return max(0, min(free, limit - torch.cuda.memory_reserved(device)))
 
 
