@@ -62,18 +62,6 @@ def llava(tmp_path_factory):
     return adapter, prompts
 
 
-@pytest.fixture
-def unbroken(caplog):
-    """Fails a test in which a step was run again.
-
-    The loop repeats a broken step prompt by prompt and gives the same answers, which would hide
-    the fault.
-    """
-    caplog.set_level("DEBUG", "trimtok")
-    yield
-    assert not [record for record in caplog.get_records("call") if "run again" in record.message]
-
-
 def run(adapter, prompts, **options):
     """The outcome of each prompt, the loop, and the number of prompts taken each time."""
     loop, taken = continuous(adapter, max_new_tokens=STEPS, **options), []
