@@ -3,22 +3,30 @@
 The simple loop keeps caches that grow as the library has them, and runs each prompt by itself.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from tests.conftest import picture
 from tests.engine.test_stage_batches import ASKED, METHODS, Refuses, Uneven, encoded
 from tests.engine.test_stage_masks import MODELS
 from tests.generation.test_continuous import Full, Recording
 from tests.generation.test_slot_attention import _without_waiting, varlen_attn
 from tests.support.generating import rules
-from trimtok_cli.engine.answer import prune
+from trimtok_cli.data import Sample
+from trimtok_cli.engine.answer import answer, prune
 from trimtok_cli.engine.loops import loop_for
 from trimtok_cli.engine.staged_loop import StagedLoop
 from trimtok_cli.errors import ModelError
+from trimtok_cli.evaluation import compare
 from trimtok_cli.generation import continuous, slot_attention, slot_steps
+from trimtok_cli.generation.continuous import Continuous
 from trimtok_cli.generation.types import run
 from trimtok_cli.models.loading import load_model
+from trimtok_cli.prepare.sample import Ask
 from trimtok_cli.pruners.budget import Budget
+from trimtok_cli.pruners.registry import build_pruner
 from trimtok_cli.sampling import Sampling
 
 STEPS = 7
@@ -246,3 +254,24 @@ def test_seconds_of_the_choice_are_no_seconds_of_the_prefill(family, lag, monkey
         if ASKED[before.number][0]:
             assert after.request.seconds.prune > before.seconds.prune
         assert after.seconds.prefill > 0 and after.seconds.decode > 0
+
+
+@llava
+def test_compare_runs_all_methods_in_one_kind_of_loop(family, tmp_path, monkeypatch):
+    """The answers are those of the simple loop; no setting is asked to go batch by batch."""
+    made = []
+
+    def noted(*args, **options):
+        made.append(loop_for(*args, **options))
+        return made[-1]
+
+    monkeypatch.setattr(compare, "loop_for", noted)
+    pruners = [None, *(build_pruner(name, {"keep": 4}) for name in ("trimtokenator", "fastv"))]
+    picture(0, 100, 80).save(tmp_path / "a.png")
+    sample = Sample("a", images=(tmp_path / "a.png",), names=("a.png",))
+    ask = Ask("What is here?", max_new_tokens=STEPS)
+    (found,) = compare.compare_all(family, pruners, [sample], ask)
+    assert made and all(isinstance(loop, Continuous) for loop in made)
+    for pruner, result in zip(pruners, found.results, strict=True):
+        (want,) = answer(family, pruner, [sample], replace(ask, decode="simple"))
+        assert (result.answer, result.kept) == (want.answer, want.kept) and not result.error
