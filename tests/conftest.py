@@ -36,6 +36,7 @@ ORACLES = {
     "published",
     "right_padding",
     "stage_masks",
+    "staged_loop",
     "stages",
     "tower_signals",
     "tower_run",
@@ -52,6 +53,18 @@ def pytest_collection_modifyitems(items) -> None:
     for item in items:
         if item.path.stem.removeprefix("test_") in ORACLES:
             item.add_marker("oracle")
+
+
+@pytest.fixture
+def unbroken(caplog):
+    """Fails a test in which a loop's step was run again.
+
+    The loop repeats a broken step prompt by prompt and gives the same answers, which would hide
+    the fault.
+    """
+    caplog.set_level("DEBUG", "trimtok")
+    yield
+    assert not [record for record in caplog.get_records("call") if "run again" in record.message]
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,9 @@ Knows no model.
 
 import gc
 import logging
-import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,7 +38,7 @@ SPARE = 64 << 20  # bytes that the allocator may round a recording's pool up by
 PLACES = 256  # the span of a shape is a multiple of so many places
 Shape = tuple[int, ...]
 Step = Callable[..., Any]
-"""step(count, span) -> logits, prefill(count, length) -> logits, or any other pass of a shape. It
+"""step(count, *spans) -> logits, prefill(count, length) -> logits, or any other pass of a shape. It
 reads tensors that stay in place, and never waits."""
 
 
@@ -62,13 +61,17 @@ class CudaGraphs:
         self.given_up: set[Shape] = set()
         self.pool: Any = None
 
-    def __call__(self, step: Step, count: int, span: int, rows: int, places: int) -> Tensor:
+    def __call__(
+        self, step: Step, count: int, spans: Sequence[int], rows: int, places: Sequence[int]
+    ) -> Tensor:
         """Logits (count, V) of a step, replayed if its shape was recorded.
 
-        rows, places: the size of the whole cache. A recorded step and an eager one have the same
-        shapes and numbers. A step without a recording may run as a larger one that has it.
+        spans: the places that the step sees, in each group of layers. rows, places: the size of the
+        whole cache. A recorded step and an eager one have the same shapes and numbers. A step
+        without a recording may run as a larger one that has it.
         """
-        shape = rounded(count, rows), min(-(-span // PLACES) * PLACES, places)
+        up = [-(-span // PLACES) * PLACES for span in spans]
+        shape = rounded(count, rows), *map(min, up, places)
         self.asked[shape] += 1
         if self._pays(shape, rows):
             with LAUNCHES:
@@ -110,10 +113,9 @@ class CudaGraphs:
 
     def _larger(self, shape: Shape) -> Shape | None:
         """The smallest recorded shape that covers this one, at most twice as large."""
-        count, span = shape
-        covering = [each for each in self.recorded if each[0] >= count and each[1] >= span]
-        best = min(covering, key=math.prod, default=None)
-        return best if best and math.prod(best) <= 2 * math.prod(shape) else None
+        covering = [each for each in self.recorded if all(map(int.__ge__, each, shape))]
+        best = min(covering, key=_seen, default=None)
+        return best if best and _seen(best) <= 2 * _seen(shape) else None
 
     def _try(self, step: Step, shape: Shape) -> None:
         try:
@@ -180,6 +182,12 @@ def rounded(count: int, rows: int) -> int:
     """The number of slots that a step of `count` answers runs with, of `rows` that there are."""
     up = 1 << (count - 1).bit_length() if count <= EVERY else -(-count // EVERY) * EVERY
     return min(up, rows)
+
+
+def _seen(shape: Shape) -> int:
+    """The places that a step of a shape sees, in one layer of each group."""
+    count, *spans = shape
+    return count * sum(spans)
 
 
 def ran_out(error: BaseException | None) -> bool:

@@ -29,6 +29,7 @@ from trimtok_cli.bench.spec import Bench, Grid, MemoryPart, PrunerPart, build, r
 from trimtok_cli.bench.tables import change_table, tables
 from trimtok_cli.data import Sample, Seconds, Setting
 from trimtok_cli.engine.loops import LOOPS
+from trimtok_cli.engine.staged_loop import StagedLoop
 from trimtok_cli.engine.stream import answer_all
 from trimtok_cli.errors import UsageError
 from trimtok_cli.prepare.sample import Ask, Prepared
@@ -367,6 +368,22 @@ def test_a_model_that_cannot_be_loaded_leaves_the_others(llava_folder):
     rows = json.loads(Path("out.json").read_text())["grid"]
     assert "no such folder" in rows[0]["error"] and len(rows) == 3 and not rows[1]["error"]
     assert "failed" in done.stderr
+
+
+def test_settings_share_a_loop_unless_they_prune_inside_the_decoder(adapter):
+    """A loop of its own is kept as well: its steps are recorded once, like all others."""
+    loops = Loops(adapter, decode="continuous", new_tokens=7, batch=2)
+    in_prompt, inside, other = (
+        build_pruner(name, {"keep": keep})
+        for name, keep in (("trimtokenator", 5), ("fastv", 5), ("fastv", 6))
+    )
+    shared = loops.of(None)
+    assert loops.of(in_prompt) is shared and not isinstance(shared, StagedLoop)
+    own = loops.of(inside)
+    assert isinstance(own, StagedLoop) and loops.of(inside) is own
+    assert loops.of(other) is not own and loops.of(other).stages.pruner is other
+    loops.renew()
+    assert loops.of(None) is not shared and loops.of(inside) is not own
 
 
 @torch.inference_mode()

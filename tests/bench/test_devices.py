@@ -111,12 +111,10 @@ def test_on_cuda_the_opponent_is_also_a_static_cache(adapter, monkeypatch, tmp_p
 
 
 def test_a_layer_of_a_deep_model_is_not_refused_before_the_model_is_known(tmp_path):
-    deep = Grid(
-        model=("x",), method=("vtw",), params={"layer": 60}, image="90x84", decode=("simple",)
-    )
+    deep = Grid(model=("x",), method=("vtw",), params={"layer": 60}, image="90x84")
     check(Bench(grid=(deep,)), tmp_path)
-    with pytest.raises(UsageError, match="prunes inside the model"):
-        check(Bench(grid=(dataclasses.replace(deep, decode=("continuous",)),)), tmp_path)
+    with pytest.raises(UsageError, match="layer"):
+        check(Bench(grid=(dataclasses.replace(deep, params={"layer": 0}),)), tmp_path)
 
 
 @pytest.mark.parametrize(("free", "left_out"), [(1 << 40, False), (100_000, True)])

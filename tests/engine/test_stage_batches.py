@@ -1,4 +1,7 @@
-"""Batches of methods that prune inside the decoder: kept tokens and logits are those of singles."""
+"""Batches of methods that prune inside the decoder: kept tokens and logits are those of singles.
+
+These are the batches of the simple loop, each of prompts of one shape.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -71,6 +74,7 @@ def answers(adapter, pruner, batch_limit: int | None):
         adapter,
         pruner,
         rules(adapter, max_new_tokens=STEPS, stop=False),
+        decode="simple",
         batch_limit=batch_limit,
         keep_logits=True,
     )

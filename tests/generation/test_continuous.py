@@ -62,18 +62,6 @@ def llava(tmp_path_factory):
     return adapter, prompts
 
 
-@pytest.fixture
-def unbroken(caplog):
-    """Fails a test in which a step was run again.
-
-    The loop repeats a broken step prompt by prompt and gives the same answers, which would hide
-    the fault.
-    """
-    caplog.set_level("DEBUG", "trimtok")
-    yield
-    assert not [record for record in caplog.get_records("call") if "run again" in record.message]
-
-
 def run(adapter, prompts, **options):
     """The outcome of each prompt, the loop, and the number of prompts taken each time."""
     loop, taken = continuous(adapter, max_new_tokens=STEPS, **options), []
@@ -444,7 +432,7 @@ class Failing(CudaGraphs):
 
 def ask(graphs: CudaGraphs, count: int, *, times: int = 10) -> None:
     for _ in range(times):
-        graphs(lambda slots, span: torch.zeros(slots, 4), count, 70, 8, 256)
+        graphs(lambda slots, span: torch.zeros(slots, 4), count, [70], 8, [256])
 
 
 def test_a_recording_that_does_not_fit_gives_up_its_shape_only(caplog):
@@ -489,7 +477,7 @@ def test_a_step_runs_as_a_larger_one_that_was_recorded_rather_than_kernel_by_ker
         return torch.zeros(slots, 4)
 
     for count in (64, 48, 33, 17, 5):
-        assert len(graphs(step, count, 70, 64, 256)) == count
+        assert len(graphs(step, count, [70], 64, [256])) == count
     assert ran == [8], "17 answers run as 32, half of 64; 5 run as 8, far less"
 
 

@@ -42,8 +42,8 @@ class Living(TorchDispatchMode):
         self.bytes -= size
 
 
-def slots_of(rows: int, length: int) -> KVSlots:
-    slots = KVSlots(CONFIG, torch.float32, torch.device("cpu"))
+def slots_of(rows: int, length: int, groups=(0,)) -> KVSlots:
+    slots = KVSlots(CONFIG, torch.float32, torch.device("cpu"), groups)
     slots.reserve(rows, length)
     return slots
 
@@ -75,9 +75,9 @@ def test_every_old_tensor_goes_before_the_next_new_one_comes(monkeypatch):
     old = [weakref.ref(kept) for kept in slots.store]
     alive, real = [], slots._empty
 
-    def empty():
+    def empty(number):
         alive.append(sum(each() is not None for each in old))
-        return real()
+        return real(number)
 
     monkeypatch.setattr(slots, "_empty", empty)
     slots.reserve(2, 128)
@@ -113,3 +113,91 @@ def test_a_step_writes_behind_each_slot_and_shows_the_places_in_use(even):
         assert torch.equal(keys[row, :, :length], rows_of(3, 9, 5)[row, :, :length])
         assert torch.equal(keys[row, :, length], new[row, :, 0])
     assert keys.untyped_storage().data_ptr() == slots.store[10].data_ptr(), "a copy was made"
+
+
+class Grouped:
+    """Slots whose layers from 2 on, and from 5 on, hold fewer rows of a prompt, or more."""
+
+    def __init__(self) -> None:
+        self.slots = slots_of(4, 64, (0, 2, 5))
+        self.slots.behind = 8
+        self.rows: dict[int, list[int]] = {}  # of each slot, in each group
+
+    def prefill(self, first: int, count: int, *rows: int) -> None:
+        with self.slots.filling(first, [rows[0]] * count):
+            for layer, group in enumerate(self.slots.group_of):
+                keys = rows_of(count, rows[group], layer) + first
+                self.slots.write(layer, keys, -keys)
+        self.rows |= {first + number: list(rows) for number in range(count)}
+
+    def check(self, lengths: list[int]) -> None:
+        """Each slot holds what was written, and says so on the device and on the host."""
+        slots, count = self.slots, len(lengths)
+        assert slots.lengths[:count].tolist() == lengths
+        for group in range(3):
+            rows = [self.rows[slot][group] for slot in range(count)]
+            assert slots.ends(group, count).tolist() == rows
+            assert slots.longest(lengths)[group] == max(rows)
+
+
+def test_groups_of_layers_have_lengths_and_room_of_their_own():
+    given = Grouped()
+    slots = given.slots
+    assert slots.places == [64, 0, 0] and {kept.shape[1] for kept in slots.store[4:]} == {0}
+    given.prefill(0, 2, 50, 20, 3)
+    assert slots.places == [64, 64, 64], "in steps of GRAIN, with room for new tokens behind"
+    given.prefill(2, 1, 50, 58, 9)
+    assert slots.places == [64, 128, 64], "a prompt may grow on its way as well"
+    given.prefill(3, 1, 7, 7, 7)
+    given.check([50, 50, 50, 7])
+    assert [kept.shape[1] for kept in slots.store] == [64] * 4 + [128] * 6 + [64] * 2
+    for layer, group in enumerate(slots.group_of):
+        want = rows_of(2, given.rows[0][group], layer).transpose(1, 2)
+        assert torch.equal(slots.store[2 * layer][:2, : want.shape[1]], want), "not lost by growth"
+    assert slots.holds(4, 64, 128) and not slots.holds(4, 64, 129) and not slots.holds(5, 64)
+
+
+@pytest.mark.parametrize("even", [False, True])
+def test_a_step_writes_behind_each_group_of_layers(even):
+    given = Grouped()
+    slots = given.slots
+    given.prefill(0, 2, 50, 20, 3)
+    if not even:
+        given.prefill(1, 1, 40, 30, 6)
+    lengths = [50, 50 if even else 40]
+    assert slots.even(lengths) == even
+    spans = [length + 1 for length in slots.longest(lengths)]
+    assert spans == [51, 21 if even else 31, 4 if even else 7]
+    slots.stepping(2, *spans, even=even)
+    new = rows_of(2, 1, 99)
+    for layer, group in enumerate(slots.group_of):
+        keys, values = slots.write(layer, new, -new)
+        assert keys.shape == (2, 2, spans[group], 8) and torch.equal(values, -keys)
+        for slot in range(2):
+            assert torch.equal(keys[slot, :, given.rows[slot][group]], new[slot, :, 0])
+    equal_in_the_first = Grouped()
+    equal_in_the_first.prefill(0, 1, 50, 20, 3)
+    equal_in_the_first.prefill(1, 1, 50, 20, 4)
+    assert not equal_in_the_first.slots.even([50, 50])
+
+
+def test_a_moved_slot_takes_its_lengths_along_and_a_free_one_has_none():
+    given = Grouped()
+    slots = given.slots
+    given.prefill(0, 2, 50, 20, 3)
+    given.prefill(2, 1, 40, 30, 6)
+    slots.move(2, 0, 40)
+    slots.leave(2)
+    given.rows = {0: [40, 30, 6], 1: [50, 20, 3], 2: [0, 0, 0]}
+    given.check([40, 50, 0])
+    for layer, group in enumerate(slots.group_of):
+        rows = given.rows[0][group]
+        want = rows_of(1, rows, layer)[0].transpose(0, 1) + 2
+        assert torch.equal(slots.store[2 * layer][0, :rows], want)
+
+
+def test_layers_of_a_group_with_unequal_prompts_are_a_fault():
+    slots = slots_of(1, 64, (0, 3))
+    with pytest.raises(LookupError, match="unequal"), slots.filling(0, [9]):
+        slots.write(0, rows_of(1, 9, 0), rows_of(1, 9, 0))
+        slots.write(1, rows_of(1, 5, 1), rows_of(1, 5, 1))

@@ -115,12 +115,13 @@ def test_places_that_are_not_in_use_are_not_read(tmp_path, varlen):
     steps.reserve(5, 200, prompts[0].positions)
     steps.prefill(0, prompts)
     steps.take(0, torch.tensor([5, 6, 7, 8]))
-    clean = steps.decode(4, 200, even=False)
+    seen = [199] * 4  # more than the slots have in use
+    clean = steps.decode(seen)
     for kept in steps.slots.store:
         for row, prompt in enumerate(prompts):
             kept[row, len(prompt) + 1 :] = torch.nan
         kept[4] = torch.nan
-    assert torch.equal(steps.decode(4, 200, even=False), clean)
+    assert torch.equal(steps.decode(seen), clean)
 
 
 def test_the_config_is_put_back_if_a_step_breaks(tmp_path):
@@ -163,11 +164,11 @@ needs_triton = pytest.mark.skipif(not find_spec("triton"), reason="needs Triton"
 
 
 @needs_triton
-def test_kernels_in_the_interpreter_attend_as_the_library_does_under_a_mask():
+def test_kernels_in_the_interpreter_write_and_attend_as_the_library_does_under_a_mask():
     """In a process of its own: Triton reads TRITON_INTERPRET when it is imported."""
     code = (
-        "import torch; from tests.support.kernels import SMALL, check_attention; "
-        "check_attention('cpu', [torch.float32], SMALL)"
+        "import torch; from tests.support.kernels import SMALL, check_attention, check_writes; "
+        "check_attention('cpu', [torch.float32], SMALL); check_writes('cpu', [torch.float32])"
     )
     root = Path(__file__).parents[2]
     paths = {"PYTHONPATH": str(root), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
@@ -179,12 +180,13 @@ def test_kernels_in_the_interpreter_attend_as_the_library_does_under_a_mask():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_kernels_on_a_gpu_attend_as_the_library_does_under_a_mask():
-    from tests.support.kernels import SHAPES_ATTENDED, check_attention
+def test_kernels_on_a_gpu_write_and_attend_as_the_library_does_under_a_mask():
+    from tests.support.kernels import SHAPES_ATTENDED, check_attention, check_writes
 
     dtypes = [torch.float32, torch.float16, torch.bfloat16]
     assert all(slot_attention.has_kernels(torch.device("cuda"), dtype) for dtype in dtypes)
     check_attention("cuda", dtypes, SHAPES_ATTENDED)
+    check_writes("cuda", dtypes)
 
 
 @needs_triton

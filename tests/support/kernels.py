@@ -142,6 +142,21 @@ def check_attention(
             torch.testing.assert_close(found.float(), wanted, rtol=bits, atol=bits)
 
 
+def check_writes(device: torch.device | str, dtypes: Sequence[torch.dtype]) -> None:
+    """Raises AssertionError where, on this device, a token is not written as an index writes it."""
+    generator = torch.Generator().manual_seed(3)
+    for dtype in dtypes:
+        for rows, heads, width in ((1, 1, 16), (3, 9, 24)):
+            made = torch.randn(2, rows, heads, width, generator=generator).to(device, dtype)
+            key, value = made[:, :, :, None]
+            found = torch.zeros(2, rows + 2, 50, heads, width, device=device, dtype=dtype)
+            wanted = found.clone()
+            ends = torch.randint(0, 50, (rows,), generator=generator).to(device)
+            slot_attention_triton.write_token(key, value, *found, ends)
+            wanted[:, torch.arange(rows, device=device), ends] = made
+            assert torch.equal(found, wanted), (dtype, rows)
+
+
 def _same(what: str, found: Tensor, wanted: Tensor) -> None:
     if not torch.equal(found.cpu(), wanted.cpu()):
         step = int((found.cpu() != wanted.cpu()).any(dim=0).int().argmax())

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trimtok_cli.data import Seconds
+from trimtok_cli.data import Seconds, Setting
 from trimtok_cli.device import wait
 from trimtok_cli.engine.answer import encode, prune
 from trimtok_cli.engine.loops import loop_for, prunes_in_decoder, rules_for
@@ -50,8 +50,8 @@ class Spent:
 class Loops:
     """The generation loops of a cell, in which every answer has exactly `new_tokens` new tokens.
 
-    All settings share one loop, as one run would keep it; a setting that prunes inside the decoder
-    has a loop of its own.
+    A loop is kept, as one run would keep it. All settings share one; a setting that prunes inside
+    the decoder has a loop of its own.
     """
 
     def __init__(self, adapter: Adapter, *, decode: str, new_tokens: int, batch: int) -> None:
@@ -59,14 +59,15 @@ class Loops:
         self.decode = decode
         self.batch = batch
         self.rules = rules_for(adapter, Ask(max_new_tokens=new_tokens), stop=False)
-        self.shared: Loop | None = None
+        self.kept: dict[Setting, Loop] = {}
 
     def of(self, pruner: Pruner | None) -> Loop:
         """The loop that a setting runs in."""
-        if prunes_in_decoder(self.adapter, pruner):
-            return self.new(pruner)
-        self.shared = self.shared or self.new(None)
-        return self.shared
+        own = pruner if prunes_in_decoder(self.adapter, pruner) else None
+        setting = Setting.of(own)
+        if setting not in self.kept:
+            self.kept[setting] = self.new(own)
+        return self.kept[setting]
 
     def new(self, pruner: Pruner | None) -> Loop:
         """A fresh loop with a cache of its own.
@@ -83,8 +84,8 @@ class Loops:
         )
 
     def renew(self) -> None:
-        """Drops the shared loop after an error, with its cache."""
-        self.shared = None
+        """Drops all loops after an error, with their caches."""
+        self.kept = {}
 
 
 def run_batch(

@@ -24,14 +24,10 @@ from trimtok_cli.bench.schedule import schedule_row
 from trimtok_cli.bench.spec import PARTS, Bench, MemoryPart, PrunerPart, SchedulePart
 from trimtok_cli.bench.whole_runs import memory_row, overhead_rows
 from trimtok_cli.device import pick_device, pick_dtype, release
-from trimtok_cli.errors import UsageError
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.models.loading import load_model
 
 Row = dict[str, Any]
-
-# A depth that allows every layer: whether a model has it is asked once the model is there.
-DEEP = 10_000
 
 Say = Callable[[str], None]
 
@@ -158,13 +154,7 @@ def check(bench: Bench, folder: Path) -> None:
     Checked are methods, pictures and descriptions.
     """
     for task in bench.grid:
-        for pruner in pruners(task, bench.seed):
-            # A method that prunes inside the model runs the plain loop; so must its comparisons.
-            if pruner is not None and any(pruner.stages(DEEP)) and set(task.decode) != {"simple"}:
-                raise UsageError(
-                    f"grid: {pruner.name} prunes inside the model: give it a grid of its own "
-                    "with `decode: simple`."
-                )
+        pruners(task, bench.seed)
     for task in (*bench.decode, *bench.overhead, *bench.memory, *bench.counts):
         for method in [task.method] if isinstance(task.method, str) else task.method:
             make_pruner(method, task.keep, task.params, bench.seed)

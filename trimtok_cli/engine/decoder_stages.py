@@ -1,10 +1,10 @@
 """Stages inside the decoder: a pruner reduces the visual rows between two decoder layers.
 
-This is the only file that knows how a decoder layer is called. Knows no method and no family by
-name. Hooks live for one batch and are removed whatever happens; nothing of the model is patched.
+This file and decoder_steps.py are the only ones that know how a decoder layer is called. Knows no
+method and no family by name. Hooks live for one batch and are removed whatever happens; nothing of
+the model is patched.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trimtok_cli.data import Kept
 from trimtok_cli.device import Clock
+from trimtok_cli.engine.decoder_steps import Rotary, stage_layers
 from trimtok_cli.models.attention import attention_rows, seen, window_of
 from trimtok_cli.pruners.base import Pruner, Stage
 from trimtok_cli.tokens import Prompt, VisualTokens
@@ -49,11 +50,8 @@ class RunningStages:
         self.decoder, self.pruner, self.tokens = decoder, pruner, list(tokens)
         self.renumber = renumber and pruner.renumbers
         deepstack = prompts[0].deepstack
-        first = len(deepstack) if deepstack is not None else 1
-        wanted = sorted(layer for layer in set(pruner.stages(len(decoder.layers))) if layer > 0)
-        # Deepstack features are added to all visual rows behind the first layers, so every stage
-        # comes after these layers.
-        self.layers = sorted({max(layer, first) for layer in wanted})
+        first = len(deepstack) if deepstack is not None else 0
+        self.layers = stage_layers(pruner, len(decoder.layers), first)
         self.prompts, self.starts = list(prompts), list(prompts)
         self._check_lengths()
         self.kept = [[Kept(0, tuple(prompt.alive.tolist()))] for prompt in prompts]
@@ -64,7 +62,7 @@ class RunningStages:
         # are left.
         self.masks: dict[int, Tensor | None] = {}
         self.shorter: dict[tuple[int, int], Tensor] = {}
-        self.kinded = "layer_type" in inspect.signature(decoder.rotary_emb.forward).parameters
+        self.rotary = Rotary(decoder)
         self.known: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
 
     @property
@@ -265,10 +263,9 @@ class RunningStages:
         self, layer: Any, hidden: Tensor, positions: Tensor, name: int
     ) -> tuple[Tensor, Tensor]:
         """Rotary embeddings of `positions`. The layers of one step share them by `name`."""
-        more = (self.decoder.config.layer_types[layer.self_attn.layer_idx],) if self.kinded else ()
-        key = (self.steps, name, *more)
+        key = (self.steps, name, *self.rotary.kind(layer))
         if key not in self.known:
             if self.known and next(iter(self.known))[0] != self.steps:
                 self.known.clear()
-            self.known[key] = self.decoder.rotary_emb(hidden, positions, *more)
+            self.known[key] = self.rotary(layer, hidden, positions)
         return self.known[key]

@@ -1,4 +1,4 @@
-"""The token loop that a run takes, and the loop of methods that prune inside the decoder."""
+"""The token loop that a run takes, and the simple loop of methods that prune inside the decoder."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -7,6 +7,7 @@ from typing import Any
 from trimtok_cli.data import Seconds
 from trimtok_cli.engine.batch import Pruned
 from trimtok_cli.engine.decoder_stages import RunningStages
+from trimtok_cli.engine.staged_loop import StagedLoop, dense_tokens, shape_of
 from trimtok_cli.generation.capacity import batch_limit_for
 from trimtok_cli.generation.continuous import Continuous
 from trimtok_cli.generation.plain import Plain, generate
@@ -16,9 +17,6 @@ from trimtok_cli.generation.types import Finished, Loop
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.prepare.sample import Ask
 from trimtok_cli.pruners.base import Pruner
-
-LOOPS: dict[str, Callable[..., Loop]] = {"continuous": Continuous, "simple": Plain}
-"""The loops, keyed by the values of --decode."""
 
 
 def rules_for(adapter: Adapter, ask: Ask, *, stop: bool = True) -> Rules:
@@ -51,8 +49,8 @@ def loop_for(
     """The token loop of a run; its requests are `Pruned`.
 
     A pruner that goes on inside the decoder leaves caches of unequal lengths, layer by layer, and
-    has a loop of its own. retries: whether a batch that breaks is run again in smaller ones; its
-    error is raised otherwise.
+    has a loop of its own. decode: a key of LOOPS. retries: whether a batch that breaks is run again
+    in smaller ones; its error is raised otherwise.
     """
     options: dict[str, Any] = {
         "batch_limit": batch_limit,
@@ -60,7 +58,7 @@ def loop_for(
         "retries": retries,
     }
     if pruner is not None and prunes_in_decoder(adapter, pruner):
-        return Layerwise(adapter, pruner, rules, **options)
+        return STAGED_LOOPS[decode](adapter, pruner, rules, **options)
     return LOOPS[decode](adapter, rules, **options)
 
 
@@ -74,7 +72,8 @@ class Layerwise:
     Prompts with equal numbers of rows and of visual tokens have equal numbers of rows behind every
     stage, and so caches of one length in each layer. Each batch runs to its last answer. A
     `batch_limit` of None takes as many as memory allows, once the first prompt shows how much one
-    answer takes. retries: False raises the error of a batch that breaks.
+    answer takes. retries: False raises the error of a batch that breaks. This loop is the oracle of
+    staged_loop.py.
     """
 
     def __init__(
@@ -113,8 +112,8 @@ class Layerwise:
         A request returns with the tokens that every stage kept; its seconds include its share of
         the pruner's choices. A batch that breaks is run again in halves.
         """
-        shape = _shape(self.waiting[0])
-        batch = [each for each in self.waiting if _shape(each) == shape][: self.batch_limit]
+        shape = shape_of(self.waiting[0])
+        batch = [each for each in self.waiting if shape_of(each) == shape][: self.batch_limit]
         chosen = set(map(id, batch))
         self.waiting = [each for each in self.waiting if id(each) not in chosen]
         if not self.retries:
@@ -125,15 +124,12 @@ class Layerwise:
         ]
 
     def _answer(self, requests: list[Pruned]) -> list[Finished]:
-        tokens = [request.tokens for request in requests if request.tokens is not None]
-        if len(tokens) < len(requests):
-            raise LookupError("a pruner that goes on inside the decoder needs the dense tokens")
         size = len(requests)
         with RunningStages(
             self.adapter.model.get_decoder(),
             self.pruner,
             [request.prompt for request in requests],
-            tokens,
+            dense_tokens(requests),
             renumber=self.adapter.renumbers,
         ) as stages:
             answers, seconds = generate(
@@ -154,11 +150,8 @@ class Layerwise:
         ]
 
 
-def _shape(request: Pruned) -> tuple[int, ...]:
-    """The rows of a request's prompt, its visual rows, and the dense tokens of each of its images.
+LOOPS: dict[str, Callable[..., Loop]] = {"continuous": Continuous, "simple": Plain}
+"""The loops, keyed by the values of --decode."""
 
-    Requests that are equal in these have equal budgets, so every stage leaves them equally long. A
-    pruner that shares a budget out by what the images show may still leave them unequal.
-    """
-    images = () if request.tokens is None else request.tokens.visual_index.bincount().tolist()
-    return (len(request.prompt), len(request.prompt.visual), *images)
+STAGED_LOOPS: dict[str, Callable[..., Loop]] = {"continuous": StagedLoop, "simple": Layerwise}
+"""The loops of methods that prune inside the decoder, by the same keys."""

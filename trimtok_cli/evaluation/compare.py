@@ -27,9 +27,6 @@ def compare_all(
     is always the first to run. The first sample runs once beforehand and is thrown away: a first
     pass pays for kernels and caches. Raises ModelError; any other error is the sample's.
     """
-    if any(prunes_in_decoder(adapter, pruner) for pruner in pruners):
-        # Methods that prune inside the decoder have only this loop, and all run the same.
-        ask = replace(ask, decode="simple")
     loops = _loops(adapter, pruners, ask)
     signals = reads_tower(*pruners)
     seeds = SampleSeeds()
@@ -59,7 +56,9 @@ def _loops(adapter: Adapter, pruners: Sequence[Pruner | None], ask: Ask) -> list
     rules = rules_for(adapter, ask)
     shared = loop_for(adapter, None, rules, decode=ask.decode)
     return [
-        loop_for(adapter, pruner, rules) if prunes_in_decoder(adapter, pruner) else shared
+        loop_for(adapter, pruner, rules, decode=ask.decode)
+        if prunes_in_decoder(adapter, pruner)
+        else shared
         for pruner in pruners
     ]
 

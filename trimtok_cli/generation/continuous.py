@@ -58,13 +58,14 @@ class Continuous:
         prefill_tokens: int = PREFILL_TOKENS,
         lag: int | None = None,
         retries: bool = True,
+        steps: SlotSteps | None = None,
     ) -> None:
         self.model, self.rules, self.keep_logits = model, rules, keep_logits
         self.retries = retries
         self.sizes = Sizes(model, batch_limit, prefill_tokens, AT_ONCE)
         self.chooser = Chooser(rules)
         self.lag = LAG.get(model.device.type, 0) if lag is None else lag
-        self.steps = SlotSteps(model)
+        self.steps = steps or SlotSteps(model)
         self.active: list[Row] = []
         self.launched: deque[Launched] = deque()
         self.waiting: deque[Row] = deque()
@@ -215,18 +216,21 @@ class Continuous:
         if not self.alone:
             longest = max(longest, self.sizes.longest)
         new_tokens = min(max(row.answer.limit for row in rows), self.sizes.new_tokens)
-        length = longest + new_tokens + self.lag + 1
+        behind = new_tokens + self.lag + 1
+        length = longest + behind
         if self.steps.slots.rows:
             # It may fit once the old cache is gone.
             self.stage = Stage()
         else:
             self.stage = Stage(partial(self.sizes.cache_broke, slots, length), rows)
-        self.steps.reserve(slots, length, rows[0].prompt.positions)
+        self.steps.reserve(slots, length, rows[0].prompt.positions, behind)
 
     def _admit(self, rows: list[Row]) -> None:
         """Prefills `rows` into the first free slots."""
+        if self.steps.waits:
+            self._read(0)
         first = len(self.active)
-        logits = self.steps.prefill(first, [row.prompt for row in rows])
+        logits = self.steps.take_in(first, [row.request for row in rows])
         self.chooser.admit([row.answer for row in rows])
         chosen = self.chooser(logits, first)
         self.steps.take(first, chosen)
@@ -238,17 +242,14 @@ class Continuous:
 
     def _grow(self) -> None:
         """Makes room for the next tokens of the answers under way."""
-        longest = max(row.length for row in self.active)
-        most = max(row.length + row.left for row in self.active)
-        self.steps.make_room(longest + 1, most + self.lag + 1)
+        most = [row.length + row.left + self.lag + 1 for row in self.active]
+        self.steps.make_room([row.length for row in self.active], most)
 
     def _advance(self) -> None:
         """Launches a decode step for the answers under way."""
-        lengths = [row.length for row in self.active]
-        even = max(lengths) == min(lengths)
-        logits = self.steps.decode(len(lengths), max(lengths) + 1, even=even)
+        logits = self.steps.decode([row.length for row in self.active])
         chosen = self.chooser(logits)
-        self.steps.advance(len(lengths), chosen)
+        self.steps.advance(len(logits), chosen)
         # A recorded step writes its next logits over these.
         self._note(self.active, chosen, logits.clone() if self.keep_logits else logits)
 

@@ -1,11 +1,13 @@
 """Keys and values of the answers under way, in tensors made once: row i of the cache is slot i.
 
 A prompt's keys fill its slot from the left, with the padding behind them, and every new token is
-written behind the prompt, over the padding. Slots may have different lengths. Knows no model, no
-sampling, and not which answer lies in which slot.
+written behind the prompt, over the padding. Slots may have different lengths, and so may groups of
+layers, where prompts lose rows on their way through the decoder. Knows no model, no sampling, and
+not which answer lies in which slot.
 """
 
 import weakref
+from bisect import bisect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +16,8 @@ import torch
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
+
+from trimtok_cli.generation.slot_attention import token_writer
 
 GRAIN = 64  # places that a short cache grows by at least, because growing copies the cache
 
@@ -25,14 +29,29 @@ class KVSlots(Cache):
     each: a token's heads lie together, as attention over unequal lengths reads them. lengths
     (rows,): the place of each slot's next token. `filling`, `prefilling` and `stepping`
     choose the slots that the model's code sees.
+
+    Layers that hold equally many rows of every prompt are a group; usually all layers are. places:
+    the places of a slot in each group. less: for each group, the rows that each slot's prompt has
+    less there than in the first group; less_there (groups, rows) is the same on the device.
+    behind: places for new tokens, where a prefill makes room in a group.
     """
 
-    def __init__(self, config: Any, dtype: torch.dtype, device: torch.device) -> None:
-        """config: the decoder's."""
+    def __init__(
+        self,
+        config: Any,
+        dtype: torch.dtype,
+        device: torch.device,
+        groups: Sequence[int] = (0,),
+    ) -> None:
+        """config: the decoder's. groups: the first layer of each group."""
         numbers = range(config.num_hidden_layers)
         super().__init__(layers=[_Layer(self, number) for number in numbers])
+        self.num_groups = len(groups)
+        self.group_of = [bisect(groups, number) - 1 for number in numbers]
         self.heads, self.width = heads_and_width(config)
         self.dtype, self.device = dtype, device
+        # Writes a step's keys and values of a layer by one kernel, where a device has it.
+        self.writer = token_writer(device, dtype)
         self.clear()
 
     def clear(self) -> None:
@@ -40,39 +59,58 @@ class KVSlots(Cache):
         self.store: list[Tensor] = []
         self.lengths = torch.zeros(0, dtype=torch.long, device=self.device)
         self.numbers = torch.zeros(0, dtype=torch.long, device=self.device)
-        self.rows = self.length = self.past = self.count = 0
+        self.rows = self.past = self.count = self.behind = 0
+        self.places = [0] * self.num_groups
+        self.less: list[list[int]] = [[] for _ in self.places]
+        self.less_there = torch.zeros(self.num_groups, 0, dtype=torch.long, device=self.device)
         self.filled: slice | Tensor | None = None
-        self.place: tuple[Tensor, Tensor] | None = None
+        self.prompt_rows: dict[int, int] = {}  # of the prefill that runs, in each group
+        self.spans: Sequence[int] = (0,)
+        self.place: list[tuple[Tensor, Tensor]] = []
 
-    def holds(self, rows: int, length: int) -> bool:
-        return rows <= self.rows and length <= self.length
+    @property
+    def length(self) -> int:
+        """The places of a slot in the first group."""
+        return self.places[0]
 
-    def reserve(self, rows: int, length: int) -> None:
-        """Makes room for `rows` slots of `length` places; what was written is copied.
+    def holds(self, rows: int, *lengths: int) -> bool:
+        """Whether there are `rows` slots of these lengths; groups without a length fit."""
+        fits = all(length <= there for length, there in zip(lengths, self.places, strict=False))
+        return fits and rows <= self.rows
 
-        The tensors are made anew one by one, so that only one of them is in memory twice.
+    def reserve(self, rows: int, *lengths: int) -> None:
+        """Makes room for `rows` slots; what was written is copied.
+
+        lengths: the places of a slot in each group; the last groups may be left out. A prefill
+        makes room in these by itself, because only then their prompts' lengths are known. The
+        tensors are made anew one by one, so that only one of them is in memory twice.
         """
-        self.place = None
-        if length > self.length:
-            length = -(-length // GRAIN) * GRAIN
-        old_lengths = self.lengths
-        self.rows, self.length = max(rows, self.rows), max(length, self.length)
+        self.place = []
+        self.rows = max(rows, self.rows)
+        for group, length in enumerate(lengths):
+            if length > self.places[group]:
+                self.places[group] = -(-length // GRAIN) * GRAIN
+        old_lengths, old_less = self.lengths, self.less_there
         self.numbers = torch.arange(self.rows, device=self.device)
-        self.lengths = torch.zeros(self.rows, dtype=torch.long, device=self.device)
+        self.lengths = self.numbers.new_zeros(self.rows)
         self.lengths[: len(old_lengths)] = old_lengths
+        self.less_there = self.numbers.new_zeros(self.num_groups, self.rows)
+        self.less_there[:, : len(old_lengths)] = old_less
+        for less in self.less:
+            less += [0] * (self.rows - len(less))
         for number in range(len(self.store)):
-            self.store[number] = self._grown(self.store[number])
+            self.store[number] = self._grown(number)
         while len(self.store) < 2 * len(self.layers):
-            self.store.append(self._empty())
+            self.store.append(self._empty(len(self.store)))
 
-    def _grown(self, old: Tensor) -> Tensor:
-        grown = self._empty()
+    def _grown(self, number: int) -> Tensor:
+        grown, old = self._empty(number), self.store[number]
         grown[: old.shape[0], : old.shape[1]] = old
         return grown
 
-    def _empty(self) -> Tensor:
+    def _empty(self, number: int) -> Tensor:
         """A tensor of zeros: a masked place weighs 0, and 0 times a leftover NaN is NaN."""
-        size = self.rows, self.length, self.heads, self.width
+        size = self.rows, self.places[self.group_of[number // 2]], self.heads, self.width
         return torch.zeros(size, dtype=self.dtype, device=self.device)
 
     @contextmanager
@@ -82,9 +120,14 @@ class KVSlots(Cache):
         lengths: the lengths of the prompts, without padding.
         """
         slots = slice(first, first + len(lengths))
+        self.prompt_rows = {}
         with self.prefilling(slots):
             yield
         self.lengths[slots] = torch.tensor(lengths).to(self.device, non_blocking=True)
+        for group, rows in self.prompt_rows.items():
+            less = self.prompt_rows[0] - rows
+            self.less[group][slots] = [less] * len(lengths)
+            self.less_there[group, slots] = less
 
     @contextmanager
     def prefilling(self, slots: slice | Tensor) -> Iterator[None]:
@@ -98,20 +141,50 @@ class KVSlots(Cache):
         finally:
             self.filled = None
 
-    def stepping(self, count: int, span: int, *, even: bool) -> None:
+    def longest(self, lengths: Sequence[int]) -> list[int]:
+        """The most places in use in each group, by the lengths of the first slots in the first."""
+        if self.num_groups == 1:
+            return [max(lengths)]
+        return [max(map(int.__sub__, lengths, less)) for less in self.less]
+
+    def even(self, lengths: Sequence[int]) -> bool:
+        """Whether the first slots, of these lengths in the first group, have one length in each."""
+        alike = all(len(set(less[: len(lengths)])) == 1 for less in self.less[1:])
+        return alike and max(lengths) == min(lengths)
+
+    def ends(self, group: int, count: int) -> Tensor:
+        """(count,) the place of the next token in each of the first slots, in a group."""
+        ends = self.lengths[:count]
+        return ends - self.less_there[group, :count] if group else ends
+
+    def stepping(self, count: int, *spans: int, even: bool) -> None:
         """Takes one token for each of the first `count` slots from now on.
 
-        Attention sees the first `span` places of these slots. even: all slots have the length
-        span - 1; otherwise each slot's place to write to is read from `lengths`, on the device.
+        Attention sees the first places of these slots, in each group as many as its span. even: all
+        slots have the length span - 1; otherwise each slot's place to write to is read from
+        `lengths`, on the device.
         """
-        self.count, self.past = count, span - 1
-        self.place = None if even else (self.numbers[:count], self.lengths[:count])
+        self.count, self.spans, self.past = count, spans, spans[0] - 1
+        numbers = self.numbers[:count]
+        groups = range(0 if even else self.num_groups)
+        self.place = [(numbers, self.ends(group, count)) for group in groups]
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Moves `length` places from slot `source` to slot `target`."""
-        for kept in self.store:
-            kept[target, :length] = kept[source, :length]
+        """Moves `length` places, as the first group counts them, from one slot to another."""
+        for number, kept in enumerate(self.store):
+            there = length - self.less[self.group_of[number // 2]][source]
+            kept[target, :there] = kept[source, :there]
         self.lengths[target] = self.lengths[source]
+        for group in range(1, self.num_groups):
+            self.less[group][target] = self.less[group][source]
+            self.less_there[group, target] = self.less_there[group, source]
+
+    def leave(self, in_use: int) -> None:
+        """Frees the slots from `in_use` on: their next token would come to place 0."""
+        self.lengths[in_use:] = 0
+        for group in range(1, self.num_groups):
+            self.less[group][in_use:] = [0] * (self.rows - in_use)
+            self.less_there[group, in_use:] = 0
 
     def wipe(self, slot: int) -> None:
         """Zeros a slot whose answer left NaN, which the next answer's mask would not hide."""
@@ -123,20 +196,42 @@ class KVSlots(Cache):
 
         Returns the keys and values that the layer's attention sees.
         """
+        group = self.group_of[layer]
+        if self.filled is not None and self.num_groups > 1:
+            self._open(group, keys.shape[2])
         kept_keys, kept_values = self.store[2 * layer : 2 * layer + 2]
         if self.filled is not None:
             kept_keys[self.filled, : keys.shape[2]] = keys.transpose(1, 2)
             kept_values[self.filled, : values.shape[2]] = values.transpose(1, 2)
             return keys, values
-        return self._extended(kept_keys, keys), self._extended(kept_values, values)
-
-    def _extended(self, kept: Tensor, new: Tensor) -> Tensor:
-        """Writes a token into each slot; returns what attention sees of the slots."""
-        span = self.past + 1
-        if self.place is None:
-            kept[: self.count, self.past] = new[:, :, 0]
+        if self.writer and self.place and keys.stride(-1) == values.stride(-1) == 1:
+            self.writer(keys, values, kept_keys, kept_values, self.place[group][1])
         else:
-            kept[self.place] = new[:, :, 0]
+            self._put(kept_keys, keys, group)
+            self._put(kept_values, values, group)
+        return self._seen(kept_keys, group), self._seen(kept_values, group)
+
+    def _open(self, group: int, rows: int) -> None:
+        """Makes room in a group for a prefill that has so many rows there."""
+        if self.prompt_rows.setdefault(group, rows) != rows:
+            raise LookupError("the layers of a group have prompts of unequal length")
+        if group == 0 or rows + self.behind <= self.places[group]:
+            return
+        self.places[group] = -(-(rows + self.behind) // GRAIN) * GRAIN
+        for number in range(len(self.store)):
+            if self.group_of[number // 2] == group:
+                self.store[number] = self._grown(number)
+
+    def _put(self, kept: Tensor, new: Tensor, group: int) -> None:
+        """Writes a token into each slot."""
+        if self.place:
+            kept[self.place[group]] = new[:, :, 0]
+        else:
+            kept[: self.count, self.spans[group] - 1] = new[:, :, 0]
+
+    def _seen(self, kept: Tensor, group: int) -> Tensor:
+        """What attention sees of the slots."""
+        span = self.spans[group]
         # One view in place of three, which would take 5 % of a small model's step.
         row, token, head, _ = kept.stride()
         return kept.as_strided((self.count, self.heads, span, self.width), (row, head, token, 1))

@@ -1,8 +1,8 @@
 """The plain loop: a batch of prompts of unequal length, prefill, then one token at a time.
 
 Prompts are padded on the right, with explicit positions, and the steps have explicit masks, so that
-a batch gives the same answers as its singles. This loop is the oracle of continuous.py, and the
-loop of methods that prune inside the decoder. Knows no pruner and no image.
+a batch gives the same answers as its singles. This loop is the oracle of continuous.py. Knows no
+pruner and no image.
 """
 
 from collections.abc import Sequence

@@ -75,6 +75,18 @@ def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
     return True
 
 
+def token_writer(device: torch.device, dtype: torch.dtype) -> Callable[..., None] | None:
+    """What writes a step's keys and values by one kernel on this device; None where nothing does.
+
+    It takes key, value, kept_keys, kept_values, ends: see `slot_attention_triton.write_token`.
+    """
+    if device.type != "cuda" or not has_kernels(device, dtype):
+        return None
+    from trimtok_cli.generation.slot_attention_triton import write_token
+
+    return write_token
+
+
 def used_places(lengths: Tensor, slot: int) -> Tensor:
     """(1, 1, 3, B + 1) int32: what `attend` is given in place of a mask.
 

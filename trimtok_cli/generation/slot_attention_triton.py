@@ -1,4 +1,6 @@
-"""Attention of one new token over the places in use of each slot, as two kernel launches at most.
+"""A step's new token of each slot written into the cache, and its attention over the places in use.
+
+The keys and values of a layer are written by one kernel launch. Attention is two launches at most.
 
 A program reads a stretch of one slot's keys and values for the query heads that share them. Where
 there are too few slots and heads to fill a device, a slot has several stretches, whose results a
@@ -10,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+HEADS = 8  # of one program that writes
 PLACES = 64  # of one pass of a program's loop
 PROGRAMS = 512  # about what a device needs in order to read as fast as it can
 SHORTEST = 128  # places of a stretch at least
@@ -79,6 +82,45 @@ def _join_kernel(
     seen = real[:, None] & (lane < WIDTH)[None, :]
     summed = tl.sum(share[:, None] * tl.load(start, mask=seen, other=0.0), axis=0)
     tl.store(out + asked * WIDTH + lane, (summed / weight).to(out.dtype.element_ty), lane < WIDTH)
+
+
+@triton.jit
+def _write_kernel(
+    key, value, kept_keys, kept_values, ends, heads,
+    key_row, key_head, value_row, value_head, kept_row, kept_place, kept_head,
+    WIDTH: tl.constexpr, LANES: tl.constexpr, HEADS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    lane = tl.arange(0, LANES)
+    real = (head[:, None] < heads) & (lane[None, :] < WIDTH)
+    to = row * kept_row + tl.load(ends + row) * kept_place
+    to += head[:, None] * kept_head + lane[None, :]
+    start = key + row * key_row + head[:, None] * key_head + lane[None, :]
+    tl.store(kept_keys + to, tl.load(start, mask=real), mask=real)
+    start = value + row * value_row + head[:, None] * value_head + lane[None, :]
+    tl.store(kept_values + to, tl.load(start, mask=real), mask=real)
+
+
+def write_token(
+    key: Tensor, value: Tensor, kept_keys: Tensor, kept_values: Tensor, ends: Tensor
+) -> None:
+    """Writes a token's key and value (B, heads, 1, d) into the first B slots of a layer's cache.
+
+    kept_keys, kept_values (rows, places, heads, d), of the same strides; ends (B,) int64: the place
+    in each slot. The values of a head lie side by side.
+    """
+    rows, heads, _, width = key.shape
+    with torch.cuda.device_of(key):
+        _write_kernel[(rows, triton.cdiv(heads, HEADS))](
+            *(key, value, kept_keys, kept_values, ends, heads),
+            *key.stride()[:2],
+            *value.stride()[:2],
+            *kept_keys.stride()[:3],
+            WIDTH=width,
+            LANES=triton.next_power_of_2(width),
+            HEADS=HEADS,
+        )
 
 
 def attend_used(

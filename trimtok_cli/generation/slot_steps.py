@@ -6,6 +6,7 @@ always the first ones. Knows no answer's end and no sampling.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,13 +20,21 @@ from trimtok_cli.generation.recorded_prefills import RecordedPrefills
 from trimtok_cli.generation.types import LanguageModel
 from trimtok_cli.tokens import Prompt
 
+Mask = Tensor | dict[str, Tensor]
+
 
 class SlotSteps:
-    """The cache, a device's recorded steps, and the id and position of each slot's last token."""
+    """The cache, a device's recorded steps, and the id and position of each slot's last token.
 
-    def __init__(self, model: LanguageModel) -> None:
+    groups: the first layer of each group of layers that hold equally many rows of every prompt.
+    """
+
+    # Whether a prefill waits for the device by itself.
+    waits = False
+
+    def __init__(self, model: LanguageModel, groups: Sequence[int] = (0,)) -> None:
         self.model = model
-        self.slots = KVSlots(model.config, model.dtype, model.device)
+        self.slots = KVSlots(model.config, model.dtype, model.device, groups)
         self.graphs = CudaGraphs(model.device)
         self.prefills = RecordedPrefills(
             model, self.slots, CudaGraphs(model.device, "prefills of few tokens")
@@ -45,9 +54,17 @@ class SlotSteps:
         self.graphs.clear()
         self.prefills.clear()
 
-    def reserve(self, slots: int, length: int, positions: Tensor) -> None:
-        """Makes room for `slots` slots of `length` places. positions: those of any prompt."""
-        self._reserve(slots, length, positions.unsqueeze(-2))
+    def reserve(self, slots: int, length: int, positions: Tensor, behind: int = 0) -> None:
+        """Makes room for `slots` slots of `length` places, `behind` of them for new tokens.
+
+        positions: those of any prompt.
+        """
+        self.slots.behind = behind
+        self._reserve(slots, (length,), positions.unsqueeze(-2))
+
+    def take_in(self, first: int, requests: Sequence[Any]) -> Tensor:
+        """Prefills the requests' prompts; returns the logits (B, V) behind each."""
+        return self.prefill(first, [request.prompt for request in requests])
 
     def prefill(self, first: int, prompts: Sequence[Prompt]) -> Tensor:
         """Prefills the slots from `first` on; returns the logits (B, V) behind each prompt."""
@@ -56,6 +73,9 @@ class SlotSteps:
             padded = min(bucket(padded), self.slots.length)
         if self.prefills.takes(len(prompts), padded):
             return self.prefills(first, prompts, padded, self.positions)
+        return self._fill(first, prompts, padded)
+
+    def _fill(self, first: int, prompts: Sequence[Prompt], padded: int) -> Tensor:
         embeds, positions = pad_right(prompts, padded)
         with self.slots.filling(first, [len(prompt) for prompt in prompts]):
             logits = self.model.forward(embeds, None, positions, self.slots, prompts)
@@ -66,17 +86,24 @@ class SlotSteps:
         """Sets the next tokens (B,) of the slots from `first` on; a negative one is no token."""
         self.ids[first : first + len(chosen)] = chosen.clamp(min=0)
 
-    def decode(self, count: int, span: int, *, even: bool) -> Tensor:
-        """Logits (count, V) of one more token for each of the first `count` slots.
-
-        Attention sees `span` places of each slot. even: the slots all have one length.
-        """
+    def decode(self, lengths: Sequence[int]) -> Tensor:
+        """Logits (B, V) of one more token for each of the first slots, which have these lengths."""
+        slots = self.slots
+        spans = [length + 1 for length in slots.longest(lengths)]
         if self.graphs.used:
-            step, slots = self._uneven_step, self.slots
-            return self.graphs(step, count, span, slots.rows, slots.length)
-        if even and not self.unmasked:
-            return self._step(count, span, None)
-        return self._uneven_step(count, span)
+            return self.graphs(self._uneven_step, len(lengths), spans, slots.rows, slots.places)
+        if not self.unmasked and self._needs_no_mask(lengths):
+            return self._step(len(lengths), spans, [])
+        return self._uneven_step(len(lengths), *spans)
+
+    def _needs_no_mask(self, lengths: Sequence[int]) -> bool:
+        """Whether a step sees the whole of all slots.
+
+        The library knows windows as well, for layers with the lengths of the first group.
+        """
+        if self.slots.num_groups > 1 and types_of_layer(self.model.config) != {"full_attention"}:
+            return False
+        return self.slots.even(lengths)
 
     def advance(self, count: int, chosen: Tensor) -> None:
         """Hands a step's tokens to the next step, one place further on."""
@@ -95,21 +122,30 @@ class SlotSteps:
 
         A recorded step still includes free slots, which then write to place 0: every slot has it.
         """
-        self.slots.lengths[in_use:] = 0
+        self.slots.leave(in_use)
 
-    def make_room(self, length: int, most: int) -> None:
-        """Makes room for slots of `length` places: shorter slots double, up to `most` places."""
-        if not self.slots.holds(self.slots.rows, length):
-            doubled = min(2 * self.slots.length, most)
-            self._reserve(self.slots.rows, max(length, doubled), self.positions)
+    def make_room(self, lengths: Sequence[int], most: Sequence[int]) -> None:
+        """Makes room for one more token in each of the first slots, which have these lengths.
 
-    def _reserve(self, rows: int, length: int, positions: Tensor) -> None:
-        if self.slots.holds(rows, length):
+        Slots that are too short double, up to the length that they may come to at `most`.
+        """
+        slots = self.slots
+        needed = [length + 1 for length in slots.longest(lengths)]
+        if slots.holds(slots.rows, *needed):
             return
-        # The recordings read tensors that are made anew here.
-        self.graphs.clear()
-        self.prefills.graphs.clear()
-        self.slots.reserve(rows, length)
+        wanted = [
+            max(length, min(2 * there, longest)) if length > there else length
+            for length, there, longest in zip(
+                needed, slots.places, slots.longest(most), strict=True
+            )
+        ]
+        self._reserve(slots.rows, wanted, self.positions)
+
+    def _reserve(self, rows: int, lengths: Sequence[int], positions: Tensor) -> None:
+        if self.slots.holds(rows, *lengths):
+            return
+        self.forget_recordings()
+        self.slots.reserve(rows, *lengths)
         if len(self.ids) < self.slots.rows:
             more = self.slots.rows - len(self.ids)
             self.ids = torch.cat([self.ids, self.ids.new_zeros(more)])
@@ -118,23 +154,38 @@ class SlotSteps:
                 empty[..., : self.positions.shape[-2], :] = self.positions
             self.positions = empty
 
-    def _uneven_step(self, count: int, span: int) -> Tensor:
+    def forget_recordings(self) -> None:
+        """Forgets the recordings, because the tensors that they read are made anew."""
+        self.graphs.clear()
+        self.prefills.graphs.clear()
+
+    def _uneven_step(self, count: int, *spans: int) -> Tensor:
         """A step over slots of unequal length; every number that it depends on is on the device."""
+        slots, config = self.slots, self.model.config
+        ends = [slots.ends(group, count) for group in range(slots.num_groups)]
         if not self.unmasked:
-            return self._step(count, span, self._masks(count, span))
-        config, slots = self.model.config, self.slots
-        used = slot_attention.used_places(slots.lengths[:count], slots.length)
+            masks = [self._masks(*each) for each in zip(ends, spans, strict=True)]
+            return self._step(count, spans, masks)
+        used = [
+            slot_attention.used_places(each, places)
+            for each, places in zip(ends, slots.places, strict=True)
+        ]
         types = types_of_layer(config)
+        masks = [dict.fromkeys(types, each) if len(types) > 1 else each for each in used]
         with slot_attention.attending(config):
-            return self._step(count, span, dict.fromkeys(types, used) if len(types) > 1 else used)
+            return self._step(count, spans, masks)
 
-    def _step(self, count: int, span: int, mask: Tensor | dict[str, Tensor] | None) -> Tensor:
-        self.slots.stepping(count, span, even=mask is None)
+    def _step(self, count: int, spans: Sequence[int], masks: Sequence[Mask]) -> Tensor:
+        """A step under the masks of each group of layers; without any, where all slots are even."""
+        self.slots.stepping(count, *spans, even=not masks)
         embeds = self.model.embed_ids(self.ids[:count, None])
-        return self.model.forward(embeds, mask, self.positions[..., :count, :], self.slots)
+        return self._forward(embeds, masks, self.positions[..., :count, :])
 
-    def _masks(self, count: int, span: int) -> Tensor | dict[str, Tensor]:
+    def _forward(self, embeds: Tensor, masks: Sequence[Mask], positions: Tensor) -> Tensor:
+        mask = masks[0] if masks else None
+        return self.model.forward(embeds, mask, positions, self.slots)
+
+    def _masks(self, ends: Tensor, span: int) -> Mask:
         """Masks (count, 1, 1, span) of the places that each slot has written."""
-        ends = self.slots.lengths[:count, None]
         places = torch.arange(span, device=ends.device)
-        return step_masks(self.model.config, self.model.dtype, places, ends)
+        return step_masks(self.model.config, self.model.dtype, places, ends[:, None])

@@ -34,6 +34,9 @@ class Family(ABC):
     # the positions of the dense prompt.
     renumbers = True
 
+    # The decoder layers behind each of which features are added to the visual rows.
+    deepstack_layers = 0
+
     # The axis along which the processor lays out images and tiles.
     media_axis = 0
 

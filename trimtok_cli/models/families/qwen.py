@@ -129,6 +129,10 @@ class Qwen3VL(Qwen2VL):
     Features of earlier tower layers are added to the visual rows behind the first decoder layers.
     """
 
+    @property
+    def deepstack_layers(self) -> int:
+        return len(self.model.config.vision_config.deepstack_visual_indexes)
+
     def prefill_extras(self, embeds: Tensor, prompts: Sequence[Prompt]) -> dict:
         """The deepstack layers of all prompts, and a mask (B, S) of the rows they are added to."""
         deepstack = [prompt.deepstack for prompt in prompts if prompt.deepstack is not None]
