@@ -13,7 +13,7 @@ device=${DEVICE:-cuda}
 folder=${1:-samples/results}
 shift || true
 parts=("$@")
-[ ${#parts[@]} -gt 0 ] || parts=(tests machine profile choices files small-card table4 ladder methods counts)
+[ ${#parts[@]} -gt 0 ] || parts=(tests machine profile choices files small-card table4 floor ladder methods counts)
 mkdir -p "$folder"
 failed=0
 
@@ -73,6 +73,7 @@ for part in "${parts[@]}"; do
       ;;
     small-card) first 240 files small-card ${run[@]+"${run[@]}"} --fraction 0.3 ;;  # 24 of 80 GB
     table4) preset 300 table4 "${fast[@]}" ;;
+    floor) preset 120 floor ;;
     ladder | methods) preset 540 "$part" ;;
     counts) within 540 "$python" -m trimtok_cli bench "${COUNTS:-counts}" --device "$device" --out "$folder/counts-here" --overwrite ;;
     *) echo "no such part: $part" >&2; failed=1 ;;

@@ -240,7 +240,7 @@ def test_a_yaml_that_does_not_fit_is_refused_before_anything_is_measured(asked, 
 
 
 def test_an_unknown_preset_names_those_there_are():
-    assert "presets are counts, cpu, ladder, methods, smoke, table4" in " ".join(
+    assert "presets are counts, cpu, floor, ladder, methods, smoke, table4" in " ".join(
         run("bench", "nothing", code=2).stderr.split()
     )
 

@@ -39,7 +39,7 @@ EXAMPLES = (
 Preset = Annotated[
     str,
     typer.Argument(
-        help="A YAML file, or a preset of configs/bench: cpu, table4, ladder, "
+        help="A YAML file, or a preset of configs/bench: cpu, table4, floor, ladder, "
         "methods, counts, smoke.",
         autocompletion=o.completing(preset_names("bench")),
     ),

@@ -115,14 +115,13 @@ def attend(
     slots, and no slot uses more places than span. attention_mask: the `used_places`.
     """
     queries_from, keys_from, used = attention_mask[0, 0].unbind()
-    if not by_torch(query.dtype, query.shape[-1]):
+    varlen = variable_length()
+    if varlen is None or (query.is_cuda and not by_torch(query.dtype, query.shape[-1])):
         from trimtok_cli.generation.slot_attention_triton import attend_used
 
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         options = {"scale": scale, "window": sliding_window or 0}
         return attend_used(query[:, :, 0], key, value, used[:-1], **options)[:, None], None
-    varlen = variable_length()
-    assert varlen is not None
     # A window counts the token itself; here it counts the tokens before it.
     window = (-1, -1) if sliding_window is None else (sliding_window - 1, 0)
     attended = varlen(
