@@ -182,7 +182,12 @@ def _asked(sample: Sample) -> str:
 def _show(dataset: Dataset, scored: Sequence[Scored], missing: str) -> None:
     console, screen = Console(highlight=False), Screen()
     labels = [shortened(str(each.path), 40) for each in scored]
-    console.print(scores_table(dataset.title, labels, [each.scores for each in scored]))
+    answered = [
+        f"{len(each.joined.pairs):,} of {each.joined.total:,}" if each.joined.missing else ""
+        for each in scored
+    ]
+    scores = [each.scores for each in scored]
+    console.print(scores_table(dataset.title, labels, scores, answered))
     if len(scored) == 1 and (parts := parts_table(scored[0].scores)):
         console.print(parts)
     for label, each in zip(labels, scored, strict=True):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtok_cli.errors import UsageError
-from trimtok_cli.evaluation.datasets.files import read_json
+from trimtok_cli.evaluation.datasets.files import read_json, read_text
 from trimtok_cli.wording import shortened
 
 # Columns by their meaning; the first that a row has is read.
@@ -57,11 +57,7 @@ def read_answers(path: Path) -> list[Answer]:
 
 def _mme(path: Path) -> Iterator[Answer]:
     """MME's lines: picture, question, right answer, answer, with tabs between; a task a file."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError:
-        raise UsageError(f"{shortened(str(path))} is not UTF-8 text; save it as UTF-8.") from None
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         cells = line.split("\t")

@@ -10,23 +10,34 @@ from trimtok_cli.evaluation.datasets.base import Scores
 from trimtok_cli.wording import shown
 
 
-def scores_table(title: str, labels: Sequence[str], scores: Sequence[Scores]) -> Table:
-    """Every metric over all samples; the headline comes first, and is bold."""
-    names = [name for name in scores[0].values if "/" not in name]
-    main = scores[0].main
-    names.sort(key=lambda name: name != main)
-    table = _table(title, "answers", names)
-    for label, each in zip(labels, scores, strict=True):
-        cells = [Text(f"{each.values[name]:.2f}", "bold" if name == main else "") for name in names]
+def scores_table(
+    title: str, labels: Sequence[str], scores: Sequence[Scores], answered: Sequence[str]
+) -> Table:
+    """Every metric over all samples; the headline comes first, and is bold.
+
+    answered: how many samples each file answers, `50 of 60`, shown where one is not complete.
+    """
+    names = _headline_first([name for name in scores[0].values if "/" not in name], scores[0])
+    table = _table(title, "answers", [*names, "answered"] if any(answered) else names)
+    for label, each, count in zip(labels, scores, answered, strict=True):
+        cells = [
+            Text(f"{each.values[name]:.2f}", "bold" if name == each.main else "") for name in names
+        ]
+        if any(answered):
+            cells.append(Text(count or "all", "yellow" if count else ""))
         table.add_row(Text(shown(label)), *cells)
     return table
+
+
+def _headline_first(names: list[str], scores: Scores) -> list[str]:
+    return sorted(names, key=lambda name: name != scores.main)
 
 
 def parts_table(scores: Scores) -> Table | None:
     """Every metric over each part of the samples; None where there are no parts."""
     split = [name.rpartition("/") for name in scores.values if "/" in name]
     parts = list(dict.fromkeys(part for part, _, _ in split))
-    names = list(dict.fromkeys(name for _, _, name in split))
+    names = _headline_first(list(dict.fromkeys(name for _, _, name in split)), scores)
     if not parts:
         return None
     table = _table("", "part", names)

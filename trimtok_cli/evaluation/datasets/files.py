@@ -66,15 +66,20 @@ def read_rows(
         yield sample
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds, at once; a file of JSON lines gives a list. UsageError if broken."""
+def read_text(path: Path) -> str:
+    """The whole file as text. UsageError if it cannot be read."""
     name = shortened(str(path))
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise UsageError(f"{name} is not UTF-8 text; save the file as UTF-8.") from None
     except OSError as error:
         raise UsageError(f"{name} cannot be read ({error.strerror or error}).") from None
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds, at once; a file of JSON lines gives a list. UsageError if broken."""
+    name, text = shortened(str(path)), read_text(path)
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as whole:

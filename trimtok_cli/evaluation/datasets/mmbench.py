@@ -6,6 +6,7 @@ no answers.
 """
 
 import csv
+import io
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from trimtok_cli.data import Sample
 from trimtok_cli.errors import UsageError
 from trimtok_cli.evaluation.datasets.asking import asked
 from trimtok_cli.evaluation.datasets.base import LETTER_ANSWER, Dataset, Pair, Scores
-from trimtok_cli.evaluation.datasets.files import required
+from trimtok_cli.evaluation.datasets.files import read_text, required
 from trimtok_cli.evaluation.datasets.options import options_of, with_letters
 from trimtok_cli.evaluation.datasets.parts import scores_of_means
 from trimtok_cli.evaluation.metrics.choices import letters, mmbench_choice
@@ -37,22 +38,21 @@ def samples(folder: Path, *, split: str = "", images: Path | None = None) -> Ite
     path = required(folder, ("*mmbench*.tsv", "*MMBench*.tsv", "*.tsv"), "MMBench TSV")
     csv.field_size_limit(LONGEST)
     pictures: dict[int, Held] = {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t")
-        lacking = [name for name in _NEEDED if name not in (reader.fieldnames or ())]
-        if lacking:
-            raise UsageError(
-                f"--data: {shortened(str(path))} has no column {lacking[0]}; MMBench's TSV has "
-                f"{', '.join(_NEEDED)}."
-            )
-        for row in reader:
-            yield _sample(row, pictures, f"{path} line {reader.line_num}")
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter="\t")
+    lacking = [name for name in _NEEDED if name not in (rows.fieldnames or ())]
+    if lacking:
+        raise UsageError(
+            f"--data: {shortened(str(path))} has no column {lacking[0]}; MMBench's TSV has "
+            f"{', '.join(_NEEDED)}."
+        )
+    for row in rows:
+        yield _sample(row, pictures, f"{path} line {rows.line_num}")
 
 
 def _sample(row: dict[str, str], pictures: dict[int, Held], place: str) -> Sample:
     options = {letter: row[letter] for letter in letters(26) if row.get(letter)}
     try:
-        index = int(row["index"])
+        index = int(row["index"] or "")
         picture = _picture(row["image"] or "", index, pictures)
     except (ValueError, Problem) as problem:
         raise UsageError(f"--data: {place}: {problem}.") from None

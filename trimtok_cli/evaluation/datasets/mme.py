@@ -13,6 +13,7 @@ from trimtok_cli.data import Sample
 from trimtok_cli.errors import UsageError
 from trimtok_cli.evaluation.datasets.asking import asked
 from trimtok_cli.evaluation.datasets.base import SHORT_ANSWER, Dataset, Pair, Scores
+from trimtok_cli.evaluation.datasets.files import read_text
 from trimtok_cli.evaluation.metrics.mme import TASKS, mme
 from trimtok_cli.media.images import IMAGE_SUFFIXES
 from trimtok_cli.wording import shortened
@@ -68,8 +69,7 @@ def _is_picture(path: Path) -> bool:
 
 def _lines(path: Path, cells: int) -> Iterator[tuple[str, list[str]]]:
     """(place, cells) of each line. UsageError for one with fewer than so many cells."""
-    text = path.read_text(encoding="utf-8-sig")
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         found = [cell.strip() for cell in line.split("\t")]
