@@ -182,6 +182,15 @@ def test_two_answers_to_one_question_are_an_error():
         join(samples, other)
 
 
+@pytest.mark.parametrize("mark", ["<image 1>", "<image>", "image 1"])
+def test_marks_of_pictures_are_no_part_of_a_question(mark):
+    (sample,) = of_pictures(("a.jpg", "What is in image 1?", ""))
+    said = [
+        Answer("row 1", "x", id=str(sample.id), question=f"<image>\nWhat is in {mark}?" + SHORT)
+    ]
+    assert len(join([sample], said).pairs) == 1
+
+
 def test_a_question_alone_is_enough_only_where_one_sample_asks_it():
     samples = of_pictures(("a.jpg", "Dog?", ""), ("b.jpg", "Dog?", ""), ("c.jpg", "Cat?", ""))
     answers = [Answer("row 1", "Yes", question="Dog?"), Answer("row 2", "No", question="Cat?")]

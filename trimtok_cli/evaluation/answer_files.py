@@ -116,7 +116,8 @@ def _first_text(row: Mapping[str, Any], columns: Sequence[str]) -> str:
 
 
 def _names(value: Any) -> tuple[str, ...]:
-    return tuple(each for each in ([value] if isinstance(value, str) else value) if each)
+    names = value if isinstance(value, list | tuple) else [value]
+    return tuple(name for name in names if isinstance(name, str) and name)
 
 
 def _folder(key: str) -> str:
