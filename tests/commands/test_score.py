@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.evaluation.test_datasets import LAYOUTS, SHORT, write
+from tests.support.finished import answer, finished
 from trimtok_cli.cli import app
 from trimtok_cli.commands.score import short_names
 from trimtok_cli.evaluation.datasets.registry import DATASETS
@@ -279,6 +280,21 @@ def test_a_run_of_trimtok_is_scored_by_its_folder(own):
     assert (
         "100.00" in score(data.parent.parent / "out", "--dataset", "jsonl", "--data", data).stdout
     )
+
+
+def test_a_run_that_was_killed_is_scored_as_far_as_it_came(own):
+    """A failed answer that was tried again counts once, and a torn last line not at all."""
+    data, _ = own
+    results = [
+        answer(f"{n}.png", str(n), id=n, question=f"Number {n}?", failed="no" if n == 1 else "")
+        for n in range(4)
+    ]
+    again = answer("1.png", "1", id=1, question="Number 1?")
+    run = finished(data.parent / "run", [*results, again])
+    with (run / "answers.jsonl").open("ab") as file:
+        file.write(b'{"question_id": 4, "pro')
+    done = score(run, "--dataset", "jsonl", "--data", data, code=3)
+    assert re.search(r"run +100\.00 .* 4 of 10", done.stdout) and "failed" not in done.stderr
 
 
 def test_cider_of_few_pictures_says_so(tmp_path):

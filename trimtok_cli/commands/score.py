@@ -10,15 +10,17 @@ import typer
 from rich.console import Console
 
 from trimtok_cli.commands import options as o
+from trimtok_cli.commands.format_options import read_manifest
 from trimtok_cli.commands.terminal.exit import guarded
 from trimtok_cli.commands.terminal.progress import Screen
 from trimtok_cli.commands.terminal.scores import parts_table, scores_table
 from trimtok_cli.data import Sample
 from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED, UsageError
-from trimtok_cli.evaluation.answer_files import Answer, read_answers
+from trimtok_cli.evaluation.answer_files import Answer, answers_of, read_answers
 from trimtok_cli.evaluation.datasets.base import Dataset, Scores
 from trimtok_cli.evaluation.datasets.registry import DATASETS, dataset_named
 from trimtok_cli.evaluation.joining import Joined, join
+from trimtok_cli.outputs.exports.answers import Answers
 from trimtok_cli.wording import brief, shortened
 
 SKIP, WRONG = MISSING = ("skip", "wrong")
@@ -147,7 +149,7 @@ def score(
 
 
 def _scored(path: Path, dataset: Dataset, samples: Sequence[Sample], missing: str) -> Scored:
-    answers = read_answers(path)
+    answers = _answers(path)
     try:
         joined = join(samples, answers)
     except UsageError as error:
@@ -161,6 +163,17 @@ def _scored(path: Path, dataset: Dataset, samples: Sequence[Sample], missing: st
     if missing == WRONG:
         pairs += [(sample, "") for sample in joined.missing]
     return Scored(path, joined, dataset.score(pairs))
+
+
+def _answers(path: Path) -> list[Answer]:
+    """The answers of a file, or of a run of trimtok as a run that goes on reads them."""
+    file = path / "answers.jsonl" if path.is_dir() else path
+    own = "" if file.name == "answers.jsonl" else f"{file.stem}."
+    manifest = file.with_name(f"{own}run.json")
+    if file.is_file() and manifest.is_file():
+        run = Answers(file, read_manifest(manifest))
+        return [*answers_of(run.records(), shortened(str(file)))]
+    return read_answers(file if file.is_file() else path)
 
 
 def _said(answer: Answer) -> str:

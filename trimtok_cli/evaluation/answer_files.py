@@ -4,7 +4,7 @@ Read are trimtok's and LLaVA's lines, result files of COCO, VQA and GQA, objects
 its answer, ScienceQA's outputs, and MME's text files. Knows no data set.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,9 @@ class Answer:
 
 
 def read_answers(path: Path) -> list[Answer]:
-    """The answers of a file, or of the folder of a run. UsageError where there are none."""
+    """The answers of a file, or of a folder of MME's files. UsageError where there are none."""
     name = shortened(str(path))
     if path.is_dir():
-        if (path / "answers.jsonl").is_file():
-            return read_answers(path / "answers.jsonl")
         files = sorted(path.glob("*.txt"))
         if not files:
             raise UsageError(
@@ -85,9 +83,13 @@ def _rows(path: Path, name: str) -> Iterator[Answer]:
                 raise UsageError(f"{name} is an object, and {key!r} in it is no answer.")
             yield Answer(place=f"entry {key}", text=str(text), id=str(key))
         return
-    rows = content if isinstance(content, list) else [content]
+    yield from answers_of(content if isinstance(content, list) else [content], name)
+
+
+def answers_of(rows: Iterable[Any], name: str) -> Iterator[Answer]:
+    """The answers of rows with an id and a text. UsageError for a row that has none."""
     for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
+        if not isinstance(row, Mapping):
             raise UsageError(f"row {number} of {name} is no object with an id and an answer.")
         yield _answer(row, f"row {number}", name)
 
