@@ -27,4 +27,5 @@ def wilson(share: float, samples: int) -> Share:
     spread = Z * Z / samples
     middle = (share + spread / 2) / (1 + spread)
     half = Z * sqrt(share * (1 - share) / samples + spread / (4 * samples)) / (1 + spread)
-    return Share(share, max(middle - half, 0.0), min(middle + half, 1.0), samples)
+    low, high = max(middle - half, 0.0), min(middle + half, 1.0)
+    return Share(share, min(low, share), max(high, share), samples)  # an end may miss by a rounding

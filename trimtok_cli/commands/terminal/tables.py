@@ -54,7 +54,7 @@ class SampleTable:
 class SummaryTable:
     """A line for each setting: agreement with dense, correctness, tokens, times, speed-ups."""
 
-    dropped = ("encode", "prune", "decode", "layer mean", "prefill", "correct", "total")
+    dropped = ("encode", "prune", "decode", "prefill", "total", "correct")
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = rows
@@ -64,7 +64,7 @@ class SummaryTable:
 
         def room(left: Sequence[Column]) -> bool:
             widths = [max(map(len, (name, *cells))) for name, cells in left]
-            return sum(widths) + max(map(len, labels)) + 2 * len(left) <= options.max_width
+            return sum(widths) + max(map(len, labels)) + 2 * len(left) + 2 <= options.max_width
 
         fitting = _fitting(_figures(self.rows), self.dropped, room)
         table = Table(
@@ -133,8 +133,7 @@ def _figures(rows: Sequence[Row]) -> list[Column]:
     found = [
         ("same", [f"{row.same} of {row.samples}" if i else "" for i, row in enumerate(rows)]),
         ("correct", [f"{row.matched} of {row.referenced}" for row in rows]),
-        ("tokens", [str(row.median.kept) for row in rows]),
-        ("layer mean", [f"{row.median.layer_mean:.0f}" for row in rows]),
+        ("tokens", [_tokens(row) for row in rows]),
         ("encode", [duration(row.median.seconds.encode) for row in rows]),
         ("prune", [duration(row.median.seconds.prune) for row in rows]),
         (
@@ -144,7 +143,12 @@ def _figures(rows: Sequence[Row]) -> list[Column]:
         ("decode", [duration(row.median.seconds.decode) for row in rows]),
         ("total", [duration(row.median.total) + pace(row.total_speedup, row) for row in rows]),
     ]
-    if not any(row.referenced for row in rows):
-        found = [column for column in found if column[0] != "correct"]
-    inside = any(abs(row.median.layer_mean - row.median.kept) > 0.5 for row in rows)
-    return found if inside else [column for column in found if column[0] != "layer mean"]
+    if any(row.referenced for row in rows):
+        return found
+    return [column for column in found if column[0] != "correct"]
+
+
+def _tokens(row: Row) -> str:
+    """The tokens left at the end, and their mean over the layers where it is another number."""
+    kept, mean = row.median.kept, row.median.layer_mean
+    return f"{kept} (mean {mean:.0f})" if abs(mean - kept) > 0.5 and mean else str(kept)
