@@ -216,7 +216,7 @@ def test_lines_that_are_no_records_are_one_sentence(tmp_path, line):
     (tmp_path / "compare.jsonl").write_bytes(line)
     with pytest.raises(UsageError) as error:
         read(tmp_path)
-    assert str(tmp_path) in str(error.value) and "trimtok c" in str(error.value)
+    assert str(tmp_path) in str(error.value) and "run" in str(error.value)
 
 
 def test_a_torn_last_line_of_a_comparison_is_left_out(tmp_path):
