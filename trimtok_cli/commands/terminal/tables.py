@@ -68,7 +68,10 @@ class SummaryTable:
 
         fitting = _fitting(_figures(self.rows), self.dropped, room)
         table = Table(
-            title="Medians over samples", title_justify="left", box=None, padding=(0, 2, 0, 0)
+            title="Medians over samples; same: answers as dense's",
+            title_justify="left",
+            box=None,
+            padding=(0, 2, 0, 0),
         )
         table.add_column("setting", overflow="fold")
         for name, _ in fitting:
