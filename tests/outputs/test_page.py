@@ -377,6 +377,8 @@ def test_the_plot_joins_the_settings_that_none_beats():
         for point in plot.points:
             assert point.high <= point.y <= point.low and 0 <= point.x <= 460
     assert len(tokens.front.split()) == 2 and plots(summarize([make("a")])) == []
+    assert [text for _, text in tokens.ticks_x] == ["0", "5", "10", "15"]
+    assert [text for _, text in tokens.ticks_y] == ["0 %", "20 %", "40 %", "60 %", "80 %", "100 %"]
 
 
 def test_labels_of_a_plot_do_not_lie_on_each_other():

@@ -3,6 +3,7 @@
 A plot is numbers in pixels, which the template draws as SVG. Knows no file.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -107,18 +108,23 @@ def _plot(
     line = " ".join(
         f"{point.x},{point.y}" for point in sorted(points, key=lambda p: p.x) if point.front
     )
-    steps = [i / TICKS for i in range(TICKS + 1)]
     return Plot(
         title=title,
         across=across,
         points=tuple(_labelled(points)),
         front=line,
-        ticks_x=tuple((x_of(most * step), text(most * step)) for step in steps),
-        ticks_y=tuple(
-            (y_of(value), f"{100 * value:.0f} %")
-            for value in (least + (1 - least) * step for step in steps)
-        ),
+        ticks_x=tuple((x_of(value), text(value)) for value in _ticks(0.0, most)),
+        ticks_y=tuple((y_of(value), f"{100 * value:.0f} %") for value in _ticks(least, 1.0)),
     )
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers from low to high, at most TICKS + 1 steps of 1, 2 or 5 times a power of ten."""
+    rough = (high - low) / (TICKS + 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * each for each in (1, 2, 5, 10) if power * each >= rough * 0.999)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [step * number for number in range(first, last + 1)]
 
 
 def _ahead(xs: Sequence[float], ys: Sequence[float]) -> set[int]:
