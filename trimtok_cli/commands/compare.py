@@ -1,16 +1,17 @@
 """trimtok compare: the same samples dense and pruned in one process, side by side."""
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from trimtok_cli import interrupts
 from trimtok_cli.commands import options as o
-from trimtok_cli.commands.page_options import PageOptions, Pictures
+from trimtok_cli.commands.page_options import ComparisonOptions, PageOptions, Pictures
+from trimtok_cli.commands.resume_comparison import BegunComparison, begin_comparison
 from trimtok_cli.commands.session import (
     build_pruners,
     check_stdin,
@@ -29,13 +30,11 @@ from trimtok_cli.data import Comparison, Setting
 from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED
 from trimtok_cli.models.catalog import locate
 from trimtok_cli.outputs.comparison import ComparisonLines
-from trimtok_cli.outputs.destination import claimed
-from trimtok_cli.outputs.earlier import FAIL, OVERWRITE
+from trimtok_cli.outputs.destination import Destination, claimed
 from trimtok_cli.outputs.line_file import LineFile, finish
 from trimtok_cli.outputs.manifest import ComparisonSummary, Manifest
 from trimtok_cli.outputs.pictures import Loader
 from trimtok_cli.readers import read_any
-from trimtok_cli.readers.keys import keyed
 from trimtok_cli.readers.source import Source
 from trimtok_cli.readers.templates import with_prompt
 
@@ -75,79 +74,90 @@ def compare(
     allow_outside: o.Outside = False,
     recursive: o.Recursive = False,
     config: RunConfig,
-    options: o.RunOptions,
+    options: ComparisonOptions,
     page: PageOptions,
 ) -> int:
     """Answer every sample dense and pruned, the vision tower run once for both, and say what
     changed and what it saved.
     """
     check_stdin(*sources)
-    source = read_any(
-        sources,
-        recursive=recursive,
-        image_root=image_root,
-        limit=config.limit or None,
-        allow_text_only=allow_text_only,
-        format=config.input_format,
-        allow_outside=allow_outside,
-        allow_urls=config.allow_urls,
-        settings=vars(config),
-    )
-    source = with_prompt(source, config.prompt)
-    screen = Screen(quiet=options.quiet, noun="samples")
+
+    def read() -> Source:
+        source = read_any(
+            sources,
+            recursive=recursive,
+            image_root=image_root,
+            limit=config.limit or None,
+            allow_text_only=allow_text_only,
+            format=config.input_format,
+            allow_outside=allow_outside,
+            allow_urls=config.allow_urls,
+            settings=vars(config),
+        )
+        return with_prompt(source, config.prompt)
+
+    source, screen = read(), Screen(quiet=options.quiet, noun="samples")
     tell(source, screen, options.verbose)
-    return run_comparison(config, source, sources, options, page, screen)
+    return run_comparison(config, source, read, list(sources), options, page, screen)
 
 
 def run_comparison(
     config: RunConfig,
     source: Source,
-    inputs: Sequence[str],
-    options: o.RunOptions,
+    again: Callable[[], Source],
+    inputs: list[str],
+    options: ComparisonOptions,
     page: PageOptions,
     screen: Screen,
 ) -> int:
-    """Answers every sample of a source dense and pruned; returns the exit code.
+    """Answers every sample that has no answer yet, dense and pruned; returns the exit code.
 
-    The answers go to the file, the terminal and the page. inputs: the source as it was named.
+    The answers go to the file, the terminal and the page. again: reads the source anew. inputs: the
+    source as it was named.
     """
     locate(config.model)
     pruners = build_pruners(config)
     read = reads(config, source, options.config)
-    page.check(options.overwrite, read)
     with claimed(
         options.out,
         "compare",
         read,
-        existing=OVERWRITE if options.overwrite else FAIL,
+        existing=options.if_there,
         name="compare.jsonl",
         page=True,
     ) as destination:
+        begun = begin_comparison(destination, config, source, options.if_there, screen, again)
+        page.check(options.overwrite or bool(begun.earlier), read)
+        facts: dict[str, Any] = {
+            "run": begun.earlier.get("run", uuid.uuid4().hex[:12]),
+            "command": "compare",
+            "inputs": inputs,
+            "root": begun.root,
+            "identity": begun.identity,
+        }
+        if begun.nothing_left:
+            facts |= {name: begun.earlier[name] for name in ("model", "generation")}
+            return nothing_left(begun, destination, config, facts, page, screen)
         adapter, ask = load(config, screen)
-        settings = generation(adapter, ask, config, screen)
+        facts |= {"generation": generation(adapter, ask, config, screen)}
         check_video(adapter, config)
         from trimtok_cli.evaluation.compare import compare_all
 
+        facts |= {"model": describe(adapter)}
+        begun.check_loaded(facts["model"])
         with interrupts.under_way():
-            results = compare_all(adapter, pruners, keyed(source.samples), ask)
-            facts = {
-                "run": uuid.uuid4().hex[:12],
-                "command": "compare",
-                "inputs": list(inputs),
-                "root": "" if source.root is None else str(source.root.absolute()),
-                "model": describe(adapter),
-                "generation": settings,
-            }
+            results = compare_all(adapter, pruners, begun.samples, ask)
             summary = ComparisonSummary([Setting.of(pruner) for pruner in pruners])
+            begun.count_into(summary)
             manifest = Manifest(destination, config, summary, facts)
-            show = options.verbose or (source.total is not None and source.total <= FEW)
+            show = options.verbose or (begun.number is not None and begun.number <= FEW)
             pictures = Pictures(page, Loader(rule=ask.frames))
-            return write_all(results, source.total, manifest, pictures, screen, show)
+            return write_all(results, begun, manifest, pictures, screen, show)
 
 
 def write_all(
     results: Iterable[Comparison],
-    total: int | None,
+    begun: BegunComparison,
     manifest: Manifest,
     pictures: Pictures,
     screen: Screen,
@@ -156,27 +166,30 @@ def write_all(
     """Hands comparisons to the files and the screen as they come; returns the exit code."""
     from trimtok_cli.outputs.page.write import cards_shown
 
-    comparisons: list[Comparison] = []
-    cards = cards_shown(len(manifest.summary.each))
+    answered: list[Comparison] = []
+    cards, journal = cards_shown(len(manifest.summary.each)), begun.journal
     failure = None
-    file = LineFile(manifest.destination, begin=manifest.write)
+    file = LineFile(manifest.destination, begin=manifest.write, end=begun.end)
     writer = ComparisonLines(file, **manifest.names)
     try:
-        with screen.track(total):
+        with screen.track(begun.number):
             for comparison in results:
                 interrupts.look()
+                start = file.end
                 writer.write(comparison)
+                journal.note(comparison, start)
                 manifest.summary.add(comparison)
-                pictures.add(len(comparisons) + 1, comparison)
+                pictures.add(len(journal.order), comparison)
                 # The page shows the first comparisons. The summary needs no boxes of the others,
                 # and boxes are most of the memory.
-                shown = len(comparisons) < cards
-                comparisons.append(comparison if shown else without_tokens(comparison))
+                shown = len(answered) < cards
+                answered.append(comparison if shown else without_tokens(comparison))
                 if show and not screen.quiet:
                     screen.show(SampleTable(comparison))
                 elif errors := [result.error for result in comparison.results if result.error]:
                     screen.failure(comparison.sample, errors[0])
                 screen.advance(*comparison.results)
+        journal.forget_unmet()
         manifest.interrupted = False
     except BaseException as error:
         failure = error
@@ -184,11 +197,32 @@ def write_all(
     finally:
         failed = failure is not None and not isinstance(failure, KeyboardInterrupt)
         writer.close(failed)
-        last = partial(close, comparisons, manifest, pictures, screen)
+        last = partial(close, begun, answered, manifest, pictures, screen)
         finish(manifest.destination.page, last, failure is not None)
-        if file.began and (file.count or not failed):
+        if file.began and (file.end or not failed):
             finish(manifest.destination.manifest, manifest.write, failure is not None)
     return EXIT_SOME_FAILED if manifest.summary.failed else EXIT_OK
+
+
+def nothing_left(
+    begun: BegunComparison,
+    destination: Destination,
+    config: RunConfig,
+    facts: dict[str, Any],
+    page: PageOptions,
+    screen: Screen,
+) -> int:
+    """Ends a run of which every sample is answered: makes its files again; the exit code."""
+    summary = ComparisonSummary(begun.settings)
+    begun.count_into(summary)
+    manifest = Manifest(destination, config, summary, facts)
+    manifest.interrupted = False
+    begun.journal.cut()
+    screen.say(f"nothing to do: {len(begun.journal.starts)} samples are in {destination}")
+    pictures = Pictures(page, Loader(rule=config.frame_rule))
+    finish(destination.page, partial(close, begun, [], manifest, pictures, screen), failed=False)
+    finish(destination.manifest, manifest.write, failed=False)
+    return EXIT_SOME_FAILED if summary.failed else EXIT_OK
 
 
 def without_tokens(comparison: Comparison) -> Comparison:
@@ -198,16 +232,25 @@ def without_tokens(comparison: Comparison) -> Comparison:
 
 
 def close(
-    comparisons: Sequence[Comparison], manifest: Manifest, pictures: Pictures, screen: Screen
+    begun: BegunComparison,
+    answered: list[Comparison],
+    manifest: Manifest,
+    pictures: Pictures,
+    screen: Screen,
 ) -> None:
-    """Shows the summary on the terminal, and writes the page and the figure."""
+    """Puts the lines in order, shows the summary on the terminal, and writes page and figure."""
     from trimtok_cli.evaluation.headline import explain
     from trimtok_cli.evaluation.summary import summarize
     from trimtok_cli.outputs.page.facts import details_of, facts_of
     from trimtok_cli.outputs.page.write import write_page
 
+    comparisons = begun.all(answered)
+    if not manifest.interrupted:
+        begun.journal.settle()  # the journal's places are no longer true
     if not comparisons:
         return
+    if begun.earlier:
+        pictures.add_missing(comparisons)
     rows = summarize(comparisons)
     if any(row.samples for row in rows):
         screen.show(SummaryTable(rows))

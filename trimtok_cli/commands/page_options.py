@@ -1,4 +1,4 @@
-"""The options of pictures that are made beside a page, and the making of them."""
+"""The options of a comparison: what is there already, and pictures that are made beside its page."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from trimtok_cli.commands.options import Existing, RunOptions, check_existing
 from trimtok_cli.commands.terminal.progress import Screen
 from trimtok_cli.config import OUTPUT
 from trimtok_cli.data import Comparison
 from trimtok_cli.errors import TrimtokError, UsageError
+from trimtok_cli.outputs.earlier import OVERWRITE, RESUME
 from trimtok_cli.wording import brief
 
 Overlays = Annotated[
@@ -69,17 +71,34 @@ class PageOptions:
             )
 
 
+@dataclass(frozen=True)
+class ComparisonOptions(RunOptions):
+    """The options of a comparison that a later one of the same command goes on with."""
+
+    existing: Existing = RESUME
+
+    def __post_init__(self) -> None:
+        check_existing(self.existing, self.overwrite)
+
+    @property
+    def if_there(self) -> str:
+        """What to do with answers that are already there."""
+        return OVERWRITE if self.overwrite else self.existing
+
+
 class Pictures:
     """Makes what PageOptions ask for. loader: reads pictures again."""
 
     def __init__(self, options: PageOptions, loader) -> None:
         self.options, self.loader, self.count = options, loader, 0
+        self.drawn: set[int] = set()
 
     def add(self, number: int, comparison: Comparison) -> None:
         """Writes the overlays of a sample. Raises TrimtokError if the disk fails."""
         folder = self.options.overlays
         if folder is None:
             return
+        self.drawn.add(number)
         from trimtok_cli.outputs.overlay_files import write_overlays
 
         try:
@@ -90,6 +109,12 @@ class Pictures:
                 f"--overlays: {error.filename or folder} cannot be written "
                 f"({error.strerror or error}); make room, or choose another folder."
             ) from error
+
+    def add_missing(self, comparisons: Sequence[Comparison]) -> None:
+        """Writes the overlays of the samples that an earlier process answered."""
+        for number, comparison in enumerate(comparisons, start=1):
+            if number not in self.drawn:
+                self.add(number, comparison)
 
     def finish(self, comparisons: Sequence[Comparison], screen: Screen) -> None:
         """Writes the figure, and says what was made."""

@@ -121,6 +121,13 @@ class ComparisonSummary:
         for summary, result in zip(self.each, comparison.results, strict=True):
             summary.add(result)
 
+    def add_earlier(self, comparison: Comparison) -> None:
+        """Counts a comparison of an earlier process, which this one's throughput leaves out."""
+        self.add(comparison)
+        for summary, result in zip(self.each, comparison.results, strict=True):
+            summary.answered -= 1
+            summary.generated_before += result.tokens.generated
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "counts": {"done": self.samples - self.failed, "failed": self.failed},
