@@ -266,5 +266,6 @@ def close(
             details=details_of([document]),
             loader=pictures.loader,
         )
-        screen.say(f"records in {destination.answers}, page in {destination.page}", "dim")
+        rest = f"; the same command with -o {destination} goes on" if manifest.interrupted else ""
+        screen.say(f"records in {destination}, page in {destination.page}{rest}", "dim")
     pictures.finish(comparisons, screen)

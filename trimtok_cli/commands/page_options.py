@@ -1,4 +1,4 @@
-"""The options of a comparison: what is there already, and pictures that are made beside its page."""
+"""The options of a comparison: what is there already, and pictures made beside its page."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
