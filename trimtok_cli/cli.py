@@ -14,6 +14,7 @@ from trimtok_cli.commands import (
     export,
     methods,
     models,
+    report,
     score,
     vqa,
 )
@@ -34,6 +35,8 @@ app.command("caption", epilog=caption.EXAMPLES, no_args_is_help=True)(caption.ca
 app.command("vqa", epilog=vqa.EXAMPLES, no_args_is_help=True)(vqa.vqa)
 
 app.command("compare", epilog=compare.EXAMPLES, no_args_is_help=True)(compare.compare)
+
+app.command("report", epilog=report.EXAMPLES, no_args_is_help=True)(report.report)
 
 app.command("check", epilog=check.EXAMPLES, no_args_is_help=True)(check.check)
 

@@ -129,7 +129,7 @@ class TokenCounts:
     """Token counts of one sample.
 
     `layer_mean` is the number of visual tokens averaged over the decoder layers. `generated`
-    includes the end token.
+    includes the end token. `stages` holds each stage's layer and the visual tokens left after it.
     """
 
     text: int = 0
@@ -137,6 +137,7 @@ class TokenCounts:
     kept: int = 0
     layer_mean: float = 0.0
     generated: int = 0
+    stages: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -227,7 +227,7 @@ def test_compare_writes_records_and_a_page(llava_folder, pictures):
         )
     page = Path("cmp/compare.html").read_text()
     assert "p1.png" in page and page.count("data:image/") >= 4
-    assert "visual tokens" in done.stderr and "same as dense" in done.stderr
+    assert "visual tokens" in done.stderr and "same: answers as dense's" in done.stderr
 
 
 def test_dense_and_keep_all_give_the_same_answers(llava_folder, pictures):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from trimtok_cli.commands.terminal.tables import summary_table
+from trimtok_cli.commands.terminal.tables import SummaryTable
 from trimtok_cli.data import Seconds, Setting
 from trimtok_cli.evaluation.summary import Medians, Row
 
@@ -16,7 +16,7 @@ MEASURED = Row(
 def lines(*rows: Row) -> list[str]:
     console = Console(width=200, record=True, file=None, quiet=False)
     with console.capture() as captured:
-        console.print(summary_table(rows))
+        console.print(SummaryTable(rows))
     return [line.strip() for line in captured.get().splitlines() if line.strip()]
 
 

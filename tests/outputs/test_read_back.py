@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.writing import as_written
-from trimtok_cli.data import Kept, Media, Result, Sample, Seconds, Setting, TokenCounts
+from trimtok_cli.data import Media, Result, Sample, Seconds, Setting, TokenCounts
 from trimtok_cli.errors import UsageError
 from trimtok_cli.outputs import read_back
 from trimtok_cli.outputs.journal import Journal
@@ -50,9 +50,15 @@ def drawn(lots: random.Random, number: int) -> Result:
         question=text(),
         answer=text(),
         setting=Setting(text(), text(), params={text(): text()}),
-        tokens=TokenCounts(size(), size(), size(), lots.random(), size()),
+        tokens=TokenCounts(
+            size(),
+            size(),
+            size(),
+            lots.random(),
+            size(),
+            tuple((layer, size()) for layer in range(lots.randrange(3))),
+        ),
         seconds=Seconds(*(lots.choice((0.0, 1e-7, 1e-9, 1.5, 1e6)) for _ in range(6))),
-        kept=tuple(Kept(layer, (1, 2)) for layer in range(lots.randrange(3))),
         grid=lots.choice(((), (24, 24))),
         finish=lots.choice(("stop", "length", "error")),
         error=lots.choice(("", text())),

@@ -1,17 +1,17 @@
 """trimtok compare: the same samples dense and pruned in one process, side by side."""
 
-import statistics
-import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from trimtok_cli import interrupts
 from trimtok_cli.commands import options as o
+from trimtok_cli.commands.page_options import ComparisonOptions, PageOptions, Pictures
+from trimtok_cli.commands.resume_comparison import BegunComparison, begin_comparison
 from trimtok_cli.commands.session import (
     build_pruners,
     check_stdin,
@@ -24,27 +24,27 @@ from trimtok_cli.commands.session import (
 )
 from trimtok_cli.commands.terminal.exit import guarded
 from trimtok_cli.commands.terminal.progress import FEW, Screen
-from trimtok_cli.commands.terminal.tables import sample_table, summary_table
+from trimtok_cli.commands.terminal.tables import SampleTable, SummaryTable
 from trimtok_cli.config import RunConfig
 from trimtok_cli.data import Comparison, Setting
 from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED
 from trimtok_cli.models.catalog import locate
 from trimtok_cli.outputs.comparison import ComparisonLines
 from trimtok_cli.outputs.destination import Destination, claimed
-from trimtok_cli.outputs.earlier import FAIL, OVERWRITE
 from trimtok_cli.outputs.line_file import LineFile, finish
 from trimtok_cli.outputs.manifest import ComparisonSummary, Manifest
+from trimtok_cli.outputs.pictures import Loader
 from trimtok_cli.readers import read_any
-from trimtok_cli.readers.keys import keyed
 from trimtok_cli.readers.source import Source
 from trimtok_cli.readers.templates import with_prompt
 
 EXAMPLES = (
     "Examples:\n\n"
     "trimtok compare ./images --keep 192,128,64\n\n"
-    "trimtok compare questions.jsonl --keep 64 --limit 20 -o case-study\n\n"
-    "It writes compare.jsonl and compare.html, one page with every image, its answers and "
-    "the kept tokens drawn over it."
+    "trimtok compare questions.jsonl --keep 64 --limit 20 -o case-study --figure fig2.png\n\n"
+    "It writes compare.jsonl, run.json and compare.html, one page with every image, its answers "
+    "and the kept tokens drawn over it; trimtok report makes the page again, or a page of several "
+    "runs."
 )
 
 Sources = Annotated[
@@ -53,9 +53,6 @@ Sources = Annotated[
         help="Images, folders, globs, @list.txt, or one question file.", show_default=False
     ),
 ]
-
-
-PAGE_SAMPLES = 200
 
 
 SEVERAL = {
@@ -77,33 +74,46 @@ def compare(
     allow_outside: o.Outside = False,
     recursive: o.Recursive = False,
     config: RunConfig,
-    options: o.RunOptions,
+    options: ComparisonOptions,
+    page: PageOptions,
 ) -> int:
     """Answer every sample dense and pruned, the vision tower run once for both, and say what
     changed and what it saved.
     """
     check_stdin(*sources)
-    source = read_any(
-        sources,
-        recursive=recursive,
-        image_root=image_root,
-        limit=config.limit or None,
-        allow_text_only=allow_text_only,
-        format=config.input_format,
-        allow_outside=allow_outside,
-        allow_urls=config.allow_urls,
-        settings=vars(config),
-    )
-    source = with_prompt(source, config.prompt)
-    screen = Screen(quiet=options.quiet, noun="samples")
+
+    def read() -> Source:
+        source = read_any(
+            sources,
+            recursive=recursive,
+            image_root=image_root,
+            limit=config.limit or None,
+            allow_text_only=allow_text_only,
+            format=config.input_format,
+            allow_outside=allow_outside,
+            allow_urls=config.allow_urls,
+            settings=vars(config),
+        )
+        return with_prompt(source, config.prompt)
+
+    source, screen = read(), Screen(quiet=options.quiet, noun="samples")
     tell(source, screen, options.verbose)
-    return run_comparison(config, source, options, screen)
+    return run_comparison(config, source, read, list(sources), options, page, screen)
 
 
-def run_comparison(config: RunConfig, source: Source, options: o.RunOptions, screen: Screen) -> int:
-    """Answers every sample of a source dense and pruned; returns the exit code.
+def run_comparison(
+    config: RunConfig,
+    source: Source,
+    again: Callable[[], Source],
+    inputs: list[str],
+    options: ComparisonOptions,
+    page: PageOptions,
+    screen: Screen,
+) -> int:
+    """Answers every sample that has no answer yet, dense and pruned; returns the exit code.
 
-    The answers go to the file, the terminal and the page.
+    The answers go to the file, the terminal and the page. again: reads the source anew. inputs: the
+    source as it was named.
     """
     locate(config.model)
     pruners = build_pruners(config)
@@ -112,68 +122,74 @@ def run_comparison(config: RunConfig, source: Source, options: o.RunOptions, scr
         options.out,
         "compare",
         read,
-        existing=OVERWRITE if options.overwrite else FAIL,
+        existing=options.if_there,
         name="compare.jsonl",
         page=True,
     ) as destination:
+        begun = begin_comparison(destination, config, source, options.if_there, screen, again)
+        page.check(options.overwrite or bool(begun.earlier), read)
+        facts: dict[str, Any] = {
+            "run": begun.earlier.get("run", uuid.uuid4().hex[:12]),
+            "command": "compare",
+            "inputs": inputs,
+            "root": begun.root,
+            "identity": begun.identity,
+        }
+        if begun.nothing_left:
+            facts |= {name: begun.earlier[name] for name in ("model", "generation")}
+            return nothing_left(begun, destination, config, facts, page, screen)
         adapter, ask = load(config, screen)
-        settings = generation(adapter, ask, config, screen)
+        facts |= {"generation": generation(adapter, ask, config, screen)}
         check_video(adapter, config)
         from trimtok_cli.evaluation.compare import compare_all
-        from trimtok_cli.media.video import load_video
 
+        facts |= {"model": describe(adapter)}
+        begun.check_loaded(facts["model"])
         with interrupts.under_way():
-            results = compare_all(adapter, pruners, keyed(source.samples), ask)
-            facts = {"run": uuid.uuid4().hex[:12], "command": "compare", "model": describe(adapter)}
-            show = options.verbose or (source.total is not None and source.total <= FEW)
-            last = partial(
-                close,
-                most=settings["max_new_tokens"]["value"],
-                model=facts["model"],
-                destination=destination,
-                screen=screen,
-                load_clip=partial(load_video, rule=ask.frames),
-            )
+            results = compare_all(adapter, pruners, begun.samples, ask)
             summary = ComparisonSummary([Setting.of(pruner) for pruner in pruners])
-            manifest = Manifest(destination, config, summary, facts | {"generation": settings})
-            return write_all(results, source.total, manifest, last, screen, show)
+            begun.count_into(summary)
+            manifest = Manifest(destination, config, summary, facts)
+            show = options.verbose or (begun.number is not None and begun.number <= FEW)
+            pictures = Pictures(page, Loader(rule=ask.frames))
+            return write_all(results, begun, manifest, pictures, screen, show)
 
 
 def write_all(
     results: Iterable[Comparison],
-    total: int | None,
+    begun: BegunComparison,
     manifest: Manifest,
-    last: Callable[[Sequence[Comparison]], None],
+    pictures: Pictures,
     screen: Screen,
     show: bool,
 ) -> int:
-    """Hands comparisons to the files and the screen as they come; returns the exit code.
+    """Hands comparisons to the files and the screen as they come; returns the exit code."""
+    from trimtok_cli.outputs.page.write import cards_shown
 
-    last: is called with all comparisons at the end.
-    """
-    comparisons: list[Comparison] = []
+    answered: list[Comparison] = []
+    cards, journal = cards_shown(len(manifest.summary.each)), begun.journal
     failure = None
-    file = LineFile(manifest.destination, begin=manifest.write)
+    file = LineFile(manifest.destination, begin=manifest.write, end=begun.end)
     writer = ComparisonLines(file, **manifest.names)
     try:
-        with screen.track(total):
+        with screen.track(begun.number):
             for comparison in results:
                 interrupts.look()
+                start = file.end
                 writer.write(comparison)
+                journal.note(comparison, start)
                 manifest.summary.add(comparison)
+                pictures.add(len(journal.order), comparison)
                 # The page shows the first comparisons. The summary needs no boxes of the others,
                 # and boxes are most of the memory.
-                shown = len(comparisons) < PAGE_SAMPLES
-                comparisons.append(
-                    comparison
-                    if shown
-                    else replace(comparison, boxes=(), visual_index=(), frame=())
-                )
+                shown = len(answered) < cards
+                answered.append(comparison if shown else without_tokens(comparison))
                 if show and not screen.quiet:
-                    screen.show(sample_table(comparison))
+                    screen.show(SampleTable(comparison))
                 elif errors := [result.error for result in comparison.results if result.error]:
                     screen.failure(comparison.sample, errors[0])
                 screen.advance(*comparison.results)
+        journal.forget_unmet()
         manifest.interrupted = False
     except BaseException as error:
         failure = error
@@ -181,54 +197,75 @@ def write_all(
     finally:
         failed = failure is not None and not isinstance(failure, KeyboardInterrupt)
         writer.close(failed)
-        finish(manifest.destination.page, partial(last, comparisons), failure is not None)
-        if file.began and (file.count or not failed):
+        last = partial(close, begun, answered, manifest, pictures, screen)
+        finish(manifest.destination.page, last, failure is not None)
+        if file.began and (file.end or not failed):
             finish(manifest.destination.manifest, manifest.write, failure is not None)
     return EXIT_SOME_FAILED if manifest.summary.failed else EXIT_OK
 
 
-def close(
-    comparisons: Sequence[Comparison],
-    *,
-    most: int | None,
-    model: dict[str, str],
+def nothing_left(
+    begun: BegunComparison,
     destination: Destination,
+    config: RunConfig,
+    facts: dict[str, Any],
+    page: PageOptions,
     screen: Screen,
-    load_clip,
-) -> None:
-    """Shows the summary on the terminal, and writes the page."""
-    from trimtok_cli.evaluation.summary import explain, summarize
-    from trimtok_cli.outputs.manifest import versions
-    from trimtok_cli.outputs.page import write_page
+) -> int:
+    """Ends a run of which every sample is answered: makes its files again; the exit code."""
+    summary = ComparisonSummary(begun.settings)
+    begun.count_into(summary)
+    manifest = Manifest(destination, config, summary, facts)
+    manifest.interrupted = False
+    begun.journal.cut()
+    screen.say(f"nothing to do: {len(begun.journal.starts)} samples are in {destination}")
+    pictures = Pictures(page, Loader(rule=config.frame_rule))
+    finish(destination.page, partial(close, begun, [], manifest, pictures, screen), failed=False)
+    finish(destination.manifest, manifest.write, failed=False)
+    return EXIT_SOME_FAILED if summary.failed else EXIT_OK
 
+
+def without_tokens(comparison: Comparison) -> Comparison:
+    """The comparison as the summary needs it: without the numbers and boxes of its tokens."""
+    results = tuple(replace(result, kept=()) for result in comparison.results)
+    return replace(comparison, results=results, boxes=(), visual_index=(), frame=())
+
+
+def close(
+    begun: BegunComparison,
+    answered: list[Comparison],
+    manifest: Manifest,
+    pictures: Pictures,
+    screen: Screen,
+) -> None:
+    """Puts the lines in order, shows the summary on the terminal, and writes page and figure."""
+    from trimtok_cli.evaluation.headline import explain
+    from trimtok_cli.evaluation.summary import summarize
+    from trimtok_cli.outputs.page.facts import details_of, facts_of
+    from trimtok_cli.outputs.page.write import write_page
+
+    comparisons = begun.all(answered)
+    if not manifest.interrupted:
+        begun.journal.settle()  # the journal's places are no longer true
     if not comparisons:
         return
-    rows, found = summarize(comparisons), versions()
+    if begun.earlier:
+        pictures.add_missing(comparisons)
+    rows = summarize(comparisons)
     if any(row.samples for row in rows):
-        screen.show(summary_table(rows))
+        screen.show(SummaryTable(rows))
     screen.say(explain(rows), "bold")
-    if destination.answers is None:
-        return
-    most = "as many as max_length of the checkpoint allows" if most is None else most
-    words = [r.tokens.text for c in comparisons for r in c.results[:1] if not r.error]
-    facts = {
-        "Model": f"{model['name']} "
-        f"({model['family']}{', ' + model['commit'][:12] if model['commit'] else ''})",
-        "Device": f"{model['device']}, {model['dtype']}, {model['threads']} CPU threads",
-        "Samples": f"{len(comparisons)}, one at a time, after a warm-up; at most {most} new tokens",
-        "Text tokens": f"{statistics.median(words):.0f} (median)" if words else "",
-        "Versions": f"torch {found['torch']}, transformers {found['transformers']}, Python "
-        f"{found['python']}",
-        "Date": time.strftime("%Y-%m-%d %H:%M"),
-    }
-    page = destination.answers.with_suffix(".html")
-    write_page(
-        page,
-        comparisons,
-        title="Dense and pruned, side by side",
-        facts=facts,
-        sentence=explain(rows),
-        load_clip=load_clip,
-        limit=PAGE_SAMPLES,
-    )
-    screen.say(f"records in {destination.answers}, page in {page}", "dim")
+    destination = manifest.destination
+    if destination.page is not None:
+        document = manifest.document()
+        write_page(
+            destination.page,
+            comparisons,
+            model=manifest.facts["model"]["name"],
+            facts=facts_of(document, comparisons),
+            details=details_of([document]),
+            loader=pictures.loader,
+        )
+        rest = f"; the same command with -o {destination} goes on" if manifest.interrupted else ""
+        screen.say(f"records in {destination}, page in {destination.page}{rest}", "dim")
+    pictures.finish(comparisons, screen)

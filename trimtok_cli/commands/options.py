@@ -167,13 +167,7 @@ class AnswerOptions(RunOptions, FormatOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.existing not in EXISTING:
-            raise UsageError(
-                f"--existing must be one of {', '.join(EXISTING)}, got {brief(self.existing)}"
-                f"{suggestion(self.existing, EXISTING)}."
-            )
-        if self.overwrite and self.existing == FAIL:
-            raise UsageError("--overwrite and --existing fail contradict each other: give one.")
+        check_existing(self.existing, self.overwrite)
         if self.keep_failed and self.only_failed:
             raise UsageError("--keep-failed and --only-failed contradict each other: give one.")
         if self.only_failed and self.if_there != RESUME:
@@ -183,6 +177,17 @@ class AnswerOptions(RunOptions, FormatOptions):
     def if_there(self) -> str:
         """What to do with answers that are already there."""
         return OVERWRITE if self.overwrite else self.existing
+
+
+def check_existing(existing: str, overwrite: bool) -> None:
+    """Raises UsageError for an unknown --existing, or one that contradicts --overwrite."""
+    if existing not in EXISTING:
+        raise UsageError(
+            f"--existing must be one of {', '.join(EXISTING)}, got {brief(existing)}"
+            f"{suggestion(existing, EXISTING)}."
+        )
+    if overwrite and existing == FAIL:
+        raise UsageError("--overwrite and --existing fail contradict each other: give one.")
 
 
 def settings(

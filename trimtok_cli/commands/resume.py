@@ -92,7 +92,7 @@ def begin(
     if source.total is not None:
         listed = source.samples if isinstance(source.samples, list) else again().samples
         refuse_strangers(journal, journal.strangers(keyed(listed)))
-    _tell_versions(earlier, screen)
+    tell_versions(earlier, screen)
     retried = 0 if options.keep_failed else len(journal.failed)
     number = None
     if options.only_failed:
@@ -183,7 +183,8 @@ def refuse_strangers(journal: Journal, strangers: set[bytes]) -> None:
     )
 
 
-def _tell_versions(earlier: Mapping[str, Any], screen: Screen) -> None:
+def tell_versions(earlier: Mapping[str, Any], screen: Screen) -> None:
+    """Says which versions are not those that the run began with."""
     now = {"trimtok": __version__} | versions()
     then = {"versions": {"trimtok": earlier["trimtok"], **earlier["versions"]}}
     if changed := list(other_versions(then, now)):

@@ -5,6 +5,7 @@ Every command that runs a model shares it.
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,11 @@ def pruning(config: RunConfig, method: str) -> dict[str, Any]:
 
 
 def build_pruners(config: RunConfig) -> list[Any]:
-    """The pruners of a comparison: None for dense, then one for each method and each budget."""
+    """The pruners of a comparison: None for dense, then one for each method and each budget.
+
+    A method in which keep has no say is there once.
+    """
+    from trimtok_cli.pruners.budget import Budget
     from trimtok_cli.pruners.registry import PRUNERS, build_pruner
 
     every = [name for name, method in PRUNERS.items() if method]
@@ -105,7 +110,12 @@ def build_pruners(config: RunConfig) -> list[Any]:
         for method in names
         for keep in config.keep.split(",")
     ]
-    pruners = [pruner for pruner in dict.fromkeys(built) if pruner is not None]
+    different: dict[Any, Any] = {}
+    for pruner in built:
+        if pruner is not None:
+            same = pruner if pruner.reads_keep else replace(pruner, keep=Budget())
+            different.setdefault(same, pruner)
+    pruners = list(different.values())
     if not pruners:
         raise UsageError(
             "nothing to compare with dense: give --keep fewer tokens than all, and a "

@@ -50,6 +50,7 @@ def result_of(adapter: Adapter, pruner: Pruner | None, finished: Finished) -> Re
             kept=len(request.kept[-1].tokens),
             layer_mean=layer_mean(request.kept, adapter.num_layers),
             generated=answer.steps,
+            stages=tuple((each.layer, len(each.tokens)) for each in request.kept),
         ),
         seconds=request.seconds + finished.seconds,
         peak_bytes=peak_bytes(adapter.device),

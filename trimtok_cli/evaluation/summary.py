@@ -1,25 +1,20 @@
-"""The summary of a comparison: a Row for each setting, and one sentence on where the time goes.
+"""The summary of a comparison: a Row for each setting.
 
 Pure functions on Comparisons; the page and the terminal table show the same Rows. Knows no model,
 no page and no terminal.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from difflib import SequenceMatcher
+from dataclasses import dataclass, fields
 from statistics import fmean, median
+from typing import Any
 
 from trimtok_cli.data import Comparison, Result, Seconds, Setting
-from trimtok_cli.units import duration, pace, percent
+from trimtok_cli.evaluation.proportion import Share, wilson
+from trimtok_cli.evaluation.words import agreement
 
-STAGES = {
-    "load": "reading the file",
-    "prepare": "preparing the image",
-    "encode": "the vision tower",
-    "prune": "pruning",
-    "prefill": "prefill",
-    "decode": "decode",
-}
+TIMES = tuple(field.name for field in fields(Seconds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +22,8 @@ class Medians:
     """Medians over samples.
 
     `total` is the median of whole samples, which is not the sum of the medians in `seconds`.
+    `layer_mean` is the visual tokens averaged over the decoder layers; `stages` holds the layer of
+    each stage and the tokens left after it.
     """
 
     visual: int
@@ -34,6 +31,8 @@ class Medians:
     generated: int
     seconds: Seconds
     total: float
+    layer_mean: float = 0.0
+    stages: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,8 @@ class Row:
 
     `median` holds the setting's medians, `dense` those of dense over the same samples. `same`
     answers are identical to dense's; `agreement` is the mean share of words in common. `referenced`
-    samples have references, and `matched` of them were answered with one. The first Row is dense
+    samples have references, and `matched` of them were answered with one: `lost` are those that
+    dense alone matched, `gained` those that this setting alone matched. The first Row is dense
     itself.
     """
 
@@ -55,10 +55,32 @@ class Row:
     referenced: int
     median: Medians
     dense: Medians
+    lost: int = 0
+    gained: int = 0
 
     @property
     def label(self) -> str:
         return self.setting.name
+
+    @property
+    def same_share(self) -> Share:
+        return wilson(self.same / self.samples if self.samples else 0.0, self.samples)
+
+    @property
+    def agreement_share(self) -> Share:
+        return wilson(self.agreement, self.samples)
+
+    @property
+    def matched_share(self) -> Share:
+        share = self.matched / self.referenced if self.referenced else 0.0
+        return wilson(share, self.referenced)
+
+    @property
+    def p(self) -> float:
+        """The p value of McNemar's exact test of as many matches as dense."""
+        from trimtok_cli.evaluation.statistics import mcnemar  # numpy: not for `--help`
+
+        return mcnemar(self.gained, self.lost)
 
     @property
     def prefill_speedup(self) -> float | None:
@@ -77,93 +99,79 @@ def summarize(comparisons: Sequence[Comparison]) -> list[Row]:
         pairs = [(c.results[0], c.results[i]) for c in comparisons if len(c.results) > i]
         setting = pairs[0][1].setting
         pairs = [(dense, result) for dense, result in pairs if not dense.error and not result.error]
-        referenced = [result for _, result in pairs if result.sample.answers]
+        referenced = [pair for pair in pairs if pair[1].sample.answers]
+        matches = [(is_match(dense), is_match(result)) for dense, result in referenced]
         rows.append(
             Row(
                 setting=setting,
                 samples=len(pairs),
                 failed=len(comparisons) - len(pairs),
                 same=sum(is_same(*pair) for pair in pairs),
-                agreement=fmean(agreement(*pair) for pair in pairs) if pairs else 0.0,
-                matched=sum(is_match(result) for result in referenced),
+                agreement=fmean(agreement(dense.answer, result.answer) for dense, result in pairs)
+                if pairs
+                else 0.0,
+                matched=sum(now for _, now in matches),
                 referenced=len(referenced),
                 median=_medians([result for _, result in pairs]),
                 dense=_medians([dense for dense, _ in pairs]),
+                lost=sum(was and not now for was, now in matches),
+                gained=sum(now and not was for was, now in matches),
             )
         )
     return rows
 
 
-def explain(rows: Sequence[Row]) -> str:
-    """One sentence on where the time goes, for the setting that keeps the fewest visual tokens."""
-    pruned = [row for row in rows[1:] if row.samples]
-    if not pruned:
-        now = rows[0].median if rows and rows[0].samples else None
-        if now is None or not now.total:
-            return "No sample was answered both dense and pruned, so there is nothing to compare."
-        stage, share = _shares(now)[0]
-        return (
-            f"Only dense answered: {duration(now.total)} a sample, {percent(share)} of it "
-            f"{STAGES[stage]}."
-        )
-    row = min(pruned, key=lambda row: row.median.kept)
-    head = f"With {row.median.kept} of {row.median.visual} visual tokens"
-    if row.total_speedup is None:
-        return (
-            f"{head} {row.same} of {row.samples} answers are identical to dense; the time "
-            "was not measured."
-        )
-    prefill, whole = pace(row.prefill_speedup), pace(row.total_speedup)
-    paces = (
-        f"prefill is {prefill}, the whole sample {whole}"
-        if prefill
-        else f"the whole sample is {whole}"
-    )
-    if prefill == whole:
-        paces = f"prefill and the whole sample are {whole}"
-    return f"{head} {paces}: {_reason(row)}."
+def figures(row: Row) -> dict[str, Any]:
+    """The row as plain values under names that say their units, for CSV and JSON."""
+    now = row.median
+    found: dict[str, Any] = {
+        "setting": row.label,
+        "method": row.setting.method,
+        "keep": row.setting.keep,
+        "changes": row.setting.changes,
+        "samples": row.samples,
+        "failed": row.failed,
+    }
+    if not row.samples:
+        return found
+    found |= {
+        "visual_tokens": now.visual,
+        "kept": now.kept,
+        "layer_mean": round(now.layer_mean, 3),
+        "stages": [list(stage) for stage in now.stages],
+        "same": row.same,
+        **_share("same", row.same_share),
+        "words_in_common": round(row.agreement, 4),
+    }
+    if row.referenced:
+        found |= {
+            "referenced": row.referenced,
+            "matched": row.matched,
+            **_share("matched", row.matched_share),
+            "lost": row.lost,
+            "gained": row.gained,
+            "p": round(row.p, 4),
+        }
+    times = {f"{name}_ms": round(1000 * getattr(now.seconds, name), 3) for name in TIMES}
+    return found | times | {"total_ms": round(1000 * now.total, 3), "generated": now.generated}
 
 
-def _reason(row: Row) -> str:
-    """Why the whole sample gained no more, or lost."""
-    speedup = row.total_speedup or 1.0
-    now, was, shares = row.median.seconds, row.dense.seconds, _shares(row.median)
-    grown = {stage: getattr(now, stage) - getattr(was, stage) for stage in STAGES}
-    worst, saved = max(grown, key=grown.__getitem__), -grown["prefill"]
-    if speedup < 1.05 and worst == "prune" and now.prune > saved / 2:
-        return (
-            f"pruning takes {duration(now.prune)} and prefill saves "
-            f"{duration(saved) if saved > 0 else 'nothing'}"
-        )
-    if speedup < 0.95 and grown[worst] > 0:
-        length = (
-            f", for {row.median.generated} tokens instead of {row.dense.generated}"
-            if worst == "decode"
-            else ""
-        )
-        return (
-            f"{STAGES[worst]} takes {duration(getattr(now, worst))} instead of "
-            f"{duration(getattr(was, worst))}{length}"
-        )
-    steady = [
-        (s, part)
-        for s, part in shares
-        if part >= 0.1 and s not in ("prune", "prefill") and abs(grown[s]) <= 0.1 * getattr(now, s)
-    ]
-    stage, share = shares[0]
-    if shares[0] not in steady or (stage == "decode" and share >= 0.5):
-        shorter = (
-            ", so shorter answers would gain more"
-            if stage == "decode" and row.median.generated > 3
-            else ""
-        )
-        return f"{STAGES[stage]} is {percent(share)} of what is left{shorter}"
-    *parts, last = [f"{STAGES[s]} ({percent(part)})" for s, part in steady]
-    return (
-        f"{', '.join(parts)} and {last} take as long as before"
-        if parts
-        else f"{last} takes as long as before"
-    )
+def groups(comparisons: Sequence[Comparison], most: int = 12) -> dict[str, dict[str, list[Row]]]:
+    """The rows of each value of each further column that tells at least two samples apart.
+
+    Columns of 2 to `most` different plain values, not each of its own, are taken.
+    """
+    columns: dict[str, dict[str, list[Comparison]]] = defaultdict(lambda: defaultdict(list))
+    for comparison in comparisons:
+        for name, value in comparison.sample.extra.items():
+            plain = isinstance(value, (str, int, float)) and value not in comparison.sample.answers
+            if plain:
+                columns[name][str(value)].append(comparison)
+    return {
+        name: {value: summarize(group) for value, group in sorted(values.items())}
+        for name, values in columns.items()
+        if 2 <= len(values) <= most and len(values) < sum(map(len, values.values()))
+    }
 
 
 def is_same(dense: Result, pruned: Result) -> bool:
@@ -176,13 +184,6 @@ def is_match(result: Result) -> bool:
     return _normalised(result.answer) in {_normalised(text) for text in result.sample.answers}
 
 
-def agreement(dense: Result, pruned: Result) -> float:
-    """The share of words in common, in order, in [0, 1]."""
-    return SequenceMatcher(
-        None, dense.answer.split(), pruned.answer.split(), autojunk=False
-    ).ratio()
-
-
 def _medians(results: Sequence[Result]) -> Medians:
     if not results:
         return Medians(0, 0, 0, Seconds(), 0.0)
@@ -190,22 +191,25 @@ def _medians(results: Sequence[Result]) -> Medians:
     def count(name: str) -> int:
         return round(median(getattr(result.tokens, name) for result in results))
 
-    stages = {stage: median(getattr(r.seconds, stage) for r in results) for stage in STAGES}
+    left = defaultdict(list)
+    for result in results:
+        for layer, tokens in result.tokens.stages:
+            left[layer].append(tokens)
+    times = {name: median(getattr(r.seconds, name) for r in results) for name in TIMES}
     return Medians(
         visual=count("visual"),
         kept=count("kept"),
         generated=count("generated"),
-        seconds=Seconds(**stages),
+        seconds=Seconds(**times),
         total=median(result.seconds.total for result in results),
+        layer_mean=median(result.tokens.layer_mean for result in results),
+        stages=tuple((layer, round(median(tokens))) for layer, tokens in sorted(left.items())),
     )
 
 
-def _shares(medians: Medians) -> list[tuple[str, float]]:
-    """Each stage's share of the whole sample, largest first."""
-    return sorted(
-        ((s, getattr(medians.seconds, s) / medians.total) for s in STAGES),
-        key=lambda pair: -pair[1],
-    )
+def _share(name: str, share: Share) -> dict[str, float]:
+    ends = {"share": share.value, "low": share.low, "high": share.high}
+    return {f"{name}_{end}": round(value, 4) for end, value in ends.items()}
 
 
 def _ratio(was: float, now: float) -> float | None:

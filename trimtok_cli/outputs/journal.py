@@ -53,7 +53,7 @@ class Journal:
                 if torn:
                     raise self._torn(torn)
                 try:
-                    line = read_line(text)
+                    line = self.read_line(text)
                 except NoRecord:
                     raise self._foreign(number) from None
                 except (ValueError, RecursionError):
@@ -64,6 +64,10 @@ class Journal:
                 if self._add(line.key, self.end, line.failed) and not line.failed:
                     count(line)
                 self.end += len(text)
+
+    def read_line(self, text: bytes) -> Line:
+        """The line as numbers. Raises NoRecord, or ValueError if it is not whole."""
+        return read_line(text)
 
     def _torn(self, number: int) -> UsageError:
         return UsageError(

@@ -121,6 +121,13 @@ class ComparisonSummary:
         for summary, result in zip(self.each, comparison.results, strict=True):
             summary.add(result)
 
+    def add_earlier(self, comparison: Comparison) -> None:
+        """Counts a comparison of an earlier process, which this one's throughput leaves out."""
+        self.add(comparison)
+        for summary, result in zip(self.each, comparison.results, strict=True):
+            summary.answered -= 1
+            summary.generated_before += result.tokens.generated
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "counts": {"done": self.samples - self.failed, "failed": self.failed},
@@ -150,9 +157,9 @@ class Manifest:
         """The names that every record repeats: model and run."""
         return {"model": self.config.model, "run": self.facts["run"]}
 
-    def write(self) -> None:
-        """Writes the file whole or not at all; writes nothing if answers go to standard output."""
-        document = {
+    def document(self) -> dict[str, Any]:
+        """What the file holds as the run stands now."""
+        return {
             "interrupted": self.interrupted,
             **self.facts,
             "trimtok": __version__,
@@ -161,7 +168,10 @@ class Manifest:
             "versions": versions(),
             **self.summary.as_dict(),
         }
-        write_document(self.destination, document)
+
+    def write(self) -> None:
+        """Writes the file whole or not at all; writes nothing if answers go to standard output."""
+        write_document(self.destination, self.document())
 
 
 def write_document(destination: Destination, document: Mapping[str, Any]) -> None:

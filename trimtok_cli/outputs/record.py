@@ -53,7 +53,7 @@ def record(result: Result, *, model: str, run: str) -> dict[str, Any]:
                 "grid": list(result.grid),
                 "frames": max(frames, 1),
                 "layer_mean": round(tokens.layer_mean, 3),
-                "stages": [[each.layer, len(each.tokens)] for each in result.kept],
+                "stages": [list(stage) for stage in tokens.stages],
             },
             "timing_ms": {**ms, "batch_size": result.batch_size},
             "media": {

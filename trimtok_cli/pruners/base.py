@@ -162,6 +162,11 @@ class Pruner:
         """Whether keep has a say, as the method is set: if not, keeping `all` is not dense."""
         return True
 
+    @property
+    def reads_keep(self) -> bool:
+        """Whether two values of keep, both below `all`, prune differently."""
+        return self.keep_decides
+
     def budgets(
         self, images: Sequence[Tensor], embeds: Callable[[Tensor], Tensor]
     ) -> list[tuple[Tensor, int]]:

@@ -92,6 +92,10 @@ class VTW(Pruner):
         return self.layer is None
 
     @property
+    def reads_keep(self) -> bool:
+        return self.counts != "final"
+
+    @property
     def _one_for_all(self) -> bool:
         """Whether, with layer-mean, one K fits images of every size."""
         return self.keep.share is not None and self.budget == "equal"
