@@ -5,7 +5,18 @@ from typing import Annotated
 import typer
 
 from trimtok_cli import __version__
-from trimtok_cli.commands import bench, caption, check, compare, env, export, methods, models, vqa
+from trimtok_cli.commands import (
+    bench,
+    caption,
+    check,
+    compare,
+    env,
+    export,
+    methods,
+    models,
+    sweep,
+    vqa,
+)
 from trimtok_cli.interrupts import protected
 
 app = typer.Typer(
@@ -23,6 +34,8 @@ app.command("caption", epilog=caption.EXAMPLES, no_args_is_help=True)(caption.ca
 app.command("vqa", epilog=vqa.EXAMPLES, no_args_is_help=True)(vqa.vqa)
 
 app.command("compare", epilog=compare.EXAMPLES, no_args_is_help=True)(compare.compare)
+
+app.command("sweep", epilog=sweep.EXAMPLES, no_args_is_help=True)(sweep.sweep)
 
 app.command("check", epilog=check.EXAMPLES, no_args_is_help=True)(check.check)
 

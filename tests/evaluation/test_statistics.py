@@ -15,6 +15,7 @@ from trimtok_cli.evaluation.statistics import (
     mean_interval,
     paired,
     paired_statistic,
+    share_interval,
 )
 
 # Values of R's binom.test(min, n) for the discordant pairs, two-sided.
@@ -165,3 +166,14 @@ def test_no_samples_have_no_mean():
         mean_interval([])
     with pytest.raises(ValueError, match="2 and of 1"):
         paired([1.0, 0.0], [1.0])
+
+
+def test_equal_values_are_no_certainty():
+    """No failure in n throws leaves a rate of p possible as long as (1 - p)^n is 2.5 %."""
+    all_right = share_interval([1.0] * 40)
+    assert (all_right.value, all_right.high) == (1.0, 1.0)
+    assert all_right.low**40 == pytest.approx(0.025)
+    assert share_interval([1.0] * 40, [n // 5 for n in range(40)]).low ** 8 == pytest.approx(0.025)
+    assert share_interval([0.0] * 40).high == pytest.approx(1 - all_right.low)
+    some = [1.0] * 39 + [0.5]
+    assert share_interval(some) == mean_interval(some)

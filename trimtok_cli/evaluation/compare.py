@@ -24,9 +24,9 @@ def compare_all(
     """A Comparison for every sample: answered by every pruner, images read and encoded once.
 
     Samples run alone, for true times. A setting's peak of memory is its own, or the vision tower's
-    if that is higher; the cache is shared. The order of the pruners turns with each sample, so that none
-    is always the first to run. The first sample runs once beforehand and is thrown away: a first
-    pass pays for kernels and caches. Raises ModelError; any other error is the sample's.
+    if that is higher; the cache is shared. The order of the pruners turns with each sample, so that
+    none is always the first to run. The first sample runs once beforehand and is thrown away: a
+    first pass pays for kernels and caches. Raises ModelError; any other error is the sample's.
     """
     if any(prunes_in_decoder(adapter, pruner) for pruner in pruners):
         # Methods that prune inside the decoder have only this loop, and all run the same.

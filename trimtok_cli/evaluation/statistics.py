@@ -59,6 +59,22 @@ def mean_interval(
     return _interval(float(numbers.mean()), means, level)
 
 
+def share_interval(
+    values: Sequence[float], groups: Sequence[Hashable] | None = None, *, level: float = LEVEL
+) -> Interval:
+    """The mean of values in [0, 1], where all of them may be 0 or all 1.
+
+    Draws of equal values never differ, which is no certainty: the open end of the interval is then
+    the exact one of as many groups.
+    """
+    found = mean_interval(values, groups, level=level)
+    count = len(set(groups)) if groups is not None else len(values)
+    open_end = ((1 - level) / 2) ** (1 / count)
+    if min(values) == 1:
+        return Interval(1.0, open_end, 1.0)
+    return Interval(0.0, 0.0, 1 - open_end) if max(values) == 0 else found
+
+
 def interval(
     statistic: Statistic,
     count: int,
