@@ -28,7 +28,7 @@ MAY = {
     "pruners": set(),
     "generation": set(),
     "engine": {"generation", "models", "prepare", "pruners"},
-    "evaluation": {"engine", "generation", "models", "prepare", "pruners"},
+    "evaluation": {"engine", "generation", "models", "prepare", "pruners", "readers"},
     "outputs": {"evaluation", "media"},
     "bench": {"engine", "generation", "models", "outputs", "prepare", "pruners", "readers"},
     "commands": {
@@ -64,6 +64,7 @@ LIGHT_IN_HEAVY = (
     "bench.document",
     "bench.expected",
 )
+LIGHT_FOLDERS = ("trimtok_cli.evaluation.metrics", "trimtok_cli.evaluation.datasets")
 
 
 def name_of(path: Path) -> str:
@@ -136,6 +137,16 @@ def test_pruners_and_outputs_know_no_library_of_models():
         assert "trimtok_cli" in used and not used & forbidden
 
 
+def test_metrics_know_nothing_but_each_other():
+    used = {
+        name
+        for path in (PACKAGE / "evaluation" / "metrics").glob("*.py")
+        for name in imports(path)
+        if name.split(".")[0] not in sys.stdlib_module_names
+    }
+    assert used and all(name.startswith("trimtok_cli.evaluation.metrics.") for name in used)
+
+
 def test_shared_words_import_no_folder_and_nothing_goes_round():
     words = [
         path for path in PACKAGE.glob("*.py") if path.stem not in ("cli", "__main__", "__init__")
@@ -162,6 +173,7 @@ def test_light_modules_import_nothing_heavy():
         if folder_of(name) not in (*HEAVY, *HEAVY_WORDS) and not name.endswith("__main__")
     ]
     light += [f"trimtok_cli.{name}" for name in LIGHT_IN_HEAVY]
+    light += [name for name in NAMES if name.startswith(LIGHT_FOLDERS)]
     assert len(light) > 50
 
     def heavy(names: list[str]) -> str:

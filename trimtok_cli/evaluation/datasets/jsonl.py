@@ -1,0 +1,57 @@
+"""Rows of your own with the right answers beside them: the file that `trimtok vqa` reads.
+
+References are what the readers find: `answers`, `answer`, `gt_answer` or `label`. A `task` or
+`category` divides the samples into parts.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from trimtok_cli.data import Sample
+from trimtok_cli.errors import UsageError
+from trimtok_cli.evaluation.datasets.asking import asked
+from trimtok_cli.evaluation.datasets.base import Dataset, Pair, Scores
+from trimtok_cli.evaluation.datasets.files import image_root, read_rows, required
+from trimtok_cli.evaluation.metrics.anls import anls
+from trimtok_cli.evaluation.metrics.counting import mean
+from trimtok_cli.evaluation.metrics.exact_match import exact_match
+from trimtok_cli.wording import brief
+
+_FILES = ("questions.jsonl", "*.jsonl", "*.json", "*.csv", "*.tsv", "*.parquet")
+_PARTS = ("task", "category")
+
+
+def samples(folder: Path, *, split: str = "", images: Path | None = None) -> Iterator[Sample]:
+    """The samples as they are asked; one without a reference is refused."""
+    path = required(folder, (f"{split}.jsonl", *_FILES) if split else _FILES, "file of questions")
+    for sample in read_rows(path, image_root(folder, images), text_only=True):
+        if not sample.answers:
+            raise UsageError(
+                f"--data: {path} row {brief(sample.id)} has no reference; put one under answers."
+            )
+        yield asked(sample, "{question}", {})
+
+
+def score(pairs: Sequence[Pair]) -> Scores:
+    """Exact match, of all and of each task, and ANLS for answers that are nearly right."""
+    each = [100.0 * exact_match(answer, sample.answers) for sample, answer in pairs]
+    near = [100.0 * anls(answer, sample.answers) for sample, answer in pairs]
+    values = {"accuracy": mean(each), "anls": mean(near)}
+    parts: dict[str, list[float]] = defaultdict(list)
+    for (sample, _), value in zip(pairs, each, strict=True):
+        part = next((sample.extra[name] for name in _PARTS if sample.extra.get(name)), None)
+        if isinstance(part, str):
+            parts[part].append(value)
+    values |= {f"{part}/accuracy": mean(value) for part, value in parts.items()}
+    return Scores("accuracy", values, each)
+
+
+JSONL = Dataset(
+    name="jsonl",
+    title="rows with answers",
+    layout="questions.jsonl, or a file itself: rows as trimtok vqa reads them, with answers",
+    samples=samples,
+    score=score,
+    max_new_tokens=64,
+)
