@@ -11,6 +11,7 @@ from trimtok_cli.commands import (
     check,
     compare,
     env,
+    evaluate,
     export,
     methods,
     models,
@@ -34,6 +35,8 @@ app.command("caption", epilog=caption.EXAMPLES, no_args_is_help=True)(caption.ca
 app.command("vqa", epilog=vqa.EXAMPLES, no_args_is_help=True)(vqa.vqa)
 
 app.command("compare", epilog=compare.EXAMPLES, no_args_is_help=True)(compare.compare)
+
+app.command("evaluate", epilog=evaluate.EXAMPLES, no_args_is_help=True)(evaluate.evaluate)
 
 app.command("sweep", epilog=sweep.EXAMPLES, no_args_is_help=True)(sweep.sweep)
 
