@@ -15,6 +15,7 @@ from trimtok_cli.commands import (
     export,
     methods,
     models,
+    score,
     sweep,
     vqa,
 )
@@ -43,6 +44,8 @@ app.command("sweep", epilog=sweep.EXAMPLES, no_args_is_help=True)(sweep.sweep)
 app.command("check", epilog=check.EXAMPLES, no_args_is_help=True)(check.check)
 
 app.command("export", epilog=export.EXAMPLES, no_args_is_help=True)(export.export)
+
+app.command("score", epilog=score.EXAMPLES, no_args_is_help=True)(score.score)
 
 app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
 

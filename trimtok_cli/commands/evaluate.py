@@ -13,8 +13,8 @@ from trimtok_cli import __version__, interrupts
 from trimtok_cli.commands import grid_cells as cells
 from trimtok_cli.commands import options as o
 from trimtok_cli.commands.terminal.exit import guarded
+from trimtok_cli.commands.terminal.grid import block_tables
 from trimtok_cli.commands.terminal.progress import Screen
-from trimtok_cli.commands.terminal.scores import block_tables
 from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED, UsageError
 from trimtok_cli.evaluation.grid_scores import Scorer
 from trimtok_cli.evaluation.grid_spec import Grid, read_grid

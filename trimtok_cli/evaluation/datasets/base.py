@@ -23,12 +23,13 @@ class Scores:
     README's table says otherwise; `PART/METRIC` is a metric over a part of the samples, such as
     `random/f1`. each: the headline of each pair, in order and in the same unit, where the headline
     is their mean; None where it is no mean over samples, so that an interval of it needs the pairs
-    drawn anew and scored again.
+    drawn anew and scored again. notes: what a reader of the numbers should know, in sentences.
     """
 
     main: str
     values: Mapping[str, float]
     each: Sequence[float] | None = None
+    notes: Sequence[str] = ()
 
     @property
     def headline(self) -> float:

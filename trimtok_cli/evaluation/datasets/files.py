@@ -45,13 +45,20 @@ def image_root(folder: Path, images: Path | None, *usual: str) -> Path:
     return images or next((base / name for name in usual if (base / name).is_dir()), base)
 
 
-def read_rows(path: Path, root: Path, *, text_only: bool = False) -> Iterator[Sample]:
-    """The samples of a question file, as `trimtok vqa` reads it. UsageError for a broken row.
+def read_rows(
+    path: Path, root: Path, *, command: str = "vqa", text_only: bool = False
+) -> Iterator[Sample]:
+    """The samples of a file of rows, as that command reads it. UsageError for a broken row.
 
     text_only: rows without a picture are in place.
     """
     source = read_questions(
-        str(path), image_root=root, allow_text_only=text_only, allow_outside=True, allow_urls=True
+        str(path),
+        command=command,
+        image_root=root,
+        allow_text_only=text_only,
+        allow_outside=True,
+        allow_urls=True,
     )
     for sample in source.samples:
         if sample.problem:
@@ -59,15 +66,20 @@ def read_rows(path: Path, root: Path, *, text_only: bool = False) -> Iterator[Sa
         yield sample
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds, at once; a file of JSON lines gives a list. UsageError if broken."""
+def read_text(path: Path) -> str:
+    """The whole file as text. UsageError if it cannot be read."""
     name = shortened(str(path))
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise UsageError(f"{name} is not UTF-8 text; save the file as UTF-8.") from None
     except OSError as error:
         raise UsageError(f"{name} cannot be read ({error.strerror or error}).") from None
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds, at once; a file of JSON lines gives a list. UsageError if broken."""
+    name, text = shortened(str(path)), read_text(path)
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as whole:
@@ -83,6 +95,33 @@ def read_json(path: Path) -> Any:
             reason = getattr(error, "msg", error)
             raise UsageError(f"{name} line {number} is no JSON ({reason}).") from None
     return rows
+
+
+def records(path: Path, needed: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(id, record) of each entry of a JSON file: a list, JSON lines, or an object by ids.
+
+    The id of an entry of a list is its `id`, else "". UsageError where an entry lacks one of the
+    `needed` names.
+    """
+    content = read_json(path)
+    if isinstance(content, dict):
+        entries = [(str(key), value) for key, value in content.items()]
+    elif isinstance(content, list):
+        entries = [(_own_id(value), value) for value in content]
+    else:
+        entries = [("", content)]
+    for number, (key, value) in enumerate(entries, start=1):
+        lacking = [name for name in needed if not isinstance(value, dict) or name not in value]
+        if lacking:
+            raise UsageError(
+                f"--data: entry {number} of {shortened(str(path))} has no {lacking[0]!r}; is it a "
+                "file of another data set?"
+            )
+        yield key, value
+
+
+def _own_id(value: Any) -> str:
+    return str(value.get("id", "")) if isinstance(value, dict) else ""
 
 
 def _is_object(line: str) -> bool:

@@ -4,8 +4,8 @@ References are what the readers find: `answers`, `answer`, `gt_answer` or `label
 `category` divides the samples into parts.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from trimtok_cli.data import Sample
@@ -13,6 +13,7 @@ from trimtok_cli.errors import UsageError
 from trimtok_cli.evaluation.datasets.asking import asked
 from trimtok_cli.evaluation.datasets.base import Dataset, Pair, Scores
 from trimtok_cli.evaluation.datasets.files import image_root, read_rows, required
+from trimtok_cli.evaluation.datasets.parts import scores_of_means
 from trimtok_cli.evaluation.metrics.anls import anls
 from trimtok_cli.evaluation.metrics.counting import mean
 from trimtok_cli.evaluation.metrics.exact_match import exact_match
@@ -37,14 +38,8 @@ def score(pairs: Sequence[Pair]) -> Scores:
     """Exact match, of all and of each task, and ANLS for answers that are nearly right."""
     each = [100.0 * exact_match(answer, sample.answers) for sample, answer in pairs]
     near = [100.0 * anls(answer, sample.answers) for sample, answer in pairs]
-    values = {"accuracy": mean(each), "anls": mean(near)}
-    parts: dict[str, list[float]] = defaultdict(list)
-    for (sample, _), value in zip(pairs, each, strict=True):
-        part = next((sample.extra[name] for name in _PARTS if sample.extra.get(name)), None)
-        if isinstance(part, str):
-            parts[part].append(value)
-    values |= {f"{part}/accuracy": mean(value) for part, value in parts.items()}
-    return Scores("accuracy", values, each)
+    scores = scores_of_means("accuracy", each, pairs, *_PARTS)
+    return replace(scores, values={**scores.values, "anls": mean(near)})
 
 
 JSONL = Dataset(
