@@ -88,7 +88,7 @@ def evaluate(
         ) as destination,
         interrupts.under_way(),
     ):
-        problems = {} if table_only else _answer_all(asked, lines, columns, folder, screen, file)
+        problems = {} if table_only else _answer_all(asked, lines, columns, folder, screen)
         table = _table(asked, lines, columns, folder, problems)
         found = {"title": asked.title or Path(file).stem, **_facts(asked, file), **table}
         write_tables(found, destination.file.parent)
@@ -109,7 +109,6 @@ def _answer_all(
     columns: Sequence[cells.Column],
     out: Path,
     screen: Screen,
-    file: str,
 ) -> dict[Path, str]:
     """Answers what is left of every cell, model by model; returns why cells stay empty."""
     every = [
@@ -124,7 +123,7 @@ def _answer_all(
         interrupts.look()
         screen.say(f"cell {number} of {len(every)}: {each.folder.relative_to(out)}", "bold")
         try:
-            cells.answer(each, opener, screen, file, quiet=screen.quiet)
+            cells.answer(each, opener, screen)
         except cells.Unfit as error:
             problems[each.folder] = str(error)
             screen.say(f"left out: {error}", "yellow")

@@ -33,6 +33,7 @@ from trimtok_cli.resolve import build as record_of
 from trimtok_cli.wording import shown_name
 
 LONGEST_NAME = 80  # characters of a folder's name
+TRIED = 3  # samples of a cell whose budget may be out of reach
 
 
 class Unfit(TrimtokError):
@@ -222,15 +223,22 @@ class OneModel:
             release(device)
 
 
-def answer(each: Run, opener: OneModel, screen: Screen, grid_file: str, *, quiet: bool) -> int:
-    """Answers what is left of one cell; returns the exit code. Raises Unfit."""
+def answer(each: Run, opener: OneModel, screen: Screen) -> None:
+    """Answers what is left of one cell. Raises Unfit.
+
+    A budget that a method may not reach is tried on a few samples first.
+    """
     samples = each.column.samples
     source = Source(samples, len(samples))
     # A folder's name may look like that of a file.
-    options = AnswerOptions(out=f"{each.folder}/", config=grid_file, quiet=quiet)
-    return run(
-        "evaluate", each.config, source, options, screen, again=lambda: source, opener=opener
-    )
+    options = AnswerOptions(out=f"{each.folder}/")
+    if each.config.budget_counts != FINAL and not read_cell([each])[0].kept:
+        few = Source(samples[:TRIED], min(TRIED, len(samples)))
+        run("evaluate", each.config, few, options, screen, again=lambda: few, opener=opener)
+        cell, _ = read_cell([each])
+        if not cell.kept:
+            raise Unfit(cell.error)
+    run("evaluate", each.config, source, options, screen, again=lambda: source, opener=opener)
 
 
 def read_cell(runs: Sequence[Run], problem: str = "") -> tuple[Cell, list[list[str | None]]]:

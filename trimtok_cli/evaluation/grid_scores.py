@@ -19,6 +19,8 @@ from trimtok_cli.evaluation.statistics import (
     halves,
     mean_interval,
     paired,
+    pictures_of,
+    share_interval,
     spread,
 )
 from trimtok_cli.wording import brief, suggestion
@@ -56,9 +58,7 @@ class Scorer:
 
     def __init__(self, dataset: Dataset, samples: Sequence[Sample], metric: str = "") -> None:
         self.dataset, self.samples, self.metric = dataset, samples, metric
-        # Questions about one picture are no independent evidence.
-        names: list[Hashable] = [sample.names or sample.id for sample in samples]
-        self.groups = names
+        self.groups = [pictures_of(sample) for sample in samples]
         self.drawn: dict[tuple[tuple[int, ...], tuple[int, ...]], Any] = {}
 
     def score(self, *texts: Texts) -> Score | None:
@@ -71,9 +71,14 @@ class Scorer:
         return self._score(texts, chosen) if chosen else None
 
     def interval(self, score: Score) -> Interval:
-        if score.each is not None:
-            return mean_interval(score.each, self._groups(score.chosen))
-        return spread(score.value, self._draws(score))
+        """The score's interval; the exact one where every sample is right, or every one wrong."""
+        if score.each is None:
+            return spread(score.value, self._draws(score))
+        groups = self._groups(score.chosen)
+        if set(np.unique(score.each)) not in ({0.0}, {100.0}):
+            return mean_interval(score.each, groups)
+        share = share_interval(score.each / 100, groups)
+        return Interval(score.value, 100 * share.low, 100 * share.high)
 
     def difference(self, first: Score, second: Score) -> Difference:
         """The difference on the samples that both have; a paired test of none."""

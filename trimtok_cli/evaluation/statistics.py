@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtok_cli.data import Sample
+
 DRAWS, LEVEL, SEED = 2000, 0.95, 0
 
 HALVES = 400  # draws of a statistic that has to be worked out anew for each
@@ -45,6 +47,11 @@ class Difference:
     test: str
     wins: int = 0
     losses: int = 0
+
+
+def pictures_of(sample: Sample) -> Hashable:
+    """The group of a sample: its pictures, or itself where it has none."""
+    return (*sample.images, *((sample.video,) if sample.video else ())) or (str(sample.id),)
 
 
 def mean_interval(

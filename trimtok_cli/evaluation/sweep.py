@@ -11,7 +11,7 @@ from statistics import fmean, median
 from typing import Any
 
 from trimtok_cli.data import Comparison, Result, Seconds, Setting
-from trimtok_cli.evaluation.statistics import Interval, share_interval
+from trimtok_cli.evaluation.statistics import Interval, pictures_of, share_interval
 from trimtok_cli.evaluation.summary import agreement, is_same
 
 FEWEST = 16  # visual tokens of the smallest budget
@@ -85,7 +85,7 @@ class Sweep:
         self.samples += 1
         dense, *_ = comparison.results
         # Questions about one picture are no independent evidence.
-        group = comparison.sample.names or comparison.sample.id
+        group = pictures_of(comparison.sample)
         for measured, result in zip(self.each, comparison.results, strict=True):
             if dense.error or result.error:
                 measured.failed += 1

@@ -79,15 +79,24 @@ def notes(document: Figures) -> list[str]:
     ]
     columns = (f"{name}: {each['metric']}" for name, each in document["columns"].items())
     found.append("Metrics: " + ", ".join(columns) + ".")
-    found += [
-        f"{row['label']}@{row['keep']} on {name}: {cell['failed']} of {cell['answered']} failed"
-        + (f" ({cell['error']})" if cell["error"] else ", and count as wrong")
-        + "."
-        for row in document["rows"]
-        for name, cell in row["cells"].items()
-        if cell["failed"] or (cell["error"] and cell["score"] is None)
-    ]
-    return found
+    return found + _missing(document)
+
+
+def _missing(document: Figures) -> list[str]:
+    """What has no score, and why; what failed, and what was not asked yet."""
+    found: dict[str, list[str]] = {}
+    for row in document["rows"]:
+        for name, cell in row["cells"].items():
+            if cell["score"] is None and cell["error"]:
+                said = f"{row['setting']} has no score: {cell['error'].rstrip('.')}"
+            elif cell["answered"] < cell["samples"]:
+                said = f"{row['setting']} is not over"
+            elif cell["failed"]:
+                said = f"{row['setting']}: {cell['failed']} answers failed, and count as wrong"
+            else:
+                continue
+            found.setdefault(f"{said} ({row['model']})", []).append(name)
+    return [f"{said}: {', '.join(names)}." for said, names in found.items()]
 
 
 def markdown(document: Figures) -> str:
