@@ -119,6 +119,23 @@ def test_blocks_are_budgets_and_the_best_of_each_is_marked(table):
     assert last == {"a": [4], "b": [], "average": []}, "what is not over is no candidate"
 
 
+def test_the_reference_is_the_method_itself_and_not_a_variant_of_it():
+    scorer = {"a": Scorer(JSONL, SAMPLES)}
+    rows = [
+        row("m", Setting(), scorer, {"a": answers(10)}),
+        row("m", Setting("p", "64", params={"order": "other"}), scorer, {"a": answers(2)}),
+        row("m", Setting("p", "64"), scorer, {"a": answers(6)}),
+        row("m", Setting("q", "128"), scorer, {"a": answers(5)}),
+    ]
+    for name, others in (
+        ("p", [None, "p@64", None, None]),
+        ("p@64", ["p@64", "p@64", None, "p@64"]),
+    ):
+        found = document(rows, scorer, reference=name)["rows"]
+        against = [each["cells"]["a"]["against_reference"] for each in found]
+        assert [each and each["setting"] for each in against] == others
+
+
 def test_of_equal_scores_all_are_the_best():
     scorer = {"a": Scorer(JSONL, SAMPLES)}
     rows = [row("m", Setting(n, "64"), scorer, {"a": answers(6)}) for n in ("p", "q")]

@@ -111,15 +111,15 @@ def _answer_all(
     screen: Screen,
 ) -> dict[Path, str]:
     """Answers what is left of every cell, model by model; returns why cells stay empty."""
-    every = [
-        each
+    every = {
+        each.folder: each
         for model in grid.models
         for column in columns
         for line in lines[model]
         for each in cells.runs_of(line, column, grid, out)
-    ]
+    }
     opener, problems = cells.OneModel(), {}
-    for number, each in enumerate(every, start=1):
+    for number, each in enumerate(every.values(), start=1):
         interrupts.look()
         screen.say(f"cell {number} of {len(every)}: {each.folder.relative_to(out)}", "bold")
         try:

@@ -42,11 +42,15 @@ class Unfit(TrimtokError):
 
 @dataclass(frozen=True)
 class Column:
-    """A data set of the grid, read. samples: those that are asked, with their keys."""
+    """A data set of the grid, read. samples: those that are asked, with their keys.
+
+    folder: the name under which its answers lie; columns of several metrics share one.
+    """
 
     spec: Data
     dataset: Dataset
     samples: list[Sample]
+    folder: str
 
     @property
     def heading(self) -> str:
@@ -77,9 +81,12 @@ class Run:
 
 def read_columns(grid: Grid, root: Path) -> list[Column]:
     """The data sets of a grid, read. Raises UsageError if a file or a picture is not there."""
-    columns = []
+    columns: list[Column] = []
     for spec in grid.datasets:
         dataset = dataset_named(spec.name)
+        if same := [each for each in columns if each.spec.asked == spec.asked]:
+            columns.append(replace(same[0], spec=spec))
+            continue
         images = root / spec.images if spec.images else None
         try:
             found = dataset.samples(
@@ -102,7 +109,7 @@ def read_columns(grid: Grid, root: Path) -> list[Column]:
                 f"{shown_name(str(missing[0]))}: get them, name their folder with images, or ask "
                 "fewer samples with limit."
             )
-        columns.append(Column(spec, dataset, samples))
+        columns.append(Column(spec, dataset, samples, _slug(spec.heading)))
     return columns
 
 
@@ -168,7 +175,7 @@ def runs_of(line: Line, column: Column, grid: Grid, out: Path) -> list[Run]:
         config = replace(
             config, max_new_tokens=grid.settings.get("max_new_tokens", longest), limit=limit
         )
-        folder = out / _slug(config.model) / _slug(column.heading) / _slug(name)
+        folder = out / _slug(config.model) / column.folder / _slug(name)
         found.append(Run(config, column, folder))
     return found
 

@@ -43,6 +43,18 @@ class Data:
     label: str = setting("", empty=True)
 
     @property
+    def asked(self) -> tuple[object, ...]:
+        """What is asked, whatever metric scores it."""
+        return (
+            self.name,
+            self.data,
+            self.split,
+            self.images,
+            self.limit,
+            self.max_new_tokens,
+        )
+
+    @property
     def heading(self) -> str:
         return self.label or self.name
 

@@ -63,11 +63,12 @@ class Row:
     def block(self) -> tuple[str, str, str]:
         return (self.model, self.counts, "" if self.is_dense else self.setting.keep)
 
-    def names(self) -> set[str]:
-        """Every name by which a grid's reference may call it."""
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name by which a grid's reference may call it, the most telling first."""
         setting = self.setting
-        known = {setting.method, setting.method_keep, setting.name, self.label}
-        return known | {f"{self.label}@{setting.keep}"}
+        labelled = (setting.name, f"{self.label}@{setting.keep}", self.label)
+        return (*labelled, setting.method_keep, setting.method)
 
 
 def document(
@@ -198,7 +199,13 @@ def _reference(row: Row, rows: Sequence[Row], name: str) -> Row | None:
     near = [each for each in same if each.block == row.block] if not row.is_dense else []
     plain = [each for each in same if each.block == (row.model, FINAL, row.setting.keep)]
     full = same if "@" in name else []
-    return next((each for each in (*near, *plain, *full) if name in each.names()), None)
+    return next(filter(None, (_named(each, name) for each in (near, plain, full))), None)
+
+
+def _named(rows: Sequence[Row], name: str) -> Row | None:
+    """The row that is most certainly called so: a method's name is that of its variants, too."""
+    found = [(row.names.index(name), row) for row in rows if name in row.names]
+    return min(found, key=lambda pair: pair[0])[1] if found else None
 
 
 def _blocks(rows: Sequence[Row], entries: Sequence[Figures]) -> list[Figures]:

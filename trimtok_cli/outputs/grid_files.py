@@ -55,7 +55,10 @@ def score(cell: Figures) -> str:
 
 
 def share(cell: Figures) -> str:
-    return "" if cell["relative"] is None else f"{cell['relative']:.1f} %"
+    """Per cent of dense, and the published figure."""
+    relative = "" if cell["relative"] is None else f"{cell['relative']:.1f} %"
+    published = "" if cell["published"] is None else f"(published: {cell['published']:g})"
+    return " ".join(filter(None, (relative, published)))
 
 
 def p_value(p: float) -> str:
