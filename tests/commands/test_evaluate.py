@@ -289,7 +289,7 @@ REFUSED = {
     "data: one.jsonl": ("data: none.jsonl", "one: --data"),
     "name: jsonl": ("name: jsonll", "did you mean jsonl?"),
     "label: two": ("label: one", "two columns are called one"),
-    "- uniform": ("- unifrom", "did you mean uniform?"),
+    "- uniform": ("- uniform\n  - unifrom", "did you mean uniform?"),
     "reference: uniform": ("reference: divprune", "reference divprune is no method"),
     "pool: 0.9": ("pol: 0.9", "has no parameter 'pol'"),
     "keep: [9, 4]": ("keep: [9, none]", "--keep"),
