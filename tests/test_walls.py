@@ -54,6 +54,8 @@ LIGHT_IN_HEAVY = (
     "models.hub",
     "models.identity",
     "prepare.processes",
+    "evaluation.answer_files",
+    "evaluation.joining",
     "evaluation.grid_scores",
     "evaluation.grid_spec",
     "evaluation.grid_table",

@@ -59,3 +59,12 @@ def test_an_unknown_name_is_refused_with_all_names():
     with pytest.raises(UsageError, match=r"no data set popee \(did you mean pope\?\); choose one"):
         dataset_named("popee")
     assert all(dataset_named(name) is dataset for name, dataset in DATASETS.items())
+
+
+def test_a_folder_of_several_files_of_rows_is_not_guessed_at(tmp_path):
+    for name in ("a.jsonl", "answers.jsonl"):
+        (tmp_path / name).write_text(json.dumps(ROWS[0]))
+    with pytest.raises(UsageError, match=r"several files of rows, such as a\.jsonl and answers"):
+        [*JSONL.samples(tmp_path)]
+    assert len(samples(tmp_path)) == 3  # questions.jsonl is there now
+    assert len([*JSONL.samples(tmp_path / "a.jsonl")]) == 1

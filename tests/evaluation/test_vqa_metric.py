@@ -48,6 +48,12 @@ def test_one_match_of_ten_is_three_tenths(matches, accuracy):
     [
         ("The Red ball.", "red ball"),
         ("None", "0"),
+        ("None.", "0"),
+        ("A red-haired dog!", "red haired dog"),
+        ("1,000 people", "1000 people"),
+        ("3.5 Miles", "3.5 miles"),
+        ("The dog's\nball", "dog's ball"),
+        ("", ""),
         ("ten", "10"),
         ("eleven", "eleven"),
         ("dont", "don't"),

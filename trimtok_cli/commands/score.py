@@ -181,7 +181,7 @@ def _asked(sample: Sample) -> str:
 
 def _show(dataset: Dataset, scored: Sequence[Scored], missing: str) -> None:
     console, screen = Console(highlight=False), Screen()
-    labels = [shortened(str(each.path), 40) for each in scored]
+    labels = short_names([each.path for each in scored])
     answered = [
         f"{len(each.joined.pairs):,} of {each.joined.total:,}" if each.joined.missing else ""
         for each in scored
@@ -195,6 +195,15 @@ def _show(dataset: Dataset, scored: Sequence[Scored], missing: str) -> None:
             screen.say(f"{label}: {sentence}", "yellow")
     for note in dict.fromkeys(note for each in scored for note in each.scores.notes):
         screen.say(f"note: {note}")
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """The paths by as many of their last parts as tell them apart, the same number for all."""
+    parts = [path.absolute().parts for path in paths]
+    count = next(
+        (n for n in range(1, 100) if len({each[-n:] for each in parts}) == len({*parts})), 1
+    )
+    return [shortened("/".join(each[-count:]), 40) for each in parts]
 
 
 def _remarks(each: Scored, missing: str) -> list[str]:

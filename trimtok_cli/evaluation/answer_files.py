@@ -79,7 +79,7 @@ def _rows(path: Path, name: str) -> Iterator[Answer]:
     content = read_json(path)
     if isinstance(content, dict) and isinstance(content.get("outputs"), dict):
         content = content["outputs"]
-    if isinstance(content, dict) and not any(column in content for column in _TEXTS):
+    if isinstance(content, dict) and not content.keys() & {*_TEXTS, *_IDS}:
         for key, text in content.items():
             if not isinstance(text, str | int | float):
                 raise UsageError(f"{name} is an object, and {key!r} in it is no answer.")
@@ -116,7 +116,8 @@ def _first_text(row: Mapping[str, Any], columns: Sequence[str]) -> str:
 
 
 def _names(value: Any) -> tuple[str, ...]:
-    return tuple(each for each in ([value] if isinstance(value, str) else value) if each)
+    names = value if isinstance(value, list | tuple) else [value]
+    return tuple(name for name in names if isinstance(name, str) and name)
 
 
 def _folder(key: str) -> str:

@@ -3,6 +3,7 @@
 Knows no data set and no file.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -22,9 +23,13 @@ SUFFIXES = tuple(
 )
 
 
+# Where a picture stands in a question; MMMU's have numbers, which are written in several ways.
+_MARK = re.compile(r"<image>|<image \d>|\bimage \d\b")
+
+
 def question_alone(text: str) -> str:
-    """A question as it is compared: without `<image>`, suffixes and case, with single blanks."""
-    words = " ".join(text.replace("<image>", " ").casefold().split())
+    """A question as it is compared: without marks of pictures, suffixes and case, single blanks."""
+    words = " ".join(_MARK.sub(" ", text.casefold()).split())
     while suffix := next((each for each in SUFFIXES if words.endswith(each)), ""):
         words = words.removesuffix(suffix).rstrip()
     return words

@@ -19,19 +19,31 @@ from trimtok_cli.evaluation.metrics.counting import mean
 from trimtok_cli.evaluation.metrics.exact_match import exact_match
 from trimtok_cli.wording import brief
 
-_FILES = ("questions.jsonl", "*.jsonl", "*.json", "*.csv", "*.tsv", "*.parquet")
+_ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _PARTS = ("task", "category")
 
 
 def samples(folder: Path, *, split: str = "", images: Path | None = None) -> Iterator[Sample]:
     """The samples as they are asked; one without a reference is refused."""
-    path = required(folder, (f"{split}.jsonl", *_FILES) if split else _FILES, "file of questions")
+    path = _file(folder)
     for sample in read_rows(path, image_root(folder, images), text_only=True):
         if not sample.answers:
             raise UsageError(
                 f"--data: {path} row {brief(sample.id)} has no reference; put one under answers."
             )
         yield asked(sample, "{question}", {})
+
+
+def _file(folder: Path) -> Path:
+    """The file itself, questions.jsonl, or the only file of rows in the folder."""
+    rows = [path for path in sorted(folder.glob("*")) if path.suffix.lower() in _ENDINGS]
+    if len(rows) > 1 and not (folder / "questions.jsonl").is_file():
+        raise UsageError(
+            f"--data: {folder} holds several files of rows, such as {rows[0].name} and "
+            f"{rows[1].name}; name the one with the questions."
+        )
+    patterns = ("questions.jsonl", *(f"*{ending}" for ending in _ENDINGS))
+    return required(folder, patterns, "file of questions")
 
 
 def score(pairs: Sequence[Pair]) -> Scores:

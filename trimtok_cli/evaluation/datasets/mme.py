@@ -15,7 +15,7 @@ from trimtok_cli.evaluation.datasets.asking import asked
 from trimtok_cli.evaluation.datasets.base import SHORT_ANSWER, Dataset, Pair, Scores
 from trimtok_cli.evaluation.datasets.files import read_text
 from trimtok_cli.evaluation.metrics.mme import TASKS, mme
-from trimtok_cli.media.images import IMAGE_SUFFIXES
+from trimtok_cli.readers.folders import known_kind
 from trimtok_cli.wording import shortened
 
 _SUFFIX = " Please answer yes or no."
@@ -56,15 +56,11 @@ def _task(folder: Path, task: str, root: Path) -> Iterator[Sample]:
     pictures = root / "images" if (root / "images").is_dir() else root
     for path in files:
         picture = next(
-            (each for each in sorted(pictures.glob(f"{path.stem}.*")) if _is_picture(each)),
+            (each for each in sorted(pictures.glob(f"{path.stem}.*")) if known_kind(each.name)),
             pictures / f"{path.stem}.jpg",
         )
         for place, (question, label) in _lines(path, 2):
             yield _sample(task, picture, question, label, f"{path} {place}")
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def _lines(path: Path, cells: int) -> Iterator[tuple[str, list[str]]]:

@@ -19,15 +19,28 @@ _SIGMA = 6.0
 
 Vector = dict[tuple[str, ...], float]
 
+# The four vectors of a text, and its number of words.
+Text = tuple[list[Vector], int]
+
 
 def cider_d(pairs: Sequence[tuple[Words, Sequence[Words]]]) -> list[float]:
     """CIDEr-D of each (caption, references) pair; published numbers are their mean, times 100."""
+    counted = [(_grams(words), [*map(_grams, references)]) for words, references in pairs]
     pictures: Counter[tuple[str, ...]] = Counter()
-    for _, references in pairs:
-        pictures.update({gram for each in references for gram in _grams(each)})
+    for _, several in counted:
+        pictures.update({gram for each in several for gram in each})
     whole = math.log(len(pairs)) if pairs else 0.0
     rarity = {gram: whole - math.log(count) for gram, count in pictures.items()}
-    return [_similarity(words, references, rarity, whole) for words, references in pairs]
+    return [
+        _similarity(
+            (_vectors(counts, rarity, whole), len(words)),
+            [
+                (_vectors(other, rarity, whole), len(each))
+                for other, each in zip(several, references, strict=True)
+            ],
+        )
+        for (counts, several), (words, references) in zip(counted, pairs, strict=True)
+    ]
 
 
 def _grams(words: Words) -> Counter[tuple[str, ...]]:
@@ -37,22 +50,22 @@ def _grams(words: Words) -> Counter[tuple[str, ...]]:
     return counts
 
 
-def _vectors(words: Words, rarity: Vector, unseen: float) -> list[Vector]:
+def _vectors(counts: Counter[tuple[str, ...]], rarity: Vector, unseen: float) -> list[Vector]:
     """The vectors for n = 1 to 4. unseen: the rarity of an n-gram that no reference has."""
     vectors: list[Vector] = [{} for _ in range(_MOST)]
-    for gram, count in _grams(words).items():
+    for gram, count in counts.items():
         vectors[len(gram) - 1][gram] = count * rarity.get(gram, unseen)
     return vectors
 
 
-def _similarity(words: Words, references: Sequence[Words], rarity: Vector, unseen: float) -> float:
+def _similarity(caption: Text, references: Sequence[Text]) -> float:
     """The mean over references and over n of the clipped cosine, times ten."""
-    vectors, total = _vectors(words, rarity, unseen), 0.0
-    for each in references:
+    vectors, length = caption
+    total = 0.0
+    for others, other in references:
         # The toolkit's lengths are numbers of bigrams, one less than words unless there are none.
-        delta = max(0, len(words) - 1) - max(0, len(each) - 1)
+        delta = max(0, length - 1) - max(0, other - 1)
         penalty = math.exp(-(delta**2) / (2 * _SIGMA**2))
-        others = _vectors(each, rarity, unseen)
         total += penalty * sum(map(_clipped_cosine, vectors, others))
     return 10.0 * total / (_MOST * len(references)) if references else 0.0
 
