@@ -164,13 +164,13 @@ def test_several_seeds_are_their_mean():
 
 
 def test_another_metric_than_the_headline_may_be_the_column():
-    scorer = Scorer(JSONL, SAMPLES, "anls")
-    score = scorer.score(answers(5))
+    scorer = Scorer(JSONL, SAMPLES)
+    score = scorer.score(answers(5), metric="anls")
     assert score.metric == "anls" and score.each is None
     from trimtok_cli.errors import UsageError
 
     with pytest.raises(UsageError, match="did you mean anls"):
-        Scorer(JSONL, SAMPLES, "anl").score(answers(5))
+        scorer.score(answers(5), metric="anl")
 
 
 def test_two_models_have_a_dense_each():

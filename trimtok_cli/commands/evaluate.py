@@ -138,20 +138,21 @@ def _table(
     problems: Mapping[Path, str],
 ) -> dict[str, Any]:
     """The table of the answers that are there."""
-    scorers = {
-        column.heading: Scorer(column.dataset, column.samples, column.spec.metric)
-        for column in columns
-    }
+    shared = {column.folder: Scorer(column.dataset, column.samples) for column in columns}
+    scorers = {column.heading: shared[column.folder] for column in columns}
     rows = []
     for model, planned in lines.items():
         for line in planned:
-            found = {}
+            found, read = {}, {}
             for column in columns:
-                runs = cells.runs_of(line, column, grid, out)
-                problem = next((problems[e.folder] for e in runs if e.folder in problems), "")
-                cell, texts = cells.read_cell(runs, problem)
+                if column.folder not in read:
+                    runs = cells.runs_of(line, column, grid, out)
+                    problem = next((problems[e.folder] for e in runs if e.folder in problems), "")
+                    read[column.folder] = cells.read_cell(runs, problem)
+                cell, texts = read[column.folder]
                 # Where nothing but failures came back, there is nothing to score.
-                score = scorers[column.heading].score(*texts) if cell.kept or cell.dense else None
+                metric, scorer = column.spec.metric, scorers[column.heading]
+                score = scorer.score(*texts, metric=metric) if cell.ms else None
                 found[column.heading] = dataclasses.replace(cell, score=score)
             rows.append(Row(model, line.settings[0], line.label, found))
     return document(rows, scorers, reference=grid.reference, published=grid.published.rows)

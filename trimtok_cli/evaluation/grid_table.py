@@ -180,7 +180,7 @@ def _column(heading: str, scorer: Scorer, entries: Sequence[Figures]) -> Figures
     return {
         "dataset": scorer.dataset.name,
         "title": scorer.dataset.title,
-        "metric": next((cell["metric"] for cell in cells if cell["metric"]), scorer.metric),
+        "metric": next((cell["metric"] for cell in cells if cell["metric"]), ""),
         "samples": len(scorer.samples),
         "pictures": len(set(scorer.groups)),
     }

@@ -5,8 +5,10 @@ same scores give the same figures. Samples of one `group`, such as the questions
 are no independent evidence: they are drawn together. Knows no metric and no model.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +17,13 @@ from trimtok_cli.data import Sample
 
 DRAWS, LEVEL, SEED = 2000, 0.95, 0
 
-HALVES = 400  # draws of a statistic that has to be worked out anew for each
+# Halves of a statistic that has to be worked out anew for each: so many samples in all, in bounds.
+HALVED, FEWEST, MOST = 1_000_000, 100, 400
 
 _AT_ONCE = 1 << 22  # indices that are held at once
 
 Numbers = NDArray[np.float64]
 Indices = NDArray[np.intp]
-Statistic = Callable[[Indices], float]
-"""A figure of the samples with these numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,38 +86,35 @@ def share_interval(
 
 
 def halves(
-    statistic: Statistic,
-    count: int,
-    groups: Sequence[Hashable] | None = None,
-    *,
-    draws: int = HALVES,
-    seed: int = SEED,
-) -> Numbers:
-    """(draws,): a statistic of random halves of the samples, whole groups at a time.
+    count: int, groups: Sequence[Hashable] | None = None, *, draws: int = 0, seed: int = SEED
+) -> Iterator[Indices]:
+    """Random halves of the samples, whole groups at a time, for statistics that are no mean.
 
-    It serves statistics that are no mean. Half of the samples, drawn without replacement, spread a
-    mean as widely as all of them drawn with replacement do, and hold no sample twice: a benchmark's
-    own rule may count what two questions about one picture have in common.
+    Half of the samples, drawn without replacement, spread a mean as widely as all of them drawn
+    with replacement do, and hold no sample twice: a benchmark's own rule may count what two
+    questions about one picture have in common. draws: by default fewer of more samples, as each
+    of them is scored anew.
     """
     generator = np.random.default_rng(seed)
     members = _members(groups if groups is not None else range(count))
     half = max(len(members) // 2, 1)
-    found = []
-    for _ in range(draws):
+    for _ in range(draws or min(max(HALVED // count, FEWEST), MOST)):
         chosen = np.sort(generator.permutation(len(members))[:half])
-        found.append(statistic(np.concatenate([members[number] for number in chosen])))
-    return np.array(found)
+        yield np.concatenate([members[number] for number in chosen])
 
 
 def spread(value: float, drawn: Numbers, *, level: float = LEVEL) -> Interval:
-    """The interval of a value whose draws these are."""
-    return _interval(value, drawn, level)
+    """The interval of a value, from the standard deviation of its draws."""
+    reach = NormalDist().inv_cdf((1 + level) / 2) * float(np.std(drawn, ddof=1))
+    return Interval(value, value - reach, value + reach)
 
 
 def drawn_difference(value: float, first: Numbers, second: Numbers) -> Difference:
     """The difference of two values whose draws are of the same samples, one after the other."""
     gained = first - second
-    return Difference(_interval(value, gained, LEVEL), _p_value(gained), "halves")
+    error = float(np.std(gained, ddof=1))
+    apart = value / error if error else math.copysign(math.inf, value) if value else 0.0
+    return Difference(spread(value, gained), math.erfc(abs(apart) / math.sqrt(2)), "halves")
 
 
 def paired(
