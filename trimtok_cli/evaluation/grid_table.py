@@ -87,6 +87,9 @@ def document(
             cell = entry["cells"][heading]
             cell["published"] = _published(row, published or {}).get(heading)
             _score(cell, row.cells[heading], scorer)
+            cell["relative"] = dense and _relative(
+                row.cells[heading].score, dense.cells[heading].score
+            )
             _compare(cell, "dense", row, dense, heading, scorer)
             _compare(cell, "reference", row, other, heading, scorer)
         _averages(entry)
@@ -136,12 +139,10 @@ def _score(figures: Figures, cell: Cell, scorer: Scorer) -> None:
 def _compare(
     figures: Figures, name: str, row: Row, other: Row | None, heading: str, scorer: Scorer
 ) -> None:
-    """Notes the difference to another row, and to dense the share of its score."""
+    """Notes the difference to another row, which `name` says the part of."""
     figures[f"against_{name}"] = None
     mine = row.cells[heading].score
     theirs = other.cells[heading].score if other else None
-    if name == "dense":
-        figures["relative"] = _relative(mine, theirs)
     if other is None or row is other or mine is None or theirs is None:
         return
     if not set(mine.chosen) & set(theirs.chosen):

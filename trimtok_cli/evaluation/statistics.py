@@ -24,6 +24,7 @@ _AT_ONCE = 1 << 22  # indices that are held at once
 
 Numbers = NDArray[np.float64]
 Indices = NDArray[np.intp]
+Values = Sequence[float] | Numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ def pictures_of(sample: Sample) -> Hashable:
 
 
 def mean_interval(
-    values: Sequence[float],
+    values: Values,
     groups: Sequence[Hashable] | None = None,
     *,
     draws: int = DRAWS,
@@ -70,7 +71,7 @@ def mean_interval(
 
 
 def share_interval(
-    values: Sequence[float], groups: Sequence[Hashable] | None = None, *, level: float = LEVEL
+    values: Values, groups: Sequence[Hashable] | None = None, *, level: float = LEVEL
 ) -> Interval:
     """The mean of values in [0, 1], where all of them may be 0 or all 1.
 
@@ -118,8 +119,8 @@ def drawn_difference(value: float, first: Numbers, second: Numbers) -> Differenc
 
 
 def paired(
-    first: Sequence[float],
-    second: Sequence[float],
+    first: Values,
+    second: Values,
     groups: Sequence[Hashable] | None = None,
     *,
     draws: int = DRAWS,
@@ -155,7 +156,7 @@ def mcnemar(wins: int, losses: int) -> float:
     return min(1.0, 2 * tail / (1 << total))
 
 
-def _numbers(values: Sequence[float]) -> Numbers:
+def _numbers(values: Values) -> Numbers:
     numbers = np.asarray(values, dtype=np.float64)
     if not len(numbers):
         raise ValueError("there is no sample to take the mean of")
