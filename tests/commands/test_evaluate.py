@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from tests.conftest import picture
 from tests.support.stub_engine import Died
 from trimtok_cli.cli import app
-from trimtok_cli.commands import grid_cells, run
+from trimtok_cli.commands import grid_cells, grid_plan, run
 from trimtok_cli.outputs.grid_files import NAMES
 from trimtok_cli.yaml_text import PRESETS, preset_names
 
@@ -288,7 +288,7 @@ REFUSED = {
     "models: MODEL ": ("models: ./nowhere", "./nowhere"),
     "data: one.jsonl": ("data: none.jsonl", "one: --data"),
     "name: jsonl": ("name: jsonll", "did you mean jsonl?"),
-    "label: two": ("label: one", "two columns are called one"),
+    "label: two ": ("label: one", "two columns are called one"),
     "- uniform": ("- uniform\n  - unifrom", "did you mean uniform?"),
     "reference: uniform": ("reference: divprune", "reference divprune is no method"),
     "pool: 0.9": ("pol: 0.9", "has no parameter 'pol'"),
@@ -296,6 +296,7 @@ REFUSED = {
     "batch_size: 2": ("batch_size: 0", "batch_size"),
     "device: cpu": ("settings: {keep: 3}", "stands in the grid itself"),
     "device: cpu ": ("settings: {kep: 3}", "unknown key"),
+    "label: two": ("label: two, metric: accuracyy", "did you mean accuracy?"),
     "{one: 12.5}": ("{three: 12.5}", "published figures of ours@4"),
     "seeds: [0, 1]": ("seeds: [-1]", "seeds"),
 }
@@ -321,9 +322,18 @@ def test_a_picture_that_is_not_there_is_refused_before_anything_is_loaded(
     evaluate(grid, "-o", "o", "-q", "--table-only", code=2)
 
 
+def test_a_folder_with_a_table_of_somebody_else_is_left_alone(small):
+    Path("o").mkdir()
+    Path("o/table.csv").write_text("mine\n")
+    done = evaluate(small, "-o", "o", "-q", code=2)
+    assert "o/table.csv is there and is no table of a grid" in done.stderr
+    assert Path("o/table.csv").read_text() == "mine\n" and len([*Path("o").iterdir()]) == 1
+    assert "is no folder" in evaluate(small, "-o", "-", code=2).stderr
+
+
 def test_names_of_folders_differ_as_their_settings_do():
     names = ["a/b", "a_b", "a b", "x" * 200, "x" * 201, "trimtokenator@64", "..", "."]
-    slugs = [grid_cells._slug(name) for name in names]
+    slugs = [grid_plan._slug(name) for name in names]
     assert len({*slugs}) == len(names) and all(
         "/" not in each and each.strip(".") for each in slugs
     )
@@ -336,7 +346,7 @@ def test_a_preset_is_a_grid_with_methods_that_are_there(name):
 
     grid = read_grid(name)
     for model in grid.models:
-        planned = grid_cells.plan(grid, model)
+        planned = grid_plan.plan(grid, model)
         assert planned[0].label == "dense" and len(planned) > 1
         labels = {f"{line.label}@{line.settings[0].keep}" for line in planned}
         labels |= {line.settings[0].name for line in planned}

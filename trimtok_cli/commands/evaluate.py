@@ -11,11 +11,13 @@ import typer
 
 from trimtok_cli import __version__, interrupts
 from trimtok_cli.commands import grid_cells as cells
+from trimtok_cli.commands import grid_plan as plans
 from trimtok_cli.commands import options as o
+from trimtok_cli.commands.format_options import read_manifest
 from trimtok_cli.commands.terminal.exit import guarded
 from trimtok_cli.commands.terminal.grid import block_tables
 from trimtok_cli.commands.terminal.progress import Screen
-from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED, UsageError
+from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED, TrimtokError, UsageError
 from trimtok_cli.evaluation.grid_scores import Scorer
 from trimtok_cli.evaluation.grid_spec import Grid, read_grid
 from trimtok_cli.evaluation.grid_table import Row, document
@@ -38,6 +40,7 @@ EXAMPLES = (
 File = Annotated[
     str,
     typer.Argument(
+        metavar="GRID",
         help="A YAML file, or a preset of configs/eval.",
         show_default=False,
         autocompletion=o.completing(preset_names("eval")),
@@ -76,12 +79,10 @@ def evaluate(
     screen = Screen(quiet=quiet, noun="questions")
     for model in asked.models:
         locate(model)
-    columns = cells.read_columns(asked, data)
-    folder = Path(out or OWN / f"evaluate-{Path(file).stem}")
-    if folder.is_file() or out == "-":
-        raise UsageError(f"--out {brief(out)} is no folder: a grid has a folder of many files.")
+    columns = plans.read_columns(asked, data)
+    folder = _folder(out, Path(file).stem)
     screen.say("importing torch and transformers", "dim")
-    lines = {model: cells.plan(asked, model) for model in asked.models}
+    lines = {model: plans.plan(asked, model) for model in asked.models}
     with (
         claimed(
             f"{folder}/", "evaluate", [file], existing=OVERWRITE, name=NAMES[0], plots=NAMES[1:]
@@ -91,7 +92,13 @@ def evaluate(
         problems = {} if table_only else _answer_all(asked, lines, columns, folder, screen)
         table = _table(asked, lines, columns, folder, problems)
         found = {"title": asked.title or Path(file).stem, **_facts(asked, file), **table}
-        write_tables(found, destination.file.parent)
+        try:
+            write_tables(found, destination.file.parent)
+        except OSError as error:
+            raise TrimtokError(
+                f"the table cannot be written ({error.strerror}): the answers in {folder} are "
+                "safe; make room, and run again to have it."
+            ) from None
         for each in block_tables(found):
             screen.show(each)
         screen.say(f"table in {', '.join(str(folder / name) for name in NAMES)}", "dim")
@@ -103,10 +110,23 @@ def evaluate(
     return EXIT_OK if whole else EXIT_SOME_FAILED
 
 
+def _folder(out: str | None, name: str) -> Path:
+    """The folder of a grid. Raises UsageError for one that holds another's table."""
+    folder = Path(out or OWN / f"evaluate-{name}")
+    if folder.is_file() or out == "-":
+        raise UsageError(f"--out {brief(out)} is no folder: a grid has a folder of many files.")
+    there = [folder / each for each in NAMES if (folder / each).exists()]
+    if there and "blocks" not in read_manifest(folder / NAMES[0]):
+        raise UsageError(
+            f"--out: {there[0]} is there and is no table of a grid; choose another --out."
+        )
+    return folder
+
+
 def _answer_all(
     grid: Grid,
-    lines: Mapping[str, Sequence[cells.Line]],
-    columns: Sequence[cells.Column],
+    lines: Mapping[str, Sequence[plans.Line]],
+    columns: Sequence[plans.Column],
     out: Path,
     screen: Screen,
 ) -> dict[Path, str]:
@@ -116,7 +136,7 @@ def _answer_all(
         for model in grid.models
         for column in columns
         for line in lines[model]
-        for each in cells.runs_of(line, column, grid, out)
+        for each in plans.runs_of(line, column, grid, out)
     }
     opener, problems = cells.OneModel(), {}
     for number, each in enumerate(every.values(), start=1):
@@ -132,8 +152,8 @@ def _answer_all(
 
 def _table(
     grid: Grid,
-    lines: Mapping[str, Sequence[cells.Line]],
-    columns: Sequence[cells.Column],
+    lines: Mapping[str, Sequence[plans.Line]],
+    columns: Sequence[plans.Column],
     out: Path,
     problems: Mapping[Path, str],
 ) -> dict[str, Any]:
@@ -146,7 +166,7 @@ def _table(
             found, read = {}, {}
             for column in columns:
                 if column.folder not in read:
-                    runs = cells.runs_of(line, column, grid, out)
+                    runs = plans.runs_of(line, column, grid, out)
                     problem = next((problems[e.folder] for e in runs if e.folder in problems), "")
                     read[column.folder] = cells.read_cell(runs, problem)
                 cell, texts = read[column.folder]
