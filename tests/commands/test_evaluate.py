@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -352,3 +353,36 @@ def test_a_preset_is_a_grid_with_methods_that_are_there(name):
         labels |= {line.settings[0].name for line in planned}
         assert set(grid.published.rows) <= labels
     assert any((folder / "eval" / f"{name}.yaml").is_file() for folder in PRESETS)
+
+
+def test_an_earlier_model_is_let_go_before_the_next_is_loaded(monkeypatch):
+    import torch
+
+    from trimtok_cli.config import RunConfig
+    from trimtok_cli.engine import prompt_stage
+    from trimtok_cli.errors import ModelError
+
+    class Model:
+        device = torch.device("cpu")
+
+    loaded: list[weakref.ref] = []
+
+    def load(config, screen, meanwhile):
+        assert [each() for each in loaded] == [None] * len(loaded)
+        if config.model == "broken":
+            raise ModelError("broken cannot be loaded.")
+        model = Model()
+        loaded.append(weakref.ref(model))
+        return model, None
+
+    monkeypatch.setattr(grid_cells, "load", load)
+    monkeypatch.setattr(prompt_stage, "check_method", lambda *_: None)
+    opener, started = grid_cells.OneModel(), []
+    for model in ("a", "a", "b", "broken", "broken", "a"):
+        config = RunConfig(model=model, method="dense", keep="all")
+        if model == "broken":
+            with pytest.raises(grid_cells.Unfit, match="broken cannot be loaded"):
+                opener(config, None, lambda: started.append(1))
+        else:
+            assert opener(config, None, lambda: started.append(1))[0] is loaded[-1]()
+    assert len(loaded) == 3 and len(started) == 2

@@ -43,11 +43,17 @@ class OneModel:
         """The adapter and the Ask of a run. Raises Unfit."""
         names = ("model", "revision", "device", "dtype", "clip_text", "trust_remote_code")
         key = tuple(getattr(config, name) for name in names)
+        device = None if self.adapter is None else self.adapter.device
+        if key != self.key:
+            self.adapter = None
+        if device is not None:
+            from trimtok_cli.device import release
+
+            release(device)  # of the caches of the cell before, or of the model before
         if key == self.key:
             meanwhile()
         else:
             self.key, self.problem = key, ""
-            self._let_go()
             try:
                 self.adapter, _ = load(config, screen, meanwhile)
             except ModelError as error:
@@ -61,13 +67,6 @@ class OneModel:
         except (UsageError, ModelError) as error:
             raise Unfit(str(error)) from None
         return self.adapter, ask_of(config)
-
-    def _let_go(self) -> None:
-        if self.adapter is not None:
-            from trimtok_cli.device import release
-
-            device, self.adapter = self.adapter.device, None
-            release(device)
 
 
 def answer(each: Run, opener: OneModel, screen: Screen) -> None:
