@@ -13,6 +13,7 @@ SET = [
     ("a dog runs on green grass", ["a dog runs on the grass", "the brown dog is running outside"]),
     ("two cats", ["two cats sleep on a sofa", "cats on a red sofa"]),
     ("a man rides a wave on a board", ["a man riding a wave", "surfer on a wave on a board"]),
+    ("plate plate plate of food", ["a plate of food", "plate and plate"]),
     ("a a a a", ["a plate of food", "food on a plate on a table near a wall"]),
 ]
 PAIRS = [(text.split(), [each.split() for each in references]) for text, references in SET]

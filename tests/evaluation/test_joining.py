@@ -134,9 +134,10 @@ def test_an_id_of_another_list_does_not_outweigh_picture_and_question():
         Answer("row 2", "second", id="0", question="Is there a dog?", images=("x/1.png",)),
     ]
     assert [text for _, text in join(samples, swapped).pairs] == ["first", "second"]
-    other = [Answer("row 1", "x", id="1", question="Is there a bird?", images=("1.jpg",))]
-    joined = join(samples, other)
-    assert not joined.pairs and joined.foreign == tuple(other)
+    for question, picture in (("Is there a bird?", "1.jpg"), ("Is there a dog?", "0.jpg")):
+        other = Answer("row 1", "x", id="1", question=question, images=(picture,))
+        joined = join(samples, [other])
+        assert not joined.pairs and joined.foreign == (other,)
 
 
 def of_pictures(*asked):
