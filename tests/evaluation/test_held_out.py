@@ -31,7 +31,8 @@ def test_every_task_has_as_many_questions_one_a_scene():
 
 def test_a_grid_reads_them_and_their_own_answers_are_right():
     scenes.held_out(Path("few"), 2, 7)
-    for task in scenes.TASKS:
-        samples = list(JSONL.samples(Path("few", f"{task}.jsonl")))
-        assert len(samples) == 2 and all(path.is_file() for each in samples for path in each.images)
-        assert JSONL.score([(each, each.answers[0]) for each in samples]).headline == 100
+    read = {task: list(JSONL.samples(Path("few", f"{task}.jsonl"))) for task in scenes.TASKS}
+    assert {len(samples) for samples in read.values()} == {2}
+    assert all(path.is_file() for samples in read.values() for s in samples for path in s.images)
+    scores = [JSONL.score([(s, s.answers[0]) for s in samples]) for samples in read.values()]
+    assert {score.headline for score in scores} == {100}
