@@ -11,11 +11,13 @@ from trimtok_cli.commands import (
     check,
     compare,
     env,
+    evaluate,
     export,
     methods,
     models,
     report,
     score,
+    sweep,
     vqa,
 )
 from trimtok_cli.interrupts import protected
@@ -37,6 +39,10 @@ app.command("vqa", epilog=vqa.EXAMPLES, no_args_is_help=True)(vqa.vqa)
 app.command("compare", epilog=compare.EXAMPLES, no_args_is_help=True)(compare.compare)
 
 app.command("report", epilog=report.EXAMPLES, no_args_is_help=True)(report.report)
+
+app.command("evaluate", epilog=evaluate.EXAMPLES, no_args_is_help=True)(evaluate.evaluate)
+
+app.command("sweep", epilog=sweep.EXAMPLES, no_args_is_help=True)(sweep.sweep)
 
 app.command("check", epilog=check.EXAMPLES, no_args_is_help=True)(check.check)
 

@@ -79,8 +79,12 @@ def protected(start: Callable[[], None]) -> None:
 def under_way() -> Iterator[None]:
     """A block in which a signal raises Interrupted.
 
-    Everything is written after the block, and signals change nothing.
+    Everything is written after the block, and signals change nothing. A block within a block, such
+    as a run of a grid, changes nothing either.
     """
+    if _ending.running:
+        yield
+        return
     _ending.running = True
     try:
         yield

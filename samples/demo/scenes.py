@@ -8,7 +8,8 @@ Miniatures of the paper's benchmarks: caption (COCO, NoCaps), exist (POPE), coun
 GQA), read (TextVQA, OCRBench), bar (ChartQA).
 
 Knows nothing of models or tokens. Run it to look at scenes: `python scenes.py FOLDER --count 8`.
-What samples/ holds was made from the project's root by `python samples/demo/scenes.py
+`python samples/demo/scenes.py FOLDER --tasks 2000 --seed 30000001` writes held-out questions, 2,000 of
+every task in a file of its own, for `trimtok evaluate`. What samples/ holds was made from the project's root by `python samples/demo/scenes.py
 samples/images --questions samples/questions.jsonl --each 5 --film samples/video.mp4`.
 """
 
@@ -46,6 +47,7 @@ CHARACTERS = "0123456789CEFHKLMPRTXY"
 MAX_VALUE, UNIT = 6, 13  # bar chart: the tallest bar, and pixels for one
 COLOR_NAMES, BACKGROUND_NAMES = tuple(COLORS), tuple(BACKGROUNDS)
 COUNTS = ("no", "one", "two", "three", "four", "five")
+TASKS = ("caption", "exist", "count", "color", "side", "read", "bar")
 KINDS = ("background", "shape", "character", "bar")
 
 CAPTION_PROMPTS = (
@@ -457,6 +459,33 @@ def words() -> list[str]:
     return sorted(w for w in found if w.isalpha() and not all(c in CHARACTERS for c in w))
 
 
+def held_out(folder: Path, count: int, seed: int) -> None:
+    """Writes `count` questions of every task, at most one of each task about a scene.
+
+    TASK.jsonl has rows with `answers`, and the pictures lie in scenes/. A scene's numbers are drawn
+    from the seed and its own number, so that fewer questions are the first ones of more.
+    """
+    (folder / "scenes").mkdir(parents=True, exist_ok=True)
+    rows: dict[str, list[dict]] = {task: [] for task in TASKS}
+    number = 0
+    while any(len(found) < count for found in rows.values()):
+        number += 1
+        rng = Random(f"{seed}/{number}")
+        scene = layout(rng)
+        asked = questions(scene, rng)
+        path = f"scenes/{number:05d}.png"
+        wanted = {task for task, *_ in asked if len(rows[task]) < count}
+        for task in sorted(wanted):
+            _, question, answer = rng.choice([each for each in asked if each[0] == task])
+            row = {"question_id": f"{task}-{number:05d}", "image": path, "text": question}
+            rows[task].append({**row, "answers": [answer], "task": task})
+        if wanted:
+            render(scene).save(folder / path)
+    for task, found in rows.items():
+        lines = (json.dumps(row) + "\n" for row in found)
+        (folder / f"{task}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
 def film(path: Path, rng: Random, seconds: float = 3.0, rate: int = 12) -> None:
     """A short H.264 clip in which a scene's shapes drift over its background. Needs PyAV (`pip
     install av`).
@@ -497,10 +526,18 @@ def main() -> None:
         "--each", type=int, help="at most so many questions a scene, of as many tasks as there are"
     )
     parser.add_argument(
+        "--tasks",
+        type=int,
+        help="write so many held-out questions of every task instead, each task in its own file",
+    )
+    parser.add_argument(
         "--film", type=Path, help="write a clip of moving shapes here as well; needs PyAV"
     )
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
+    if options.tasks:
+        held_out(options.folder, options.tasks, options.seed)
+        return
     file = options.questions or options.folder / "questions.jsonl"
     rng = Random(options.seed)
     with file.open("w", encoding="utf-8") as out:

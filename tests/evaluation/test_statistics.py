@@ -10,11 +10,13 @@ import pytest
 
 from trimtok_cli.evaluation.statistics import (
     Interval,
-    interval,
+    drawn_difference,
+    halves,
     mcnemar,
     mean_interval,
     paired,
-    paired_statistic,
+    share_interval,
+    spread,
 )
 
 # Values of R's binom.test(min, n) for the discordant pairs, two-sided.
@@ -110,14 +112,33 @@ def test_the_same_scores_give_the_same_figures():
     assert mean_interval(values) != mean_interval(values, seed=1)
 
 
-def test_a_statistic_that_is_a_mean_has_the_interval_of_the_mean():
-    values = np.array([0.1, 0.5, 0.7, 0.2, 0.9, 0.3])
-    groups = [0, 0, 1, 1, 2, 3]
-    for each in (None, groups):
-        general = interval(lambda chosen: float(values[chosen].mean()), 6, each, draws=200)
-        mean = mean_interval(values.tolist(), each, draws=200)
-        assert general.value == pytest.approx(mean.value)
-        assert (general.low, general.high) == pytest.approx((mean.low, mean.high))
+def half_means(values, groups=None, draws: int = 3000) -> np.ndarray:
+    return np.array([values[half].mean() for half in halves(len(values), groups, draws=draws)])
+
+
+def test_halves_spread_a_mean_as_widely_as_the_bootstrap():
+    """One of the two draws with replacement, and one without."""
+    values = np.random.default_rng(4).random(600)
+    for groups in (None, [number // 3 for number in range(600)]):
+        found = spread(float(values.mean()), half_means(values, groups))
+        mean = mean_interval(values.tolist(), groups)
+        assert found.value == pytest.approx(mean.value)
+        assert found.low == pytest.approx(mean.low, abs=0.003)
+        assert found.high == pytest.approx(mean.high, abs=0.003)
+
+
+def test_halves_hold_whole_groups_and_no_sample_twice():
+    groups = [0, 0, 1, 1, 1, 2, 3, 3]
+    seen = [half.tolist() for half in halves(8, groups, draws=50)]
+    assert len(seen) == 50 and {len({groups[i] for i in each}) for each in seen} == {2}
+    for each in seen:
+        owners = {groups[number] for number in each}
+        assert each == [number for number in range(8) if groups[number] in owners]
+    assert len({tuple(each) for each in seen}) == 6, "two of four groups"
+
+
+def test_there_are_fewer_halves_of_more_samples():
+    assert [sum(1 for _ in halves(count)) for count in (100, 5000, 40_000)] == [400, 200, 100]
 
 
 def test_scores_of_0_and_1_are_tested_exactly_and_others_by_the_bootstrap():
@@ -125,6 +146,8 @@ def test_scores_of_0_and_1_are_tested_exactly_and_others_by_the_bootstrap():
     found = paired(first, second)
     assert (found.test, found.wins, found.losses) == ("mcnemar", 9, 1)
     assert found.p == pytest.approx(KNOWN[9, 1]) and found.interval.value == pytest.approx(8 / 14)
+    in_per_cent = paired([100 * each for each in first], [100 * each for each in second])
+    assert (in_per_cent.test, in_per_cent.p) == (found.test, found.p)
     assert paired([0.5, *first[1:]], second).test == "bootstrap"
     assert paired(first, second, [0, 0, *range(12)]).test == "bootstrap"
 
@@ -140,14 +163,18 @@ def test_a_difference_is_that_of_the_same_samples():
     assert paired(easy, easy).p == 1.0 and paired(easy, easy).interval == Interval(0.0, 0.0, 0.0)
 
 
-def test_a_paired_statistic_is_the_difference_on_the_same_draws():
-    one, two = np.array([1.0, 0.0, 0.5, 0.9]), np.array([0.0, 0.3, 0.5, 0.2])
-    found, p = paired_statistic(
-        lambda chosen: float(one[chosen].mean()), lambda chosen: float(two[chosen].mean()), 4
-    )
-    mean = paired(one.tolist(), two.tolist())
-    assert found.value == pytest.approx(mean.interval.value)
-    assert found.low == pytest.approx(mean.interval.low) and p == mean.p
+def test_a_difference_of_draws_is_that_of_the_same_samples():
+    rng = np.random.default_rng(9)
+    easy = rng.random(300)
+    harder = easy - 0.008 + rng.uniform(-0.2, 0.2, 300)
+    value = float(easy.mean() - harder.mean())
+    found = drawn_difference(value, half_means(easy), half_means(harder))
+    mean = paired(easy.tolist(), harder.tolist())
+    assert found.interval.low == pytest.approx(mean.interval.low, abs=2e-3)
+    assert found.interval.high == pytest.approx(mean.interval.high, abs=2e-3)
+    assert found.p == pytest.approx(mean.p, rel=0.3) and (found.test, found.wins) == ("halves", 0)
+    alike = drawn_difference(0.0, half_means(easy), half_means(easy))
+    assert alike.p == 1.0 and alike.interval == Interval(0.0, 0.0, 0.0)
 
 
 def test_no_difference_is_found_where_there_is_none():
@@ -165,3 +192,14 @@ def test_no_samples_have_no_mean():
         mean_interval([])
     with pytest.raises(ValueError, match="2 and of 1"):
         paired([1.0, 0.0], [1.0])
+
+
+def test_equal_values_are_no_certainty():
+    """No failure in n throws leaves a rate of p possible as long as (1 - p)^n is 2.5 %."""
+    all_right = share_interval([1.0] * 40)
+    assert (all_right.value, all_right.high) == (1.0, 1.0)
+    assert all_right.low**40 == pytest.approx(0.025)
+    assert share_interval([1.0] * 40, [n // 5 for n in range(40)]).low ** 8 == pytest.approx(0.025)
+    assert share_interval([0.0] * 40).high == pytest.approx(1 - all_right.low)
+    some = [1.0] * 39 + [0.5]
+    assert share_interval(some) == mean_interval(some)

@@ -34,6 +34,9 @@ from trimtok_cli.outputs.manifest import Manifest, RunSummary
 from trimtok_cli.prepare.processes import Processes
 from trimtok_cli.readers.source import Source
 
+# Gives the adapter and the Ask of a run, as `session.load` does.
+Opener = Callable[[RunConfig, Screen, Callable[[], None]], tuple[Any, Any]]
+
 
 def run(
     command: str,
@@ -43,30 +46,29 @@ def run(
     screen: Screen,
     *,
     again: Callable[[], Source],
+    opener: Opener | None = None,
 ) -> int:
     """Answers every sample that has no answer yet; returns the exit code.
 
-    again: reads the source anew. A signal keeps what is written, and run.json says that the run was
-    interrupted.
+    again: reads the source anew. opener: opens the model if it is to be opened in another way. A
+    signal keeps what is written, and run.json says that the run was interrupted.
     """
     check_output(options, options.out)
     locate(config.model)  # an unknown name is refused before torch is imported
-    with (
-        claimed(
-            options.out,
-            command,
-            reads(config, source, options.config),
-            existing=options.if_there,
-            errors=True,
-            endings=endings(options.format_names),
-        ) as destination,
-        closing(Processes()) as processes,
-    ):
+    with claimed(
+        options.out,
+        command,
+        reads(config, source, options.config),
+        existing=options.if_there,
+        errors=True,
+        endings=endings(options.format_names),
+    ) as destination:
         begun = begin(destination, config, source, options, screen, again)
         if isinstance(begun, int):
             code = begun
         else:
-            code = _answer(command, config, begun, destination, options, screen, processes)
+            opener = opener or load
+            code = _answer(command, config, begun, destination, options, screen, opener)
         make_formats(destination, options, screen)
         return code
 
@@ -78,37 +80,38 @@ def _answer(
     destination: Destination,
     options: AnswerOptions,
     screen: Screen,
-    processes: Processes,
+    opener: Opener,
 ) -> int:
     """Loads the model and answers what is left; returns the exit code."""
     pruner = build(config)
-    start = partial(start_workers, processes, config, begun.number)
-    adapter, ask = load(config, screen, start)
-    facts = {"generation": generation(adapter, ask, config, screen)}
-    check_video(adapter, config)
-    from trimtok_cli.engine.prompt_stage import check_method
-    from trimtok_cli.engine.stream import answer_all
+    with closing(Processes()) as processes:
+        start = partial(start_workers, processes, config, begun.number)
+        adapter, ask = opener(config, screen, start)
+        facts = {"generation": generation(adapter, ask, config, screen)}
+        check_video(adapter, config)
+        from trimtok_cli.engine.prompt_stage import check_method
+        from trimtok_cli.engine.stream import answer_all
 
-    check_method(adapter, pruner)
-    model = describe(adapter)
-    begun.check_loaded(model)
-    with interrupts.under_way():
-        results = answer_all(
-            adapter,
-            pruner,
-            begun.samples,
-            ask,
-            batch_size=config.batch_limit,
-            workers=count_workers(config.workers, adapter.device.type, begun.number),
-            processes=processes,
-        )
-        name = begun.earlier.get("run", uuid.uuid4().hex[:12])
-        facts |= {"run": name, "command": command, "model": model, "identity": begun.identity}
-        facts |= {"root": begun.root, "formats": begun.formats}
-        summary = begun.summary or RunSummary(Setting.of(pruner))
-        manifest = Manifest(destination, config, summary, facts)
-        show = options.verbose or (begun.number is not None and begun.number <= FEW)
-        return write_all(results, begun, manifest, screen, show)
+        check_method(adapter, pruner)
+        model = describe(adapter)
+        begun.check_loaded(model)
+        with interrupts.under_way():
+            results = answer_all(
+                adapter,
+                pruner,
+                begun.samples,
+                ask,
+                batch_size=config.batch_limit,
+                workers=count_workers(config.workers, adapter.device.type, begun.number),
+                processes=processes,
+            )
+            name = begun.earlier.get("run", uuid.uuid4().hex[:12])
+            facts |= {"run": name, "command": command, "model": model, "identity": begun.identity}
+            facts |= {"root": begun.root, "formats": begun.formats}
+            summary = begun.summary or RunSummary(Setting.of(pruner))
+            manifest = Manifest(destination, config, summary, facts)
+            show = options.verbose or (begun.number is not None and begun.number <= FEW)
+            return write_all(results, begun, manifest, screen, show)
 
 
 def build(config: RunConfig) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from trimtok_cli.data import Comparison, Failed, Result, Sample
-from trimtok_cli.device import reset_peak
+from trimtok_cli.device import peak_bytes, reset_peak
 from trimtok_cli.engine.answer import encode, finish
 from trimtok_cli.engine.batch import Encoded
 from trimtok_cli.engine.loops import loop_for, prunes_in_decoder, rules_for
@@ -23,9 +23,10 @@ def compare_all(
 ) -> Iterator[Comparison]:
     """A Comparison for every sample: answered by every pruner, images read and encoded once.
 
-    Samples run alone, for true times. The order of the pruners turns with each sample, so that none
-    is always the first to run. The first sample runs once beforehand and is thrown away: a first
-    pass pays for kernels and caches. Raises ModelError; any other error is the sample's.
+    Samples run alone, for true times. A setting's peak of memory is its own, or the vision tower's
+    if that is higher; the cache is shared. The order of the pruners turns with each sample, so that
+    none is always the first to run. The first sample runs once beforehand and is thrown away: a
+    first pass pays for kernels and caches. Raises ModelError; any other error is the sample's.
     """
     loops = _loops(adapter, pruners, ask)
     signals = reads_tower(*pruners)
@@ -37,13 +38,14 @@ def compare_all(
             seed = seeds.number(sample.names, ask.question(sample), sample.turn)
             prepared = replace(prepare(adapter.preprocessor, sample, ask), seed=seed)
             (encoded,) = encode(adapter, [prepared], signals=signals)
+            tower = peak_bytes(adapter.device)
             if not warm:
                 _warm_up(adapter, pruners, prepared, loops, ask, signals)
                 (encoded,) = encode(adapter, [prepared], signals=signals)
                 warm = True
             order = [(i + number) % len(pruners) for i in range(len(pruners))]
             results = {i: _attempt(adapter, pruners[i], encoded, ask, loops[i]) for i in order}
-            yield _comparison(encoded, [results[i] for i in range(len(pruners))])
+            yield _comparison(encoded, [results[i] for i in range(len(pruners))], tower)
         except ModelError:
             raise
         except Exception as error:
@@ -83,6 +85,7 @@ def _attempt(
     adapter: Adapter, pruner: Pruner | None, encoded: Encoded, ask: Ask, loop: Loop
 ) -> Result:
     """One sample answered in one way. A method that cannot run on this model fails alone."""
+    reset_peak(adapter.device)
     try:
         return shown(finish(adapter, pruner, [encoded], loop)[0], ask)
     except ModelError:
@@ -91,11 +94,12 @@ def _attempt(
         return failed_result(Failed(encoded.prepared.sample, error), pruner, ask)
 
 
-def _comparison(encoded: Encoded, results: Sequence[Result]) -> Comparison:
+def _comparison(encoded: Encoded, results: Sequence[Result], tower: int) -> Comparison:
+    """tower: the vision tower's peak of memory, in bytes."""
     tokens = encoded.tokens
     return Comparison(
         sample=encoded.prepared.sample,
-        results=tuple(results),
+        results=tuple(replace(each, peak_bytes=max(each.peak_bytes, tower)) for each in results),
         boxes=tuple(tuple(round(x, 5) for x in box) for box in tokens.box.tolist()),
         visual_index=tuple(tokens.visual_index.tolist()),
         frame=() if tokens.frame is None else tuple(tokens.frame.tolist()),

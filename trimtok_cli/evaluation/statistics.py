@@ -1,24 +1,30 @@
-"""Intervals and tests on the scores of samples: bootstraps, and McNemar's exact test.
+"""Intervals and tests on the scores of samples: bootstraps, halves, and McNemar's exact test.
 
 Every function takes a value for each sample and draws from a generator with a seed, so that the
 same scores give the same figures. Samples of one `group`, such as the questions about one picture,
 are no independent evidence: they are drawn together. Knows no metric and no model.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+import math
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtok_cli.data import Sample
+
 DRAWS, LEVEL, SEED = 2000, 0.95, 0
+
+# Halves of a statistic that has to be worked out anew for each: so many samples in all, in bounds.
+HALVED, FEWEST, MOST = 1_000_000, 100, 400
 
 _AT_ONCE = 1 << 22  # indices that are held at once
 
 Numbers = NDArray[np.float64]
 Indices = NDArray[np.intp]
-Statistic = Callable[[Indices], float]
-"""A figure of the samples with these numbers, which may repeat."""
+Values = Sequence[float] | Numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +40,24 @@ class Interval:
 class Difference:
     """A difference of two settings on the same samples, with the p value of a test of none.
 
-    test: `mcnemar` or `bootstrap`. wins, losses: the samples on which the first setting scores
-    more, and less.
+    test: `mcnemar`, `bootstrap`, or `halves` for what is no mean. wins, losses: the samples on
+    which the first setting scores more, and less; 0 where single samples have no score.
     """
 
     interval: Interval
     p: float
     test: str
-    wins: int
-    losses: int
+    wins: int = 0
+    losses: int = 0
+
+
+def pictures_of(sample: Sample) -> Hashable:
+    """The group of a sample: its pictures, or itself where it has none."""
+    return (*sample.images, *((sample.video,) if sample.video else ())) or (str(sample.id),)
 
 
 def mean_interval(
-    values: Sequence[float],
+    values: Values,
     groups: Sequence[Hashable] | None = None,
     *,
     draws: int = DRAWS,
@@ -59,23 +70,57 @@ def mean_interval(
     return _interval(float(numbers.mean()), means, level)
 
 
-def interval(
-    statistic: Statistic,
-    count: int,
-    groups: Sequence[Hashable] | None = None,
-    *,
-    draws: int = DRAWS,
-    level: float = LEVEL,
-    seed: int = SEED,
+def share_interval(
+    values: Values, groups: Sequence[Hashable] | None = None, *, level: float = LEVEL
 ) -> Interval:
-    """Any statistic of `count` samples with its bootstrap interval, for what is no mean."""
-    drawn = [statistic(chosen) for chosen in _drawn_samples(count, groups, draws, seed)]
-    return _interval(statistic(np.arange(count)), np.array(drawn), level)
+    """The mean of values in [0, 1], where all of them may be 0 or all 1.
+
+    Draws of equal values never differ, which is no certainty: the open end of the interval is then
+    the exact one of as many groups.
+    """
+    found = mean_interval(values, groups, level=level)
+    count = len(set(groups)) if groups is not None else len(values)
+    open_end = ((1 - level) / 2) ** (1 / count)
+    if min(values) == 1:
+        return Interval(1.0, open_end, 1.0)
+    return Interval(0.0, 0.0, 1 - open_end) if max(values) == 0 else found
+
+
+def halves(
+    count: int, groups: Sequence[Hashable] | None = None, *, draws: int = 0, seed: int = SEED
+) -> Iterator[Indices]:
+    """Random halves of the samples, whole groups at a time, for statistics that are no mean.
+
+    Half of the samples, drawn without replacement, spread a mean as widely as all of them drawn
+    with replacement do, and hold no sample twice: a benchmark's own rule may count what two
+    questions about one picture have in common. draws: by default fewer of more samples, as each
+    of them is scored anew.
+    """
+    generator = np.random.default_rng(seed)
+    members = _members(groups if groups is not None else range(count))
+    half = max(len(members) // 2, 1)
+    for _ in range(draws or min(max(HALVED // count, FEWEST), MOST)):
+        chosen = np.sort(generator.permutation(len(members))[:half])
+        yield np.concatenate([members[number] for number in chosen])
+
+
+def spread(value: float, drawn: Numbers, *, level: float = LEVEL) -> Interval:
+    """The interval of a value, from the standard deviation of its draws."""
+    reach = NormalDist().inv_cdf((1 + level) / 2) * float(np.std(drawn, ddof=1))
+    return Interval(value, value - reach, value + reach)
+
+
+def drawn_difference(value: float, first: Numbers, second: Numbers) -> Difference:
+    """The difference of two values whose draws are of the same samples, one after the other."""
+    gained = first - second
+    error = float(np.std(gained, ddof=1))
+    apart = value / error if error else math.copysign(math.inf, value) if value else 0.0
+    return Difference(spread(value, gained), math.erfc(abs(apart) / math.sqrt(2)), "halves")
 
 
 def paired(
-    first: Sequence[float],
-    second: Sequence[float],
+    first: Values,
+    second: Values,
     groups: Sequence[Hashable] | None = None,
     *,
     draws: int = DRAWS,
@@ -84,8 +129,8 @@ def paired(
 ) -> Difference:
     """The mean of first - second over the same samples.
 
-    Scores of 0 and 1 of samples that are independent are tested with McNemar's exact test, all
-    others with the bootstrap of the differences.
+    Scores that are right or wrong, of samples that are independent, are tested with McNemar's exact
+    test, all others with the bootstrap of the differences.
     """
     one, two = _numbers(first), _numbers(second)
     if len(one) != len(two):
@@ -95,29 +140,9 @@ def paired(
     found = _interval(float(gained.mean()), means, level)
     wins, losses = int((gained > 0).sum()), int((gained < 0).sum())
     alone = groups is None or len(set(groups)) == len(groups)
-    if alone and set(np.unique(np.concatenate([one, two]))) <= {0.0, 1.0}:
+    if alone and len(np.unique(np.concatenate([one, two]))) <= 2:
         return Difference(found, mcnemar(wins, losses), "mcnemar", wins, losses)
     return Difference(found, _p_value(means), "bootstrap", wins, losses)
-
-
-def paired_statistic(
-    first: Statistic,
-    second: Statistic,
-    count: int,
-    groups: Sequence[Hashable] | None = None,
-    *,
-    draws: int = DRAWS,
-    level: float = LEVEL,
-    seed: int = SEED,
-) -> tuple[Interval, float]:
-    """The difference of a statistic between two settings, and its p value, by the bootstrap."""
-
-    def difference(chosen: Indices) -> float:
-        return first(chosen) - second(chosen)
-
-    drawn = [difference(chosen) for chosen in _drawn_samples(count, groups, draws, seed)]
-    found = _interval(difference(np.arange(count)), np.array(drawn), level)
-    return found, _p_value(np.array(drawn))
 
 
 def mcnemar(wins: int, losses: int) -> float:
@@ -131,7 +156,7 @@ def mcnemar(wins: int, losses: int) -> float:
     return min(1.0, 2 * tail / (1 << total))
 
 
-def _numbers(values: Sequence[float]) -> Numbers:
+def _numbers(values: Values) -> Numbers:
     numbers = np.asarray(values, dtype=np.float64)
     if not len(numbers):
         raise ValueError("there is no sample to take the mean of")
@@ -164,20 +189,6 @@ def _drawn_means(
     return np.concatenate(means)
 
 
-def _drawn_samples(
-    count: int, groups: Sequence[Hashable] | None, draws: int, seed: int
-) -> Iterator[Indices]:
-    """The numbers of the samples of each draw."""
-    if groups is None:
-        for block in _draw(count, draws, seed):
-            yield from block
-        return
-    members = _members(groups)
-    for block in _draw(len(members), draws, seed):
-        for chosen in block:
-            yield np.concatenate([members[number] for number in chosen])
-
-
 def _draw(count: int, draws: int, seed: int) -> Iterator[Indices]:
     """Blocks (some draws, count) of numbers below `count`, `draws` rows in all."""
     generator = np.random.default_rng(seed)
@@ -186,7 +197,7 @@ def _draw(count: int, draws: int, seed: int) -> Iterator[Indices]:
         yield generator.integers(0, count, (min(rows, draws - start), count))
 
 
-def _members(groups: Sequence[Hashable]) -> list[Indices]:
+def _members(groups: Iterable[Hashable]) -> list[Indices]:
     """The samples of each group, in the order in which groups are first named."""
     found: dict[Hashable, list[int]] = {}
     for number, group in enumerate(groups):

@@ -1,0 +1,132 @@
+"""The cells of a grid: answered by the runs that `vqa` makes, and read back.
+
+A cell has a folder of its own, MODEL/COLUMN/SETTING, and is a run like any other: it goes on where
+it was interrupted. One model is loaded at a time, and only for a cell that has something left.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+from trimtok_cli.commands.format_options import read_manifest
+from trimtok_cli.commands.grid_plan import Run
+from trimtok_cli.commands.options import AnswerOptions
+from trimtok_cli.commands.run import build, run
+from trimtok_cli.commands.session import ask_of, load
+from trimtok_cli.commands.terminal.progress import Screen
+from trimtok_cli.config import RunConfig
+from trimtok_cli.errors import ModelError, TrimtokError, UsageError
+from trimtok_cli.evaluation.grid_table import FINAL, Cell
+from trimtok_cli.outputs.exports.answers import Answers
+from trimtok_cli.outputs.read_back import STAGES
+from trimtok_cli.readers.source import Source
+
+TRIED = 3  # samples of a cell whose budget may be out of reach
+
+
+class Unfit(TrimtokError):
+    """A model that cannot be loaded, or a method that cannot run on it: its cells stay empty."""
+
+
+class OneModel:
+    """Opens models, one at a time: an earlier one is let go before the next is loaded."""
+
+    def __init__(self) -> None:
+        self.key: tuple[Any, ...] | None = None
+        self.adapter: Any = None
+        self.problem = ""
+
+    def __call__(
+        self, config: RunConfig, screen: Screen, meanwhile: Callable[[], None]
+    ) -> tuple[Any, Any]:
+        """The adapter and the Ask of a run. Raises Unfit."""
+        names = ("model", "revision", "device", "dtype", "clip_text", "trust_remote_code")
+        key = tuple(getattr(config, name) for name in names)
+        device = None if self.adapter is None else self.adapter.device
+        if key != self.key:
+            self.adapter = None
+        if device is not None:
+            from trimtok_cli.device import release
+
+            release(device)  # of the caches of the cell before, or of the model before
+        if key == self.key:
+            meanwhile()
+        else:
+            self.key, self.problem = key, ""
+            try:
+                self.adapter, _ = load(config, screen, meanwhile)
+            except ModelError as error:
+                self.problem = str(error)
+        if self.problem:
+            raise Unfit(self.problem)
+        from trimtok_cli.engine.prompt_stage import check_method
+
+        try:
+            check_method(self.adapter, build(config))
+        except (UsageError, ModelError) as error:
+            raise Unfit(str(error)) from None
+        return self.adapter, ask_of(config)
+
+
+def answer(each: Run, opener: OneModel, screen: Screen) -> None:
+    """Answers what is left of one cell. Raises Unfit.
+
+    A budget that a method may not reach is tried on a few samples first.
+    """
+    samples = each.column.samples
+    source = Source(samples, len(samples))
+    # A folder's name may look like that of a file.
+    options = AnswerOptions(out=f"{each.folder}/")
+    if each.config.budget_counts != FINAL and not read_cell([each])[0].kept:
+        few = Source(samples[:TRIED], min(TRIED, len(samples)))
+        run("evaluate", each.config, few, options, screen, again=lambda: few, opener=opener)
+        cell, _ = read_cell([each])
+        if not cell.kept:
+            raise Unfit(cell.error)
+    run("evaluate", each.config, source, options, screen, again=lambda: source, opener=opener)
+
+
+def read_cell(runs: Sequence[Run], problem: str = "") -> tuple[Cell, list[list[str | None]]]:
+    """What the files of a cell say, and the answers of each of its runs; failures are ""."""
+    samples, texts = runs[0].column.samples, []
+    facts: list[dict[str, Any]] = []
+    failed, device = 0, ""
+    for each in runs:
+        records = {record["metadata"]["key"]: record for record in _records(each)}
+        found = [records.get(sample.key) for sample in samples]
+        texts.append([record and (record["text"] if _is_ok(record) else "") for record in found])
+        known = [record["metadata"] for record in found if record]
+        failures = [meta for meta in known if meta["status"] != "ok"]
+        failed += len(failures)
+        if failures and len(failures) == len(known):
+            problem = problem or failures[0]["error"]
+        facts += [meta for meta in known if meta["status"] == "ok"]
+        model = read_manifest(each.folder / "run.json").get("model", {})
+        device = device or model.get("device", "")
+    answered = sum(all(run[i] is not None for run in texts) for i in range(len(samples)))
+    cell = Cell(len(samples), answered, failed, device=device, error=problem)
+    return replace(cell, **_means(facts)) if facts else cell, texts
+
+
+def _records(each: Run) -> Iterator[Mapping[str, Any]]:
+    if each.answers.is_file():
+        yield from Answers(each.answers, read_manifest(each.folder / "run.json")).records()
+
+
+def _is_ok(record: Mapping[str, Any]) -> bool:
+    return record["metadata"]["status"] == "ok"
+
+
+def _means(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Visual tokens, means over answers; milliseconds of each step and of all, medians."""
+    count = len(facts)
+    ms = {stage: median(each["timing_ms"][stage] for each in facts) for stage in STAGES}
+    ms["total"] = median(sum(each["timing_ms"][stage] for stage in STAGES) for each in facts)
+    return {
+        "dense": sum(each["visual"]["tokens"] for each in facts) / count,
+        "kept": sum(each["visual"]["kept"] for each in facts) / count,
+        "layer_mean": sum(each["visual"]["layer_mean"] for each in facts) / count,
+        "ms": {name: round(value, 3) for name, value in ms.items()},
+        "batch_size": max(each["timing_ms"]["batch_size"] for each in facts),
+    }
