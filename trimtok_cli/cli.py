@@ -5,7 +5,18 @@ from typing import Annotated
 import typer
 
 from trimtok_cli import __version__
-from trimtok_cli.commands import bench, caption, check, compare, env, export, methods, models, vqa
+from trimtok_cli.commands import (
+    bench,
+    caption,
+    check,
+    compare,
+    env,
+    export,
+    merge,
+    methods,
+    models,
+    vqa,
+)
 from trimtok_cli.interrupts import protected
 
 app = typer.Typer(
@@ -27,6 +38,8 @@ app.command("compare", epilog=compare.EXAMPLES, no_args_is_help=True)(compare.co
 app.command("check", epilog=check.EXAMPLES, no_args_is_help=True)(check.check)
 
 app.command("export", epilog=export.EXAMPLES, no_args_is_help=True)(export.export)
+
+app.command("merge", epilog=merge.EXAMPLES, no_args_is_help=True)(merge.merge)
 
 app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
 
