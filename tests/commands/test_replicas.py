@@ -256,6 +256,20 @@ def test_a_run_whose_parent_is_ended_goes_on_with_any_number_of_processes(
     assert files() == expected
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_while_models_load_leaves_no_file_and_no_process(number, arguments, monkeypatch):
+    monkeypatch.setenv("STUB_START", "wait")
+    process = program(arguments, "-o", "o", "--processes", 2)
+    for _ in range(600):
+        if Path("starts").exists() and len(started()) == 2:
+            break
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and b"Traceback" not in err
+    assert not Path("o").exists() and len(started()) == 2 and all(map(gone, started()))
+
+
 def test_a_complete_run_starts_no_process(arguments, monkeypatch):
     assert call(*arguments, "-o", "o").exit_code == 3
     done = call(*arguments, "-o", "o", "--processes", 2, "--keep-failed")

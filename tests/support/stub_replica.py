@@ -70,6 +70,8 @@ def main(messages: SimpleQueue[bytes]) -> None:
     begin = os.environ.get("STUB_START", "").split()
     if begin[:1] == ["die"] and number >= int(begin[1]):
         os._exit(9)
+    if begin[:1] == ["wait"]:
+        time.sleep(60)
     from trimtok_cli.commands import replica, run
 
     patch = pytest.MonkeyPatch()

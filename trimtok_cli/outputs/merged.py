@@ -45,6 +45,11 @@ class Part:
         return self.folder / ANSWERS
 
     @property
+    def empty(self) -> bool:
+        """Whether there are more shards than inputs: then a run leaves no file of answers."""
+        return self.number > int(self.manifest["shard"]["inputs"])
+
+    @property
     def number(self) -> int:
         return int(self.manifest["shard"]["number"])
 
@@ -87,22 +92,13 @@ def merge(parts: Sequence[Part], destination: Destination) -> RunSummary:
     The answers are there whole or not at all. Raises UsageError if a shard's lines are not those
     that its run.json tells of, OSError if the disk fails.
     """
-    first, run = parts[0], parts[0].manifest["run"]
-    setting = first.manifest["settings"][0]
+    setting = parts[0].manifest["settings"][0]
     summary = RunSummary(Setting(**{each.name: setting[each.name] for each in fields(Setting)}))
     with writing(destination.file) as file:
         for line in _in_turn(parts):
             put(file, line)
         journal = Journal(Path(file.name))
-        journal.read(run, summary.add_line)
-        shard = first.manifest["shard"]
-        keys = hashlib.blake2b(b"".join(journal.starts), digest_size=16).hexdigest()
-        if journal.lines != len(journal.starts) or keys != shard["keys"]:
-            raise UsageError(
-                f"the shards hold {journal.lines} lines for {len(journal.starts)} inputs, which "
-                f"are not the {shard['inputs']} that were to be answered in their order: a file "
-                "of answers was changed after its run."
-            )
+        _read(journal, parts[0], summary)
         for path in destination.beside:  # of whatever was there before
             discard(path)
     journal.path = destination.file
@@ -112,20 +108,35 @@ def merge(parts: Sequence[Part], destination: Destination) -> RunSummary:
     return summary
 
 
+def _read(journal: Journal, first: Part, summary: RunSummary) -> None:
+    """Counts the lines. Raises UsageError if they are not those of all inputs, in their order."""
+    changed = "a file of answers was changed after its run, which has to be begun anew."
+    try:
+        journal.read(first.manifest["run"], summary.add_line)
+    except UsageError:
+        raise UsageError(
+            f"the shards hold lines that are no answers of their run: {changed}"
+        ) from None
+    shard = first.manifest["shard"]
+    keys = hashlib.blake2b(b"".join(journal.starts), digest_size=16).hexdigest()
+    if journal.lines != len(journal.starts) or keys != shard["keys"]:
+        raise UsageError(
+            f"the shards hold {journal.lines} lines for {len(journal.starts)} inputs, which are "
+            f"not the {shard['inputs']} that were to be answered in their order: {changed}"
+        )
+
+
 def _folders(paths: Sequence[Path]) -> Iterator[Path]:
+    """The folders of shards: those within a folder that has some, else the folder itself."""
     for path in paths:
-        inner = sorted(each.parent for each in path.glob(f"shard-*-of-*/{ANSWERS}"))
-        if (path / ANSWERS).exists() or not inner:
-            yield path
-        else:
-            yield from inner
+        yield from sorted(path.glob("shard-*-of-*")) or [path]
 
 
 def _part(folder: Path) -> Part:
     """The shard in a folder. Raises UsageError if there is none, or one that is not complete."""
     name, manifest = shortened(str(folder)), document(folder / "run.json")
     shard = manifest.get("shard")
-    if not manifest or not (folder / ANSWERS).is_file():
+    if not manifest:
         raise UsageError(f"{name} holds no run of `trimtok caption` or `trimtok vqa`.")
     if missing := [each for each in _NEEDED if each not in manifest]:
         raise UsageError(f"the run.json in {name} is damaged: it has no {', '.join(missing)}.")
@@ -175,7 +186,7 @@ def _config(manifest: Mapping[str, Any]) -> RunConfig:
 def _in_turn(parts: Sequence[Part]) -> Iterator[bytes]:
     """The lines of the whole run: the first of each shard, then the second of each."""
     with ExitStack() as stack:
-        files = [stack.enter_context(_opened(part.answers)) for part in parts]
+        files = [stack.enter_context(_opened(part.answers)) for part in parts if not part.empty]
         while True:
             lines = [line for file in files if (line := file.readline())]
             if not lines:
@@ -200,15 +211,10 @@ def _manifest(parts: Sequence[Part], summary: RunSummary) -> dict[str, Any]:
         each["throughput"]["generated_tokens_per_second"] * each["throughput"]["seconds"]
         for each in every
     )
-    own = ("started", "throughput", "peak_bytes", "model", "versions", "replicas")
     return {
         **{name: value for name, value in every[0].items() if name not in ("shard", "replicas")},
         "formats": [],
-        "shards": [
-            {"number": part.number}
-            | {name: part.manifest[name] for name in own if name in part.manifest}
-            for part in parts
-        ],
+        "shards": [_told(part, parts[0]) for part in parts],
         "started": min(each["started"] for each in every),
         **summary.counts(),
         "throughput": {
@@ -219,3 +225,12 @@ def _manifest(parts: Sequence[Part], summary: RunSummary) -> dict[str, Any]:
         },
         "peak_bytes": max(each["peak_bytes"] for each in every),
     }
+
+
+def _told(part: Part, first: Part) -> dict[str, Any]:
+    """What run.json of the whole run says of one shard; its versions where they are others."""
+    names = ["started", "model", "replicas", "throughput", "peak_bytes"]
+    if part.manifest["versions"] != first.manifest["versions"]:
+        names.append("versions")
+    own = {name: part.manifest[name] for name in names if name in part.manifest}
+    return {"number": part.number, **own}

@@ -211,10 +211,10 @@ class Replicas:
             problem = f"its process died {when} ({ended.how}); memory may have run out."
             self._leave_out(replica, TrimtokError(f"{name}: {problem}"))
         else:
-            self.warn(f"{name}: its process died ({ended.how}), and is started anew")
             replica.restarts += was_ready
             if name in self.facts:
                 self.facts[name]["restarts"] = replica.restarts
+            self.warn(f"{name}: its process died ({ended.how}), and is started anew")
             self._start(replica)
         for dealt in lost:
             problem = (
