@@ -83,7 +83,7 @@ class Played:
         found = self.deal.deal(hand)
         if isinstance(found, Dealt) and found.deaths:
             self.alone.append(found.number)
-        assert not (isinstance(found, Dealt) and found.deaths and len(hand.held) > 1), "not alone"
+        assert len(hand.held) < 2 or not any(each.deaths for each in hand.held), "not alone"
         self.draining[id(hand)] = found is Instead.FINISH
         return found is not Instead.WAIT
 
