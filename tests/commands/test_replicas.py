@@ -182,7 +182,7 @@ def test_a_process_that_cannot_start_is_left_out_and_none_is_an_error(
     case, arguments, inputs, monkeypatch
 ):
     begin, code, says = case
-    (inputs / "p1.png").write_text("slow 1")  # until the other has started, or not
+    (inputs / "p1.png").write_text("starts 3" if begin == "die 1" else "starts 2")
     expected = undisturbed(arguments)
     monkeypatch.setenv("STUB_START", begin)
     done = call(*arguments, "-o", "o", "--processes", 2)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -44,6 +45,10 @@ def harmed(sample: Sample) -> Sample:
             os._exit(7)
         case ["slow", seconds, *_]:
             time.sleep(float(seconds))
+        case ["starts", number, *_]:  # until so many were started, and some seconds more
+            while not Path("numbers", str(int(number) - 1)).exists():
+                time.sleep(0.05)
+            time.sleep(4)
         case ["noise", *_]:
             os.write(1, b"a library's words")
         case ["unreadable", name, *_] if first_time(name):
@@ -64,8 +69,9 @@ def answer_all(adapter, pruner, samples, ask, **options) -> Iterator[Result]:
 
 def main(messages: SimpleQueue[bytes]) -> None:
     """What `commands.replica.main` is, with the stub in the engine's place."""
-    number = len([*Path("starts").iterdir()]) if Path("starts").exists() else 0
-    Path("starts").mkdir(exist_ok=True)
+    for folder in ("numbers", "starts"):
+        Path(folder).mkdir(exist_ok=True)
+    number = next(each for each in count() if first_time(f"numbers/{each}"))
     Path("starts", f"{number}-{os.getpid()}").touch()
     begin = os.environ.get("STUB_START", "").split()
     if begin[:1] == ["die"] and number >= int(begin[1]):
