@@ -164,15 +164,15 @@ class Replicas:
         self, replica: Replica, message: bytes | Ended
     ) -> Iterator[Ready | tuple[int, Result]]:
         """Takes in a message: what it says of the model or of samples, if it does."""
+        if replica not in self.replicas:  # it was left out
+            return
         if isinstance(message, Ended):
             yield from self._ended(replica, message)
             return
         try:
             said = pickle.loads(message)
-        except Exception:  # a library wrote between the messages
-            if replica.child is not None:
-                replica.child.process.kill()
-            return
+        except Exception:
+            said = None
         if said == ASK:
             replica.asking = True
         elif isinstance(said, Ready):
@@ -182,10 +182,12 @@ class Replicas:
             raise said.error()
         elif isinstance(said, Refusal):
             self._leave_out(replica, said.error())
-        elif self.deal is not None:
+        elif isinstance(said, Result) and self.deal is not None:
             dealt = self.deal.answer(replica.hand)
             replica.deaths = 0
             yield dealt.number, replace(said, sample=dealt.sample)
+        elif replica.child is not None:  # a library wrote between the messages
+            replica.child.process.kill()
 
     def _accepted(self, replica: Replica, ready: Ready) -> Ready:
         try:
@@ -200,8 +202,6 @@ class Replicas:
 
     def _ended(self, replica: Replica, ended: Ended) -> Iterator[tuple[int, Result]]:
         """Replaces a process that died, or gives its place up."""
-        if replica not in self.replicas:  # it was left out
-            return
         replica.deaths += 1
         was_ready, replica.ready, replica.asking = replica.ready, False, False
         lost = self.deal.lost(replica.hand) if self.deal is not None else []
