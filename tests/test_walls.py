@@ -30,6 +30,7 @@ MAY = {
     "engine": {"generation", "models", "prepare", "pruners"},
     "evaluation": {"engine", "generation", "models", "prepare", "pruners", "readers"},
     "outputs": {"evaluation", "media"},
+    "replicas": set(),
     "bench": {"engine", "generation", "models", "outputs", "prepare", "pruners", "readers"},
     "commands": {
         "bench",
@@ -42,6 +43,7 @@ MAY = {
         "prepare",
         "pruners",
         "readers",
+        "replicas",
     },
 }
 # Folders whose modules may import torch and transformers at the top. The other folders and the

@@ -4,6 +4,7 @@ its parent. Knows nothing of the child's work.
 
 import ctypes
 import json
+import math
 import os
 import select
 import signal
@@ -87,8 +88,8 @@ class Ended(Exception):
 class Child:
     """A process that answers messages, one at a time, by its standard input and output.
 
-    A message is its length in 8 bytes, big end first, then its bytes. There is no time limit on an
-    answer where the system cannot wait for a pipe (Windows).
+    Messages go through the pipes as `framed` writes them. There is no time limit on an answer where
+    the system cannot wait for a pipe (Windows).
     """
 
     def __init__(self, code: str, environment: dict[str, str]) -> None:
@@ -117,10 +118,25 @@ class Child:
 
         Raises Ended where the process dies, cuts its answer short or takes longer than `seconds`.
         """
-        self.seconds_left = seconds
+        patience = _Patience(seconds)
         try:
-            self._write(len(message).to_bytes(8, "big") + message)
-            return self._read(int.from_bytes(self._read(8), "big"))
+            self._write(message, patience)
+        except OSError as error:
+            raise Ended(self.end(), overdue=isinstance(error, TimeoutError)) from error
+        return self.receive(patience)
+
+    def send(self, message: bytes, seconds: float) -> None:
+        """Sends a message that may have any number of answers. A thread may `receive` meanwhile.
+
+        Raises OSError where the process is dead, or does not take the message in time.
+        """
+        self._write(message, _Patience(seconds))
+
+    def receive(self, patience: "_Patience | None" = None) -> bytearray:
+        """The next message of the process, however long it takes. Raises Ended as `ask` does."""
+        patience = patience or _Patience(math.inf)
+        try:
+            return self._read(int.from_bytes(self._read(8, patience), "big"), patience)
         # The last two: there is no room for so long an answer.
         except (EOFError, OSError, MemoryError, OverflowError) as error:
             raise Ended(self.end(), overdue=isinstance(error, TimeoutError)) from error
@@ -139,24 +155,31 @@ class Child:
                 pipe.close()
         return code
 
-    def _write(self, data: bytes) -> None:
-        rest = memoryview(data)
+    def _write(self, message: bytes, patience: "_Patience") -> None:
+        rest = memoryview(framed(message))
         while rest:
-            self._wait(self.process.stdin, "POLLOUT")
+            patience.wait(self.process.stdin, "POLLOUT")
             rest = rest[self.process.stdin.write(rest) or 0 :]
 
-    def _read(self, size: int) -> bytearray:
+    def _read(self, size: int, patience: "_Patience") -> bytearray:
         data = bytearray(size)
         num_read = 0
         while num_read < size:
-            self._wait(self.process.stdout, "POLLIN")
+            patience.wait(self.process.stdout, "POLLIN")
             count = self.process.stdout.readinto(memoryview(data)[num_read:])
             if count == 0:
                 raise EOFError
             num_read += count or 0
         return data
 
-    def _wait(self, pipe: Any, event: str) -> None:
+
+class _Patience:
+    """Seconds that may be spent on waiting for the pipes of one process."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def wait(self, pipe: Any, event: str) -> None:
         """Returns when the pipe can be read or written. TimeoutError when the seconds are used up.
 
         Only time spent here counts, so none passes while this process is stopped.
@@ -166,14 +189,24 @@ class Child:
         poll = select.poll()
         poll.register(pipe, getattr(select, event))
         while not poll.poll(1000 * _TICK):
-            self.seconds_left -= _TICK
-            if self.seconds_left <= 0:
+            self.seconds -= _TICK
+            if self.seconds <= 0:
                 raise TimeoutError
 
 
-def usual_workers() -> int:
-    """The worker processes of a run beside a GPU: a core each, but for one, and at most eight."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return min(8, cores - 1)
+def framed(message: bytes) -> bytes:
+    """A message as it goes through a pipe: its length in 8 bytes, big end first, then its bytes."""
+    return len(message).to_bytes(8, "big") + message
+
+
+def num_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def usual_workers(share: int = 1) -> int:
+    """The worker processes of a run beside a GPU: a core each, but for one, and at most eight.
+
+    share: the number of GPUs that share the cores.
+    """
+    return max(0, min(8, num_cores() // share - 1))

@@ -13,6 +13,7 @@ from trimtok_cli.commands import (
     env,
     evaluate,
     export,
+    merge,
     methods,
     models,
     report,
@@ -49,6 +50,8 @@ app.command("check", epilog=check.EXAMPLES, no_args_is_help=True)(check.check)
 app.command("export", epilog=export.EXAMPLES, no_args_is_help=True)(export.export)
 
 app.command("score", epilog=score.EXAMPLES, no_args_is_help=True)(score.score)
+
+app.command("merge", epilog=merge.EXAMPLES, no_args_is_help=True)(merge.merge)
 
 app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
 

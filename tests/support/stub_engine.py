@@ -96,7 +96,10 @@ def command():
 
 def call(*arguments: object, stdin: str = "") -> SimpleNamespace:
     """One command line as a user sees its end: exit_code, stdout and stderr."""
-    streams = {name: TextIOWrapper(BytesIO(), "utf-8") for name in ("stdout", "stderr")}
+    streams = {
+        name: TextIOWrapper(BytesIO(), "utf-8", errors="backslashreplace")  # as main opens them
+        for name in ("stdout", "stderr")
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdin", TextIOWrapper(BytesIO(stdin.encode()), "utf-8"))
         for name, stream in streams.items():

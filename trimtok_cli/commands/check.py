@@ -98,6 +98,7 @@ def check(
             f"{suggestion(run, RUNS)}."
         )
     check_stdin(*sources)
+    options.check_device(config)
     shared: dict[str, Any] = {
         "image_root": image_root,
         "format": config.input_format,

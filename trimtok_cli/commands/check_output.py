@@ -14,7 +14,7 @@ from trimtok_cli.data import Sample
 from trimtok_cli.errors import TrimtokError, UsageError
 from trimtok_cli.outputs.destination import Destination, claimed
 from trimtok_cli.outputs.earlier import to_go_on_with
-from trimtok_cli.outputs.fingerprint import differences
+from trimtok_cli.outputs.fingerprint import differences, other_shard
 from trimtok_cli.outputs.journal import Journal
 
 BEGIN, RESUME, OVERWRITE, REFUSE = ("begin", "resume", "overwrite", "refuse")
@@ -47,7 +47,9 @@ class Output:
                 )
             self.would = OVERWRITE if destination.holds else BEGIN
             return
-        refuse(differences(earlier, config, identity_of(config)), destination.answers)
+        changed = differences(earlier, config, identity_of(config))
+        shard = str(self.options.part or "")
+        refuse(changed + other_shard(earlier, shard), destination.answers)
         journal = Journal(destination.answers)
         journal.read(earlier["run"], lambda line: None)
         self.journal, self.would = journal, RESUME
@@ -94,12 +96,12 @@ def output_of(
     command: str, config: RunConfig, options: AnswerOptions, reads: Iterable[Path | str | int]
 ) -> Output:
     """What is at --out. A run that would be refused is a finding and ends nothing."""
-    output = Output(options.out, options)
+    output = Output(options.place, options)
     if options.out is None:
         return output
     try:
         with claimed(
-            options.out, command, reads, existing=options.if_there, errors=True
+            options.place, command, reads, existing=options.if_there, errors=True
         ) as destination:
             output.look(destination, config)
     except TrimtokError as error:

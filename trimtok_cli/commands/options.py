@@ -16,6 +16,7 @@ import typer
 
 from trimtok_cli.bounds import Facts, facts_of, flag, kinds_of
 from trimtok_cli.commands.format_options import FormatOptions
+from trimtok_cli.commands.share_options import ShareOptions
 from trimtok_cli.config import INPUT, OUTPUT, PANELS
 from trimtok_cli.errors import UsageError
 from trimtok_cli.models.catalog import ALIASES
@@ -155,7 +156,7 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
-class AnswerOptions(RunOptions, FormatOptions):
+class AnswerOptions(RunOptions, ShareOptions, FormatOptions):
     """The options of a run that a later run of the same command goes on with.
 
     Raises UsageError if they contradict each other.
@@ -177,6 +178,11 @@ class AnswerOptions(RunOptions, FormatOptions):
     def if_there(self) -> str:
         """What to do with answers that are already there."""
         return OVERWRITE if self.overwrite else self.existing
+
+    @property
+    def place(self) -> str | None:
+        """Where the answers go: --out, or a shard's own folder in it."""
+        return self.shard_folder(self.out)
 
 
 def check_existing(existing: str, overwrite: bool) -> None:

@@ -3,8 +3,9 @@
 Loads no model: a run that is complete says so at once.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -22,11 +23,18 @@ from trimtok_cli.models.identity import identity
 from trimtok_cli.outputs.destination import Destination
 from trimtok_cli.outputs.earlier import to_go_on_with
 from trimtok_cli.outputs.errors_file import write_errors
-from trimtok_cli.outputs.fingerprint import differences, differences_loaded, other_versions
+from trimtok_cli.outputs.fingerprint import (
+    differences,
+    differences_loaded,
+    digest,
+    other_shard,
+    other_versions,
+)
 from trimtok_cli.outputs.journal import Journal
 from trimtok_cli.outputs.line_file import finish
 from trimtok_cli.outputs.manifest import Manifest, RunSummary, versions, write_document
 from trimtok_cli.readers.keys import keyed
+from trimtok_cli.readers.shards import part_of
 from trimtok_cli.readers.source import Source
 from trimtok_cli.wording import shortened
 
@@ -39,7 +47,8 @@ class Begun:
     the run.json that the run goes on with, empty for a new run. summary: the counts of the answers
     that are there. root: the folder in which the names of pictures start, empty if they lie in no
     one folder. formats: the names of files that the run, or an earlier part of it, makes of the
-    answers.
+    answers. run: the name that a new run has; empty is any. facts: others for run.json, which may
+    change until the end.
     """
 
     samples: Iterator[Sample]
@@ -50,6 +59,8 @@ class Begun:
     summary: RunSummary | None = None
     root: str = ""
     formats: tuple[str, ...] = ()
+    run: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def end(self) -> int | None:
@@ -63,6 +74,7 @@ class Begun:
 
 
 def begin(
+    command: str,
     destination: Destination,
     config: RunConfig,
     source: Source,
@@ -75,30 +87,37 @@ def begin(
     again: reads the source anew. Raises UsageError if the answers that are there are of another
     run than this one.
     """
-    identity = identity_of(config)
+    identity, part = identity_of(config), options.part
     earlier = to_go_on_with(destination.answers, destination.manifest, options.if_there)
     journal = Journal(destination.answers or Path(), new=not earlier)
-    samples = keyed(source.samples)
+    samples = iter(part_of(keyed(source.samples), part))
     root = "" if source.root is None else str(source.root.absolute())
+    total = source.total if part is None or source.total is None else part.size(source.total)
+    facts = {} if part is None else {"shard": part.facts}
     if not earlier:
         if options.only_failed:
             raise UsageError(f"--only-failed: {destination} holds no answers of an earlier run.")
         names = tuple(path.name for path in destination.formats)
-        return Begun(samples, source.total, journal, identity, earlier, root=root, formats=names)
-    refuse(differences(earlier, config, identity), journal.path)
-    earlier |= {"root": root, "formats": _formats(destination, earlier)}
+        begun = Begun(samples, total, journal, identity, earlier, root=root, formats=names)
+        folder = os.path.abspath(options.out or "")
+        name = "" if part is None else digest(config, identity, command, part.count, folder)
+        return replace(begun, run=name, facts=facts)
+    changed = differences(earlier, config, identity)
+    refuse(changed + other_shard(earlier, str(part or "")), journal.path)
+    earlier |= {"root": root, "formats": _formats(destination, earlier), **facts}
     summary = _summary(earlier)
     journal.read(earlier["run"], summary.add_line)
     if source.total is not None:
         listed = source.samples if isinstance(source.samples, list) else again().samples
-        refuse_strangers(journal, journal.strangers(keyed(listed)))
+        asked = part_of(keyed(listed), options.part)
+        refuse_strangers(journal, journal.strangers(asked))
     tell_versions(earlier, screen)
     retried = 0 if options.keep_failed else len(journal.failed)
     number = None
     if options.only_failed:
         number = retried
-    elif source.total is not None:
-        number = source.total - len(journal.starts) + retried
+    elif total is not None:
+        number = total - len(journal.starts) + retried
     pending = journal.pending(
         samples, keep_failed=options.keep_failed, only_failed=options.only_failed
     )
@@ -108,10 +127,9 @@ def begin(
     count = len(journal.starts) - len(journal.failed)
     failed = f"; trying again the {retried} that failed" if retried else ""
     screen.say(f"going on with {destination}: {count} answered already{failed}", "dim")
-    samples = chain([first], pending)
-    return Begun(
-        samples, number, journal, identity, earlier, summary, root, tuple(earlier["formats"])
-    )
+    samples, formats = chain([first], pending), tuple(earlier["formats"])
+    begun = Begun(samples, number, journal, identity, earlier, summary, root, formats)
+    return replace(begun, facts=facts)
 
 
 def close(destination: Destination, journal: Journal, manifest: Manifest, *, over: bool) -> None:

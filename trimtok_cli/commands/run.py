@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import Any
 
@@ -10,8 +10,10 @@ from trimtok_cli import interrupts
 from trimtok_cli.bounds import field_of, flag
 from trimtok_cli.commands.format_options import check_output, make_formats
 from trimtok_cli.commands.options import AnswerOptions
+from trimtok_cli.commands.replicated import load_replicas
 from trimtok_cli.commands.resume import Begun, begin, close
 from trimtok_cli.commands.session import (
+    Loaded,
     check_video,
     count_workers,
     describe,
@@ -53,17 +55,19 @@ def run(
     again: reads the source anew. opener: opens the model if it is to be opened in another way. A
     signal keeps what is written, and run.json says that the run was interrupted.
     """
-    check_output(options, options.out)
+    check_output(options, options.place)
+    options.check_device(config)
+    options.take_own_gpu(config)
     locate(config.model)  # an unknown name is refused before torch is imported
     with claimed(
-        options.out,
+        options.place,
         command,
         reads(config, source, options.config),
         existing=options.if_there,
         errors=True,
         endings=endings(options.format_names),
     ) as destination:
-        begun = begin(destination, config, source, options, screen, again)
+        begun = begin(command, destination, config, source, options, screen, again)
         if isinstance(begun, int):
             code = begun
         else:
@@ -83,35 +87,59 @@ def _answer(
     opener: Opener,
 ) -> int:
     """Loads the model and answers what is left; returns the exit code."""
-    pruner = build(config)
-    with closing(Processes()) as processes:
-        start = partial(start_workers, processes, config, begun.number)
-        adapter, ask = opener(config, screen, start)
-        facts = {"generation": generation(adapter, ask, config, screen)}
-        check_video(adapter, config)
-        from trimtok_cli.engine.prompt_stage import check_method
-        from trimtok_cli.engine.stream import answer_all
-
-        check_method(adapter, pruner)
-        model = describe(adapter)
-        begun.check_loaded(model)
+    places = options.places()
+    with ExitStack() as stack:
+        if places:
+            loaded = load_replicas(places, config, begun.number, options.debug, screen, stack)
+        else:
+            processes = stack.enter_context(closing(Processes()))
+            loaded = load_here(config, begun.number, screen, processes, opener)
+        begun.check_loaded(loaded.model)
         with interrupts.under_way():
-            results = answer_all(
-                adapter,
-                pruner,
-                begun.samples,
-                ask,
-                batch_size=config.batch_limit,
-                workers=count_workers(config.workers, adapter.device.type, begun.number),
-                processes=processes,
-            )
-            name = begun.earlier.get("run", uuid.uuid4().hex[:12])
-            facts |= {"run": name, "command": command, "model": model, "identity": begun.identity}
-            facts |= {"root": begun.root, "formats": begun.formats}
-            summary = begun.summary or RunSummary(Setting.of(pruner))
+            name = begun.earlier.get("run") or begun.run or uuid.uuid4().hex[:12]
+            facts = {
+                "generation": loaded.generation,
+                "run": name,
+                "command": command,
+                "model": loaded.model,
+                "identity": begun.identity,
+                "root": begun.root,
+                "formats": begun.formats,
+                **begun.facts,
+                **loaded.facts,
+            }
+            summary = begun.summary or RunSummary(loaded.setting)
             manifest = Manifest(destination, config, summary, facts)
             show = options.verbose or (begun.number is not None and begun.number <= FEW)
-            return write_all(results, begun, manifest, screen, show)
+            return write_all(loaded.answer(begun.samples), begun, manifest, screen, show)
+
+
+def load_here(
+    config: RunConfig,
+    number: int | None,
+    screen: Screen,
+    processes: Processes,
+    opener: Opener = load,
+) -> Loaded:
+    """Opens the model in this process. number: of the samples to be answered, None if not known."""
+    pruner = build(config)
+    start = partial(start_workers, processes, config, number)
+    adapter, ask = opener(config, screen, start)
+    described = generation(adapter, ask, config, screen)
+    check_video(adapter, config)
+    from trimtok_cli.engine.prompt_stage import check_method
+    from trimtok_cli.engine.stream import answer_all
+
+    check_method(adapter, pruner)
+    workers = count_workers(config.workers, adapter.device.type, number)
+    answer = partial(answer_all, adapter, pruner, ask=ask, batch_size=config.batch_limit)
+    return Loaded(
+        setting=Setting.of(pruner),
+        model=describe(adapter),
+        generation=described,
+        answer=partial(answer, workers=workers, processes=processes),
+        facts={},
+    )
 
 
 def build(config: RunConfig) -> Any:

@@ -4,20 +4,35 @@ Every command that runs a model shares it.
 """
 
 import sys
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from trimtok_cli.child_process import usual_workers
 from trimtok_cli.commands.terminal.progress import Screen
 from trimtok_cli.config import RunConfig
+from trimtok_cli.data import Result, Sample, Setting
 from trimtok_cli.errors import ModelError, UsageError
 from trimtok_cli.outputs.destination import listed
 from trimtok_cli.prepare.processes import Processes
 from trimtok_cli.readers.source import Source
 
 FEW_INPUTS = 32  # for fewer inputs no worker is started, which takes seconds
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that answers, in this process or in others; and its facts for run.json.
+
+    answer: results in the order of the samples. facts: further ones, which may change later.
+    """
+
+    setting: Setting
+    model: Mapping[str, str]
+    generation: Mapping[str, Any]
+    answer: Callable[[Iterator[Sample]], Generator[Result]]
+    facts: Mapping[str, Any]
 
 
 def tell(source: Source, screen: Screen, verbose: bool = False) -> None:
@@ -145,16 +160,17 @@ def describe(adapter) -> dict[str, str]:
     }
 
 
-def count_workers(setting: int | str, device: str, total: int | None) -> int:
+def count_workers(setting: int | str, device: str, total: int | None, share: int = 1) -> int:
     """The number of worker processes. total: the number of inputs, None if not known.
 
-    `auto` is 0 on a CPU, which has no core to spare, and for few inputs.
+    `auto` is 0 on a CPU, which has no core to spare, and for few inputs. share: the number of GPUs
+    that have as many workers each.
     """
     if setting != "auto":
         return setting
     if device == "cpu" or (total is not None and total <= FEW_INPUTS):
         return 0
-    return usual_workers()
+    return usual_workers(share)
 
 
 def start_workers(processes: Processes, config: RunConfig, total: int | None) -> None:

@@ -20,6 +20,7 @@ from trimtok_cli.media.census import Census
 from trimtok_cli.models.catalog import CHECKPOINTS, locate
 from trimtok_cli.prepare.processes import Processes
 from trimtok_cli.readers.keys import keyed
+from trimtok_cli.readers.shards import part_of
 from trimtok_cli.readers.source import late
 from trimtok_cli.wording import shown_name
 
@@ -92,7 +93,8 @@ class Survey:
 
     def _new(self, samples: Iterable[Sample]) -> Iterator[Sample]:
         """The samples that have to be prepared; the others are counted."""
-        for sample in keyed(late(samples, "the source")):
+        every = keyed(late(samples, "the source"))
+        for sample in part_of(every, self.output.options.part):
             self.num_samples += 1
             self.output.note(sample)
             if sample.turn > 1:

@@ -12,9 +12,10 @@ from trimtok_cli.data import Result, Sample
 from trimtok_cli.device import frozen_heap
 from trimtok_cli.engine.encoder import Ahead, InTurn
 from trimtok_cli.engine.loops import loop_for, prunes_in_decoder, rules_for
-from trimtok_cli.engine.order import InOrder, numbered
+from trimtok_cli.engine.order import numbered
 from trimtok_cli.engine.results import failed_result, failure_of, result_of, shown
 from trimtok_cli.generation.capacity import most_ahead
+from trimtok_cli.in_order import InOrder
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.prepare.pool import PREFETCH, prefetch
 from trimtok_cli.prepare.processes import Processes

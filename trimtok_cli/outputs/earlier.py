@@ -53,10 +53,10 @@ def to_go_on_with(answers: Path | None, manifest: Path | None, existing: str) ->
     """
     if existing != RESUME or answers is None or manifest is None or not answers.is_file():
         return {}
-    return {} if answers.stat().st_size == 0 and _never_began(manifest) else _document(manifest)
+    return {} if answers.stat().st_size == 0 and _never_began(manifest) else document(manifest)
 
 
-def _document(manifest: Path) -> dict[str, Any]:
+def document(manifest: Path) -> dict[str, Any]:
     """The run.json of an earlier run; empty if there is none that can be gone on with."""
     if not manifest.is_file():  # reading a pipe would wait
         return {}

@@ -5,6 +5,7 @@ may change. Versions of libraries may change as well, and are told. Knows no mod
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -56,6 +57,24 @@ def differences(
         if then != now:
             found.append(f"the files of {name} are not the same")
     return found
+
+
+def other_shard(earlier: Mapping[str, Any], shard: str) -> list[str]:
+    """What differs in the part of the inputs; shard: `2/8`, empty for all of them."""
+    facts = earlier.get("shard")
+    then = f"{facts['number']}/{facts['count']}" if facts else ""
+    return [] if then == shard else [_phrase("--shard", then, shard)]
+
+
+def digest(config: RunConfig, *others: Any) -> str:
+    """A name for all runs that could be one: the same for each that has no `differences`."""
+    settings = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.init and field.name not in MAY_CHANGE
+    }
+    text = json.dumps([settings, *others], sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
 def differences_loaded(earlier: Mapping[str, Any], model: Mapping[str, str]) -> list[str]:

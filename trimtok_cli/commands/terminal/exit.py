@@ -20,7 +20,7 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(*args, **options) -> None:
         debug = bool(options.get("debug"))
-        _quieten(debug)
+        quieten(debug)
         try:
             code = command(*args, **options)
             _flush()
@@ -72,7 +72,7 @@ def _give_up_stdout() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _quieten(debug: bool) -> None:
+def quieten(debug: bool) -> None:
     """Keeps the libraries' warnings and logs out of the terminal, unless --debug is given."""
     if debug:
         logging.basicConfig(level=logging.WARNING, stream=sys.stderr)

@@ -1,0 +1,1 @@
+"""Several processes that answer the samples of one run, each with a model of its own."""
