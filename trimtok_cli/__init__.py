@@ -17,6 +17,7 @@ _PUBLIC = {
     "answer": "trimtok_cli.engine.answer",
     "answer_all": "trimtok_cli.engine.stream",
     "build_pruner": "trimtok_cli.pruners.registry",
+    "compare_all": "trimtok_cli.evaluation.compare",
     "load_model": "trimtok_cli.models.loading",
     "pruned": "trimtok_cli.engine.own_loop",
     "trimtokenator": "trimtok_cli.pruners.methods.trimtokenator",

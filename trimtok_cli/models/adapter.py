@@ -30,6 +30,10 @@ class Adapter(Family):
     # CLIP's text tower beside the model, where the user named one.
     clip_text: ClipText | None = None
 
+    def __repr__(self) -> str:
+        of = type(self.model).__name__
+        return f"<{of} of {self.name} on {self.device}, {self.dtype}, {self.num_layers} layers>"
+
     # ---- facts of the checkpoint
 
     @property
