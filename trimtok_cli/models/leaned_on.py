@@ -49,6 +49,16 @@ LEANED_ON = (
         "the output of a tower that ends early (vision/tower_run.py)",
     ),
     Leaned(
+        "transformers.modeling_outputs:CausalLMOutputWithPast",
+        "what `generate` gets from a pruned model (engine/own_loop.py)",
+    ),
+    Leaned(
+        "transformers:GenerationMixin._supports_mm_encoder_outputs",
+        "`generate` encodes images itself where the forward pass has the argument "
+        "`mm_encoder_outputs`; a pruned model's has not (engine/own_loop.py)",
+        "transformers 5.24",
+    ),
+    Leaned(
         "transformers.image_processing_utils:select_best_resolution",
         "LLaVA-NeXT's resolution is the library's choice (families/llava_next.py)",
     ),
