@@ -29,9 +29,9 @@ class Sample:
     """
 
     id: str | int | float
-    images: tuple[Medium, ...] = ()
+    images: tuple[Medium, ...] | Any = ()  # Any: whatever a script may give
     names: tuple[str, ...] = ()
-    video: Medium | None = None
+    video: Medium | Any | None = None
     question: str | None = None
     answers: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)

@@ -7,7 +7,7 @@ from typing import Any
 
 import trimtok_cli
 
-__all__ = trimtok_cli.__all__
+__all__ = list(vars(trimtok_cli)["__all__"])
 
 
 def __getattr__(name: str) -> Any:

@@ -148,6 +148,15 @@ def test_keep_all_is_plain_generate(both):
         assert block.counts[0].kept == block.counts[0].visual > 0
 
 
+def test_beams_that_keep_all_are_plain_beams(both):
+    """Rows change places in the cache between steps, under each family's own positions."""
+    inputs = both.inputs(picture(1, 100, 80))
+    options = {"num_beams": 3, "max_new_tokens": 6, "do_sample": False}
+    want = both.model.generate(**inputs, **options)
+    with pruned(both.model, None):
+        assert torch.equal(both.model.generate(**inputs, **options), want)
+
+
 def batch_of(both, images, questions, side="left"):
     """A padded batch as the processor makes it."""
     processor = both.adapter.processor
@@ -364,6 +373,22 @@ def test_models_that_cannot_be_pruned_are_named(llava, tmp_path):
         assert block.counts[0].kept == 9
     finally:
         llava.model.name_or_path = llava.model.config._name_or_path = name
+
+
+def test_a_model_of_load_model_and_a_model_in_peft_s_wrapper_are_pruned_too(llava):
+    peft = pytest.importorskip("peft")
+    inputs = llava.inputs(picture(1))
+    pruner = TrimTokenator(keep=9)
+    kept, logits, _ = by_engine(llava.adapter, pruner, picture(1))
+    with pruner(llava.adapter) as block:
+        _, ours = generated(llava.adapter.model, inputs)
+    assert block.kept == [kept] and (ours[0] - logits).abs().max() < 1e-4
+    model = AutoModelForImageTextToText.from_pretrained(llava.model.name_or_path)
+    config = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    wrapped = peft.get_peft_model(model, config).eval()
+    with pruner(wrapped) as block:
+        _, moved = generated(wrapped, inputs)
+    assert block.counts[0].kept == 9 and (moved[0] - logits).abs().max() > 1e-2
 
 
 def test_a_prompt_too_long_for_the_model_is_refused(llava):

@@ -7,16 +7,16 @@ changes nothing of the model but this one attribute, and gives it back. Knows no
 family.
 """
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial, update_wrapper
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoProcessor, DynamicCache
+from transformers import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from trimtok_cli.data import Kept, Setting, TokenCounts
@@ -27,22 +27,16 @@ from trimtok_cli.engine.results import positions_used
 from trimtok_cli.errors import SampleError, UsageError
 from trimtok_cli.generation.plain import Steps
 from trimtok_cli.models.adapter import Adapter
-from trimtok_cli.models.inputs import TEXT_TENSORS, Inputs
+from trimtok_cli.models.inputs import Inputs
+from trimtok_cli.models.loaded import CACHES, adapter_of, is_media, samples_of
 from trimtok_cli.models.positions import shortage
 from trimtok_cli.models.question import Question
-from trimtok_cli.models.registry import ADAPTERS
-from trimtok_cli.models.told import as_batch
-from trimtok_cli.models.vision.clip_text import ClipText
 from trimtok_cli.pruners.base import Pruner
 from trimtok_cli.pruners.registry import reads_tower
 from trimtok_cli.tokens import Prompt, VisualTokens
 
-CACHES = ("cache", "past_key_values")
-
 ENCODED = "mm_encoder_outputs"
-
-# Arguments of a forward pass that the engine works out itself.
-OURS = (*TEXT_TENSORS, *CACHES, "position_ids", "cache_position", "return_dict", "logits_to_keep")
+EXPAND = "_expand_inputs_for_generation"
 
 
 def pruned(
@@ -54,42 +48,6 @@ def pruned(
     `load_model`. Raises UsageError for a model or a method that cannot be had so.
     """
     return PrunedModel(adapter_of(model, processor, clip_text), pruner)
-
-
-def adapter_of(model: Any, processor: Any = None, clip_text: str | None = None) -> Adapter:
-    """The adapter of a model that is loaded already."""
-    if isinstance(model, Adapter):
-        return model
-    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
-        raise UsageError("a compiled model cannot be pruned: give the model as it was before.")
-    if hasattr(model, "get_base_model"):  # PEFT's wrapper; its layers stay in the model
-        model = model.get_base_model()
-    family = getattr(getattr(model, "config", None), "model_type", None)
-    if family not in ADAPTERS or not hasattr(model, "lm_head"):
-        raise UsageError(
-            f"{type(model).__name__} cannot be pruned: take a model that answers (Auto"
-            f"ModelForImageTextToText) of one of the families {', '.join(sorted(ADAPTERS))}."
-        )
-    if len({*(getattr(model, "hf_device_map", None) or {}).values()}) > 1:
-        raise UsageError("a model that lies on several devices cannot be pruned: use one device.")
-    attention = model.get_decoder().config._attn_implementation
-    if attention not in ("sdpa", "eager"):
-        raise UsageError(
-            f"the model attends by {attention}, and pruning runs under sdpa and eager: call "
-            "model.set_attn_implementation('sdpa') first."
-        )
-    name = model.name_or_path or type(model).__name__
-    if processor is None:
-        try:
-            processor = AutoProcessor.from_pretrained(model.name_or_path, local_files_only=True)
-        except Exception as error:
-            raise UsageError(
-                f"the processor of {name} is not beside it: pass the one that makes your inputs, "
-                "as in TrimTokenator(keep=64)(model, processor)."
-            ) from error
-    adapter = ADAPTERS[family](model, processor, name=name, revision="")
-    adapter.clip_text = ClipText(clip_text, adapter.device) if clip_text else None
-    return adapter
 
 
 class PrunedModel:
@@ -108,6 +66,7 @@ class PrunedModel:
         self._question = Question(adapter.preprocessor)
         self._steps: Steps | None = None
         self._length = 0  # of the dense prompts, their padding and the tokens behind them
+        self._copies = 1  # rows of the next batch for each of its prompts: beams, or samples
         self._stages = ExitStack()
         self._before: dict[str, Any] = {}
 
@@ -120,14 +79,33 @@ class PrunedModel:
         attributes = vars(self.adapter.model)
         if isinstance(attributes.get("forward"), _Forward):
             raise UsageError("the model is pruned already: leave that block before the next.")
-        self._before = {name: attributes[name] for name in ("forward",) if name in attributes}
-        attributes["forward"] = _Forward(self.adapter.model.forward, self._forward)
+        ours = {
+            "forward": _Forward(self.adapter.model.forward, self._forward),
+            EXPAND: partial(self._expand, getattr(self.adapter.model, EXPAND)),
+        }
+        self._before = {name: attributes[name] for name in ours if name in attributes}
+        attributes |= ours
         return self
 
     def __exit__(self, *_: object) -> None:
-        vars(self.adapter.model).pop("forward", None)
+        for name in ("forward", EXPAND):
+            vars(self.adapter.model).pop(name, None)
         vars(self.adapter.model).update(self._before)
         self._end()
+
+    def _expand(
+        self, original: Callable[..., Any], expand_size: int = 1, **given: Any
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """A batch with `expand_size` rows for each prompt, its images and videos once.
+
+        So each prompt is encoded and pruned once. Newer libraries count on images that they have
+        encoded, and would repeat others row by row.
+        """
+        self._copies = expand_size
+        media = {name: value for name, value in given.items() if is_media(name, value)}
+        rest = {name: value for name, value in given.items() if name not in media}
+        ids, expanded = original(expand_size=expand_size, **rest)
+        return ids, expanded | media
 
     def _end(self) -> None:
         """Lets go of the answers under way."""
@@ -168,7 +146,8 @@ class PrunedModel:
     def _prefill(self, ids: Tensor, given: Mapping[str, Any]) -> Tensor:
         self._end()
         adapter, pruner = self.adapter, self.pruner
-        samples, media = _samples(adapter, ids, given)
+        copies, self._copies = self._copies, 1
+        samples, media = samples_of(adapter, ids, given, copies)
         samples = [self._with_question(inputs) for inputs in samples]
         tokens = adapter.encode_joined(samples, media, signals=reads_tower(pruner))
         dense = [adapter.embed(*pair) for pair in zip(samples, tokens, strict=True)]
@@ -179,7 +158,7 @@ class PrunedModel:
         self.words = [inputs.words for inputs in samples]
         self._length = ids.shape[1]
         try:
-            logits = self._run(prompts, tokens)
+            logits = self._run(prompts, tokens, copies)
         except Ragged:
             raise UsageError(
                 f"{Setting.of(pruner).name} prunes inside the decoder, where the prompts of a "
@@ -196,8 +175,11 @@ class PrunedModel:
         ]
         return logits
 
-    def _run(self, prompts: list[Prompt], tokens: Sequence[VisualTokens]) -> Tensor:
+    def _run(
+        self, prompts: Sequence[Prompt], tokens: Sequence[VisualTokens], copies: int
+    ) -> Tensor:
         adapter, pruner = self.adapter, self.pruner
+        prompts, tokens = _repeated(prompts, copies), _repeated(tokens, copies)
         if pruner is None or not prunes_in_decoder(adapter, pruner):
             self._steps = Steps(adapter, prompts)
             return self._steps.prefill()
@@ -206,7 +188,7 @@ class PrunedModel:
         self._stages.enter_context(stages)
         self._steps = Steps(adapter, stages.plain)
         logits = self._steps.prefill()
-        self.kept = [tuple(kept) for kept in stages.kept]
+        self.kept = [tuple(kept) for kept in stages.kept[::copies]]
         return logits
 
     def _with_question(self, inputs: Inputs) -> Inputs:
@@ -229,7 +211,7 @@ class _Forward:
     """
 
     def __init__(self, original: Callable[..., Any], ours: Callable[..., Any]) -> None:
-        functools.update_wrapper(self, original)
+        update_wrapper(self, original)
         told = inspect.signature(original)
         self.__signature__ = told.replace(
             parameters=[each for name, each in told.parameters.items() if name != ENCODED]
@@ -255,30 +237,5 @@ def _check_cache(caches: Sequence[Any]) -> None:
             )
 
 
-def _samples(
-    adapter: Adapter, ids: Tensor, given: Mapping[str, Any]
-) -> tuple[list[Inputs], dict[str, Tensor]]:
-    """The samples of a batch, and the tensors of its images and videos."""
-    asked = {
-        name: torch.tensor(value) if isinstance(value, list) and value else value
-        for name, value in given.items()
-        if value is not None and value is not False and name not in (*OURS, "use_cache")
-    }
-    media = {name: value for name, value in asked.items() if isinstance(value, Tensor)}
-    if others := (asked.keys() - media.keys()) | (asked.keys() & {"inputs_embeds", "labels"}):
-        raise UsageError(
-            f"a pruned model does not take {', '.join(sorted(others))}: leave it out, or run the "
-            "model outside the block."
-        )
-    mask = given.get("attention_mask")
-    if mask is None:
-        mask = torch.ones_like(ids)
-    if mask.shape != ids.shape:
-        raise UsageError("a pruned model takes the attention_mask that its processor returns.")
-    text = {name: given[name].cpu() for name in TEXT_TENSORS if given.get(name) is not None}
-    text.pop("attention_mask", None)
-    read = {
-        name: value.cpu() if name in adapter.host_tensors else value
-        for name, value in media.items()
-    }
-    return as_batch(adapter, ids.cpu(), mask.cpu(), read, text), read
+def _repeated(items: Sequence[Any], copies: int) -> list[Any]:
+    return [item for item in items for _ in range(copies)]

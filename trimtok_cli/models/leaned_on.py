@@ -53,10 +53,15 @@ LEANED_ON = (
         "what `generate` gets from a pruned model (engine/own_loop.py)",
     ),
     Leaned(
+        "transformers:GenerationMixin._expand_inputs_for_generation",
+        "`generate` repeats prompts for beams and samples; a pruned model's images stay single "
+        "(engine/own_loop.py)",
+    ),
+    Leaned(
         "transformers:GenerationMixin._supports_mm_encoder_outputs",
         "`generate` encodes images itself where the forward pass has the argument "
         "`mm_encoder_outputs`; a pruned model's has not (engine/own_loop.py)",
-        "transformers 5.24",
+        "transformers 5.18",
     ),
     Leaned(
         "transformers.image_processing_utils:select_best_resolution",
