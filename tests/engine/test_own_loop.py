@@ -131,6 +131,11 @@ def test_a_video_is_one_video_with_one_budget(both):
                 _, ours = generated(both.model, both.inputs(clip=clip))
             assert (block.kept, block.words) == ([kept], [words])
             assert (ours[0] - logits).abs().max() < 1e-4
+    if "video_grid_thw" in (inputs := both.inputs(clip=clip)):
+        inputs |= {"input_ids": torch.cat([inputs["input_ids"]] * 2, 1), "attention_mask": None}
+        inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"]] * 2, 1)
+        with pruner(both.model), pytest.raises(UsageError, match="show one video in a prompt"):
+            both.model(**inputs)
     if both.adapter.preprocessor.mixes:
         kept, logits, _ = by_engine(both.adapter, pruner, picture(3), clip=clip)
         with pruner(both.model) as block:

@@ -2,9 +2,9 @@
 
 Within the block the model's forward pass is the engine's: the first pass of an answer encodes,
 prunes and runs the prompt, every further one takes one token. `generate` and its kin run as they
-are, with the tensors that the model's own processor made. The block belongs to one thread; it
-changes nothing of the model but this one attribute, and gives it back. Knows no method and no
-family.
+are, with the tensors that the model's own processor made. The block belongs to one thread; it sets
+two attributes of the model, this pass and how `generate` repeats a prompt, and gives them back.
+Knows no method and no family.
 """
 
 import inspect

@@ -56,11 +56,19 @@ def by_counts(
         pictures = _pictures(adapter, ids, tensors, images, num_of_images)
     if not bool(is_video.any()):
         return tuple(pictures)
-    counts = _counts(adapter, ids, rows_of(tensors, images, len(pictures), videos, 1), pictures)
+    own = rows_of(tensors, images, len(pictures), videos, 1)
+    counts = _counts(adapter, ids, own, pictures)
+    video = _video(tensors)
+    layout = adapter.video_layout(Inputs(own, ids, ids.new_empty(0), (video,), ""), video)
+    if len(layout.box) != int(is_video.sum()):
+        raise UsageError(
+            f"the prompt has {int(is_video.sum())} placeholders of videos, and its video has "
+            f"{len(layout.box)} visual tokens: show one video in a prompt."
+        )
     # Placeholders of images in front of the video: its own are one after the other.
     first = int(is_video.nonzero()[0])
     place = next(i for i in range(len(counts) + 1) if sum(counts[:i]) >= first)
-    return (*pictures[:place], _video(adapter, tensors), *pictures[place:])
+    return (*pictures[:place], video, *pictures[place:])
 
 
 def _pictures(
@@ -86,7 +94,7 @@ def _counts(
     return [len(adapter.image_layout(inputs, i, each).box) for i, each in enumerate(pictures)]
 
 
-def _video(adapter: Any, tensors: Mapping[str, Tensor]) -> Visual:
+def _video(tensors: Mapping[str, Tensor]) -> Visual:
     """A video with as many frames as its tensor has; a grid tells its layers by itself."""
     pixels = tensors["pixel_values_videos"]
     return Visual("video", (0, 0), times=tuple(map(float, range(pixels.shape[1]))))
