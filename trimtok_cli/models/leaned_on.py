@@ -58,9 +58,9 @@ LEANED_ON = (
         "(engine/own_loop.py)",
     ),
     Leaned(
-        "transformers:GenerationMixin._supports_mm_encoder_outputs",
-        "`generate` encodes images itself where the forward pass has the argument "
-        "`mm_encoder_outputs`; a pruned model's has not (engine/own_loop.py)",
+        "transformers:GenerationMixin.generate",
+        "it encodes images itself where the forward pass has the argument `mm_encoder_outputs`; a "
+        "pruned model's has not (engine/own_loop.py)",
         "transformers 5.18",
     ),
     Leaned(
