@@ -31,6 +31,7 @@ ORACLES = {
     "leaned_on",
     "not_numbers",
     "oracles",
+    "own_loop",
     "packed_tower",
     "pixels",
     "published",

@@ -12,11 +12,14 @@ _PUBLIC = {
     "Ask": "trimtok_cli.prepare.sample",
     "Result": "trimtok_cli.data",
     "Sample": "trimtok_cli.data",
+    "TrimTokenator": "trimtok_cli.pruners.methods.trimtokenator",
     "TrimtokError": "trimtok_cli.errors",
     "answer": "trimtok_cli.engine.answer",
     "answer_all": "trimtok_cli.engine.stream",
     "build_pruner": "trimtok_cli.pruners.registry",
+    "compare_all": "trimtok_cli.evaluation.compare",
     "load_model": "trimtok_cli.models.loading",
+    "pruned": "trimtok_cli.engine.own_loop",
     "trimtokenator": "trimtok_cli.pruners.methods.trimtokenator",
 }
 __all__ = ["__version__", *sorted(_PUBLIC)]

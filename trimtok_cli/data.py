@@ -8,14 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from trimtok_cli.blobs import Medium
+from trimtok_cli.blobs import Medium, as_media, as_medium
 from trimtok_cli.bounds import check_record, setting
 from trimtok_cli.errors import UsageError
+from trimtok_cli.notebook import comparison_table
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One row of the input, to be answered.
+
+    In a script `images` may be one or several of paths, strings and Pillow images, `video` a path.
 
     `names` are the images as the input wrote them; `images` are their files, or
     blobs where they have none. `question` is None if
@@ -26,15 +29,21 @@ class Sample:
     """
 
     id: str | int | float
-    images: tuple[Medium, ...] = ()
+    images: tuple[Medium, ...] | Any = ()  # Any: whatever a script may give
     names: tuple[str, ...] = ()
-    video: Medium | None = None
+    video: Medium | Any | None = None
     question: str | None = None
     answers: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
     key: str = ""
     turn: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for what is no image."""
+        object.__setattr__(self, "images", as_media(self.images))
+        if self.video is not None:
+            object.__setattr__(self, "video", as_medium(self.video))
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +180,9 @@ class Kept:
     layer: int
     tokens: tuple[int, ...]
 
+    def __repr__(self) -> str:
+        return f"<{len(self.tokens)} visual tokens from layer {self.layer} on>"
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -200,6 +212,11 @@ class Result:
     batch_size: int = 1
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        said = f"failed: {self.error}" if self.error else repr(self.answer)
+        tokens = f"{self.tokens.visual} → {self.tokens.kept} visual tokens"
+        return f"<{self.setting.name} on {self.sample.id!r}, {tokens}: {said}>"
+
     @property
     def method(self) -> str:
         return self.setting.method
@@ -223,6 +240,14 @@ class Comparison:
     visual_index: tuple[int, ...] = ()
     frame: tuple[int, ...] = ()
     kinds: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        names = ", ".join(result.setting.name for result in self.results)
+        return f"<{self.sample.id!r} answered by {names}>"
+
+    def _repr_html_(self) -> str:
+        """The table that a notebook shows."""
+        return comparison_table(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,12 +172,18 @@ def test_the_python_of_the_readme_runs(monkeypatch, capsys):
     registered = dict(PRUNERS)
     methods = (ROOT / "trimtok_cli" / "pruners" / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", readme() + methods, re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {})
     printed = capsys.readouterr().out.splitlines()
-    assert "576 -> 64" in printed[0]
-    assert printed[1].startswith("longest@64 ") and printed[1].endswith(" 64")
+    assert "How many shapes are there? ASSISTANT: " in printed[0]
+    assert printed[0].endswith(
+        "<trimtokenator@64 on LlavaForConditionalGeneration, visual tokens: 576 → 64>"
+    )
+    assert "576 -> 64" in printed[1]
+    # The same question to the same tokens, in both loops.
+    assert printed[0].split("ASSISTANT: ")[1].split(" <")[0] == printed[1].split(" 576")[0]
+    assert printed[2].startswith("longest@64 ") and printed[2].endswith(" 64")
     assert registered == PRUNERS
 
 

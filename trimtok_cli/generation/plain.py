@@ -36,16 +36,13 @@ def generate(
     clock = Clock(model.device)
     answers, chooser = [rules.answer(prompt) for prompt in prompts], Chooser(rules)
     chooser.admit(answers)
-    embeds, positions = pad_right(prompts)
-    padding = _Padding(model, prompts)
-    logits = model.forward(embeds, None, positions, padding.cache, prompts)
+    batch = Steps(model, prompts)
+    logits = batch.prefill()
     chosen, kept_logits = chooser(logits), [logits] if keep_logits else []
     under_way = _take(answers, chosen)
     prefill = clock.mark()
     while under_way:
-        positions = positions[..., -1:] + 1
-        embeds = model.embed_ids(chosen.clamp(min=0)[:, None])
-        logits = model.forward(embeds, padding.next_masks(), positions, padding.cache)
+        logits = batch.step(chosen.clamp(min=0))
         chosen = chooser(logits)
         under_way = _take(answers, chosen)
         if keep_logits:
@@ -55,14 +52,15 @@ def generate(
     return finished, Seconds(prefill=prefill, decode=clock.mark())
 
 
-class _Padding:
-    """The cache of a padded batch, and the masks that hide the padding from its steps.
+class Steps:
+    """The passes of the language model over a batch: its prefill, then one token for each answer.
 
-    The padding stays in the cache, between each prompt and its answer.
+    The padding stays in the cache, between each prompt and its answer, and masks hide it.
     """
 
     def __init__(self, model: LanguageModel, prompts: Sequence[Prompt]) -> None:
-        self.model = model
+        self.model, self.prompts = model, prompts
+        self.embeds, self.positions = pad_right(prompts)
         self.lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
         self.padded, self.new_tokens = max(map(len, prompts)), 0
         self.used = min(map(len, prompts)) < self.padded
@@ -70,7 +68,20 @@ class _Padding:
         # masks hold the windows.
         self.cache = DynamicCache() if self.used else DynamicCache(config=model.config)
 
-    def next_masks(self) -> Tensor | dict[str, Tensor] | None:
+    def prefill(self) -> Tensor:
+        """Logits (B, V) of each prompt's last row."""
+        prompts, embeds = self.prompts, self.embeds
+        # Nothing holds the prompts' rows behind their prefill.
+        del self.prompts, self.embeds
+        return self.model.forward(embeds, None, self.positions, self.cache, prompts)
+
+    def step(self, ids: Tensor) -> Tensor:
+        """Logits (B, V) behind one more token (B,) of each answer."""
+        self.positions = self.positions[..., -1:] + 1
+        embeds = self.model.embed_ids(ids[:, None])
+        return self.model.forward(embeds, self._next_masks(), self.positions, self.cache)
+
+    def _next_masks(self) -> Tensor | dict[str, Tensor] | None:
         """The masks of one more step; None without padding, where the library knows them."""
         self.new_tokens += 1
         if not self.used:

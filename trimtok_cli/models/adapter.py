@@ -30,6 +30,10 @@ class Adapter(Family):
     # CLIP's text tower beside the model, where the user named one.
     clip_text: ClipText | None = None
 
+    def __repr__(self) -> str:
+        of = type(self.model).__name__
+        return f"<{of} of {self.name} on {self.device}, {self.dtype}, {self.num_layers} layers>"
+
     # ---- facts of the checkpoint
 
     @property
@@ -95,22 +99,43 @@ class Adapter(Family):
         media = [inputs.media_tensors if inputs.visuals else {} for inputs in batch]
         encoded = [self._no_tokens()] * len(batch)
         for members in batch_by_shape(media, self.media_axis, self.crops_per_batch):
+            some = [batch[i] for i in members]
             together = self._encode_together(
-                [batch[i] for i in members], [layouts[i] for i in members], signals=signals
+                some, [layouts[i] for i in members], self.tower_inputs(some), signals=signals
             )
             for i, tokens in zip(members, together, strict=True):
                 encoded[i] = tokens
         return encoded
 
-    def _encode_together(
-        self, batch: Sequence[Inputs], layouts: Sequence[Sequence[TokenLayout]], *, signals: bool
+    def encode_joined(
+        self, batch: Sequence[Inputs], media: dict[str, Tensor], *, signals: bool = True
     ) -> list[VisualTokens]:
-        """The visual tokens of samples whose tensors fit together, by one run of the tower."""
+        """As `encode_many`, for samples whose images and videos a processor joined: `media`."""
+        encoded = [self._no_tokens()] * len(batch)
+        members = [i for i, inputs in enumerate(batch) if inputs.visuals]
+        if not members:
+            return encoded
+        some = [batch[i] for i in members]
+        layouts = [self.layouts(inputs) for inputs in some]
+        together = self._encode_together(some, layouts, self._ready(media), signals=signals)
+        for i, tokens in zip(members, together, strict=True):
+            encoded[i] = tokens
+        return encoded
+
+    def _encode_together(
+        self,
+        batch: Sequence[Inputs],
+        layouts: Sequence[Sequence[TokenLayout]],
+        media: dict[str, Tensor],
+        *,
+        signals: bool,
+    ) -> list[VisualTokens]:
+        """The visual tokens of samples by one run of the tower, whose inputs are `media`."""
         with self.tower() if signals else TowerRecorder() as recorder:
-            embeds, deepstack = self._run_tower(batch, recorder)
+            embeds, deepstack = self._run_tower(batch, media, recorder)
         counts = [sum(len(layout.box) for layout in own) for own in layouts]
         # A video with tensors of its own: the library runs all videos behind all images.
-        videos_last = "pixel_values_videos" in batch[0].media_tensors
+        videos_last = "pixel_values_videos" in media
         later = [
             [videos_last and visual.kind == "video" for visual in inputs.visuals]
             for inputs in batch
@@ -134,13 +159,13 @@ class Adapter(Family):
         ]
 
     def _run_tower(
-        self, batch: Sequence[Inputs], recorder: TowerRecorder
+        self, batch: Sequence[Inputs], media: dict[str, Tensor], recorder: TowerRecorder
     ) -> tuple[Tensor, Tensor | None]:
         """Visual rows (N, D) of all samples, and deepstack layers (L, N, D) or None."""
         ids = torch.cat([inputs.input_ids[self.is_visual(inputs.input_ids)] for inputs in batch])
         try:
             with self.early_exit(), self.recording(recorder), self.packing():
-                return run_tower(self.model, self.to_device(ids), self.tower_inputs(batch))
+                return run_tower(self.model, self.to_device(ids), media)
         except ValueError as error:
             if "do not match" in str(error):
                 reason = " ".join(str(error).split())
@@ -152,10 +177,15 @@ class Adapter(Family):
     def tower_inputs(self, batch: Sequence[Inputs]) -> dict[str, Tensor]:
         """The vision tower's inputs for a batch, on the model's device and in its dtype."""
         names = batch[0].media_tensors
-        joined = {
-            name: torch.cat([inputs.tensors[name] for inputs in batch], self.media_axis)
-            for name in names
-        }
+        return self._ready(
+            {
+                name: torch.cat([inputs.tensors[name] for inputs in batch], self.media_axis)
+                for name in names
+            }
+        )
+
+    def _ready(self, joined: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of images and videos as the tower takes them: placed, and in its dtype."""
         media = self.preprocessor.normalized(
             {
                 name: tensor if name in self.host_tensors else self.to_device(tensor)

@@ -8,7 +8,7 @@ own code in transformers.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
@@ -22,6 +22,7 @@ from trimtok_cli.models.inputs import Inputs, Visual
 from trimtok_cli.models.leaned_on import cache_argument
 from trimtok_cli.models.positions import num_positions
 from trimtok_cli.models.preprocessor import Preprocessor
+from trimtok_cli.models.told import by_counts
 from trimtok_cli.models.vision.token_layout import TokenLayout
 from trimtok_cli.models.vision.tower_signals import TowerRecorder
 from trimtok_cli.tokens import Prompt
@@ -74,6 +75,24 @@ class Family(ABC):
         Only called for a family with a video path of its own.
         """
         raise ModelError(f"{self.name} has no video path of its own; show its frames as images.")
+
+    def image_sizes(self, tensors: Mapping[str, Tensor]) -> list[tuple[int, int]]:
+        """(width, height) of the images in a processor's tensors, as far as these tell.
+
+        The boxes of visual tokens hang on it, and in tiled images their number.
+        """
+        height, width = tensors["pixel_values"].shape[-2:]
+        return [(width, height)] * len(tensors["pixel_values"])
+
+    def shown(
+        self, ids: Tensor, tensors: Mapping[str, Tensor], images: int, videos: int
+    ) -> tuple[Visual, ...]:
+        """The images and videos of a prompt (S,) that somebody else's processor made.
+
+        tensors: of the prompt's whole batch; images, videos: the number of those that belong to the
+        prompts before it. Raises UsageError where they cannot be told.
+        """
+        return by_counts(self, ids, tensors, images, videos)
 
     # ---- 2. which positions the dense prompt has
 

@@ -19,12 +19,14 @@ class Visual:
     size: (width, height) in pixels.
     times: of a video's frames, in seconds.
     frame: number of a frame of a clip that is shown as images; None for an image of its own.
+    tiles: (rows, columns) where the prompt tells how the image was cut, and not its size.
     """
 
     kind: str
     size: tuple[int, int]
     times: tuple[float, ...] = ()
     frame: int | None = None
+    tiles: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

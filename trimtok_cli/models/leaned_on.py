@@ -49,6 +49,21 @@ LEANED_ON = (
         "the output of a tower that ends early (vision/tower_run.py)",
     ),
     Leaned(
+        "transformers.modeling_outputs:CausalLMOutputWithPast",
+        "what `generate` gets from a pruned model (engine/own_loop.py)",
+    ),
+    Leaned(
+        "transformers:GenerationMixin._expand_inputs_for_generation",
+        "`generate` repeats prompts for beams and samples; a pruned model's images stay single "
+        "(engine/own_loop.py)",
+    ),
+    Leaned(
+        "transformers:GenerationMixin.generate",
+        "it encodes images itself where the forward pass has the argument `mm_encoder_outputs`; a "
+        "pruned model's has not (engine/own_loop.py)",
+        "transformers 5.18",
+    ),
+    Leaned(
         "transformers.image_processing_utils:select_best_resolution",
         "LLaVA-NeXT's resolution is the library's choice (families/llava_next.py)",
     ),

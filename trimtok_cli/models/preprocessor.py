@@ -96,7 +96,7 @@ class Preprocessor(Pixels):
         content, pictures, visuals = _shown(parts, images, clip, as_frames=as_frames)
         chat = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
         chat.append({"role": "user", "content": content})
-        prompt = write_prompt(self._apply_template, chat)
+        prompt = write_prompt(self.apply_template, chat)
         tensors, instruction, order = self._tokenized(prompt, pictures, None if as_frames else clip)
         # A template may show images and videos in another order than the question.
         images_left = (visual for visual in visuals if visual.kind == "image")
@@ -110,7 +110,8 @@ class Preprocessor(Pixels):
             words=" ".join(part["text"].strip() for part in parts if part["type"] == "text"),
         )
 
-    def _apply_template(self, chat: list[dict]) -> str:
+    def apply_template(self, chat: list[dict]) -> str:
+        """The prompt of a chat. Raises SampleError where the template does not write it."""
         try:
             with at_most(TEMPLATE_BYTES):
                 return self.processor.apply_chat_template(chat, add_generation_prompt=True)
@@ -138,7 +139,7 @@ class Preprocessor(Pixels):
         return marks_of(self.processor)
 
     @property
-    def _mark_ids(self) -> set[int]:
+    def mark_ids(self) -> set[int]:
         """The ids of marks, which no user's characters may become.
 
         Without the id for unknown tokens, which marks that the vocabulary lacks share with words.
@@ -183,7 +184,7 @@ class Preprocessor(Pixels):
                 with_replacements(safe, replacements),
                 tensors["input_ids"][0],
                 offsets[0],
-                self._mark_ids,
+                self.mark_ids,
             )
             tensors |= {name: tensors[name][:, kept] for name in TEXT_TENSORS if name in tensors}
         return tensors, instruction, [replacement["type"] for replacement in replacements]

@@ -5,13 +5,14 @@ Knows tensors only: no model, hook, cache or file.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+import trimtok_cli
 from trimtok_cli.data import Setting
-from trimtok_cli.pruners.budget import Budget, share_out
+from trimtok_cli.pruners.budget import Budget, parse_budget, share_out
 from trimtok_cli.pruners.params import check_params, param
 from trimtok_cli.tokens import Prompt, Selection, VisualTokens
 
@@ -133,8 +134,20 @@ class Pruner:
         cls.name = vars(cls).get("name") or cls.__name__.lower()
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a parameter, `budget` included, that its field does not allow."""
+        """Raises ValueError for a parameter, `budget` included, that its field does not allow.
+
+        keep may have any of the forms of --keep: 64, "11%", 0.11, "all".
+        """
+        if not isinstance(self.keep, Budget):
+            object.__setattr__(self, "keep", parse_budget(self.keep))
         check_params(self)
+
+    def __call__(self, model: Any, processor: Any = None) -> Any:
+        """A block in which a loaded transformers model is pruned: `with pruner(model): ...`.
+
+        See `trimtok_cli.pruned`, which this is.
+        """
+        return trimtok_cli.pruned(model, self, processor)
 
     @property
     def setting(self) -> Setting:

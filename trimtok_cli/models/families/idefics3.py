@@ -5,12 +5,16 @@
 frames are one tile each. Positions are 1-D.
 """
 
+import re
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.models.inputs import Inputs, Visual
 from trimtok_cli.models.preprocessor import Preprocessor
+from trimtok_cli.models.told import runs_and_text, with_frame
 from trimtok_cli.models.vision.token_layout import (
     TokenLayout,
     grid_boxes,
@@ -47,10 +51,13 @@ class Idefics3(Adapter):
     preprocessing = IdeficsPreprocessor
 
     def image_layout(self, inputs: Inputs, number: int, visual: Visual) -> TokenLayout:
-        width, height = visual.size
-        _, rows, columns = self.processor.image_processor.get_number_of_image_patches(
-            height, width, {}
-        )
+        if visual.tiles:
+            rows, columns = visual.tiles
+        else:
+            width, height = visual.size
+            _, rows, columns = self.processor.image_processor.get_number_of_image_patches(
+                height, width, {}
+            )
         if rows * columns <= 1:
             return single_grid(self._side, self._side, self.model.config.scale_factor)
         return tiled_layout(rows, columns, self._side, self.model.config.scale_factor)
@@ -59,6 +66,24 @@ class Idefics3(Adapter):
         side = self._side
         source = source_blocks(side, side, self.model.config.scale_factor)
         return per_frame(grid_boxes(side, side), len(visual.times), (side, side), source=source)
+
+    def shown(
+        self, ids: Tensor, tensors: Mapping[str, Tensor], images: int, videos: int
+    ) -> tuple[Visual, ...]:
+        """As `Family.shown`: marks name each tile, and words before it each frame of a video."""
+        found: list[Visual] = []
+        rows = columns = 0
+        runs = runs_and_text(self.processor.tokenizer, ids, self.is_visual(ids))
+        for _, _, before in runs:
+            if tile := re.search(r"<row_(\d+)_col_(\d+)>$", before):
+                rows, columns = max(rows, int(tile[1])), max(columns, int(tile[2]))
+                continue
+            if re.search(r"Frame from [\d:]+:\s*(<[^<>]+>)*$", before):
+                found = with_frame(found, first="You are provided" in before)
+            else:
+                found.append(Visual("image", (0, 0), tiles=(rows, columns)))
+            rows = columns = 0
+        return tuple(found)
 
     def tower(self) -> TowerRecorder:
         return TowerRecorder(

@@ -3,13 +3,16 @@
 "InternVL3", arXiv 2504.10479. The frames of a video are one tile each. Positions are 1-D.
 """
 
+import re
 import sys
+from collections.abc import Mapping
 
-import torch.nn.functional as F
+from torch import Tensor
 
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.models.inputs import Inputs, Visual
 from trimtok_cli.models.preprocessor import Preprocessor
+from trimtok_cli.models.told import runs_and_text, runs_of, with_frame
 from trimtok_cli.models.vision.token_layout import (
     TokenLayout,
     grid_boxes,
@@ -36,6 +39,8 @@ class InternVL(Adapter):
         images, side = self.processor.image_processor, self._side
         if self._tile_counts(inputs)[inputs.visuals.index(visual)] == 1:
             return single_grid(side, side, self._merge)
+        if visual.tiles:
+            return tiled_layout(*visual.tiles, side, self._merge)
         # The processor chooses rows and columns by a function beside its class.
         choose_canvas = sys.modules[type(images).__module__].get_optimal_tiled_canvas
         size = (images.size["height"], images.size["width"])
@@ -50,10 +55,26 @@ class InternVL(Adapter):
         Only the prompt says whether an image was tiled. Each image, and each frame of a video, is
         one run of placeholders.
         """
-        edges = F.pad(self.is_visual(inputs.input_ids).int(), (1, 1)).diff()
-        lengths = iter(((edges < 0).nonzero() - (edges > 0).nonzero()).flatten().tolist())
+        lengths = iter(stop - start for start, stop in runs_of(self.is_visual(inputs.input_ids)))
         num_runs = [len(visual.times) or 1 for visual in inputs.visuals]
         return [sum(next(lengths) for _ in range(runs)) // self._side**2 for runs in num_runs]
+
+    def shown(
+        self, ids: Tensor, tensors: Mapping[str, Tensor], images: int, videos: int
+    ) -> tuple[Visual, ...]:
+        """As `Family.shown`: each run is an image, or a frame that the words before it number.
+
+        How the tiles of an image lay is not told: their boxes are those of one row.
+        """
+        found: list[Visual] = []
+        runs = runs_and_text(self.processor.tokenizer, ids, self.is_visual(ids))
+        for start, stop, before in runs:
+            if frame := re.search(r"Frame(\d+):\s*(<[^<>]+>)?$", before):
+                found = with_frame(found, first=frame[1] == "1")
+            else:
+                tiles = (stop - start) // self._side**2
+                found.append(Visual("image", (0, 0), tiles=(1, tiles - 1)))
+        return tuple(found)
 
     def video_layout(self, inputs: Inputs, visual: Visual) -> TokenLayout:
         side = self._side

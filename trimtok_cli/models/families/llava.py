@@ -4,7 +4,7 @@
 kept tokens are renumbered.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
@@ -117,6 +117,11 @@ class Llava(ClipAdapter):
         if drops_first and not self._has_cls:
             return TokenLayout(box=grid.box[1:])
         return grid
+
+    def image_sizes(self, tensors: Mapping[str, Tensor]) -> list[tuple[int, int]]:
+        if "image_sizes" not in tensors:
+            return super().image_sizes(tensors)
+        return [(width, height) for height, width in tensors["image_sizes"].tolist()]
 
     def _view(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
         """The processor's center crop: xyxy in shares of the image, beyond 0 and 1 as padding."""

@@ -8,6 +8,7 @@ the rest. Newlines are candidates like any other token and show no part of the i
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -68,6 +69,9 @@ class LlavaNext(ClipAdapter):
             (side, side),
             source=source_blocks(side, side, stride),
         )
+
+    def image_sizes(self, tensors: Mapping[str, Tensor]) -> list[tuple[int, int]]:
+        return [(width, height) for height, width in tensors["image_sizes"].tolist()]
 
     @property
     def _side(self) -> int:

@@ -5,7 +5,7 @@ position of a token is (time, row, column). Kept tokens keep their positions and
 where it would in the dense prompt: nothing is renumbered.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
@@ -61,6 +61,11 @@ class Qwen2VL(Adapter):
     def video_layout(self, inputs: Inputs, visual: Visual) -> TokenLayout:
         layers, rows, columns = self._grid(inputs.tensors["video_grid_thw"][0])
         return self._layers(layers, rows, columns)
+
+    def image_sizes(self, tensors: Mapping[str, Tensor]) -> list[tuple[int, int]]:
+        side = self.model.config.vision_config.patch_size
+        grids = tensors["image_grid_thw"].tolist()
+        return [(columns * side, rows * side) for _, rows, columns in grids]
 
     def tower(self) -> TowerRecorder:
         return TowerRecorder({"": self.model.model.visual.blocks[-1].attn}, None, has_cls=False)
