@@ -3,6 +3,7 @@
 The simple loop keeps caches that grow as the library has them, and runs each prompt by itself.
 """
 
+import operator
 from dataclasses import replace
 
 import pytest
@@ -177,6 +178,38 @@ def test_long_answers_make_room_behind_every_stage(family, method, monkeypatch, 
     same(singles(family, pruner, stop=False), together)
     slots, longest = loop.steps.slots, max(len(each.request.prompt) for each in together)
     assert longest + STEPS <= slots.length <= longest + STEPS + 2 and len(set(slots.places)) > 1
+
+
+class Watched(Recording):
+    """Recordings that may only be replayed over the tensors that they were made with."""
+
+    cleared = 0
+
+    def clear(self):
+        super().clear()
+        self.cleared += 1
+
+    def __call__(self, step, *shape):
+        store = list(step.__self__.slots.store)
+        if self.recorded:
+            assert all(map(operator.is_, store, self.store)), "the tensors were made anew"
+        self.store = store
+        return super().__call__(step, *shape)
+
+
+@llava
+@torch.inference_mode()
+def test_recordings_go_where_a_prefill_makes_room_behind_a_stage(
+    family, monkeypatch, recorded, unbroken
+):
+    """The last prompt keeps more tokens than those before it, and not more rows in front."""
+    monkeypatch.setattr(slot_steps, "CudaGraphs", Watched)
+    monkeypatch.setattr("trimtok_cli.generation.kv_slots.GRAIN", 1)
+    pruner = Uneven(Budget(tokens=1))
+    given = prune(family, pruner, encoded(family))
+    together, loop = answers(family, pruner, given=given, batch=1, stop=False)
+    same(singles(family, pruner, given=given, stop=False), together)
+    assert loop.steps.graphs.cleared > 2, "no prefill made room"
 
 
 @llava
