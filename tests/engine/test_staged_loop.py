@@ -3,6 +3,7 @@
 The simple loop keeps caches that grow as the library has them, and runs each prompt by itself.
 """
 
+import gc
 import operator
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from tests.generation.test_continuous import Full, Recording
 from tests.generation.test_slot_attention import _without_waiting, varlen_attn
 from tests.support.generating import rules
 from trimtok_cli.data import Sample
-from trimtok_cli.engine.answer import answer, prune
+from trimtok_cli.engine.answer import answer, finish, prune
 from trimtok_cli.engine.loops import loop_for
 from trimtok_cli.engine.staged_loop import StagedLoop
 from trimtok_cli.errors import ModelError
@@ -300,9 +301,17 @@ def test_compare_runs_all_methods_in_one_kind_of_loop(family, tmp_path, monkeypa
     """The answers are those of the simple loop; no setting is asked to go batch by batch."""
     made = []
 
+    frozen = []
+
     def noted(*args, **options):
         made.append(loop_for(*args, **options))
         return made[-1]
+
+    def finished(*args):
+        frozen.append(gc.get_freeze_count())
+        return finish(*args)
+
+    monkeypatch.setattr(compare, "finish", finished)
 
     monkeypatch.setattr(compare, "loop_for", noted)
     pruners = [None, *(build_pruner(name, {"keep": 4}) for name in ("trimtokenator", "fastv"))]
@@ -314,3 +323,4 @@ def test_compare_runs_all_methods_in_one_kind_of_loop(family, tmp_path, monkeypa
     for pruner, result in zip(pruners, found.results, strict=True):
         (want,) = answer(family, pruner, [sample], replace(ask, decode="simple"))
         assert (result.answer, result.kept) == (want.answer, want.kept) and not result.error
+    assert min(frozen) > 10_000 and gc.get_freeze_count() == 0, "collections go over the model"
