@@ -200,11 +200,14 @@ class Full:
 @pytest.mark.parametrize("loop", [Continuous, Plain])
 def test_memory_that_runs_out_halves_the_batch_and_loses_nothing(llava, monkeypatch, error, loop):
     adapter, prompts = llava
+    released = []
+    for name in ("continuous", "retry"):
+        monkeypatch.setattr(f"trimtok_cli.generation.{name}.release", released.append)
     full = Full(adapter, 2, error)
     monkeypatch.setattr(adapter, "forward", full, raising=False)
     made = loop_of(loop, adapter, batch_limit=8, max_new_tokens=STEPS)
     done = run_all(made, prompts)
-    assert full.raised and not any(each.error for each in done.values())
+    assert len(released) == full.raised > 0 and not any(each.error for each in done.values())
     if loop is Continuous:
         assert made.batch_limit == 2, "the size that fits is remembered"
         # The prefill of 8 takes two halvings, the steps of 8 answers 6, 5, 4 and 3 before 2.
@@ -247,13 +250,16 @@ def test_a_prompt_that_breaks_a_step_takes_no_neighbour_along(llava, monkeypatch
         return real(embeds, mask, positions, cache, given)
 
     loop = continuous(adapter, batch_limit=4, max_new_tokens=STEPS, stop=False)
+    released = []
 
     def bad_is_under_way():
         return any(row.request.number == 3 for row in loop.active)
 
     monkeypatch.setattr(adapter, "forward", forward, raising=False)
+    monkeypatch.setattr("trimtok_cli.generation.continuous.release", released.append)
     done = run_all(loop, prompts)
     monkeypatch.undo()
+    assert not released, "no memory ran out: a collection of a model's objects takes long"
     assert str(done.pop(3).error) == "broken" and len(done) == 8
     for i, each in done.items():
         assert (

@@ -190,6 +190,7 @@ def test_a_moved_slot_takes_its_lengths_along_and_a_free_one_has_none():
     slots.leave(2)
     given.rows = {0: [40, 30, 6], 1: [50, 20, 3], 2: [0, 0, 0]}
     given.check([40, 50, 0])
+    assert slots.less == [[0] * 4, [10, 30, 0, 0], [34, 47, 0, 0]]
     for layer, group in enumerate(slots.group_of):
         rows = given.rows[0][group]
         want = rows_of(1, rows, layer)[0].transpose(0, 1) + 2

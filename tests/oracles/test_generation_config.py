@@ -304,6 +304,18 @@ def test_stop_strings_and_lengths_of_the_checkpoint_end_answers_as_generate_ends
         assert len({len(ids) for ids in want}) > 1 or "max_new_tokens" in settings
 
 
+def test_stop_strings_fetch_a_prompt_from_the_device_once(llava, monkeypatch):
+    set_config(llava, stop_strings=["a word that no answer has"])
+    prompts = []
+    real = torch.Tensor.cpu
+    monkeypatch.setattr(
+        torch.Tensor, "cpu", lambda tensor: (prompts.append(len(tensor)), real(tensor))[1]
+    )
+    done = llava.ours("continuous", 3, max_new_tokens=STEPS)
+    assert sum(each.generated.steps for each in done.values()) > 2 * len(done)
+    assert 0 < len(prompts) <= len(done), "a fetch waits for all steps that were launched"
+
+
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_prompt_that_max_length_leaves_no_room_for_fails_alone(llava, loop):
     set_config(llava, max_length=min(len(prompt) for prompt in llava.prompts) + 3)

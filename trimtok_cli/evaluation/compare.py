@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from trimtok_cli.data import Comparison, Failed, Result, Sample
-from trimtok_cli.device import peak_bytes, reset_peak
+from trimtok_cli.device import frozen_heap, peak_bytes, reset_peak
 from trimtok_cli.engine.answer import encode, finish
 from trimtok_cli.engine.batch import Encoded
 from trimtok_cli.engine.loops import loop_for, prunes_in_decoder, rules_for
@@ -32,25 +32,28 @@ def compare_all(
     signals = reads_tower(*pruners)
     seeds = SampleSeeds()
     warm = False
-    for number, sample in enumerate(samples):
-        try:
-            reset_peak(adapter.device)
-            seed = seeds.number(sample.names, ask.question(sample), sample.turn)
-            prepared = replace(prepare(adapter.preprocessor, sample, ask), seed=seed)
-            (encoded,) = encode(adapter, [prepared], signals=signals)
-            tower = peak_bytes(adapter.device)
-            if not warm:
-                _warm_up(adapter, pruners, prepared, loops, ask, signals)
+    with frozen_heap():
+        for number, sample in enumerate(samples):
+            try:
+                reset_peak(adapter.device)
+                seed = seeds.number(sample.names, ask.question(sample), sample.turn)
+                prepared = replace(prepare(adapter.preprocessor, sample, ask), seed=seed)
                 (encoded,) = encode(adapter, [prepared], signals=signals)
-                warm = True
-            order = [(i + number) % len(pruners) for i in range(len(pruners))]
-            results = {i: _attempt(adapter, pruners[i], encoded, ask, loops[i]) for i in order}
-            yield _comparison(encoded, [results[i] for i in range(len(pruners))], tower)
-        except ModelError:
-            raise
-        except Exception as error:
-            failed = Failed(sample, error)
-            yield Comparison(sample, tuple(failed_result(failed, each, ask) for each in pruners))
+                tower = peak_bytes(adapter.device)
+                if not warm:
+                    _warm_up(adapter, pruners, prepared, loops, ask, signals)
+                    (encoded,) = encode(adapter, [prepared], signals=signals)
+                    warm = True
+                order = [(i + number) % len(pruners) for i in range(len(pruners))]
+                results = {i: _attempt(adapter, pruners[i], encoded, ask, loops[i]) for i in order}
+                yield _comparison(encoded, [results[i] for i in range(len(pruners))], tower)
+            except ModelError:
+                raise
+            except Exception as error:
+                failed = Failed(sample, error)
+                yield Comparison(
+                    sample, tuple(failed_result(failed, each, ask) for each in pruners)
+                )
 
 
 def _loops(adapter: Adapter, pruners: Sequence[Pruner | None], ask: Ask) -> list[Loop]:

@@ -179,7 +179,8 @@ class Continuous:
         self.launched.clear()
         self.chooser.clear()
         self.steps.clear()
-        release(self.model.device)
+        if out_of_memory(failed):
+            release(self.model.device)
         if not self.retries:
             self.waiting.clear()
             self.finished.clear()

@@ -9,6 +9,7 @@ from the processors. Knows no pruner, no cache and no image.
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -72,6 +73,11 @@ class Answer:
             self.finish = "stop"
         elif len(self.ids) == self.limit:
             self.finish = "length"
+
+    @cached_property
+    def prompt_here(self) -> Tensor:
+        """The prompt's ids on the CPU, fetched once: criteria read them at every token."""
+        return self.prompt.cpu()
 
     @property
     def text_ids(self) -> tuple[int, ...]:
@@ -202,11 +208,11 @@ class Rules:
     def stops(self, answer: Answer) -> bool:
         """Whether a further criterion of the checkpoint, such as a stop string, ends an answer.
 
-        Waits for the device.
+        The first token of an answer waits for the device.
         """
         if not self.criteria:
             return False
-        ids = torch.cat([answer.prompt.cpu(), torch.tensor(answer.ids)])[None]
+        ids = torch.cat([answer.prompt_here, torch.tensor(answer.ids)])[None]
         return any(bool(each(ids, None).any()) for each in self.criteria)
 
     def _config(self) -> GenerationConfig:
