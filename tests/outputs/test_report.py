@@ -399,3 +399,13 @@ def test_what_was_cut_off_is_counted_with_both_of_its_causes(finishes, said):
     assert not said or line.endswith(
         f"; {said} cut off at --max-new-tokens or where the model's positions end"
     )
+
+
+def test_loops_are_counted_at_the_end_and_in_the_counts():
+    summary = RunSummary(Setting())
+    for answer in ("red", "red and " * 40, "blue and " * 40):
+        summary.add(Result(Sample("a"), "?", answer=answer, finish="length"))
+    summary.add(Result(Sample("a"), "?", error="bad", answer="red and " * 40))
+    assert closing_line(summary, "images").endswith("; 2 answers end in a loop")
+    counts = summary.counts()["counts"]
+    assert counts["cut_off"] == 3 and counts["loops"] == 2

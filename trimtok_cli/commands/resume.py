@@ -88,7 +88,7 @@ def begin(
     refuse(differences(earlier, config, identity), journal.path)
     earlier |= {"root": root, "formats": _formats(destination, earlier)}
     summary = _summary(earlier)
-    journal.read(earlier["run"], summary.add_line)
+    journal.read(earlier["run"], summary.add_lines)
     if source.total is not None:
         listed = source.samples if isinstance(source.samples, list) else again().samples
         refuse_strangers(journal, journal.strangers(keyed(listed)))
