@@ -204,4 +204,4 @@ def test_parquet_files_that_cannot_be_read_are_one_sentence():
 def test_without_pyarrow_the_package_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     Path("a.parquet").write_bytes(b"PAR1" + bytes(30))
-    assert "pip install pyarrow" in refusal("a.parquet")
+    assert "pip install 'trimtok[parquet]'" in refusal("a.parquet")
