@@ -9,14 +9,19 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.support.finished import answer, finished, lines_of
 from tests.support.stub_engine import Died, Disk, call
+from trimtok_cli.outputs.exports import registry
+from trimtok_cli.outputs.exports.answers import Answers
 from trimtok_cli.outputs.exports.registry import FORMS
 from trimtok_cli.outputs.exports.vqav2 import plain_answer
+from trimtok_cli.outputs.lock import Lock
 
 ROOT = Path(__file__).parents[2]
 
@@ -499,3 +504,46 @@ def test_export_loads_neither_torch_nor_pyarrow(answers):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_several_exports_at_once_make_the_files_of_one(captioned, photos):
+    names = "csv,llava,txt,imagefolder"
+    export(captioned, names)
+    expected = tree(captioned), tree(photos)
+    children = []
+    for _ in range(4):
+        if not (child := os.fork()):
+            code = 1
+            try:
+                code = call("export", captioned, "--format", names, "--overwrite").exit_code
+            finally:
+                os._exit(code)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(each, 0)[1]) for each in children] == [0] * 4
+    assert (tree(captioned), tree(photos)) == expected
+
+
+def test_an_export_waits_for_another_and_says_so_if_that_takes_long(answers, monkeypatch):
+    lock = Lock(answers / ".trimtok-formats.lock")
+    lock.take()
+    monkeypatch.setattr(registry, "WAITS", 0.2)
+    said = export(answers, "csv", code=1)
+    assert f"process {os.getpid()} on" in said and "trimtok export" in said
+    assert not (answers / "answers.csv").exists()
+    monkeypatch.setattr(registry, "WAITS", 60)
+    timer = threading.Timer(0.3, lock.release)
+    timer.start()
+    export(answers, "csv")
+    timer.join()
+    assert (answers / "answers.csv").exists() and not lock.path.exists()
+
+
+def test_answers_stay_those_that_were_read_while_their_run_goes_on(answers):
+    path = answers / "answers.jsonl"
+    with closing(Answers(path, {})) as found:
+        before = list(found.records())
+        lines = path.read_bytes().splitlines(keepends=True)
+        new = answers / "new"
+        new.write_bytes(b"".join(reversed(lines)) + lines[0])
+        new.replace(path)
+        assert list(found.records()) == before and len(before) > 2

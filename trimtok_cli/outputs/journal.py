@@ -49,22 +49,26 @@ class Journal:
         Raises UsageError for a line in the middle that is torn, and for a file of something else
         than the records of `run`.
         """
-        seen = 0
         with self.path.open("rb") as file:
-            for block in _whole_lines(file):
-                if self.end < seen:
-                    raise self._torn(self.lines + 1)
-                try:
-                    lines = read_lines(block)
-                except NoRecord as error:
-                    raise self._foreign(self.lines + error.place + 1) from None
-                for place, name in enumerate(lines.runs):
-                    if name != run:
-                        raise self._foreign(self.lines + place + 1)
-                count(lines.chosen(self._add_all(lines)))
-                seen += len(block)
-                if self.end < seen and b"\n" in block[self.end - seen : -1]:
-                    raise self._torn(self.lines + 1)
+            self.read_from(file, run, count)
+
+    def read_from(self, file: BinaryIO, run: str, count: Callable[[Lines], None]) -> None:
+        """As `read`, from the open file."""
+        seen = 0
+        for block in _whole_lines(file):
+            if self.end < seen:
+                raise self._torn(self.lines + 1)
+            try:
+                lines = read_lines(block)
+            except NoRecord as error:
+                raise self._foreign(self.lines + error.place + 1) from None
+            for place, name in enumerate(lines.runs):
+                if name != run:
+                    raise self._foreign(self.lines + place + 1)
+            count(lines.chosen(self._add_all(lines)))
+            seen += len(block)
+            if self.end < seen and b"\n" in block[self.end - seen : -1]:
+                raise self._torn(self.lines + 1)
 
     def _add_all(self, lines: Lines) -> list[bool]:
         """Notes lines; for each, whether it is an answer, and the first to its sample."""

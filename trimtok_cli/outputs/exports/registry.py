@@ -1,6 +1,7 @@
 """The formats by name, and the making of several: a format is one file here, a line of FORMS."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,10 @@ from trimtok_cli.outputs.exports.parquet_table import check_parquet, write_parqu
 from trimtok_cli.outputs.exports.records import write_records
 from trimtok_cli.outputs.exports.sidecars import write_caption, write_txt
 from trimtok_cli.outputs.exports.vqav2 import write_vqav2
+from trimtok_cli.outputs.lock import Busy, waited_for
 from trimtok_cli.wording import brief, suggestion
+
+WAITS = 60.0  # seconds, for another process that makes formats in the same folder
 
 
 @dataclass(frozen=True)
@@ -71,12 +75,41 @@ def make(
     UsageError if the answers do not fit a format, TrimtokError if the disk fails; formats before it
     are made by then.
     """
+    with ExitStack() as alone:
+        for folder in sorted(_folders(answers, targets, wanted)):
+            with suppress(OSError):  # a folder in which nothing can be written
+                alone.enter_context(_alone_in(folder))
+        for name, target in targets.items():
+            try:
+                yield name, FORMS[name].write(answers, target, wanted)
+            except OSError as error:
+                raise TrimtokError(
+                    f"--format {name}: {error.filename or target} cannot be written "
+                    f"({error.strerror or error}); the answers themselves are safe in "
+                    f"{answers.path}, and `trimtok export` makes every format of them."
+                ) from error
+
+
+def _folders(answers: Answers, targets: Mapping[str, Path], wanted: Wanted) -> set[Path]:
+    """The folders in which formats are made, as far as they are there."""
+    found = set()
     for name, target in targets.items():
-        try:
-            yield name, FORMS[name].write(answers, target, wanted)
-        except OSError as error:
-            raise TrimtokError(
-                f"--format {name}: {error.filename or target} cannot be written "
-                f"({error.strerror or error}); the answers themselves are safe in {answers.path}, "
-                "and `trimtok export` makes every format of them."
-            ) from error
+        tree = None if name == "imagefolder" else wanted.tree
+        folder = target.parent if FORMS[name].ending else tree or answers.root
+        if folder is not None:
+            place = folder.resolve()
+            found.add(next(each for each in (place, *place.parents) if each.is_dir()))
+    return found
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """A block in which no other process makes formats in the folder: names in it are the same."""
+    try:
+        with waited_for(folder / ".trimtok-formats.lock", WAITS):
+            yield
+    except Busy as error:
+        raise TrimtokError(
+            f"--format: formats cannot be made in {folder}: {error}; wait for it, and make them "
+            "with `trimtok export`."
+        ) from None
