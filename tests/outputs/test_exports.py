@@ -130,6 +130,19 @@ def test_vqav2_spells_answers_as_its_evaluation_does(text, plain):
     assert plain_answer(text) == plain
 
 
+def test_gqa_and_seed_have_a_prediction_for_every_question(answers):
+    said = export(answers, "gqa,seed")
+    records = lines_of(answers / "answers.jsonl")
+    found = json.loads((answers / "answers.gqa.json").read_text(encoding="utf-8"))
+    assert [row["questionId"] for row in found] == [str(row["question_id"]) for row in records]
+    predictions = [row["prediction"] for row in found]
+    assert predictions == ['a dog, a "cat" and more', "", "zwei äpfel", "", ""]
+    found = lines_of(answers / "answers.seed.jsonl")
+    assert [row["question_id"] for row in found] == [row["question_id"] for row in records]
+    assert [row["prediction"] for row in found][2:] == ["Zwei Äpfel", "", ""]
+    assert said.count("2 failed, whose prediction is empty") == 2
+
+
 def test_openai_has_a_line_for_every_request_and_errors_that_say_so(tmp_path):
     results = [
         answer("a.jpg", "Yes", id="r-1", extra={"custom_id": "r-1"}),

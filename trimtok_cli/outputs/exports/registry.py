@@ -10,11 +10,13 @@ from trimtok_cli.outputs.exports.answers import Answers
 from trimtok_cli.outputs.exports.coco import write_coco
 from trimtok_cli.outputs.exports.csv_table import write_csv
 from trimtok_cli.outputs.exports.form import Made, Wanted
+from trimtok_cli.outputs.exports.gqa import write_gqa
 from trimtok_cli.outputs.exports.imagefolder import write_imagefolder
 from trimtok_cli.outputs.exports.llava import write_llava
 from trimtok_cli.outputs.exports.openai_batch import write_openai
 from trimtok_cli.outputs.exports.parquet_table import check_parquet, write_parquet
 from trimtok_cli.outputs.exports.records import write_records
+from trimtok_cli.outputs.exports.seed import write_seed
 from trimtok_cli.outputs.exports.sidecars import write_caption, write_txt
 from trimtok_cli.outputs.exports.vqav2 import write_vqav2
 from trimtok_cli.outputs.lock import Busy, waited_for
@@ -43,6 +45,8 @@ FORMS: dict[str, Form] = {
     "caption": Form(write_caption),
     "imagefolder": Form(write_imagefolder),
     "coco": Form(write_coco, ".coco.json"),
+    "gqa": Form(write_gqa, ".gqa.json"),
+    "seed": Form(write_seed, ".seed.jsonl"),
     "vqav2": Form(write_vqav2, ".vqav2.json"),
     "openai": Form(write_openai, ".openai.jsonl"),
 }
