@@ -51,10 +51,8 @@ class Lines(NamedTuple):
         if all(which):
             return self
         *columns, ms = self
-        return Lines(
-            *(list(compress(column, which)) for column in columns),
-            tuple(list(compress(column, which)) for column in ms),
-        )
+        picked: list[Any] = [list(compress(column, which)) for column in columns]
+        return Lines._make([*picked, tuple(list(compress(column, which)) for column in ms)])
 
 
 def read_lines(block: bytes) -> Lines:
@@ -123,7 +121,7 @@ def _in_columns(rows: Sequence[tuple[Any, ...]]) -> Lines:
     if not rows:
         return Lines()
     *columns, ms = zip(*rows, strict=True)
-    return Lines(*columns, tuple(zip(*ms, strict=True)))
+    return Lines._make([*columns, tuple(zip(*ms, strict=True))])
 
 
 # The bytes of a record. Nothing is tried twice (*+), so a line takes one pass.
