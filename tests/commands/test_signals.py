@@ -320,6 +320,40 @@ def test_streams_that_are_closed_or_full_end_no_run_that_does_not_need_them(case
         ), "nothing else got into the file"
 
 
+@pytest.mark.parametrize("read", [0, 1])
+@pytest.mark.parametrize("named", [False, True], ids=["pipe", "named pipe"])
+def test_a_reader_of_answers_that_leaves_ends_the_run_in_one_sentence(named, read, child):
+    Path("list.txt").write_text("ünï0.png\n" * 3000, encoding="utf-8")
+    options = {}
+    if named:
+        os.mkfifo("fifo")
+        # Opened for both ways at first, as neither side waits for the other then.
+        both = os.open("fifo", os.O_RDWR)
+        reader = Path("fifo").open("rb")  # noqa: SIM115 (closed below)
+        options = {"stdout": os.open("fifo", os.O_WRONLY)}
+        os.close(both)
+    process = child("caption", "@list.txt", "-o", "-", **options)
+    if named:
+        os.close(options["stdout"])
+    else:
+        reader, process.stdout = process.stdout, None
+    for _ in range(read):
+        assert json.loads(reader.readline())["text"]
+    reader.close()
+    _, err = ended(process, 1)
+    (error,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert "nobody reads standard output any more" in error and " written before" in error
+
+
+def test_a_run_goes_on_where_nobody_reads_its_messages_any_more(child):
+    process = child("caption", "@list.txt", "-o", "o", "-v")
+    process.stderr.close()
+    process.stderr = None
+    ended(process, 0)
+    assert len(rows(Path("o/answers.jsonl"))) == 6
+    assert json.loads(Path("o/run.json").read_text())["interrupted"] is False
+
+
 @pytest.mark.parametrize("encoding", ["cp1252:strict", "ascii:strict", "latin-1:strict"])
 def test_a_terminal_of_any_encoding_is_written_to(encoding, child):
     _, err = ended(child(env={"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}), 0)

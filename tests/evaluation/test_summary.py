@@ -294,3 +294,13 @@ def test_groups_are_of_columns_that_tell_samples_apart():
     assert [found["task"][value][1].matched for value in "xy"] == [2, 0]
     assert [found["task"][value][1].samples for value in "xy"] == [2, 1]
     assert math.isclose(found["task"]["x"][1].matched_share.value, 1.0)
+
+
+def test_loops_are_counted_at_the_end_and_in_the_counts():
+    summary = RunSummary(Setting())
+    for answer in ("red", "red and " * 40, "blue and " * 40):
+        summary.add(Result(Sample("a"), "?", answer=answer, finish="length"))
+    summary.add(Result(Sample("a"), "?", error="bad", answer="red and " * 40))
+    assert closing_line(summary, "images").endswith("; 2 answers end in a loop")
+    counts = summary.counts()["counts"]
+    assert counts["cut_off"] == 3 and counts["loops"] == 2

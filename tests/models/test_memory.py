@@ -192,11 +192,8 @@ def test_a_model_larger_than_the_machine_is_refused_by_its_name(llava_folder, mo
         load_model(str(llava_folder), device="cpu")
 
 
-def test_memory_of_the_host_counts_a_containers_limit(monkeypatch, tmp_path):
-    texts = {
-        "/proc/meminfo": "MemTotal: 9000 kB\nMemAvailable: 4000 kB\nSwapFree: 1000 kB\n",
-        "/sys/fs/cgroup/memory.max": "max\n",
-    }
+def test_memory_of_the_host_counts_what_is_left_of_a_containers_limits(monkeypatch, tmp_path):
+    texts = {"/proc/meminfo": "MemTotal: 9000 kB\nMemAvailable: 4000 kB\nSwapFree: 1000 kB\n"}
 
     class Files(type(tmp_path)):
         def read_text(self):
@@ -204,11 +201,33 @@ def test_memory_of_the_host_counts_a_containers_limit(monkeypatch, tmp_path):
                 raise FileNotFoundError
             return texts[str(self)]
 
+    def group(folder: str, limit: object, used: int, files: int, old: bool = False) -> None:
+        names = ("limit_in_bytes", "usage_in_bytes") if old else ("max", "current")
+        for name, value in zip(names, (limit, used), strict=True):
+            texts[f"/sys/fs/cgroup/{folder}memory.{name}"] = f"{value}\n"
+        kinds = [("active_file", files - 1), ("inactive_file", 1), ("anon", 7)]
+        stat = [f"{'total_' * old}{kind} {value}\n" for kind, value in kinds]
+        texts[f"/sys/fs/cgroup/{folder}memory.stat"] = "".join(stat)
+
     monkeypatch.setattr(device_module, "Path", Files)
     assert device_module.host_bytes() == 5000 * 1024
-    texts["/sys/fs/cgroup/memory.max"] = "2048000\n"
-    assert device_module.host_bytes() == 2048000
-    del texts["/sys/fs/cgroup/memory.max"]
+    texts["/proc/self/cgroup"] = "0::/\n"
     assert device_module.host_bytes() == 5000 * 1024
+    group("", "max", 100, 50)
+    assert device_module.host_bytes() == 5000 * 1024
+    group("", 2048000, 48000, 1000)
+    assert device_module.host_bytes() == 2048000 - 47000
+    group("", 2048000, 3048000, 1000)
+    assert device_module.host_bytes() == 0
+    group("", "max", 100, 50)
+    texts["/proc/self/cgroup"] = "0::/a/b\n"
+    group("a/", 1000, 500, 100)
+    group("a/b/", 4000, 500, 100)
+    assert device_module.host_bytes() == 600
+    texts["/proc/self/cgroup"] = "9:name=systemd:/\n4:cpu,memory:/docker/c\n0::/\n"
+    group("memory/", 2**63 - 4096, 10**9, 100, old=True)
+    assert device_module.host_bytes() == 5000 * 1024
+    group("memory/docker/c/", 3000, 1000, 200, old=True)
+    assert device_module.host_bytes() == 2200
     del texts["/proc/meminfo"]
     assert device_module.host_bytes() is None

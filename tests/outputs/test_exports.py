@@ -9,13 +9,18 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.support.finished import answer, finished, lines_of
 from tests.support.stub_engine import Died, Disk, call
+from trimtok_cli.outputs.exports import registry
+from trimtok_cli.outputs.exports.answers import Answers
 from trimtok_cli.outputs.exports.registry import FORMS
+from trimtok_cli.outputs.lock import Lock
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,6 +114,19 @@ def test_vqav2_has_all_questions_and_whole_numbers(tmp_path):
         {"question_id": 2, "answer": ""},
     ]
     assert "without a number" in said and "1 failed" in said
+
+
+def test_gqa_and_seed_have_a_prediction_for_every_question(answers):
+    said = export(answers, "gqa,seed")
+    records = lines_of(answers / "answers.jsonl")
+    found = json.loads((answers / "answers.gqa.json").read_text(encoding="utf-8"))
+    assert [row["questionId"] for row in found] == [str(row["question_id"]) for row in records]
+    predictions = [row["prediction"] for row in found]
+    assert predictions == ['a dog, a "cat" and more', "", "zwei äpfel", "", ""]
+    found = lines_of(answers / "answers.seed.jsonl")
+    assert [row["question_id"] for row in found] == [row["question_id"] for row in records]
+    assert [row["prediction"] for row in found][2:] == ["Zwei Äpfel", "", ""]
+    assert said.count("2 failed, whose prediction is empty") == 2
 
 
 def test_openai_has_a_line_for_every_request_and_errors_that_say_so(tmp_path):
@@ -485,3 +503,46 @@ def test_export_loads_neither_torch_nor_pyarrow(answers):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_several_exports_at_once_make_the_files_of_one(captioned, photos):
+    names = "csv,llava,txt,imagefolder"
+    export(captioned, names)
+    expected = tree(captioned), tree(photos)
+    children = []
+    for _ in range(4):
+        if not (child := os.fork()):
+            code = 1
+            try:
+                code = call("export", captioned, "--format", names, "--overwrite").exit_code
+            finally:
+                os._exit(code)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(each, 0)[1]) for each in children] == [0] * 4
+    assert (tree(captioned), tree(photos)) == expected
+
+
+def test_an_export_waits_for_another_and_says_so_if_that_takes_long(answers, monkeypatch):
+    lock = Lock(answers / ".trimtok-formats.lock")
+    lock.take()
+    monkeypatch.setattr(registry, "WAITS", 0.2)
+    said = export(answers, "csv", code=1)
+    assert f"process {os.getpid()} on" in said and "trimtok export" in said
+    assert not (answers / "answers.csv").exists()
+    monkeypatch.setattr(registry, "WAITS", 60)
+    timer = threading.Timer(0.3, lock.release)
+    timer.start()
+    export(answers, "csv")
+    timer.join()
+    assert (answers / "answers.csv").exists() and not lock.path.exists()
+
+
+def test_answers_stay_those_that_were_read_while_their_run_goes_on(answers):
+    path = answers / "answers.jsonl"
+    with closing(Answers(path, {})) as found:
+        before = list(found.records())
+        lines = path.read_bytes().splitlines(keepends=True)
+        new = answers / "new"
+        new.write_bytes(b"".join(reversed(lines)) + lines[0])
+        new.replace(path)
+        assert list(found.records()) == before and len(before) > 2

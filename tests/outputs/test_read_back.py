@@ -3,7 +3,9 @@
 import json
 import os
 import random
+import re
 import time
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ from trimtok_cli.data import Media, Result, Sample, Seconds, Setting, TokenCount
 from trimtok_cli.errors import UsageError
 from trimtok_cli.outputs import read_back
 from trimtok_cli.outputs.journal import Journal
-from trimtok_cli.outputs.read_back import NoRecord, read_line
+from trimtok_cli.outputs.manifest import RunSummary
+from trimtok_cli.outputs.read_back import NoRecord, read_lines
 
 ODD = [
     "",
@@ -38,6 +41,11 @@ def drawn(lots: random.Random, number: int) -> Result:
     def text() -> str:
         return "".join(lots.choices(ODD, k=lots.randrange(4)))
 
+    def name() -> str:
+        return lots.choice(
+            [each for each in ODD if each.isprintable() and not set(each) & {*'"\\'}]
+        )
+
     def size() -> int:
         return lots.choice((0, 1, 576, 10**7))
 
@@ -48,8 +56,8 @@ def drawn(lots: random.Random, number: int) -> Result:
             key=f"{number:032x}",
         ),
         question=text(),
-        answer=text(),
-        setting=Setting(text(), text(), params={text(): text()}),
+        answer=lots.choice((text(), "la " * 60)),
+        setting=Setting(name(), name(), params={text(): text()}),
         tokens=TokenCounts(
             size(),
             size(),
@@ -62,44 +70,71 @@ def drawn(lots: random.Random, number: int) -> Result:
         grid=lots.choice(((), (24, 24))),
         finish=lots.choice(("stop", "length", "error")),
         error=lots.choice(("", text())),
-        error_class=text(),
+        error_class=name(),
         prompt_sent=text(),
         media=tuple(
-            Media(mode=text(), decoder=text(), times=lots.choice(((), (0.0, 1.25))))
+            Media(mode=name(), decoder=name(), times=lots.choice(((), (0.0, 1.25))))
             for _ in range(lots.randrange(3))
         ),
         notes=tuple(text() for _ in range(lots.randrange(3))),
     )
 
 
-def test_a_line_read_as_bytes_says_what_it_says_as_json():
+def parsed(block: bytes) -> read_back.Lines:
+    """What JSON says of lines."""
+    return read_back._in_columns(list(read_back._each(BytesIO(block))))
+
+
+def plain(lines: read_back.Lines) -> list[object]:
+    return [[*map(list, column)] if column is lines.ms else list(column) for column in lines]
+
+
+def test_lines_read_as_bytes_say_what_they_say_as_json():
     lots = random.Random(0)
+    lines = []
     for number in range(1000):
-        _, line = as_written(drawn(lots, number), model=lots.choice(ODD), run="0123abcdef01")
+        line = as_written(drawn(lots, number), model=lots.choice(ODD), run="0123abcdef01")[1]
         assert read_back._RECORD.fullmatch(line), line
-        assert read_line(line) == read_back._parsed(line)
-        assert read_line(line).key == number.to_bytes(16)
+        assert plain(read_lines(line)) == plain(parsed(line))
+        assert list(read_lines(line).keys) == [number.to_bytes(16)]
+        lines.append(line)
+    block = b"".join(lines)
+    assert plain(read_lines(block)) == plain(parsed(block))
+    assert read_lines(block).sizes == [*map(len, lines)]
+    assert sum(read_lines(block).loops) == sum(b'"loops": true' in line for line in lines) > 0
 
 
-def test_a_line_with_columns_of_the_input_is_parsed():
-    extra = {"metadata": {"key": "0" * 32}, "key": "mine", "": [1]}
+@pytest.mark.parametrize(
+    ("extra", "matched"),
+    [
+        ({"label": "no", "n": 1.5, "none": None, "yes": True, "few": ["a", "b"], "": [1]}, True),
+        ({"metadata": {"key": "0" * 32}, "key": "mine"}, False),
+        ({"boxes": [[1, 2]], "key": "mine"}, False),
+    ],
+)
+def test_columns_of_the_input_change_nothing(extra, matched):
     result = Result(Sample("a", extra=extra, key="f" * 32), "What?", "a", finish="stop")
     _, line = as_written(result, model="m", run="0123abcdef01")
-    assert not read_back._RECORD.fullmatch(line) and read_line(line).key == b"\xff" * 16
+    assert bool(read_back._RECORD.fullmatch(line)) == matched
+    assert list(read_lines(line).keys) == [b"\xff" * 16]
+    assert plain(read_lines(line * 3)) == plain(parsed(line * 3))
 
 
 def test_no_part_of_a_line_is_taken_for_a_line():
     lots = random.Random(1)
     _, line = as_written(drawn(lots, 1), model="m", run="0123abcdef01")
     _, other = as_written(drawn(lots, 2), model="m", run="0123abcdef01")
-    for at in range(len(line) - 1):
-        with pytest.raises(ValueError):
-            read_line(line[:at])
-        with pytest.raises(ValueError):
-            read_line(line[:at] + b"\n")
     half = line.index(b'"metadata"')
-    with pytest.raises(ValueError):
-        read_line(line[: half - 5] + other)
+    torn = [line[:at] + end for at in range(len(line) - 1) for end in (b"", b"\n")]
+    for hurt in (*torn, line[: half - 5] + other):
+        assert not read_lines(hurt).keys
+        assert list(read_lines(other + hurt).sizes) == [len(other)]
+
+
+def test_a_number_that_is_none_tears_a_line():
+    _, line = as_written(drawn(random.Random(1), 1), model="m", run="0123abcdef01")
+    hurt = re.sub(rb'"prune": [^,]+', b'"prune": 1-2', line)
+    assert hurt != line and list(read_lines(line + hurt + line).sizes) == [len(line)]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +142,7 @@ def test_no_part_of_a_line_is_taken_for_a_line():
 )
 def test_json_that_is_no_record_is_told_from_a_torn_line(text):
     with pytest.raises(NoRecord):
-        read_line(text.encode() + b"\n")
+        read_lines(text.encode() + b"\n")
 
 
 def test_a_journal_is_read_in_a_time_that_grows_with_its_lines_alone():
@@ -119,10 +154,11 @@ def test_a_journal_is_read_in_a_time_that_grows_with_its_lines_alone():
             file.write(line.replace(b"0" * 32, f"{each:032x}".encode()))
     start = time.process_time()
     journal = Journal(Path("a.jsonl"))
-    journal.read("0123abcdef01", lambda _: None)
+    summary = RunSummary(Setting("a", "all"))
+    journal.read("0123abcdef01", summary.add_lines)
     seconds = time.process_time() - start
     print(f"{number} lines of {len(line)} bytes: {seconds:.2f} s")
-    assert len(journal.starts) == journal.lines == number
+    assert len(journal.starts) == journal.lines == number == summary.done
     assert journal.end == os.path.getsize("a.jsonl")
 
 
@@ -144,10 +180,10 @@ def test_of_several_lines_of_a_sample_success_counts_and_else_the_last():
         ((0, 2, 2), len(lines[0]), False),
     ):
         Path("a.jsonl").write_bytes(b"".join(lines[each] for each in order))
-        journal, counted = Journal(Path("a.jsonl")), []
-        journal.read("0", counted.append)
+        journal, summary = Journal(Path("a.jsonl")), RunSummary(Setting("a", "all"))
+        journal.read("0", summary.add_lines)
         assert journal.starts == {bytes(16): start} and bool(journal.failed) == fails
-        assert len(counted) == (not fails) and journal.lines == len(order)
+        assert summary.done == (not fails) and journal.lines == len(order)
         journal.order.append(bytes(16))
         assert journal.settle() and Path("a.jsonl").read_bytes() == lines[2 if not fails else 1]
         assert json.loads(Path("a.jsonl").read_text())["text"] == ("" if fails else "first")

@@ -96,6 +96,7 @@ FAULTS = {
     "a full disk": (errno.ENOSPC, True, False),
     "a full disk for a moment": (errno.ENOSPC, False, True),
     "a disk that fails": (errno.EIO, False, False),
+    "a disk behind a pipe that breaks": (errno.EPIPE, False, False),
     "a disk that becomes read-only": (errno.EROFS, True, True),
 }
 

@@ -1,5 +1,6 @@
 """Tars of pictures, and Parquet files: pictures that stay where they are."""
 
+import gzip
 import io
 import json
 import tarfile
@@ -111,8 +112,10 @@ def test_tars_that_cannot_be_read_are_one_sentence():
     assert "without rows" in refusal(tar("none.tar", [("a.txt", b"x")]), command="caption")
     Path("text.tar").write_text("no tar at all")
     assert "no tar" in refusal("text.tar", command="caption", format="tar")
-    Path("a.tar").write_bytes(b"\x1f\x8b\x08" + whole)
-    assert "gunzip" in refusal("a.tar", command="caption")
+    for name in ("a.tar", "a.tar.gz", "A.TGZ"):
+        Path(name).write_bytes(gzip.compress(whole))
+        with pytest.raises(UsageError, match=r"is a packed tar.*gunzip"):
+            read_any([name], command="caption")
 
 
 def test_links_and_folders_in_a_tar_lead_nowhere():
@@ -204,4 +207,4 @@ def test_parquet_files_that_cannot_be_read_are_one_sentence():
 def test_without_pyarrow_the_package_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     Path("a.parquet").write_bytes(b"PAR1" + bytes(30))
-    assert "pip install pyarrow" in refusal("a.parquet")
+    assert "pip install 'trimtok[parquet]'" in refusal("a.parquet")

@@ -1,7 +1,10 @@
 """Files of rows in the formats that others write: VQAv2, TextVQA, COCO, imagefolders, tables."""
 
+import base64
+import csv
 import json
 import os
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -246,12 +249,31 @@ def test_a_row_that_is_not_utf8_fails_alone():
 
 
 def test_pictures_in_a_table_as_base64():
-    import base64
-
     picture = PNG + bytes(range(256))
     text = base64.b64encode(picture).decode()
     (sample,) = read(put("q.tsv", f"index\timage\tquestion\n3\t{text}\tWhat?\n"))
     assert sample.images[0].content == picture and len(sample.names[0]) < 100
+
+
+@pytest.mark.parametrize("name", ["dev.tsv", "dev.csv"])
+def test_a_table_of_mmbench_asks_with_its_hint_and_choices(name):
+    picture = base64.b64encode(PNG + bytes(range(256))).decode()
+    rows = [
+        ["index", "image", "question", "hint", "A", "B", "C", "D", "answer", "category"],
+        ["241", picture, "Which?", "Look.", "cat", "1.5", "nan", "", "B", "x"],
+        ["252", picture, "Which?", "nan", "cat", "dog", "a, b", "none of them", "A", "x"],
+        ["253", picture, "Which?", "", "", "", "", "", "yes", "x"],
+        ["254", "241", "Which?", "", "a", "b", "", "", "A", "x"],
+    ]
+    text = StringIO()
+    csv.writer(text, delimiter="\t" if name.endswith("tsv") else ",").writerows(rows)
+    first, second, third, fourth = read(put(name, text.getvalue()))
+    last = "Answer with the option's letter from the given choices directly."
+    assert first.question == f"Look.\nWhich?\nA. cat\nB. 1.5\n{last}"
+    assert second.question == f"Which?\nA. cat\nB. dog\nC. a, b\nD. none of them\n{last}"
+    assert third.question == "Which?" and "picture is that of the row 241" in fourth.problem
+    assert (first.id, first.answers, first.extra["B"]) == (241, ("B",), "1.5")
+    assert first.images[0].content[: len(PNG)] == PNG
 
 
 def test_a_table_that_changes_while_it_is_read_ends_in_a_failed_row():

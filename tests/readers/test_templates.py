@@ -34,6 +34,16 @@ def refusal(prompt, **options):
 
 
 @pytest.mark.parametrize(
+    ("source", "folder"), [(".", "my cat"), ("..", "photos"), ("../my cat/b.jpg", "my cat")]
+)
+def test_a_folder_has_its_name_however_it_is_named(source, folder, monkeypatch):
+    touch("photos/a.jpg", "photos/my cat/b.jpg")
+    monkeypatch.chdir("photos/my cat")
+    source = read_any([source])
+    assert [each.question for each in with_prompt(source, "{dir}").samples] == [folder]
+
+
+@pytest.mark.parametrize(
     ("prompt", "question"),
     [
         ("Describe {stem} in {dir}", "Describe b.c in 10_my cat"),

@@ -1,6 +1,7 @@
 """trimtok export: the answers of a run in other formats. Loads no model."""
 
 import re
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -81,8 +82,20 @@ def export(
     names = options.format_names
     if not names:
         raise UsageError(f"no format was named; add --format with some of {', '.join(FORMS)}.")
-    answers = _answers(run, image_root)
-    screen = Screen(quiet=quiet)
+    with closing(_answers(run, image_root)) as answers:
+        _export(answers, names, out, overwrite, options, Screen(quiet=quiet))
+    return EXIT_OK
+
+
+def _export(
+    answers: Answers,
+    names: tuple[str, ...],
+    out: Path | None,
+    overwrite: bool,
+    options: FormatOptions,
+    screen: Screen,
+) -> None:
+    """Makes the formats, at `out` or beside the answers."""
     files = [name for name in names if FORMS[name].ending]
     single = out is not None and bool(_FILE.fullmatch(out.suffix)) and not out.is_dir()
     if single and len(names) != 1:
@@ -100,7 +113,6 @@ def export(
         screen.say(f"note: the run is not over; it has {answers.total} answers so far", "yellow")
     _make_folders(targets[name] for name in files)
     say_made(answers, targets, options.wanted(None if single else out), screen)
-    return EXIT_OK
 
 
 def _answers(run: Path, image_root: Path | None) -> Answers:

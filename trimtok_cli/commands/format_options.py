@@ -1,6 +1,7 @@
 """The options of formats that are made of finished answers, and the making of them."""
 
 import json
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -134,12 +135,12 @@ def make_formats(destination: Destination, options: FormatOptions, screen: Scree
     names = options.format_names
     if not names or destination.answers is None or not destination.answers.exists():
         return
-    answers = Answers(destination.file, read_manifest(destination.manifest))
     targets = {
         name: destination.file.with_name(destination.file.stem + FORMS[name].ending)
         for name in names
     }
-    say_made(answers, targets, options.wanted(), screen)
+    with closing(Answers(destination.file, read_manifest(destination.manifest))) as answers:
+        say_made(answers, targets, options.wanted(), screen)
 
 
 def say_made(answers: Answers, targets: dict[str, Path], wanted: Wanted, screen: Screen) -> None:

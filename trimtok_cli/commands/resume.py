@@ -106,7 +106,7 @@ def begin(
     refuse(changed + other_shard(earlier, str(part or "")), journal.path)
     earlier |= {"root": root, "formats": _formats(destination, earlier), **facts}
     summary = _summary(earlier)
-    journal.read(earlier["run"], summary.add_line)
+    journal.read(earlier["run"], summary.add_lines)
     if source.total is not None:
         listed = source.samples if isinstance(source.samples, list) else again().samples
         asked = part_of(keyed(listed), options.part)

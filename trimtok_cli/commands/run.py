@@ -207,4 +207,6 @@ def closing_line(summary: RunSummary, noun: str) -> str:
             f"; {cut} answer{'s were' if cut > 1 else ' was'} cut off at --max-new-tokens or "
             "where the model's positions end"
         )
+    if looped := summary.looped:
+        line += f"; {looped} answer{'s end' if looped > 1 else ' ends'} in a loop"
     return line

@@ -6,11 +6,12 @@ done: a method that cannot run on a model would fail again each time.
 
 import json
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
 from trimtok_cli.data import Comparison
 from trimtok_cli.outputs.journal import Journal
-from trimtok_cli.outputs.read_back import STAGES, Line, NoRecord
+from trimtok_cli.outputs.read_back import Lines, NoRecord
 from trimtok_cli.outputs.recorded import comparison_of
 
 
@@ -28,19 +29,25 @@ class ComparisonJournal(Journal):
         super().__init__(path, new=new)
         self.root = root
 
-    def read_line(self, text: bytes) -> Line:
-        if not text.endswith(b"\n"):
-            raise ValueError("it has no end")
-        row = json.loads(text)
-        try:
-            comparison = comparison_of(row, self.root)
-            key = bytes.fromhex(comparison.sample.key)
-            run = str(row["runs"][0]["metadata"]["run"])
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise NoRecord(f"it is no comparison ({error})") from error
-        if not key:
-            raise NoRecord("it has no key")
-        return Line(key, run, has_failed(comparison), "", 0, 0, 0, False, (0.0,) * len(STAGES))
+    def read_lines(self, block: bytes) -> Lines:
+        rows = []
+        for place, text in enumerate(BytesIO(block)):
+            try:
+                row = json.loads(text) if text.endswith(b"\n") else None
+            except (ValueError, RecursionError):
+                row = None
+            if row is None:
+                break
+            try:
+                comparison = comparison_of(row, self.root)
+                key = bytes.fromhex(comparison.sample.key)
+                run = str(row["runs"][0]["metadata"]["run"])
+            except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+                raise NoRecord(f"it is no comparison ({error})", place) from error
+            if not key:
+                raise NoRecord("it has no key", place)
+            rows.append((len(text), key, run, has_failed(comparison)))
+        return Lines(*zip(*rows, strict=True)) if rows else Lines()
 
     def note(self, comparison: Comparison, start: int) -> None:
         """Notes the line of a comparison, which was appended at byte `start`."""

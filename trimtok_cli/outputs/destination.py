@@ -144,7 +144,10 @@ def claimed(
 
 
 def _hold(destination: Destination, existing: str, undo: ExitStack) -> None:
-    """Makes the folder, takes the lock, and tries the disk with every name that is written."""
+    """Makes the folder, takes the lock, and tries the disk with every name that the run writes.
+
+    Formats are made at its end, when `trimtok export` may be making others under the same names.
+    """
     _make_folder(destination.file.parent, undo)
     lock = Lock(destination.lock)
     undo.callback(lock.release)
@@ -152,8 +155,8 @@ def _hold(destination: Destination, existing: str, undo: ExitStack) -> None:
     place = destination
     refuse_others(place.file, place.manifest, place.beside, existing)
     for trial in (
-        *(beside(path, "tmp") for path in destination.beside),
-        beside(destination.file, "new"),
+        *(beside(path, "tmp") for path in place.beside if path not in place.formats),
+        beside(place.file, "new"),
     ):
         undo.callback(discard, trial)
         with create(trial) as file:

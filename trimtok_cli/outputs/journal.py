@@ -10,14 +10,16 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from trimtok_cli.data import Result, Sample
 from trimtok_cli.errors import UsageError
-from trimtok_cli.outputs.read_back import Line, NoRecord, read_line
+from trimtok_cli.outputs.read_back import Lines, NoRecord, read_lines
 from trimtok_cli.outputs.whole_files import beside, create, discard, move, put
 
 _AT_ONCE = 1 << 20  # bytes of lines that are copied in one call
+
+_READ_AT_ONCE = 1 << 18  # bytes of lines that are read together, and fit a processor's cache
 
 _RESTART = "--existing overwrite starts from the beginning, and another --out leaves it as it is"
 
@@ -41,33 +43,44 @@ class Journal:
         self.lines = self.end = self.left = 0
         self.order: list[bytes] = []
 
-    def read(self, run: str, count: Callable[[Line], None]) -> None:
-        """Reads the file; `count` is given every line of an answer, once for each sample.
+    def read(self, run: str, count: Callable[[Lines], None]) -> None:
+        """Reads the file; `count` is given the lines of answers, once for each sample.
 
         Raises UsageError for a line in the middle that is torn, and for a file of something else
         than the records of `run`.
         """
-        torn = 0
         with self.path.open("rb") as file:
-            for number, text in enumerate(file, start=1):
-                if torn:
-                    raise self._torn(torn)
-                try:
-                    line = self.read_line(text)
-                except NoRecord:
-                    raise self._foreign(number) from None
-                except (ValueError, RecursionError):
-                    torn = number
-                    continue
-                if line.run != run:
-                    raise self._foreign(number)
-                if self._add(line.key, self.end, line.failed) and not line.failed:
-                    count(line)
-                self.end += len(text)
+            self.read_from(file, run, count)
 
-    def read_line(self, text: bytes) -> Line:
-        """The line as numbers. Raises NoRecord, or ValueError if it is not whole."""
-        return read_line(text)
+    def read_from(self, file: BinaryIO, run: str, count: Callable[[Lines], None]) -> None:
+        """As `read`, from the open file."""
+        seen = 0
+        for block in _whole_lines(file):
+            if self.end < seen:
+                raise self._torn(self.lines + 1)
+            try:
+                lines = self.read_lines(block)
+            except NoRecord as error:
+                raise self._foreign(self.lines + error.place + 1) from None
+            for place, name in enumerate(lines.runs):
+                if name != run:
+                    raise self._foreign(self.lines + place + 1)
+            count(lines.chosen(self._add_all(lines)))
+            seen += len(block)
+            if self.end < seen and b"\n" in block[self.end - seen : -1]:
+                raise self._torn(self.lines + 1)
+
+    def _add_all(self, lines: Lines) -> list[bool]:
+        """Notes lines; for each, whether it is an answer, and the first to its sample."""
+        answers = []
+        for size, key, failed in zip(lines.sizes, lines.keys, lines.failed, strict=True):
+            answers.append(self._add(key, self.end, failed) and not failed)
+            self.end += size
+        return answers
+
+    def read_lines(self, block: bytes) -> Lines:
+        """The lines of a block, up to the first that is torn. Raises NoRecord."""
+        return read_lines(block)
 
     def _torn(self, number: int) -> UsageError:
         return UsageError(
@@ -170,6 +183,19 @@ def _short(record: dict[str, Any]) -> dict[str, Any]:
         **{name: record[name] for name in ("question_id", "image", "prompt")},
         **{name: facts[name] for name in ("error_class", "error", "key")},
     }
+
+
+def _whole_lines(file: BinaryIO) -> Iterator[bytes]:
+    """The file in blocks of whole lines; the last may end in a torn one."""
+    parts: list[bytes] = []
+    while block := file.read(_READ_AT_ONCE):
+        end = block.rfind(b"\n") + 1
+        if end:
+            yield b"".join((*parts, block[:end]))
+            parts.clear()
+        parts.append(block[end:])
+    if any(parts):
+        yield b"".join(parts)
 
 
 def _blocks(file: Any, starts: Iterable[int]) -> Iterator[bytes]:

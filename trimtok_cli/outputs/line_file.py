@@ -50,8 +50,8 @@ class LineFile:
     def write(self, line: bytes) -> None:
         """Writes one line.
 
-        Raises TrimtokError, which names the answers that are safe, if the disk refuses the line;
-        BrokenPipeError if nobody reads standard output.
+        Raises TrimtokError, which names the answers that are safe, if the disk refuses the line, or
+        nobody reads standard output any more.
         """
         self._or_say(lambda: self._write(line))
         self.count += 1
@@ -96,8 +96,6 @@ class LineFile:
     def _or_say(self, job: Callable[[], Any]) -> Any:
         try:
             return job()
-        except BrokenPipeError:
-            raise
         except OSError as error:
             raise TrimtokError(self._sentence(error)) from error
 
@@ -114,8 +112,10 @@ class LineFile:
         elif self.count and place.answers:
             safe = f"the first {answers} are safe in it"
         else:
-            safe = f"{answers} were written before"
+            safe = f"{answers} {'was' if self.count == 1 else 'were'} written before"
         rest = "the same command again" if place.errors else "again with another --out"
+        if self.printed and isinstance(error, BrokenPipeError):
+            return f"nobody reads standard output any more: {safe}; run again for the rest."
         return (
             f"{place} cannot be written ({error.strerror or error}): {safe}; make room, and "
             f"run {rest} for the rest."
@@ -129,9 +129,6 @@ def finish(path: Path, write: Callable[[], None], failed: bool) -> None:
     """
     try:
         write()
-    except BrokenPipeError:
-        if not failed:
-            raise
     except OSError as error:
         if not failed:
             problem = (

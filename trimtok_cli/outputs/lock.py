@@ -10,6 +10,9 @@ import json
 import os
 import socket
 import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ except ImportError:  # Windows: an open file cannot be removed there, and so is 
     fcntl = None  # type: ignore[assignment]
 
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+
+_AGAIN = 0.1  # seconds between two looks at a lock that another process holds
 
 _START = b'{"pid": '  # of what a lock holds
 
@@ -101,6 +106,24 @@ class Lock:
             if text.startswith(_START) or _START.startswith(text):
                 return {}  # a run was killed while it wrote this
             raise foreign from None
+
+
+@contextmanager
+def waited_for(path: Path, seconds: float) -> Iterator[None]:
+    """Holds a lock for a block; waits for another holder. Raises Busy after so many seconds."""
+    lock, end = Lock(path), time.monotonic() + seconds
+    while True:
+        try:
+            lock.take()
+            break
+        except Busy:
+            if time.monotonic() > end:
+                raise
+            time.sleep(_AGAIN)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _same(file: int, path: Path) -> bool:

@@ -19,7 +19,8 @@ from trimtok_cli import __version__
 from trimtok_cli.config import RunConfig
 from trimtok_cli.data import Comparison, Result, Setting
 from trimtok_cli.outputs.destination import Destination
-from trimtok_cli.outputs.read_back import STAGES, Line
+from trimtok_cli.outputs.flags import loops
+from trimtok_cli.outputs.read_back import STAGES, Lines
 from trimtok_cli.outputs.whole_files import write_whole
 
 
@@ -36,21 +37,22 @@ class RunSummary:
         self.done = self.failed = self.warned = self.visual = self.kept = self.generated = (
             self.peak_bytes
         ) = 0
-        self.answered = self.generated_before = 0
+        self.answered = self.generated_before = self.looped = 0
         self.finish: Counter[str] = Counter()
         self.times = {stage: array("d") for stage in STAGES}
 
-    def add_line(self, line: Line) -> None:
-        """Counts an answer of an earlier run, which this one goes on with."""
-        self.finish[line.finish] += 1
-        self.done += 1
-        self.warned += line.warned
-        self.visual += line.visual
-        self.kept += line.kept
-        self.generated += line.generated
-        self.generated_before += line.generated
-        for stage, ms in zip(STAGES, line.ms, strict=True):
-            self.times[stage].append(ms)
+    def add_lines(self, lines: Lines) -> None:
+        """Counts answers of an earlier run, which this one goes on with."""
+        self.finish.update(lines.finish)
+        self.done += len(lines.keys)
+        self.looped += sum(lines.loops)
+        self.warned += sum(lines.warned)
+        self.visual += sum(lines.visual)
+        self.kept += sum(lines.kept)
+        self.generated += sum(lines.generated)
+        self.generated_before += sum(lines.generated)
+        for stage, ms in zip(STAGES, lines.ms, strict=True):
+            self.times[stage].extend(ms)
 
     def count_failed(self, number: int) -> None:
         """Sets the number of failed samples, those of earlier runs that still stand among them."""
@@ -64,6 +66,7 @@ class RunSummary:
             return
         self.done += 1
         self.warned += bool(result.warnings)
+        self.looped += loops(result.answer)
         self.visual += result.tokens.visual
         self.kept += result.tokens.kept
         self.generated += result.tokens.generated
@@ -85,6 +88,8 @@ class RunSummary:
                 "done": self.done,
                 "failed": self.failed,
                 "with_warnings": self.warned,
+                "cut_off": self.finish["length"],
+                "loops": self.looped,
                 "finish_reason": dict(sorted((+self.finish).items())),
             },
             "visual_tokens": {"dense": self.visual, "kept": self.kept},

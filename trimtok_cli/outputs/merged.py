@@ -112,7 +112,7 @@ def _read(journal: Journal, first: Part, summary: RunSummary) -> None:
     """Counts the lines. Raises UsageError if they are not those of all inputs, in their order."""
     changed = "a file of answers was changed after its run, which has to be begun anew."
     try:
-        journal.read(first.manifest["run"], summary.add_line)
+        journal.read(first.manifest["run"], summary.add_lines)
     except UsageError:
         raise UsageError(
             f"the shards hold lines that are no answers of their run: {changed}"

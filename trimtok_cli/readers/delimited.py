@@ -1,7 +1,8 @@
 """CSV and TSV files: a header, then one row a line. UTF-8, with or without a byte order mark.
 
-The mark between cells is the one that divides the header into the most known columns. Knows no
-column but to tell a mark; empty cells are missing, and whole numbers are ids as numbers.
+The mark between cells is the one that divides the header into the most known columns. Empty
+cells are missing, and whole numbers are ids as numbers. Knows no column but to tell a mark, and
+those of MMBench's tables.
 """
 
 import csv
@@ -9,11 +10,12 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from string import ascii_uppercase
 from typing import Any
 
 from trimtok_cli.errors import UsageError
 from trimtok_cli.readers.columns import Problem
-from trimtok_cli.readers.foreign_formats import TABLE_COLUMNS, plain_name, refusal
+from trimtok_cli.readers.foreign_formats import TABLE_COLUMNS, plain_name
 from trimtok_cli.readers.media_names import held
 from trimtok_cli.readers.table import Table
 from trimtok_cli.readers.text import LONGEST
@@ -40,11 +42,13 @@ def delimited_table(path: str, name: str, marks: str = "\t,;") -> Table:
         head = file.readline(LONGEST)
     header, mark = _header(head, marks, name)
     what = "a TSV table" if mark == "\t" else "a CSV table"
-    if {"index", "question", "image", "a", "b"} <= {plain_name(column) for column in header}:
-        raise UsageError(refusal(name, f"{what} as MMBench's, whose choices are columns"))
+    indexed = {"index", "question"} <= {*header} and not {"id", "question_id"} & {*header}
+    if indexed:
+        what += " as MMBench's"
 
     def rows() -> Iterator[tuple[str, Any]]:
-        return _rows(path, name, header, mark)
+        for place, row in _rows(path, name, header, mark):
+            yield place, _usual(row) if indexed and isinstance(row, dict) else row
 
     return Table(what, rows, sum(1 for _ in rows()))
 
@@ -91,6 +95,28 @@ def _row(header: Sequence[str], cells: Sequence[str]) -> Any:
         return {column: _value(column, cell) for column, cell in zip(header, cells, strict=True)}
     except Problem as problem:
         return problem
+
+
+def _usual(row: dict[str, Any]) -> Any:
+    """A row as MMBench and VLMEvalKit write it, asked as LLaVA asks it: hint, question, choices."""
+    if isinstance(row.get("image"), str) and _WHOLE.fullmatch(row["image"]):
+        return Problem(f"its picture is that of the row {row['image']}; put it into this row too")
+    asked = [row[column] for column in ("hint", "question") if _given(row.get(column))]
+    choices = []
+    for letter in ascii_uppercase:
+        if not _given(row.get(letter)):
+            break
+        choices.append(f"{letter}. {row[letter]}")
+    if choices:
+        choices.append("Answer with the option's letter from the given choices directly.")
+    others = {column: value for column, value in row.items() if column != "index"}
+    question = "\n".join(map(str, (*asked, *choices)))
+    return {"question_id": row["index"], **others, "question": question}
+
+
+def _given(cell: Any) -> bool:
+    """Whether a cell holds anything; pandas writes a missing one as nan."""
+    return cell is not None and str(cell).strip().lower() not in ("", "nan", "none")
 
 
 def _value(column: str, cell: str) -> Any:

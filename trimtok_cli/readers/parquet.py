@@ -24,7 +24,8 @@ def parquet_table(path: str, name: str) -> Table:
         from pyarrow import parquet
     except ImportError:
         raise UsageError(
-            f"{name} is a parquet file, which needs one more package; run: pip install pyarrow"
+            f"{name} is a parquet file, which needs one more package; run: "
+            "pip install 'trimtok[parquet]'"
         ) from None
     try:
         with parquet.ParquetFile(path) as file:

@@ -23,7 +23,10 @@ from trimtok_cli.wording import shortened
 FORMATS = ("auto", "json", "csv", "tsv", "parquet", "tar")
 
 # Endings by which a file is taken for one of rows before it is opened.
-ROW_SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".tab", ".parquet", ".tar")
+ROW_SUFFIXES = (
+    *(".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".tab", ".parquet", ".tar"),
+    *(".tar.gz", ".tgz"),  # which are refused in words
+)
 
 
 def read_questions(
@@ -104,6 +107,11 @@ def recognised(path: str) -> str:
     if head[257:262] == b"ustar" or (ending == ".tar" and foreign_formats.is_old_tar(head)):
         return "tar"
     if foreign_formats.binary_format(head):
+        if ending == ".tar" or path.lower().endswith((".tgz", ".tar.gz")):
+            raise UsageError(
+                f"{shortened(path)} is a packed tar, and pictures are read where they lie in a "
+                "plain one; unpack it first (gunzip)"
+            )
         return "json"
     lines = head.decode("utf-8", "replace").removeprefix("\ufeff").lstrip().splitlines()
     first = lines[0] if lines else ""

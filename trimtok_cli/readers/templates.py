@@ -32,14 +32,16 @@ def _name(sample: Sample) -> str:
     return sample.names[0] if sample.names else str(sample.id)
 
 
-def _parent(sample: Sample) -> str:
+def _folder(sample: Sample) -> Path:
     medium = next(iter((*sample.images, *filter(None, [sample.video]))), None)
-    inside = medium.parent if isinstance(medium, Path) else Path(_name(sample)).parent
-    return inside.as_posix()
+    return medium.parent if isinstance(medium, Path) else Path(_name(sample)).parent
 
 
 def _dir(sample: Sample) -> str:
-    return Path(_parent(sample)).name
+    """The folder's name, which `.` and `..` have as well; empty at the root of an archive."""
+    folder = _folder(sample)
+    on_disk = any(isinstance(medium, Path) for medium in (*sample.images, sample.video))
+    return os.path.basename(os.path.abspath(folder)) if on_disk else folder.name
 
 
 # Name in a prompt -> what it stands for, of a sample. A column of that name comes first.
@@ -47,7 +49,7 @@ NAMES: dict[str, Callable[[Sample], str]] = {
     "name": lambda sample: Path(_name(sample)).name,
     "stem": lambda sample: Path(_name(sample)).stem,
     "dir": _dir,
-    "parent": _parent,
+    "parent": lambda sample: _folder(sample).as_posix(),
     "concept": lambda sample: re.sub(r"^\d+_", "", _dir(sample)),
 }
 

@@ -45,13 +45,20 @@ def message(text: str) -> str:
     )
 
 
+class _Messages(Console):
+    """Standard error. Nobody may be reading it any more: that must not end a night's run."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class Screen:
     """Lines and, inside `with`, progress. `quiet` leaves errors only."""
 
     def __init__(self, *, quiet: bool = False, noun: str = "images") -> None:
         # Without a terminal rich assumes 80 columns, which would fold tables in a log file.
         width = None if sys.stderr.isatty() or "COLUMNS" in os.environ else 120
-        self.console = Console(stderr=True, highlight=False, width=width)
+        self.console = _Messages(stderr=True, highlight=False, width=width)
         self.quiet, self.noun = quiet, noun
         self.bar: Progress | None = None
         self.total: int | None = None
@@ -78,11 +85,9 @@ class Screen:
         self._print(line, soft_wrap=True)
 
     def _print(self, what, **options) -> None:
-        """Prints. A reader that has gone away ends the run; a full disk under a log must not."""
+        """Prints. A log that is full, or that nobody reads any more, must not end the run."""
         try:
             self.console.print(what, **options)
-        except BrokenPipeError:
-            raise
         except OSError:
             with suppress(OSError):
                 self.console.file.flush()

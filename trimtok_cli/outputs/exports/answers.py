@@ -1,13 +1,15 @@
 """The answers of a run as its files hold them: what every other format is made from.
 
 Lines are read as a run that goes on reads them: a torn last one is dropped, and of several lines of
-one sample the one that counts is taken. Loads no model and knows no format.
+one sample the one that counts is taken. A run may be writing the file meanwhile: it only appends to
+it, or puts another in its place, and what was read at first stays what is read. Loads no model and
+knows no format.
 """
 
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from trimtok_cli.errors import UsageError
 from trimtok_cli.outputs.journal import Journal
@@ -16,7 +18,7 @@ Record = Mapping[str, Any]
 
 
 class Answers:
-    """The answers of one run, to be walked any number of times.
+    """The answers of one run, to be walked any number of times until they are closed.
 
     manifest: its run.json, empty if it is not there. total, failed: how many answers there are, and
     how many of them failed. root: the folder in which the names of pictures start, None if there is
@@ -30,9 +32,18 @@ class Answers:
         self.root = root or (Path(known) if isinstance(known, str) and known else None)
         self.opened = root is None
         finished = _Finished(path)
-        finished.read(str(manifest.get("run") or _first_run(path)), lambda line: None)
+        self._file = path.open("rb")
+        try:
+            run = str(manifest.get("run") or _first_run(self._file))
+            finished.read_from(self._file, run, lambda lines: None)
+        except BaseException:
+            self.close()
+            raise
         self._starts = sorted(finished.starts.values())
         self.total, self.failed = len(finished.starts), len(finished.failed)
+
+    def close(self) -> None:
+        self._file.close()
 
     @property
     def over(self) -> bool:
@@ -41,10 +52,9 @@ class Answers:
 
     def records(self) -> Iterator[Record]:
         """The records in the order of the file, which is the input's."""
-        with self.path.open("rb") as file:
-            for start in self._starts:
-                file.seek(start)
-                yield json.loads(file.readline())
+        for start in self._starts:
+            self._file.seek(start)
+            yield json.loads(self._file.readline())
 
 
 class _Finished(Journal):
@@ -63,10 +73,11 @@ class _Finished(Journal):
         )
 
 
-def _first_run(path: Path) -> str:
+def _first_run(file: BinaryIO) -> str:
     """The run that the first record names; empty if it is no record."""
-    with path.open("rb") as file:
-        try:
-            return str(json.loads(file.readline())["metadata"]["run"])
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return ""
+    try:
+        return str(json.loads(file.readline())["metadata"]["run"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    finally:
+        file.seek(0)

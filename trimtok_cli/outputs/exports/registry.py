@@ -1,6 +1,7 @@
 """The formats by name, and the making of several: a format is one file here, a line of FORMS."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,14 +10,19 @@ from trimtok_cli.outputs.exports.answers import Answers
 from trimtok_cli.outputs.exports.coco import write_coco
 from trimtok_cli.outputs.exports.csv_table import write_csv
 from trimtok_cli.outputs.exports.form import Made, Wanted
+from trimtok_cli.outputs.exports.gqa import write_gqa
 from trimtok_cli.outputs.exports.imagefolder import write_imagefolder
 from trimtok_cli.outputs.exports.llava import write_llava
 from trimtok_cli.outputs.exports.openai_batch import write_openai
 from trimtok_cli.outputs.exports.parquet_table import check_parquet, write_parquet
 from trimtok_cli.outputs.exports.records import write_records
+from trimtok_cli.outputs.exports.seed import write_seed
 from trimtok_cli.outputs.exports.sidecars import write_caption, write_txt
 from trimtok_cli.outputs.exports.vqav2 import write_vqav2
+from trimtok_cli.outputs.lock import Busy, waited_for
 from trimtok_cli.wording import brief, suggestion
+
+WAITS = 60.0  # seconds, for another process that makes formats in the same folder
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,8 @@ FORMS: dict[str, Form] = {
     "caption": Form(write_caption),
     "imagefolder": Form(write_imagefolder),
     "coco": Form(write_coco, ".coco.json"),
+    "gqa": Form(write_gqa, ".gqa.json"),
+    "seed": Form(write_seed, ".seed.jsonl"),
     "vqav2": Form(write_vqav2, ".vqav2.json"),
     "openai": Form(write_openai, ".openai.jsonl"),
 }
@@ -71,12 +79,41 @@ def make(
     UsageError if the answers do not fit a format, TrimtokError if the disk fails; formats before it
     are made by then.
     """
+    with ExitStack() as alone:
+        for folder in sorted(_folders(answers, targets, wanted)):
+            with suppress(OSError):  # a folder in which nothing can be written
+                alone.enter_context(_alone_in(folder))
+        for name, target in targets.items():
+            try:
+                yield name, FORMS[name].write(answers, target, wanted)
+            except OSError as error:
+                raise TrimtokError(
+                    f"--format {name}: {error.filename or target} cannot be written "
+                    f"({error.strerror or error}); the answers themselves are safe in "
+                    f"{answers.path}, and `trimtok export` makes every format of them."
+                ) from error
+
+
+def _folders(answers: Answers, targets: Mapping[str, Path], wanted: Wanted) -> set[Path]:
+    """The folders in which formats are made, as far as they are there."""
+    found = set()
     for name, target in targets.items():
-        try:
-            yield name, FORMS[name].write(answers, target, wanted)
-        except OSError as error:
-            raise TrimtokError(
-                f"--format {name}: {error.filename or target} cannot be written "
-                f"({error.strerror or error}); the answers themselves are safe in {answers.path}, "
-                "and `trimtok export` makes every format of them."
-            ) from error
+        tree = None if name == "imagefolder" else wanted.tree
+        folder = target.parent if FORMS[name].ending else tree or answers.root
+        if folder is not None:
+            place = folder.resolve()
+            found.add(next(each for each in (place, *place.parents) if each.is_dir()))
+    return found
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """A block in which no other process makes formats in the folder: names in it are the same."""
+    try:
+        with waited_for(folder / ".trimtok-formats.lock", WAITS):
+            yield
+    except Busy as error:
+        raise TrimtokError(
+            f"--format: formats cannot be made in {folder}: {error}; wait for it, and make them "
+            "with `trimtok export`."
+        ) from None
