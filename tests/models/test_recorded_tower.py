@@ -1,5 +1,7 @@
 """Recorded vision towers: what a replay gives is what the tower gives, signals and all."""
 
+import threading
+
 import pytest
 import torch
 
@@ -91,6 +93,11 @@ def test_many_crops_and_further_tensors_are_not_recorded(tmp_path):
     assert not takes(torch.zeros(1, 2, 3, 8, 8), {})
     assert not takes(torch.zeros(1, 3, 8, 8), {"mask": torch.zeros(1)})
     assert not takes(None, {})
+    found = []
+    thread = threading.Thread(target=lambda: found.append(takes(torch.zeros(1, 3, 8, 8), {})))
+    thread.start()
+    thread.join()
+    assert found == [False], "the main thread's launches would spoil it"
 
 
 def test_copies_share_no_memory():

@@ -1,10 +1,11 @@
 """Vision towers of few crops, recorded as decode steps are: a device is done with a crop or two
 sooner than a host has launched their hundreds of kernels.
 
-A recording holds the tower alone. What hooks have taken from it lies in tensors that a replay
+A recording holds the tower alone, and is made and replayed on the main thread alone. What hooks have taken from it lies in tensors that a replay
 writes anew, and is copied for whoever reads it. Knows no family.
 """
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -55,7 +56,9 @@ class RecordedTower:
 
     def _takes(self, pixels: Any, named: Mapping[str, Any]) -> bool:
         return (
-            isinstance(pixels, Tensor)
+            # What the main thread launches meanwhile would spoil another thread's recording.
+            threading.current_thread() is threading.main_thread()
+            and isinstance(pixels, Tensor)
             and pixels.dim() == 4
             and len(pixels) <= MOST_CROPS
             and not any(isinstance(value, Tensor) for value in named.values())
