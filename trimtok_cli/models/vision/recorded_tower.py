@@ -1,9 +1,9 @@
 """Vision towers of few crops, recorded as decode steps are: a device is done with a crop or two
 sooner than a host has launched their hundreds of kernels.
 
-A recording holds the tower alone, and is made and replayed on the main thread alone. What hooks have
-taken from it lies in tensors that a replay writes anew, and is copied for whoever reads it. Knows
-no family.
+A recording holds the tower alone, and is made and replayed on the main thread alone. What hooks
+have taken from it lies in tensors that a replay writes anew, and is copied for whoever reads it.
+Knows no family.
 """
 
 import threading
