@@ -71,7 +71,6 @@ def run(
         if isinstance(begun, int):
             code = begun
         else:
-            opener = opener or load
             code = _answer(command, config, begun, destination, options, screen, opener)
         make_formats(destination, options, screen)
         return code
@@ -84,7 +83,7 @@ def _answer(
     destination: Destination,
     options: AnswerOptions,
     screen: Screen,
-    opener: Opener,
+    opener: Opener | None,
 ) -> int:
     """Loads the model and answers what is left; returns the exit code."""
     places = options.places()
@@ -119,12 +118,12 @@ def load_here(
     number: int | None,
     screen: Screen,
     processes: Processes,
-    opener: Opener = load,
+    opener: Opener | None = None,
 ) -> Loaded:
     """Opens the model in this process. number: of the samples to be answered, None if not known."""
     pruner = build(config)
     start = partial(start_workers, processes, config, number)
-    adapter, ask = opener(config, screen, start)
+    adapter, ask = (opener or load)(config, screen, start)
     described = generation(adapter, ask, config, screen)
     check_video(adapter, config)
     from trimtok_cli.engine.prompt_stage import check_method
