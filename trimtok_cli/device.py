@@ -21,7 +21,7 @@ from trimtok_cli.errors import UsageError
 # Held by a second thread while it launches work, and by whoever records a CUDA graph. A recording
 # makes every wait an error for all threads while it looks for waits, and what another thread asks
 # of the device can spoil it.
-LAUNCHES = threading.RLock()
+LAUNCHES = threading.Lock()
 
 
 def out_of_memory(error: BaseException) -> bool:

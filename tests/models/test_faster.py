@@ -5,6 +5,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -223,3 +224,41 @@ def test_fused_pieces_compile_for_cards_that_are_not_here(capability):
         constexprs=sizes,
     )
     assert triton.compile(source, target=target, options={}).asm["cubin"]
+
+
+def test_an_mlp_of_another_form_is_left_alone(monkeypatch):
+    """A stand-in for the kernel shows what is taken for a gated MLP: the class's code, by values."""
+    stand_in = SimpleNamespace(
+        TYPES={torch.float32: None}, gated=lambda gate, up: nn.functional.silu(gate) * up
+    )
+    monkeypatch.setitem(sys.modules, "trimtok_cli.models.fused_triton", stand_in)
+    import trimtok_cli.models as models
+
+    monkeypatch.setattr(models, "fused_triton", stand_in, raising=False)
+
+    class Gated(nn.Module):
+        def __init__(self, act):
+            super().__init__()
+            self.gate_proj, self.up_proj = nn.Linear(8, 12), nn.Linear(8, 12)
+            self.down_proj, self.act_fn = nn.Linear(12, 8), act
+
+        def forward(self, hidden):
+            return self.down_proj(self.act_fn(self.gate_proj(hidden)) * self.up_proj(hidden))
+
+    class Swapped(Gated):
+        def forward(self, hidden):
+            return self.down_proj(self.gate_proj(hidden) * self.act_fn(self.up_proj(hidden)))
+
+    class Scaled(Gated):
+        scale = 2.0
+
+        def forward(self, hidden):
+            return self.scale * super().forward(hidden)
+
+    usual = Gated(nn.SiLU())
+    form, rows = faster.fused_gate(usual), torch.randn(3, 8)
+    torch.testing.assert_close(form(rows), usual(rows))
+    assert faster.fused_gate(Gated(nn.GELU())) is None
+    assert faster.fused_gate(Swapped(nn.SiLU())) is None
+    assert faster.fused_gate(Scaled(nn.SiLU())) is None
+    assert faster.fused_gate(nn.Linear(8, 8)) is None

@@ -48,7 +48,7 @@ def fits(config: Any, dtype: torch.dtype, device: torch.device, width: int) -> b
     """
     return (
         device.type == "cuda"
-        and config._attn_implementation == "sdpa"
+        and getattr(config, "_attn_implementation", None) == "sdpa"
         and (by_torch(dtype, width) or (width <= WIDEST and has_kernels(device, dtype)))
     )
 
@@ -64,15 +64,15 @@ def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
     try:
         from trimtok_cli.generation.slot_attention_triton import attend_used
 
-        kept = torch.zeros(1, 1, 16, 16, device=device, dtype=dtype)
+        kept = torch.ones(1, 1, 16, 16, device=device, dtype=dtype)
         used = torch.ones(1, device=device, dtype=torch.int32)
-        attend_used(kept[:, :, 0], kept, kept, used, scale=1.0)
+        found = attend_used(kept[:, :, 0], kept, kept, used, scale=1.0)
+        return torch.equal(found, kept[:, :, 0])
     except Exception as error:
         if out_of_memory(error):
             raise
         log.debug("decode steps attend under masks, because Triton cannot be used: %s", error)
         return False
-    return True
 
 
 def token_writer(device: torch.device, dtype: torch.dtype) -> Callable[..., None] | None:
