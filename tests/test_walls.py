@@ -49,7 +49,7 @@ MAY = {
 # Folders whose modules may import torch and transformers at the top. The other folders and the
 # other shared words answer without them.
 HEAVY = ("models", "pruners", "generation", "engine", "prepare", "evaluation", "bench")
-HEAVY_WORDS = ("device", "tokens")
+HEAVY_WORDS = ("cuda_graphs", "device", "tokens")
 LIGHT_IN_HEAVY = (
     "models.catalog",
     "models.checkpoint",

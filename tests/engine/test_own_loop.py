@@ -58,9 +58,13 @@ def by_engine(adapter, pruner, *images, clip=None, question=QUESTION):
     prepared = Prepared(Sample("a"), question, inputs, (), Seconds())
     (encoded,) = answer.encode(adapter, [prepared], signals=reads_tower(pruner))
     loop = loop_for(
-        adapter, pruner, rules(adapter, max_new_tokens=STEPS, stop=False), keep_logits=True,
-        decode="simple", retries=False,
-    )  # fmt: skip
+        adapter,
+        pruner,
+        rules(adapter, max_new_tokens=STEPS, stop=False),
+        keep_logits=True,
+        decode="simple",
+        retries=False,
+    )
     (finished,) = run(loop, answer.prune(adapter, pruner, [encoded]))
     assert isinstance(encoded, Encoded)
     return finished.request.kept, finished.answer.logits, inputs.words

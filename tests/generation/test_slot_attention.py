@@ -202,8 +202,8 @@ def test_kernels_compile_for_cards_that_are_not_here(capability, stretches):
     target = GPUTarget("cuda", capability, 32)
     halves, floats = ("query", "key", "value"), ("most", "total")
     out = "*bf16" if stretches == 1 else "*fp32"
-    strides = ("query_row", "query_head", "key_row", "key_head", "key_place", "value_row")
-    numbers = ("window", "stretch", *strides, "value_head", "value_place")
+    strides = ("query_row", "query_head", "kept_row", "kept_head", "kept_place")
+    numbers = ("window", "stretch", *strides)
     sizes = {"GROUP": 7, "MEMBERS": 16, "WIDTH": 128, "LANES": 128, "PLACES": 64}
     sizes |= {"STRETCHES": stretches}
     given = dict.fromkeys(halves, "*bf16") | {"used": "*i32", "out": out, "scale": "fp32"}

@@ -150,6 +150,7 @@ def test_fused_pieces_on_a_gpu_compute_what_the_library_computes():
     from tests.support.kernels import check_fused
 
     check_fused("cuda", [torch.float32, torch.float16, torch.bfloat16])
+    assert faster.has_triton(torch.device("cuda"))
 
 
 @pytest.mark.gpu

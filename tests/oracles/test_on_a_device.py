@@ -70,6 +70,7 @@ def outcomes(adapter, pruner, samples, **options):
 
 
 def test_dense_logits_equal_the_library_s_on_the_device(models):
+    apart = []
     for adapter in models:
         for number, size in enumerate(((150, 60), (40, 170))):
             inputs = adapter.prepare([picture(number, *size)], "What is to the left of it?")
@@ -88,8 +89,8 @@ def test_dense_logits_equal_the_library_s_on_the_device(models):
                 adapter, batch_limit=2, max_new_tokens=STEPS, stop=False, keep_logits=True
             )
             done = run_all(loop, [prompt] * 3)
-            for each in done.values():
-                assert (each.generated.logits - want).abs().max() < 2e-3
+            apart += [(each.generated.logits - want).abs().max() for each in done.values()]
+    assert len(apart) == 12 and max(apart) < 2e-3
 
 
 @pytest.mark.parametrize("method", ["dense", "trimtokenator"])

@@ -22,7 +22,7 @@ FRESH, RESUMED = 400, 1200
 def test_a_long_run_holds_little_of_each_input_and_no_more_files(
     loaded, bare_model, inputs, monkeypatch
 ):
-    many = int(os.environ.get("INPUTS", "1000"))
+    many = int(os.environ.get("INPUTS", "2000"))
     arguments = ["caption", "-", "-m", bare_model, "-q"]
     handles: list[int] = []
     advance = run_command.Screen.advance

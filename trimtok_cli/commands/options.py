@@ -37,8 +37,7 @@ def method_names() -> list[str]:
     return ["dense", *(name for text in texts for name in METHOD_NAME.findall(text))]
 
 
-# Values that a shell completes, for settings that take more than their choices.
-OFFERED = {
+OFFERED = {  # values that a shell completes, for settings that take more than their choices
     "model": tuple(ALIASES),
     "device": ("auto", "cuda", "mps", "cpu"),
     "method": tuple(method_names()),

@@ -3,12 +3,12 @@
 Pure functions on samples and answers. Knows no file and no model.
 """
 
+from __future__ import annotations
+
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from trimtok_cli.data import Sample
 from trimtok_cli.errors import UsageError
@@ -25,6 +25,9 @@ from trimtok_cli.evaluation.statistics import (
     spread,
 )
 from trimtok_cli.wording import brief, suggestion
+
+if TYPE_CHECKING:  # numpy: not for `--help`
+    import numpy as np
 
 Texts = Sequence[str | None]
 """An answer for each sample, in order; None where it was not asked yet."""
@@ -76,6 +79,8 @@ class Scorer:
 
     def interval(self, score: Score) -> Interval:
         """The score's interval; the exact one where every sample is right, or every one wrong."""
+        import numpy as np
+
         if score.each is None:
             return spread(score.value, self._draws(score))
         groups = self._groups(score.chosen)
@@ -96,6 +101,8 @@ class Scorer:
         return drawn_difference(one.value - two.value, self._draws(one), self._draws(two))
 
     def _score(self, texts: tuple[Texts, ...], chosen: tuple[int, ...], metric: str) -> Score:
+        import numpy as np
+
         runs = [self._scores(run, chosen) for run in texts]
         metric = metric or runs[0].main
         if metric not in runs[0].values:
@@ -116,6 +123,8 @@ class Scorer:
 
     def _draws(self, score: Score) -> Any:
         """The metric of random halves of the score's samples; 0 where a half does not have it."""
+        import numpy as np
+
         key = (tuple(map(id, score.texts)), score.chosen)
         if key not in self.drawn:
             places = np.array(score.chosen)

@@ -5,15 +5,23 @@ same scores give the same figures. Samples of one `group`, such as the questions
 are no independent evidence: they are drawn together. Knows no metric and no model.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from trimtok_cli.data import Sample
+
+if TYPE_CHECKING:  # numpy: not for `--help`
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Numbers = NDArray[np.float64]
+    Indices = NDArray[np.intp]
+    Values = Sequence[float] | Numbers
 
 DRAWS, LEVEL, SEED = 2000, 0.95, 0
 
@@ -21,10 +29,6 @@ DRAWS, LEVEL, SEED = 2000, 0.95, 0
 HALVED, FEWEST, MOST = 1_000_000, 100, 400
 
 _AT_ONCE = 1 << 22  # indices that are held at once
-
-Numbers = NDArray[np.float64]
-Indices = NDArray[np.intp]
-Values = Sequence[float] | Numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +100,8 @@ def halves(
     questions about one picture have in common. draws: by default fewer of more samples, as each
     of them is scored anew.
     """
+    import numpy as np
+
     generator = np.random.default_rng(seed)
     members = _members(groups if groups is not None else range(count))
     half = max(len(members) // 2, 1)
@@ -106,12 +112,16 @@ def halves(
 
 def spread(value: float, drawn: Numbers, *, level: float = LEVEL) -> Interval:
     """The interval of a value, from the standard deviation of its draws."""
+    import numpy as np
+
     reach = NormalDist().inv_cdf((1 + level) / 2) * float(np.std(drawn, ddof=1))
     return Interval(value, value - reach, value + reach)
 
 
 def drawn_difference(value: float, first: Numbers, second: Numbers) -> Difference:
     """The difference of two values whose draws are of the same samples, one after the other."""
+    import numpy as np
+
     gained = first - second
     error = float(np.std(gained, ddof=1))
     apart = value / error if error else math.copysign(math.inf, value) if value else 0.0
@@ -132,6 +142,8 @@ def paired(
     Scores that are right or wrong, of samples that are independent, are tested with McNemar's exact
     test, all others with the bootstrap of the differences.
     """
+    import numpy as np
+
     one, two = _numbers(first), _numbers(second)
     if len(one) != len(two):
         raise ValueError(f"paired scores of {len(one)} and of {len(two)} samples")
@@ -157,6 +169,8 @@ def mcnemar(wins: int, losses: int) -> float:
 
 
 def _numbers(values: Values) -> Numbers:
+    import numpy as np
+
     numbers = np.asarray(values, dtype=np.float64)
     if not len(numbers):
         raise ValueError("there is no sample to take the mean of")
@@ -164,6 +178,8 @@ def _numbers(values: Values) -> Numbers:
 
 
 def _interval(value: float, drawn: Numbers, level: float) -> Interval:
+    import numpy as np
+
     rest = (1 - level) / 2
     low, high = np.quantile(drawn, [rest, 1 - rest])
     return Interval(value, float(low), float(high))
@@ -179,6 +195,8 @@ def _drawn_means(
     numbers: Numbers, groups: Sequence[Hashable] | None, draws: int, seed: int
 ) -> Numbers:
     """(draws,): the means of samples drawn with replacement, whole groups at a time."""
+    import numpy as np
+
     if groups is None:
         means = [numbers[chosen].mean(1) for chosen in _draw(len(numbers), draws, seed)]
         return np.concatenate(means)
@@ -191,6 +209,8 @@ def _drawn_means(
 
 def _draw(count: int, draws: int, seed: int) -> Iterator[Indices]:
     """Blocks (some draws, count) of numbers below `count`, `draws` rows in all."""
+    import numpy as np
+
     generator = np.random.default_rng(seed)
     rows = max(1, _AT_ONCE // count)
     for start in range(0, draws, rows):
@@ -199,6 +219,8 @@ def _draw(count: int, draws: int, seed: int) -> Iterator[Indices]:
 
 def _members(groups: Iterable[Hashable]) -> list[Indices]:
     """The samples of each group, in the order in which groups are first named."""
+    import numpy as np
+
     found: dict[Hashable, list[int]] = {}
     for number, group in enumerate(groups):
         found.setdefault(group, []).append(number)

@@ -12,7 +12,8 @@ from typing import Any
 
 from trimtok_cli.data import Comparison, Result, Seconds, Setting
 from trimtok_cli.evaluation.statistics import Interval, pictures_of, share_interval
-from trimtok_cli.evaluation.summary import agreement, is_same
+from trimtok_cli.evaluation.summary import is_same
+from trimtok_cli.evaluation.words import agreement
 
 FEWEST = 16  # visual tokens of the smallest budget
 
@@ -96,7 +97,7 @@ class Sweep:
     def _values(self, dense: Result, result: Result) -> dict[str, float]:
         tokens, seconds = result.tokens, result.seconds
         return {
-            "words": agreement(dense, result),
+            "words": agreement(dense.answer, result.answer),
             "exact": float(is_same(dense, result)),
             "dense": tokens.visual,
             "kept": tokens.kept,

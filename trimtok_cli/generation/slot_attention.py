@@ -120,8 +120,10 @@ def attend(
         from trimtok_cli.generation.slot_attention_triton import attend_used
 
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        options = {"scale": scale, "window": sliding_window or 0}
-        return attend_used(query[:, :, 0], key, value, used[:-1], **options)[:, None], None
+        found = attend_used(
+            query[:, :, 0], key, value, used[:-1], scale=scale, window=sliding_window or 0
+        )
+        return found[:, None], None
     # A window counts the token itself; here it counts the tokens before it.
     window = (-1, -1) if sliding_window is None else (sliding_window - 1, 0)
     attended = varlen(

@@ -20,58 +20,78 @@ SHORTEST = 128  # places of a stretch at least
 
 @triton.jit
 def _stretch_kernel(
-    query, key, value, used, out, most, total, scale, window, stretch,
-    query_row, query_head, key_row, key_head, key_place, value_row, value_head, value_place,
-    GROUP: tl.constexpr, MEMBERS: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr,
-    PLACES: tl.constexpr, STRETCHES: tl.constexpr,
-):  # fmt: skip
+    query,
+    key,
+    value,
+    used,
+    out,
+    most,
+    total,
+    scale,
+    window,
+    stretch,
+    query_row,
+    query_head,
+    kept_row,
+    kept_head,
+    kept_place,
+    GROUP: tl.constexpr,
+    MEMBERS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    LANES: tl.constexpr,
+    PLACES: tl.constexpr,
+    STRETCHES: tl.constexpr,
+):
     row, head, number = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
-    heads = tl.num_programs(1)
     end = tl.load(used + row)
-    begin = tl.maximum(tl.where(window > 0, end - window, 0), 0)
-    begin = tl.maximum(begin, number * stretch)
+    begin = tl.maximum(tl.where(window > 0, end - window, 0), number * stretch)
     end = tl.minimum(end, (number + 1) * stretch)
     member, lane = tl.arange(0, MEMBERS), tl.arange(0, LANES)
     wide = lane < WIDTH
     real = (member[:, None] < GROUP) & wide[None, :]
     asked = head * GROUP + member
-    start = query + row * query_row + asked[:, None] * query_head + lane[None, :]
-    questions = tl.load(start, mask=real, other=0.0)
-    highest = tl.full([MEMBERS], float("-inf"), tl.float32)
-    weight = tl.zeros([MEMBERS], tl.float32)
+    query += row * query_row + asked[:, None] * query_head + lane[None, :]
+    questions = tl.load(query, mask=real, other=0.0)
+    highest, weight = tl.full([MEMBERS], float("-inf"), tl.float32), tl.zeros([MEMBERS], tl.float32)
     summed = tl.zeros([MEMBERS, LANES], tl.float32)
-    key += row * key_row + head * key_head
-    value += row * value_row + head * value_head
+    key += row * kept_row + head * kept_head
+    value += row * kept_row + head * kept_head
     for first in range(begin, end, PLACES):
         place = (first + tl.arange(0, PLACES)).to(tl.int64)
         there = place < end
         seen = there[:, None] & wide[None, :]
-        keys = tl.load(key + place[:, None] * key_place + lane[None, :], mask=seen, other=0.0)
+        keys = tl.load(key + place[:, None] * kept_place + lane[None, :], mask=seen, other=0.0)
         scores = tl.dot(questions, tl.trans(keys), input_precision="ieee") * scale
         scores = tl.where(there[None, :], scores, float("-inf"))
         new = tl.maximum(highest, tl.max(scores, axis=1))
         share = tl.exp(scores - new[:, None])
         fade = tl.exp(highest - new)
         weight = weight * fade + tl.sum(share, axis=1)
-        values = tl.load(value + place[:, None] * value_place + lane[None, :], mask=seen, other=0.0)
+        values = tl.load(value + place[:, None] * kept_place + lane[None, :], mask=seen, other=0.0)
         more = tl.dot(share.to(values.dtype), values, input_precision="ieee")
         summed = summed * fade[:, None] + more
         highest = new
+    # A part of the result, which `_join_kernel` puts together, or all of it.
+    at = (row * tl.num_programs(1) * GROUP + asked) * STRETCHES + number
     if STRETCHES == 1:
-        end_of = out + (row * heads * GROUP + asked)[:, None] * WIDTH + lane[None, :]
-        tl.store(end_of, (summed / weight[:, None]).to(out.dtype.element_ty), mask=real)
+        summed = summed / weight[:, None]
     else:
-        at = (row * heads * GROUP + asked) * STRETCHES + number
-        tl.store(out + at[:, None] * WIDTH + lane[None, :], summed, mask=real)
         tl.store(most + at, highest, mask=member < GROUP)
         tl.store(total + at, weight, mask=member < GROUP)
+    tl.store(out + at[:, None] * WIDTH + lane[None, :], summed.to(out.dtype.element_ty), mask=real)
 
 
 @triton.jit
 def _join_kernel(
-    parts, most, total, out, WIDTH: tl.constexpr, LANES: tl.constexpr, STRETCHES: tl.constexpr,
+    parts,
+    most,
+    total,
+    out,
+    WIDTH: tl.constexpr,
+    LANES: tl.constexpr,
+    STRETCHES: tl.constexpr,
     BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     asked = tl.program_id(0).to(tl.int64)
     number, lane = tl.arange(0, BLOCK), tl.arange(0, LANES)
     real = number < STRETCHES
@@ -86,10 +106,23 @@ def _join_kernel(
 
 @triton.jit
 def _write_kernel(
-    key, value, kept_keys, kept_values, ends, heads,
-    key_row, key_head, value_row, value_head, kept_row, kept_place, kept_head,
-    WIDTH: tl.constexpr, LANES: tl.constexpr, HEADS: tl.constexpr,
-):  # fmt: skip
+    key,
+    value,
+    kept_keys,
+    kept_values,
+    ends,
+    heads,
+    key_row,
+    key_head,
+    value_row,
+    value_head,
+    kept_row,
+    kept_place,
+    kept_head,
+    WIDTH: tl.constexpr,
+    LANES: tl.constexpr,
+    HEADS: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     lane = tl.arange(0, LANES)
@@ -128,9 +161,9 @@ def attend_used(
 ) -> Tensor:
     """(B, heads, d): attention of one query a slot over the first places of that slot.
 
-    query (B, heads, d); key and value (B, kv_heads, span, d); used (B,) int32: the places in use,
-    at least one of each slot. window: the last places alone; 0 is all. The values of a head lie
-    side by side.
+    query (B, heads, d); key and value (B, kv_heads, span, d), of the same strides; used (B,) int32:
+    the places in use, at least one of each slot. window: the last places alone; 0 is all. The
+    values of a head lie side by side.
     """
     rows, heads, width = query.shape
     kv_heads, span = key.shape[1:3]
@@ -149,7 +182,6 @@ def attend_used(
             *(scale, window, triton.cdiv(span, stretches)),
             *query.stride()[:2],
             *key.stride()[:3],
-            *value.stride()[:3],
             GROUP=group,
             MEMBERS=max(16, triton.next_power_of_2(group)),
             WIDTH=width,

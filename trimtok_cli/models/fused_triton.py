@@ -16,53 +16,57 @@ WIDTH = 1024  # values of one program
 
 
 @triton.jit
-def _rotate(
-    given, out, token, sample, place, head, half, in_sample, in_place, in_head,
-    first_cos, second_cos, first_sin, second_sin, heads, HALF: tl.constexpr, TYPE: tl.constexpr,
-):  # fmt: skip
-    """Rotates some heads of one token. out: (tokens, heads, 2 HALF), contiguous."""
-    real = (head[:, None] < heads) & (half[None, :] < HALF)
-    start = given + sample * in_sample + place * in_place + head[:, None] * in_head + half[None, :]
+def _rotary_kernel(
+    query,
+    key,
+    cos,
+    sin,
+    query_out,
+    key_out,
+    length,
+    query_heads,
+    key_heads,
+    query_sample,
+    query_place,
+    query_head,
+    key_sample,
+    key_place,
+    key_head,
+    cos_sample,
+    cos_place,
+    HALF: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HEADS: tl.constexpr,
+    TYPE: tl.constexpr,
+):
+    """Rotates some heads of one token. Outputs are (tokens, heads, 2 HALF), contiguous."""
+    token = tl.program_id(0).to(tl.int64)
+    sample, place = token // length, token % length
+    group, groups = tl.program_id(1), tl.cdiv(query_heads, HEADS)
+    given = query + sample * query_sample + place * query_place
+    out, heads, stride = query_out, query_heads, query_head
+    if group >= groups:
+        given = key + sample * key_sample + place * key_place
+        out, heads, stride = key_out, key_heads, key_head
+        group -= groups
+    head, half = group * HEADS + tl.arange(0, HEADS), tl.arange(0, BLOCK)
+    there = half < HALF
+    real = (head[:, None] < heads) & there[None, :]
+    start = given + head[:, None] * stride + half[None, :]
     first = tl.load(start, mask=real, other=0.0).to(tl.float32)
     second = tl.load(start + HALF, mask=real, other=0.0).to(tl.float32)
-    one = (first * first_cos).to(TYPE).to(tl.float32) - (second * first_sin).to(TYPE).to(tl.float32)
-    two = (second * second_cos).to(TYPE).to(tl.float32) + (first * second_sin).to(TYPE).to(
-        tl.float32
-    )
+    at = sample * cos_sample + place * cos_place + half
+    first_cos = tl.load(cos + at, mask=there, other=0.0).to(tl.float32)[None, :]
+    second_cos = tl.load(cos + at + HALF, mask=there, other=0.0).to(tl.float32)[None, :]
+    first_sin = tl.load(sin + at, mask=there, other=0.0).to(tl.float32)[None, :]
+    second_sin = tl.load(sin + at + HALF, mask=there, other=0.0).to(tl.float32)[None, :]
+    one = (first * first_cos).to(TYPE).to(tl.float32)
+    one -= (second * first_sin).to(TYPE).to(tl.float32)
+    two = (second * second_cos).to(TYPE).to(tl.float32)
+    two += (first * second_sin).to(TYPE).to(tl.float32)
     end = out + (token * heads + head[:, None]) * (2 * HALF) + half[None, :]
     tl.store(end, one.to(TYPE), mask=real)
     tl.store(end + HALF, two.to(TYPE), mask=real)
-
-
-@triton.jit
-def _rotary_kernel(
-    query, key, cos, sin, query_out, key_out, length, query_heads, key_heads,
-    query_sample, query_place, query_head, key_sample, key_place, key_head, cos_sample, cos_place,
-    HALF: tl.constexpr, BLOCK: tl.constexpr, HEADS: tl.constexpr, TYPE: tl.constexpr,
-):  # fmt: skip
-    token = tl.program_id(0).to(tl.int64)
-    sample, place = token // length, token % length
-    half = tl.arange(0, BLOCK)
-    angles = sample * cos_sample + place * cos_place + half
-    real = half < HALF
-    first_cos = tl.load(cos + angles, mask=real, other=0.0).to(tl.float32)[None, :]
-    second_cos = tl.load(cos + angles + HALF, mask=real, other=0.0).to(tl.float32)[None, :]
-    first_sin = tl.load(sin + angles, mask=real, other=0.0).to(tl.float32)[None, :]
-    second_sin = tl.load(sin + angles + HALF, mask=real, other=0.0).to(tl.float32)[None, :]
-    groups = tl.cdiv(query_heads, HEADS)
-    group = tl.program_id(1)
-    if group < groups:
-        _rotate(
-            query, query_out, token, sample, place, group * HEADS + tl.arange(0, HEADS), half,
-            query_sample, query_place, query_head, first_cos, second_cos, first_sin, second_sin,
-            query_heads, HALF, TYPE,
-        )  # fmt: skip
-    else:
-        _rotate(
-            key, key_out, token, sample, place, (group - groups) * HEADS + tl.arange(0, HEADS),
-            half, key_sample, key_place, key_head, first_cos, second_cos, first_sin, second_sin,
-            key_heads, HALF, TYPE,
-        )  # fmt: skip
 
 
 @triton.jit
