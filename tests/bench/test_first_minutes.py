@@ -178,12 +178,12 @@ def test_no_part_of_the_script_stops_the_next(tmp_path, noting):
         "trimtok_cli.bench.first_minutes files",
         "trimtok_cli caption samples/images",
         "trimtok_cli.bench.first_minutes files",
-        *["trimtok_cli bench smoke"] * 3,
+        *["trimtok_cli bench smoke"] * 4,
         "trimtok_cli bench counts",
     ]
     assert done.returncode == 1 and "failed with status 3" in done.stderr
     assert "--model a/model" in asked[5] and "--batch-size auto" in asked[5]
-    assert len({line.split("--out ")[1].split()[0] for line in asked[1:]}) == 10
+    assert len({line.split("--out ")[1].split()[0] for line in asked[1:]}) == 11
 
 
 def test_a_script_whose_parts_all_end_well_ends_well(tmp_path, noting):

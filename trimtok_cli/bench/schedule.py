@@ -69,6 +69,7 @@ def schedule_row(part: SchedulePart, bench: Bench) -> dict[str, Any]:
         rules = Rules(model, None, name="", end_ids=(), max_new_tokens=part.longest, stop=False)
         rules.ends = frozenset(model.end_ids)
         loop = Continuous(model, rules, batch_limit=part.batch)
+        tally.take()  # what a device is asked once in a process is no part of a run
         requests = _requests(prompts, answers)
         for finished in run(loop, requests):
             steps = finished.answer.steps

@@ -48,7 +48,9 @@ def adapter_of(model: Any, processor: Any = None, clip_text: str | None = None) 
     name = model.name_or_path or type(model).__name__
     if processor is None:
         try:
-            processor = AutoProcessor.from_pretrained(model.name_or_path, local_files_only=True)
+            processor = AutoProcessor.from_pretrained(
+                model.name_or_path, local_files_only=True, trust_remote_code=False
+            )
         except Exception as error:
             raise UsageError(
                 f"the processor of {name} is not beside it: pass the one that makes your inputs, "

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trimtok_cli import cuda_graphs
 from trimtok_cli.cuda_graphs import CudaGraphs
 from trimtok_cli.models.vision.tower_signals import TowerRecorder
 
@@ -67,6 +68,10 @@ class RecordedTower:
 
     def _run(self, original: Any, pixels: Tensor, named: dict, recorder: TowerRecorder) -> Any:
         shape = (*pixels.shape, int(bool(recorder.attention)))
+        if self.graphs.asked[shape] < cuda_graphs.PAYS:
+            self.graphs.asked[shape] += 1
+            self.graphs.eager += 1
+            return original(pixels, **named)
         given = self.pixels.setdefault(shape, torch.empty_like(pixels))
         given.copy_(pixels)
         earlier = recorder.take()
