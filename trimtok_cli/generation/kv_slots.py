@@ -88,7 +88,7 @@ class KVSlots(Cache):
                 self.places[group] = -(-length // GRAIN) * GRAIN
         old_lengths = self.lengths
         self.numbers = torch.arange(self.rows, device=self.device)
-        self.lengths = self.numbers.new_zeros(self.rows)
+        self.lengths = torch.zeros(self.rows, dtype=torch.long, device=self.device)
         self.lengths[: len(old_lengths)] = old_lengths
         if self.num_groups > 1:
             old_less = self.less_there
