@@ -62,7 +62,7 @@ class KVSlots(Cache):
         self.rows = self.past = self.count = self.behind = 0
         self.places = [0] * self.num_groups
         self.less: list[list[int]] = [[] for _ in self.places]
-        self.less_there = torch.zeros(self.num_groups, 0, dtype=torch.long, device=self.device)
+        self.less_there = torch.empty(self.num_groups, 0, dtype=torch.long, device=self.device)
         self.filled: slice | Tensor | None = None
         self.prompt_rows: dict[int, int] = {}  # of the prefill that runs, in each group
         self.spans: Sequence[int] = (0,)
@@ -90,12 +90,14 @@ class KVSlots(Cache):
         for group, length in enumerate(lengths):
             if length > self.places[group]:
                 self.places[group] = -(-length // GRAIN) * GRAIN
-        old_lengths, old_less = self.lengths, self.less_there
+        old_lengths = self.lengths
         self.numbers = torch.arange(self.rows, device=self.device)
-        self.lengths = self.numbers.new_zeros(self.rows)
+        self.lengths = torch.zeros(self.rows, dtype=torch.long, device=self.device)
         self.lengths[: len(old_lengths)] = old_lengths
-        self.less_there = self.numbers.new_zeros(self.num_groups, self.rows)
-        self.less_there[:, : len(old_lengths)] = old_less
+        if self.num_groups > 1:
+            old_less = self.less_there
+            self.less_there = self.numbers.new_zeros(self.num_groups, self.rows)
+            self.less_there[:, : len(old_lengths)] = old_less
         for less in self.less:
             less += [0] * (self.rows - len(less))
         for number in range(len(self.store)):
