@@ -21,6 +21,7 @@ from trimtok_cli.bench.spec import Bench, CountsPart
 from trimtok_cli.bench.tally import Tally, Work
 from trimtok_cli.data import Setting
 from trimtok_cli.engine.answer import encode, prune
+from trimtok_cli.generation.slot_attention import has_kernels
 from trimtok_cli.generation.types import Request, run
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.prepare.sample import Ask, Prepared, prepare
@@ -45,6 +46,7 @@ def counts_rows(task: CountsPart, bench: Bench, folder: Path) -> Iterator[Row]:
         # What the first run alone does, such as constants made once, is no part of a stage.
         encode(adapter, known[:1], signals=True)
         adapter.faster  # noqa: B018 (the forms are found once)
+        has_kernels(adapter.device, adapter.dtype)
         for pruner in methods:
             for batch in task.batch:
                 inputs = [replace(known[n % len(known)], number=n) for n in range(batch)]

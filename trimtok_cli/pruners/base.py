@@ -17,9 +17,7 @@ from trimtok_cli.pruners.params import check_params, param
 from trimtok_cli.tokens import Prompt, Selection, VisualTokens
 
 ALL = Budget()
-
 BUDGETS = ("equal", "tokens", "diversity")
-
 TEXTS = ("instruction", "prompt")
 
 
@@ -297,8 +295,6 @@ def intra_diversity(visual: Tensor) -> float:
 
 def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Ragged (M_i, D) -> (B, M, D) filled up with zeros, and the mask (B, M) of real rows."""
-    mask = torch.nn.utils.rnn.pad_sequence(
-        [torch.ones(len(row), dtype=torch.bool, device=row.device) for row in rows],
-        batch_first=True,
-    )
+    real = [torch.ones(len(row), dtype=torch.bool, device=row.device) for row in rows]
+    mask = torch.nn.utils.rnn.pad_sequence(real, batch_first=True)
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True), mask
