@@ -7,11 +7,12 @@ from typing import Annotated
 import typer
 
 from trimtok_cli.commands import options as o
+from trimtok_cli.commands.export import Root
 from trimtok_cli.commands.page_options import PageOptions, Pictures
 from trimtok_cli.commands.terminal.exit import guarded
 from trimtok_cli.commands.terminal.progress import Screen
 from trimtok_cli.commands.terminal.tables import SummaryTable
-from trimtok_cli.config import INPUT, OUTPUT
+from trimtok_cli.config import OUTPUT
 from trimtok_cli.data import Comparison
 from trimtok_cli.errors import EXIT_OK, TrimtokError, UsageError
 
@@ -39,18 +40,6 @@ Out = Annotated[
         rich_help_panel=OUTPUT,
         help="The page, a file that ends in .html.",
         show_default="report.html beside the first run's answers",
-    ),
-]
-
-Root = Annotated[
-    Path | None,
-    typer.Option(
-        "--image-root",
-        rich_help_panel=INPUT,
-        help="Where the names of pictures start, if they were moved.",
-        show_default="as in the run",
-        exists=True,
-        file_okay=False,
     ),
 ]
 

@@ -72,8 +72,9 @@ class RecordedTower:
             self.graphs.asked[shape] += 1
             self.graphs.eager += 1
             return original(pixels, **named)
-        given = self.pixels.setdefault(shape, torch.empty_like(pixels))
-        given.copy_(pixels)
+        if shape not in self.pixels:
+            self.pixels[shape] = torch.empty_like(pixels)
+        given = self.pixels[shape].copy_(pixels)
         earlier = recorder.take()
 
         def run(*_: int) -> tuple[Any, dict]:
