@@ -1,11 +1,7 @@
 """Decode steps that attend by variable-length attention, with a stand-in for torch's own."""
 
 import inspect
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +9,7 @@ import torch
 from tests.generation.test_continuous import Recording
 from tests.generation.test_right_padding import NAMES, loaded
 from tests.support.generating import continuous, generate, run_all
+from tests.support.interpreter import interpreted
 from trimtok_cli.generation import slot_attention, slot_steps
 
 STEPS = 8
@@ -170,11 +167,7 @@ def test_kernels_in_the_interpreter_write_and_attend_as_the_library_does_under_a
         "import torch; from tests.support.kernels import SMALL, check_attention, check_writes; "
         "check_attention('cpu', [torch.float32], SMALL); check_writes('cpu', [torch.float32])"
     )
-    root = Path(__file__).parents[2]
-    paths = {"PYTHONPATH": str(root), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **paths}
-    )
+    done = interpreted(code)
     assert done.returncode == 0, done.stderr
 
 

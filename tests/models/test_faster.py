@@ -1,10 +1,7 @@
 """The decoder's modules in their faster forms: the same numbers, fewer calls, and gone afterwards."""
 
-import os
-import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.generation.test_right_padding import NAMES, loaded, prefill
+from tests.support.interpreter import interpreted
 from trimtok_cli.models import faster
 
 
@@ -136,11 +134,7 @@ def test_fused_pieces_in_the_interpreter_compute_what_the_library_computes():
         "import torch; from tests.support.kernels import check_fused; "
         "check_fused('cpu', [torch.float32, torch.float16])"
     )
-    root = Path(__file__).parents[2]
-    paths = {"PYTHONPATH": str(root), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **paths}
-    )
+    done = interpreted(code)
     assert done.returncode == 0, done.stderr
 
 

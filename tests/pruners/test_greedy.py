@@ -4,17 +4,16 @@ distances by product; no waiting.
 
 import importlib.util
 import logging
-import os
 import subprocess
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from tests.support.interpreter import interpreted
 from trimtok_cli.pruners.base import Stage
 from trimtok_cli.pruners.budget import Budget
 from trimtok_cli.pruners.kernels import greedy, numerics
@@ -338,11 +337,7 @@ def test_full_float32_whatever_the_process_allows_and_then_as_before():
 def test_kernels_in_the_interpreter_take_the_reference_s_tokens():
     """In a process of its own: Triton reads TRITON_INTERPRET when it is imported."""
     code = "from tests.support.kernels import check_kernels; check_kernels('cpu')"
-    root = Path(__file__).parents[2]
-    paths = {"PYTHONPATH": str(root), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **paths}
-    )
+    done = interpreted(code)
     assert done.returncode == 0, done.stderr
 
 
