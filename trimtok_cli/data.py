@@ -165,6 +165,10 @@ class Seconds:
             *(getattr(self, each.name) + getattr(other, each.name) for each in fields(self))
         )
 
+    def in_microseconds(self) -> "Seconds":
+        """The same in whole microseconds, as a record holds them."""
+        return Seconds(*(round(getattr(self, each.name), 6) for each in fields(self)))
+
     @property
     def total(self) -> float:
         return self.load + self.prepare + self.encode + self.prune + self.prefill + self.decode

@@ -80,7 +80,8 @@ def test_the_files_are_those_of_one_process(number, more, arguments):
     assert files() == expected and len(expected["answers.jsonl"]) == 11
     assert len(rows(Path("o/answers.jsonl"))) == 11 and restarts() == 0
     assert "11 images, 2 failed" in done.stderr and f"in {number} process" in done.stderr
-    assert len(started()) == number and all(map(gone, started()))
+    assert 0 < len(started()) <= number  # the last ones may find nothing left to answer
+    assert all(map(gone, started()))
 
 
 def test_questions_on_standard_output_come_in_order(arguments, inputs):
@@ -249,7 +250,7 @@ def test_a_run_whose_parent_is_ended_goes_on_with_any_number_of_processes(
     before = Path("o/answers.jsonl").read_bytes()
     assert before.count(b"\n") in range(1, 11)
     assert json.loads(Path("o/run.json").read_text())["interrupted"] is True
-    assert len(started()) == 2 and all(map(gone, started()))
+    assert all(map(gone, started()))
     more = {signal.SIGINT: ["--processes", 3], signal.SIGTERM: ["--processes", 1]}.get(number, [])
     assert call(*arguments, "-o", "o", *more).exit_code == 3
     assert Path("o/answers.jsonl").read_bytes().startswith(before[: before.rindex(b"\n") + 1])

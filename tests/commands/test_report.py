@@ -65,10 +65,7 @@ def test_a_report_is_the_page_of_the_run_itself(compared):
     folder, _ = compared
     done = run("report", folder / "out", "-o", "page.html", "--figure", "fig2.png")
     own = (folder / "out" / "compare.html").read_text(encoding="utf-8")
-    again = Path("page.html").read_text(encoding="utf-8")
-    drawn, rounded = r' d="[^"]*"', r"[\d.]+ m?s|\d+\.\d+"  # a file holds whole microseconds
-    assert re.findall(drawn, again) == re.findall(drawn, own)
-    assert re.sub(rounded, "#", again) == re.sub(rounded, "#", own)
+    assert Path("page.html").read_text(encoding="utf-8") == own
     assert Path("fig2.png").read_bytes() == (folder / "fig2.png").read_bytes()
     assert "page in page.html" in done.stderr and "--keep 9,3" in own
     run("report", folder / "out" / "compare.jsonl")

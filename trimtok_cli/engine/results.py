@@ -48,11 +48,11 @@ def result_of(adapter: Adapter, pruner: Pruner | None, finished: Finished) -> Re
             text=text,
             visual=request.num_visual,
             kept=len(request.kept[-1].tokens),
-            layer_mean=layer_mean(request.kept, adapter.num_layers),
+            layer_mean=round(layer_mean(request.kept, adapter.num_layers), 3),  # as a record has it
             generated=answer.steps,
             stages=tuple((each.layer, len(each.tokens)) for each in request.kept),
         ),
-        seconds=request.seconds + finished.seconds,
+        seconds=(request.seconds + finished.seconds).in_microseconds(),
         peak_bytes=peak_bytes(adapter.device),
         kept=request.kept,
         grid=request.grid,

@@ -116,7 +116,7 @@ def _result(sample: Sample, row: Row) -> Result:
         ),
         seconds=Seconds(
             **{each.name: facts["timing_ms"][each.name] / 1000 for each in fields(Seconds)}
-        ),
+        ).in_microseconds(),
         kept=tuple(stages),
         grid=tuple(visual["grid"]),
         finish=str(facts["finish_reason"]),
