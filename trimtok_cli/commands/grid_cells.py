@@ -5,6 +5,7 @@ it was interrupted. One model is loaded at a time, and only for a cell that has 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -111,7 +112,8 @@ def read_cell(runs: Sequence[Run], problem: str = "") -> tuple[Cell, list[list[s
 
 def _records(each: Run) -> Iterator[Mapping[str, Any]]:
     if each.answers.is_file():
-        yield from Answers(each.answers, read_manifest(each.folder / "run.json")).records()
+        with closing(Answers(each.answers, read_manifest(each.folder / "run.json"))) as answers:
+            yield from answers.records()
 
 
 def _is_ok(record: Mapping[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -171,8 +172,8 @@ def _answers(path: Path) -> list[Answer]:
     own = "" if file.name == "answers.jsonl" else f"{file.stem}."
     manifest = file.with_name(f"{own}run.json")
     if file.is_file() and manifest.is_file():
-        run = Answers(file, read_manifest(manifest))
-        return [*answers_of(run.records(), shortened(str(file)))]
+        with closing(Answers(file, read_manifest(manifest))) as run:
+            return [*answers_of(run.records(), shortened(str(file)))]
     return read_answers(file if file.is_file() else path)
 
 

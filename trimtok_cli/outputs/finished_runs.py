@@ -6,6 +6,7 @@ what was asked, never by their lines; a sample counts that every run has. Loads 
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -175,8 +176,8 @@ def _rows(file: Path, run: FinishedRun) -> Iterator[dict[str, Any]]:
     with file.open("rb") as lines:
         first = lines.readline()
     if b'"runs": [' not in first:
-        for record in Answers(file, run.document).records():
-            yield dict(record)
+        with closing(Answers(file, run.document)) as answers:
+            yield from map(dict, answers.records())
         return
     with file.open("rb") as lines:
         for line in lines:
