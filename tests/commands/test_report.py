@@ -1,7 +1,6 @@
 """trimtok report, and the pictures that compare makes: from files alone, replacing nobody's file."""
 
 import json
-import re
 import shutil
 import subprocess
 import sys

@@ -13,7 +13,6 @@ from trimtok_cli import __version__, interrupts
 from trimtok_cli.commands import grid_cells as cells
 from trimtok_cli.commands import grid_plan as plans
 from trimtok_cli.commands import options as o
-from trimtok_cli.commands.format_options import read_manifest
 from trimtok_cli.commands.terminal.exit import guarded
 from trimtok_cli.commands.terminal.grid import block_tables
 from trimtok_cli.commands.terminal.progress import Screen
@@ -23,7 +22,7 @@ from trimtok_cli.evaluation.grid_spec import Grid, read_grid
 from trimtok_cli.evaluation.grid_table import Row, document
 from trimtok_cli.models.catalog import locate
 from trimtok_cli.outputs.destination import OWN, claimed
-from trimtok_cli.outputs.earlier import OVERWRITE
+from trimtok_cli.outputs.earlier import OVERWRITE, read_manifest
 from trimtok_cli.outputs.grid_files import NAMES, write_tables
 from trimtok_cli.outputs.manifest import versions
 from trimtok_cli.wording import brief

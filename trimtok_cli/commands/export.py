@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from trimtok_cli.commands import options as o
-from trimtok_cli.commands.format_options import FormatOptions, read_manifest, say_made
+from trimtok_cli.commands.format_options import FormatOptions, say_made
 from trimtok_cli.commands.terminal.exit import guarded
 from trimtok_cli.commands.terminal.progress import Screen
 from trimtok_cli.config import INPUT, OUTPUT
 from trimtok_cli.errors import EXIT_OK, TrimtokError, UsageError
+from trimtok_cli.outputs.earlier import read_manifest
 from trimtok_cli.outputs.exports.answers import Answers
 from trimtok_cli.outputs.exports.registry import FORMS
 from trimtok_cli.wording import shortened

@@ -1,6 +1,5 @@
 """The options of formats that are made of finished answers, and the making of them."""
 
-import json
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from trimtok_cli.commands.terminal.progress import Screen
 from trimtok_cli.config import OUTPUT
 from trimtok_cli.errors import UsageError
 from trimtok_cli.outputs.destination import Destination
+from trimtok_cli.outputs.earlier import read_manifest
 from trimtok_cli.outputs.exports.answers import Answers
 from trimtok_cli.outputs.exports.form import Wanted
 from trimtok_cli.outputs.exports.registry import FORMS, chosen, make
@@ -146,14 +146,3 @@ def make_formats(destination: Destination, options: FormatOptions, screen: Scree
 def say_made(answers: Answers, targets: dict[str, Path], wanted: Wanted, screen: Screen) -> None:
     for name, made in make(answers, targets, wanted):
         screen.say(f"{name}: {made}", "dim")
-
-
-def read_manifest(path: Path | None) -> dict[str, Any]:
-    """A run.json; empty if there is none that can be read."""
-    if path is None or not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}

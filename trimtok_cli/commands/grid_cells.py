@@ -10,7 +10,6 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from trimtok_cli.commands.format_options import read_manifest
 from trimtok_cli.commands.grid_plan import Run
 from trimtok_cli.commands.options import AnswerOptions
 from trimtok_cli.commands.run import build, run
@@ -19,6 +18,7 @@ from trimtok_cli.commands.terminal.progress import Screen
 from trimtok_cli.config import RunConfig
 from trimtok_cli.errors import ModelError, TrimtokError, UsageError
 from trimtok_cli.evaluation.grid_table import FINAL, Cell
+from trimtok_cli.outputs.earlier import read_manifest
 from trimtok_cli.outputs.exports.answers import Answers
 from trimtok_cli.outputs.read_back import STAGES
 from trimtok_cli.readers.source import Source

@@ -11,7 +11,6 @@ import typer
 from rich.console import Console
 
 from trimtok_cli.commands import options as o
-from trimtok_cli.commands.format_options import read_manifest
 from trimtok_cli.commands.terminal.exit import guarded
 from trimtok_cli.commands.terminal.progress import Screen
 from trimtok_cli.commands.terminal.scores import parts_table, scores_table
@@ -21,6 +20,7 @@ from trimtok_cli.evaluation.answer_files import Answer, answers_of, read_answers
 from trimtok_cli.evaluation.datasets.base import Dataset, Scores
 from trimtok_cli.evaluation.datasets.registry import DATASETS, dataset_named
 from trimtok_cli.evaluation.joining import Joined, join
+from trimtok_cli.outputs.earlier import read_manifest
 from trimtok_cli.outputs.exports.answers import Answers
 from trimtok_cli.wording import brief, shortened
 

@@ -56,29 +56,36 @@ def to_go_on_with(answers: Path | None, manifest: Path | None, existing: str) ->
     return {} if answers.stat().st_size == 0 and _never_began(manifest) else document(manifest)
 
 
-def document(manifest: Path) -> dict[str, Any]:
-    """The run.json of an earlier run; empty if there is none that can be gone on with."""
-    if not manifest.is_file():  # reading a pipe would wait
+def read_manifest(path: Path | None) -> dict[str, Any]:
+    """A run.json; empty if there is none that can be read."""
+    if path is None or not path.is_file():  # reading a pipe would wait
         return {}
     try:
-        found = json.loads(manifest.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def document(manifest: Path) -> dict[str, Any]:
+    """The run.json of an earlier run; empty if there is none that can be gone on with."""
+    found = read_manifest(manifest)
+    try:
         held = all(isinstance(found[name], dict) for name in _HELD)
         whole = held and isinstance(found["run"], str) and found["settings"][0]["method"]
         return found if whole and found["trimtok"] else {}
-    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
+    except (KeyError, TypeError, IndexError):
         return {}
 
 
 def _never_began(manifest: Path) -> bool:
     """Whether `manifest` belongs to a run that was interrupted before its first answer."""
-    if not manifest.is_file():
-        return False
+    found = read_manifest(manifest)
     try:
-        found = json.loads(manifest.read_text(encoding="utf-8"))
         counts = found["counts"]
         return (
             bool(found["trimtok"] and found["interrupted"])
             and not counts["done"] + counts["failed"]
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return False

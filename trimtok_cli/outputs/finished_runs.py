@@ -13,6 +13,7 @@ from typing import Any
 
 from trimtok_cli.data import Comparison, FrameRule, Result, Setting
 from trimtok_cli.errors import UsageError
+from trimtok_cli.outputs.earlier import read_manifest
 from trimtok_cli.outputs.exports.answers import Answers
 from trimtok_cli.outputs.recorded import References, answer_of, asked, comparison_of
 
@@ -65,7 +66,7 @@ def read_run(path: Path, root: Path | None, references: References) -> FinishedR
     """
     file = _file(path)
     own = "" if file.name in NAMES else f"{file.stem}."
-    document = _document(file.with_name(f"{own}run.json"))
+    document = read_manifest(file.with_name(f"{own}run.json"))
     known = document.get("root")
     root = root or (Path(known) if isinstance(known, str) and known else None)
     run = FinishedRun(file, document)
@@ -159,16 +160,6 @@ def _file(path: Path) -> Path:
     raise UsageError(
         f"{path} is no run: name a folder that holds {' or '.join(NAMES)}, or such a file."
     )
-
-
-def _document(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _rows(file: Path, run: FinishedRun) -> Iterator[dict[str, Any]]:
