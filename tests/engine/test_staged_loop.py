@@ -5,7 +5,9 @@ The simple loop keeps caches that grow as the library has them, and runs each pr
 
 import gc
 import operator
+import time
 from dataclasses import replace
+from itertools import count
 
 import pytest
 import torch
@@ -288,8 +290,18 @@ def test_a_group_that_cannot_grow_in_a_prefill_shrinks_the_batch(family, method,
 @pytest.mark.parametrize("lag", [0, 1])
 def test_seconds_of_the_choice_are_no_seconds_of_the_prefill(family, lag, monkeypatch):
     monkeypatch.setattr(continuous, "LAG", {"cpu": lag})
-    given = prune(family, METHODS["sparsevlm"](), encoded(family))
-    found, _ = answers(family, METHODS["sparsevlm"](), given=given, stop=False)
+    pruner = METHODS["sparsevlm"]()
+    given = prune(family, pruner, encoded(family))
+    select, calls = type(pruner).select_many, count()
+
+    def selected(self, stages):
+        if next(calls) % 2:  # every other choice is slower than all else
+            time.sleep(0.3)
+        return select(self, stages)
+
+    monkeypatch.setattr(type(pruner), "select_many", selected)
+    found, _ = answers(family, pruner, given=given, stop=False)
+    assert next(calls) > 2
     for before, after in zip(given, found, strict=True):
         if ASKED[before.number][0]:
             assert after.request.seconds.prune > before.seconds.prune

@@ -68,6 +68,7 @@ class StagedSteps(SlotSteps):
         self.renumber = adapter.renumbers and pruner.renumbers
         self.rotary = Rotary(adapter.model.get_decoder())
         self.chosen: dict[int, tuple[tuple[Kept, ...], float]] = {}
+        self.choosing = 0.0  # seconds of the choices in the last prefill
 
     def take_in(self, first: int, requests: Sequence[Any]) -> Tensor:
         """Prefills the requests, those of one shape that follow each other together.
@@ -76,6 +77,7 @@ class StagedSteps(SlotSteps):
         """
         places = list(self.slots.places)
         logits: list[Tensor] = []
+        self.choosing = 0.0
         for alike in _runs(requests, shape_of):
             begin = first + sum(len(each) for each in logits)
             try:
@@ -85,6 +87,9 @@ class StagedSteps(SlotSteps):
                     logits.append(self._through_stages(begin + number, [request]))
         if places != self.slots.places:
             self.forget_recordings()
+        # All of them share the seconds of the prefill, and so those of the choices in it.
+        for request in requests:
+            self.chosen[id(request)] = self.chosen[id(request)][0], self.choosing / len(requests)
         return torch.cat(logits)
 
     def _through_stages(self, first: int, requests: Sequence[Pruned]) -> Tensor:
@@ -97,8 +102,9 @@ class StagedSteps(SlotSteps):
             renumber=self.adapter.renumbers,
         ) as stages:
             logits = self._fill(first, stages.plain, len(requests[0].prompt))
+        self.choosing += stages.seconds
         for request, kept in zip(requests, stages.kept, strict=True):
-            self.chosen[id(request)] = tuple(kept), stages.seconds / len(requests)
+            self.chosen[id(request)] = tuple(kept), 0.0
         return logits
 
     def _forward(self, embeds: Tensor, masks: Sequence[Mask], positions: Tensor) -> Tensor:
