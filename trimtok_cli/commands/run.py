@@ -8,6 +8,7 @@ from typing import Any
 
 from trimtok_cli import __version__, interrupts
 from trimtok_cli.bounds import field_of, flag
+from trimtok_cli.commands.engines import check_engine, start_vllm
 from trimtok_cli.commands.format_options import check_output, make_formats
 from trimtok_cli.commands.options import AnswerOptions
 from trimtok_cli.commands.replicated import load_replicas
@@ -26,7 +27,7 @@ from trimtok_cli.commands.session import (
 from trimtok_cli.commands.terminal.progress import FEW, Screen
 from trimtok_cli.config import RunConfig
 from trimtok_cli.data import Result, Setting
-from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED, UsageError
+from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED
 from trimtok_cli.models.catalog import locate
 from trimtok_cli.outputs.destination import Destination, claimed
 from trimtok_cli.outputs.exports.registry import endings
@@ -57,6 +58,7 @@ def run(
     """
     check_output(options, options.place)
     options.check_device(config)
+    check_engine(config)
     options.take_own_gpu(config)
     locate(config.model)  # an unknown name is refused before torch is imported
     with claimed(
@@ -122,11 +124,9 @@ def load_here(
     opener: Opener | None = None,
 ) -> Loaded:
     """Opens the model in this process. number: of the samples to be answered, None if not known."""
-    if config.engine != "local":
-        raise UsageError(f"--engine {config.engine} is not there yet; leave it out.")
-    pruner = build(config)
+    pruner, local = build(config), config.engine == "local"
     start = partial(start_workers, processes, config, number)
-    adapter, ask = (opener or load)(config, screen, start)
+    adapter, ask = (opener or partial(load, front=not local))(config, screen, start)
     described = generation(adapter, ask, config, screen)
     check_video(adapter, config)
     from trimtok_cli.engine.prompt_stage import check_method
@@ -135,9 +135,13 @@ def load_here(
     check_method(adapter, pruner)
     workers = count_workers(config.workers, adapter.device.type, number)
     answer = partial(answer_all, adapter, pruner, ask=ask, batch_size=config.batch_limit)
+    engine = {"name": config.engine, "version": __version__}
+    if not local:
+        started = start_vllm(config, adapter, pruner, ask, screen)
+        answer, engine = partial(answer, new_loop=started.loop), started.facts
     return Loaded(
         setting=Setting.of(pruner),
-        engine={"name": config.engine, "version": __version__},
+        engine=engine,
         model=describe(adapter),
         generation=described,
         answer=partial(answer, workers=workers, processes=processes),

@@ -43,14 +43,21 @@ def tell(source: Source, screen: Screen, verbose: bool = False) -> None:
         screen.say(f"note: {note}", "yellow")
 
 
-def load(config: RunConfig, screen: Screen, meanwhile: Callable[[], None] | None = None):
-    """The adapter, and the Ask of the run; the language model is this process's own.
+def load(
+    config: RunConfig,
+    screen: Screen,
+    meanwhile: Callable[[], None] | None = None,
+    *,
+    front: bool = False,
+):
+    """The adapter, and the Ask of the run.
 
     Heavy imports happen here, after arguments and inputs were checked. meanwhile: starts what may
-    go on while a model loads; it is called before the imports. Raises UsageError for another
-    engine, which only `caption` and `vqa` have.
+    go on while a model loads; it is called before the imports. front: without the language model,
+    which another engine runs. Raises UsageError for such an engine otherwise: only `caption` and
+    `vqa` have them.
     """
-    if config.engine != "local":
+    if config.engine != "local" and not front:
         raise UsageError(
             f"--engine {config.engine} is for `trimtok caption` and `trimtok vqa`: leave it out "
             "here (of --config and TRIMTOK_ENGINE, too)."
@@ -67,6 +74,7 @@ def load(config: RunConfig, screen: Screen, meanwhile: Callable[[], None] | None
         revision=config.revision or None,
         clip_text=config.clip_text or None,
         trust_remote_code=config.trust_remote_code,
+        front=front,
     )
     return adapter, ask_of(config)
 

@@ -20,6 +20,7 @@ MAY_CHANGE = frozenset(
     {
         "device",
         "engine",
+        "vllm_args",
         "batch_size",
         "decode",
         "workers",
