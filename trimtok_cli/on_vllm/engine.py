@@ -83,14 +83,21 @@ class Engine:
         )
         if self.whole_prompts:
             options["hf_overrides"] = {"architectures": [WHOLE_PROMPTS[architecture(adapter)]]}
-        self.llm = self._started(options)
-        config = self.llm.llm_engine.vllm_config
+        try:
+            self.llm = self._started(options)
+            config = self.llm.llm_engine.vllm_config
+            length = int(config.model_config.max_model_len)
+            positions = adapter.num_positions
+            short = positions is None or length <= positions
+            self.shape = Shape(width=int(adapter.config.hidden_size), length=length, short=short)
+            self._warm()
+        except Exception as error:
+            raise ModelError(
+                f"vLLM {self.version} does not start with {adapter.name}: "
+                f"{sentence(error).rstrip('.')}; --vllm-args max_model_len=4096 or "
+                "gpu_memory_utilization may make it fit, and --engine local runs without it."
+            ) from error
         self.batch_limit = int(config.scheduler_config.max_num_seqs)
-        length = int(config.model_config.max_model_len)
-        positions = adapter.num_positions
-        short = positions is None or length <= positions
-        self.shape = Shape(width=int(adapter.config.hidden_size), length=length, short=short)
-        self._warm()
 
     def _started(self, options: Mapping[str, Any]) -> Any:
         prepare_environment()
@@ -99,19 +106,7 @@ class Engine:
         from trimtok_cli.on_vllm.plugin import register
 
         register()  # where trimtok runs without being installed, there is no entry point
-        try:
-            return LLM(
-                str(self.adapter.folder),
-                skip_tokenizer_init=True,
-                use_tqdm_on_load=False,
-                **options,
-            )
-        except Exception as error:
-            raise ModelError(
-                f"vLLM {self.version} does not start with {self.adapter.name}: "
-                f"{sentence(error).rstrip('.')}; --vllm-args max_model_len=4096 or "
-                f"gpu_memory_utilization may make it fit, and --engine local runs without it."
-            ) from error
+        return LLM(str(self.adapter.folder), use_tqdm_on_load=False, **options)
 
     def _warm(self) -> None:
         """Runs a request of one row: what vLLM does once is no part of any answer's time."""

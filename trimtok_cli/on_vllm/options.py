@@ -100,7 +100,11 @@ def options_for(
             "mm_processor_cache_gb": 0,
         }
     else:
-        options |= {"enable_prompt_embeds": True, "language_model_only": True}
+        options |= {
+            "enable_prompt_embeds": True,
+            "language_model_only": True,
+            "skip_tokenizer_init": True,
+        }
     options |= given
     if whole_prompts:
         options.setdefault("max_num_batched_tokens", options["max_model_len"])
