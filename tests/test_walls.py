@@ -31,6 +31,7 @@ MAY = {
     "evaluation": {"engine", "generation", "models", "prepare", "pruners", "readers"},
     "outputs": {"evaluation", "media"},
     "replicas": set(),
+    "on_vllm": {"engine", "generation", "models", "pruners"},
     "bench": {"engine", "generation", "models", "outputs", "prepare", "pruners", "readers"},
     "commands": {
         "bench",
@@ -39,6 +40,7 @@ MAY = {
         "generation",
         "media",
         "models",
+        "on_vllm",
         "outputs",
         "prepare",
         "pruners",
@@ -48,13 +50,25 @@ MAY = {
 }
 # Folders whose modules may import torch and transformers at the top. The other folders and the
 # other shared words answer without them.
-HEAVY = ("models", "pruners", "generation", "engine", "prepare", "evaluation", "bench")
+HEAVY = (
+    "models",
+    "pruners",
+    "generation",
+    "engine",
+    "prepare",
+    "evaluation",
+    "bench",
+    "on_vllm",
+)
 HEAVY_WORDS = ("cuda_graphs", "device", "tokens")
 LIGHT_IN_HEAVY = (
     "models.catalog",
     "models.checkpoint",
     "models.hub",
     "models.identity",
+    "on_vllm.options",
+    "on_vllm.plugin",
+    "on_vllm.versions",
     "prepare.processes",
     "evaluation.answer_files",
     "evaluation.headline",

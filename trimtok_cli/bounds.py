@@ -47,9 +47,14 @@ class Facts:
 _NOTHING_SAID = Facts(empty=True)
 
 
+def described(help: str, **facts: Any) -> dict[str, Facts]:
+    """The `Facts` of a dataclass field that is made by hand."""
+    return {"facts": Facts(help, **facts)}
+
+
 def setting(default: Any, help: str = "", **facts: Any) -> Any:
     """A dataclass field and its `Facts`."""
-    return dataclasses.field(default=default, metadata={"facts": Facts(help, **facts)})
+    return dataclasses.field(default=default, metadata=described(help, **facts))
 
 
 def like(owner: type, name: str, **changes: Any) -> Any:

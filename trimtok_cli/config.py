@@ -7,20 +7,14 @@ pruner reads them. `resolve.py` knows the sources that settings come from; this 
 from dataclasses import dataclass, field
 from typing import Any
 
-from trimtok_cli.bounds import Facts, check_record, like, setting
+from trimtok_cli.bounds import check_record, described, like, setting
 from trimtok_cli.data import FrameRule
 from trimtok_cli.sampling import MOST_TOKENS, Sampling
 
 CAPTION_PROMPT = "Describe the image in one sentence."
 
-MODEL, PRUNING, ANSWERS, VIDEO, INPUT, OUTPUT = PANELS = (
-    "Model",
-    "Pruning",
-    "Answers",
-    "Video",
-    "Input",
-    "Output",
-)
+PANELS = ("Model", "Pruning", "Answers", "Video", "Input", "Output")
+MODEL, PRUNING, ANSWERS, VIDEO, INPUT, OUTPUT = PANELS
 
 
 @dataclass(frozen=True)
@@ -55,6 +49,16 @@ class RunConfig:
         panel=MODEL,
         choices=("auto", "bfloat16", "float16", "float32"),
     )
+    engine: str = setting(
+        "local",
+        "What runs the language model: local (trimtok's own loops) or vllm.",
+        panel=MODEL,
+        choices=("local", "vllm"),
+    )
+    vllm_args: dict[str, Any] = field(
+        default_factory=dict,
+        metadata=described("NAME=VALUE of vLLM's; may be repeated.", panel=MODEL),
+    )
     max_pixels: int = setting(
         0,
         "Shrink images and frames with more pixels than this before the model's own processor.",
@@ -72,13 +76,11 @@ class RunConfig:
     method: str = setting("trimtokenator", "Pruning method; dense for none.", panel=PRUNING)
     params: dict[str, Any] = field(
         default_factory=dict,
-        metadata={
-            "facts": Facts(
-                "NAME=VALUE of the method, or METHOD.NAME=VALUE; may be repeated.",
-                panel=PRUNING,
-                flags=("--param",),
-            )
-        },
+        metadata=described(
+            "NAME=VALUE of the method, or METHOD.NAME=VALUE; may be repeated.",
+            panel=PRUNING,
+            flags=("--param",),
+        ),
     )
     clip_text: str = setting(
         "",

@@ -19,6 +19,9 @@ PREFIX = "TRIMTOK_"  # begins the name of an environment variable
 
 YES, NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
+# Settings of NAME=VALUE pairs, with an example of each.
+_REPEATED = {"params": "--param pool=0.9", "vllm_args": "--vllm-args tensor_parallel_size=2"}
+
 Given = Iterable[tuple[str, Any, str]]
 """The settings of one source: field name, value, and how a sentence about the value begins."""
 
@@ -168,8 +171,10 @@ def _number(kind: type, text: str, value: str) -> Any:
     return int(number) if number.is_integer() else value
 
 
-def parse_params(pairs: list[str] | None) -> dict[str, Any] | None:
-    """`["pool=0.9", "align=cosine"]` -> a dict, values read as YAML."""
+def parse_params(pairs: list[str] | None, name: str = "params") -> dict[str, Any] | None:
+    """`["pool=0.9", "align=cosine"]` -> a dict, values read as YAML. name: of the setting."""
+    example = _REPEATED.get(name, _REPEATED["params"])
+    option = example.partition(" ")[0]
     if not pairs:
         return None
     params = {}
@@ -177,7 +182,7 @@ def parse_params(pairs: list[str] | None) -> dict[str, Any] | None:
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
             raise UsageError(
-                f"--param {brief(pair)}: write it as NAME=VALUE, for example --param pool=0.9."
+                f"{option} {brief(pair)}: write it as NAME=VALUE, for example {example}."
             )
-        params[key.strip()] = load(value, f"--param {brief(pair)}")
+        params[key.strip()] = load(value, f"{option} {brief(pair)}")
     return params

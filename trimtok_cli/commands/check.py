@@ -19,6 +19,7 @@ from trimtok_cli.bench.document import read_document
 from trimtok_cli.bench.expected import expected
 from trimtok_cli.commands import options as o
 from trimtok_cli.commands.check_output import Output, output_of
+from trimtok_cli.commands.engines import check_engine
 from trimtok_cli.commands.session import check_stdin, count_workers, reads, tell
 from trimtok_cli.commands.survey import Plan, Survey, plan_of
 from trimtok_cli.commands.terminal.exit import guarded
@@ -99,6 +100,7 @@ def check(
         )
     check_stdin(*sources)
     options.check_device(config)
+    check_engine(config)
     shared: dict[str, Any] = {
         "image_root": image_root,
         "format": config.input_format,

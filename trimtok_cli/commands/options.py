@@ -295,6 +295,6 @@ def _panel(parameter: inspect.Parameter) -> int:
 def _flags(values: Mapping[str, Any]) -> dict[str, Any]:
     """The options as settings: one that may be repeated holds NAME=VALUE."""
     return {
-        name: parse_params(value) if isinstance(value, list) else value
+        name: parse_params(value, name) if isinstance(value, list) else value
         for name, value in values.items()
     }

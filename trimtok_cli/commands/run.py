@@ -6,8 +6,9 @@ from contextlib import ExitStack, closing
 from functools import partial
 from typing import Any
 
-from trimtok_cli import interrupts
+from trimtok_cli import __version__, interrupts
 from trimtok_cli.bounds import field_of, flag
+from trimtok_cli.commands.engines import check_engine, start_vllm
 from trimtok_cli.commands.format_options import check_output, make_formats
 from trimtok_cli.commands.options import AnswerOptions
 from trimtok_cli.commands.replicated import load_replicas
@@ -57,6 +58,7 @@ def run(
     """
     check_output(options, options.place)
     options.check_device(config)
+    check_engine(config)
     options.take_own_gpu(config)
     locate(config.model)  # an unknown name is refused before torch is imported
     with claimed(
@@ -100,6 +102,7 @@ def _answer(
                 "generation": loaded.generation,
                 "run": name,
                 "command": command,
+                "engine": loaded.engine,
                 "model": loaded.model,
                 "identity": begun.identity,
                 "root": begun.root,
@@ -121,9 +124,9 @@ def load_here(
     opener: Opener | None = None,
 ) -> Loaded:
     """Opens the model in this process. number: of the samples to be answered, None if not known."""
-    pruner = build(config)
+    pruner, local = build(config), config.engine == "local"
     start = partial(start_workers, processes, config, number)
-    adapter, ask = (opener or load)(config, screen, start)
+    adapter, ask = (opener or partial(load, front=not local))(config, screen, start)
     described = generation(adapter, ask, config, screen)
     check_video(adapter, config)
     from trimtok_cli.engine.prompt_stage import check_method
@@ -132,8 +135,13 @@ def load_here(
     check_method(adapter, pruner)
     workers = count_workers(config.workers, adapter.device.type, number)
     answer = partial(answer_all, adapter, pruner, ask=ask, batch_size=config.batch_limit)
+    engine = {"name": config.engine, "version": __version__}
+    if not local:
+        started = start_vllm(config, adapter, pruner, ask, screen)
+        answer, engine = partial(answer, new_loop=started.loop), started.facts
     return Loaded(
         setting=Setting.of(pruner),
+        engine=engine,
         model=describe(adapter),
         generation=described,
         answer=partial(answer, workers=workers, processes=processes),

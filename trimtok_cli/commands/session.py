@@ -25,10 +25,12 @@ FEW_INPUTS = 32  # for fewer inputs no worker is started, which takes seconds
 class Loaded:
     """A model that answers, in this process or in others; and its facts for run.json.
 
-    answer: results in the order of the samples. facts: further ones, which may change later.
+    engine: the name of what runs the language model, and its version. answer: results in the order
+    of the samples. facts: further ones, which may change later.
     """
 
     setting: Setting
+    engine: Mapping[str, str]
     model: Mapping[str, str]
     generation: Mapping[str, Any]
     answer: Callable[[Iterator[Sample]], Generator[Result]]
@@ -41,12 +43,25 @@ def tell(source: Source, screen: Screen, verbose: bool = False) -> None:
         screen.say(f"note: {note}", "yellow")
 
 
-def load(config: RunConfig, screen: Screen, meanwhile: Callable[[], None] | None = None):
+def load(
+    config: RunConfig,
+    screen: Screen,
+    meanwhile: Callable[[], None] | None = None,
+    *,
+    front: bool = False,
+):
     """The adapter, and the Ask of the run.
 
     Heavy imports happen here, after arguments and inputs were checked. meanwhile: starts what may
-    go on while a model loads; it is called before the imports.
+    go on while a model loads; it is called before the imports. front: without the language model,
+    which another engine runs. Raises UsageError for such an engine otherwise: only `caption` and
+    `vqa` have them.
     """
+    if config.engine != "local" and not front:
+        raise UsageError(
+            f"--engine {config.engine} is for `trimtok caption` and `trimtok vqa`: leave it out "
+            "here (of --config and TRIMTOK_ENGINE, too)."
+        )
     screen.say(f"loading {config.model} ...", "dim")
     if meanwhile:
         meanwhile()
@@ -59,6 +74,7 @@ def load(config: RunConfig, screen: Screen, meanwhile: Callable[[], None] | None
         revision=config.revision or None,
         clip_text=config.clip_text or None,
         trust_remote_code=config.trust_remote_code,
+        front=front,
     )
     return adapter, ask_of(config)
 

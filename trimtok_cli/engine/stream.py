@@ -3,7 +3,7 @@
 Read `answer_all` first. Knows no method and no family.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 
 from trimtok_cli.bounds import check_settings
@@ -15,6 +15,7 @@ from trimtok_cli.engine.loops import loop_for, prunes_in_decoder, rules_for
 from trimtok_cli.engine.order import numbered
 from trimtok_cli.engine.results import failed_result, failure_of, result_of, shown
 from trimtok_cli.generation.capacity import most_ahead
+from trimtok_cli.generation.types import Loop
 from trimtok_cli.in_order import InOrder
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.prepare.pool import PREFETCH, prefetch
@@ -33,6 +34,7 @@ def answer_all(
     workers: int = 0,
     processes: Processes | None = None,
     encode_ahead: bool | None = None,
+    new_loop: Callable[..., Loop] = loop_for,
 ) -> Iterator[Result]:
     """Results in the order of the samples.
 
@@ -40,11 +42,12 @@ def answer_all(
     processes that prepare samples in advance; 0 prepares each sample when it is due. `processes`
     holds those that were started in advance. encode_ahead: whether a second thread encodes and
     prunes the next samples while the loop decodes; by default on CUDA, where workers prepare them.
+    new_loop: makes the token loop, as `loop_for` does; another engine brings its own.
     A sample that fails becomes a Result with an error; only a ModelError ends the run.
     """
     check_settings(RunConfig, batch_size=batch_size or "auto", workers=workers)
     rules = rules_for(adapter, ask)
-    loop = loop_for(adapter, pruner, rules, decode=ask.decode, batch_limit=batch_size)
+    loop = new_loop(adapter, pruner, rules, decode=ask.decode, batch_limit=batch_size)
     turn = InOrder()
     if encode_ahead is None:
         encode_ahead = adapter.device.type == "cuda" and workers > 0

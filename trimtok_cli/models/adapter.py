@@ -7,6 +7,7 @@ what differs between families.
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ class Adapter(Family):
 
     # CLIP's text tower beside the model, where the user named one.
     clip_text: ClipText | None = None
+    # The checkpoint's folder, where it was loaded from one.
+    folder: Path | None = None
 
     def __repr__(self) -> str:
         of = type(self.model).__name__
@@ -44,7 +47,7 @@ class Adapter(Family):
     @property
     def num_layers(self) -> int:
         """Layers of the decoder."""
-        return len(self.model.get_decoder().layers)
+        return int(self.config.num_hidden_layers)
 
     @property
     def end_ids(self) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ from trimtok_cli.models.broken import Broken
 from trimtok_cli.models.checkpoint import OTHER_LAYOUTS, check, read_settings
 from trimtok_cli.models.fitting import fit
 from trimtok_cli.models.folder import Folder, find_folder, strip
+from trimtok_cli.models.front import check_front, keep_front, no_layers
 from trimtok_cli.models.registry import ADAPTERS
 from trimtok_cli.models.vision.clip_text import ClipText
 from trimtok_cli.models.weight_files import check_adapter, quantization, weight_bytes
@@ -42,12 +43,14 @@ def load_model(
     revision: str | None = None,
     clip_text: str | None = None,
     trust_remote_code: bool = False,
+    front: bool = False,
 ) -> Adapter:
     """The adapter of a checkpoint (an alias, a hub id or a folder), on its device, ready to answer.
 
     clip_text: a CLIP checkpoint whose text tower says how relevant each patch is to the question,
     for CDPruner. trust_remote_code: run the checkpoint's own Python files where it has any, with
-    all of the user's rights. Raises UsageError, or ModelError with one sentence.
+    all of the user's rights. front: without the language model's layers, for another engine.
+    Raises UsageError, or ModelError with one sentence.
     """
     check_settings(
         RunConfig,
@@ -66,17 +69,22 @@ def load_model(
     # The library reads this file again with the weights; here an error names the file.
     if "generation_config.json" in settings:
         base.load("generation_config.json", GenerationConfig.from_pretrained)
-    network = _network(
-        base,
-        config,
-        dtype=weight_dtype,
-        device=target,
-        quantized=quantization(settings["config.json"]),
-        num_bytes=weight_bytes(base.path, settings, weight_dtype.itemsize),
+    quantized = quantization(settings["config.json"])
+    num_bytes = weight_bytes(base.path, settings, weight_dtype.itemsize, layers=not front)
+    load = partial(
+        _network, base, dtype=weight_dtype, device=target, quantized=quantized, num_bytes=num_bytes
     )
+    if front:
+        check_front(base.named_by, quantized=quantized, adapted=base is not folder)
+        with no_layers(config):
+            network = load(config)
+        network = keep_front(network, config.get_text_config().num_hidden_layers)
+    else:
+        network = load(config)
     if base is not folder:
         folder.load("adapter", partial(_add_adapter, network))
     adapter = ADAPTERS[config.model_type](network, found.processor, name=model, revision=commit)
+    adapter.folder = base.path
     adapter.clip_text = ClipText(clip_text, target) if clip_text else None
     return adapter
 

@@ -8,6 +8,7 @@ alone; imports no torch and runs nothing.
 import importlib.util
 import json
 import math
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,9 @@ QUANTIZERS = {
 _EIGHT_BITS = {"I8", "U8", "F8_E4M3", "F8_E5M2"}
 
 _LONGEST_HEADER = 10**8  # bytes
+
+# The tensors of the language model's layers, and the number of each one's layer.
+DECODER_LAYER = re.compile(r"(?:language_model|text_model|^model)(?:\.model)?\.layers\.(\d+)\.")
 
 
 def check_weight_files(folder: Path, settings: dict[str, dict[str, Any]]) -> None:
@@ -170,18 +174,22 @@ def weight_names(folder: Path) -> list[str]:
     )
 
 
-def weight_bytes(folder: Path, settings: dict[str, dict[str, Any]], item_bytes: int) -> int:
+def weight_bytes(
+    folder: Path, settings: dict[str, dict[str, Any]], item_bytes: int, *, layers: bool = True
+) -> int:
     """The bytes that a checkpoint's weights take once they are loaded.
 
     item_bytes: of a number, in the dtype that they are loaded in; quantized weights stay as they
-    are, and a pickle is taken to be as large as its file. The files have been checked before.
+    are, and a pickle is taken to be as large as its file. layers: whether the decoder's are
+    counted. The files have been checked before.
     """
     quantized = quantization(settings["config.json"])
     total = 0
     for path in weight_files(folder, settings):
         if path.suffix == ".safetensors" and not quantized:
-            tensors = _tensors(_header(path)[1]).values()
-            total += item_bytes * sum(math.prod(spec["shape"]) for spec in tensors)
+            shapes = {name: spec["shape"] for name, spec in _tensors(_header(path)[1]).items()}
+            counted = [name for name in shapes if layers or not DECODER_LAYER.search(name)]
+            total += item_bytes * sum(math.prod(shapes[name]) for name in counted)
         else:
             total += path.stat().st_size
     return total

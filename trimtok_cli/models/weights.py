@@ -7,6 +7,7 @@ import torch
 
 from trimtok_cli.models.broken import Broken
 from trimtok_cli.models.folder import first_sentence
+from trimtok_cli.models.weight_files import DECODER_LAYER
 
 SAMPLED = 1024  # numbers of a matrix that are looked at
 
@@ -15,8 +16,6 @@ MOST_NAMED = 3  # tensors that a sentence names
 # Weights that no answer depends on: SigLIP's pooling head, which some checkpoints were saved
 # without.
 UNREAD = re.compile(r"vision_(tower|model)\.(vision_model\.)?head\.")
-
-_DECODER_LAYER = re.compile(r"(?:language_model|text_model|^model)(?:\.model)?\.layers\.(\d+)\.")
 
 
 def check_weights(info: dict[str, Any], *, layers: int = 0) -> None:
@@ -29,7 +28,7 @@ def check_weights(info: dict[str, Any], *, layers: int = 0) -> None:
     layers_read = [
         int(match[1]) + 1
         for name in info["unexpected_keys"]
-        if (match := _DECODER_LAYER.search(name))
+        if (match := DECODER_LAYER.search(name))
     ]
     if layers and max(layers_read, default=0) > layers:
         raise Broken(
