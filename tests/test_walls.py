@@ -32,6 +32,7 @@ MAY = {
     "outputs": {"evaluation", "media"},
     "replicas": set(),
     "bench": {"engine", "generation", "models", "outputs", "prepare", "pruners", "readers"},
+    "serving": {"models", "pruners"},
     "commands": {
         "bench",
         "engine",
@@ -44,11 +45,12 @@ MAY = {
         "pruners",
         "readers",
         "replicas",
+        "serving",
     },
 }
 # Folders whose modules may import torch and transformers at the top. The other folders and the
 # other shared words answer without them.
-HEAVY = ("models", "pruners", "generation", "engine", "prepare", "evaluation", "bench")
+HEAVY = ("models", "pruners", "generation", "engine", "prepare", "evaluation", "bench", "serving")
 HEAVY_WORDS = ("cuda_graphs", "device", "tokens")
 LIGHT_IN_HEAVY = (
     "models.catalog",
@@ -73,6 +75,9 @@ LIGHT_IN_HEAVY = (
     "bench.tables",
     "bench.document",
     "bench.expected",
+    "serving.command_line",
+    "serving.plugin",
+    "serving.process",
 )
 LIGHT_FOLDERS = ("trimtok_cli.evaluation.metrics", "trimtok_cli.evaluation.datasets")
 

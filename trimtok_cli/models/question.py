@@ -90,7 +90,10 @@ class Question:
         return self._trimmed(chats[0][start:stop])
 
     def _written(self, content: list[dict[str, Any]], *later: dict[str, Any]) -> list[int]:
-        """The ids of the template's prompt for a user's turn and later ones; none where it refuses."""
+        """The ids of the template's prompt for a user's turn and later ones.
+
+        None where the template refuses them.
+        """
         chat = [{"role": "user", "content": content}, *later]
         try:
             text = self.preprocessor.apply_template(chat)

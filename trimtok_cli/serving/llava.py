@@ -24,8 +24,9 @@ from vllm.multimodal.inputs import MultiModalFieldConfig
 
 from trimtok_cli.models.registry import ADAPTERS
 from trimtok_cli.pruners.base import Pruner
+from trimtok_cli.pruners.registry import build_pruner
 from trimtok_cli.serving.plugin import SETTINGS
-from trimtok_cli.serving.pruning import Words, prune, served_pruner
+from trimtok_cli.serving.pruning import Words, prune
 
 # The name by which the words travel beside an image.
 WORDS = "trimtok_words"
@@ -33,7 +34,7 @@ WORDS = "trimtok_words"
 
 def _pruner(config: Any) -> Pruner | None:
     settings = getattr(config, SETTINGS)
-    return served_pruner(settings["method"], settings["params"])
+    return build_pruner(settings["method"], settings["params"])
 
 
 def _without_words(given: Mapping[str, object]) -> dict[str, object]:

@@ -3,7 +3,7 @@
 Imports nothing before vLLM asks for it.
 """
 
-# The name under which vLLM knows the model, and the key of config.json under which its settings are.
+# The name by which vLLM knows the model, and the key of its settings in config.json.
 ARCHITECTURE = "TrimtokLlava"
 SETTINGS = "trimtok"
 

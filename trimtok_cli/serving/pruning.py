@@ -4,8 +4,7 @@ An image is pruned by itself, with the ids of the words that the method compares
 model, no method and no vLLM.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,28 +13,20 @@ from trimtok_cli.errors import UsageError
 from trimtok_cli.models.preprocessor import Preprocessor
 from trimtok_cli.models.question import Question
 from trimtok_cli.pruners.base import TEXTS, Pruner, Stage
-from trimtok_cli.pruners.registry import build_pruner
 from trimtok_cli.tokens import Prompt, VisualTokens
 
 # The embeddings of token ids (M,) -> (M, D).
 Embed = Callable[[Tensor], Tensor]
 
 
-def served_pruner(method: str, params: Mapping[str, Any]) -> Pruner | None:
-    """The pruner of a server, None for dense; params as `build_pruner` takes them.
-
-    Raises UsageError for a method that a server cannot run.
-    """
-    pruner = build_pruner(method, params)
-    if pruner is None:
-        return None
-    wanted = _cannot(pruner)
-    if wanted:
+def check_served(pruner: Pruner | None) -> None:
+    """Raises UsageError for a pruner that a server cannot run; None, dense, it can."""
+    wanted = _cannot(pruner) if pruner is not None else ""
+    if pruner is not None and wanted:
         raise UsageError(
-            f"trimtok serve cannot run --method {method} as it is set: it {wanted}; use a method "
-            "that prunes the prompt, such as trimtokenator or divprune, or trimtok vqa."
+            f"trimtok serve cannot run --method {pruner.name} as it is set: it {wanted}; use a "
+            "method that prunes the prompt, such as trimtokenator or divprune, or trimtok vqa."
         )
-    return pruner
 
 
 def _cannot(pruner: Pruner) -> str:
