@@ -1,6 +1,7 @@
 """trimtok serve: vLLM's OpenAI-compatible server, whose images take as many tokens as --keep."""
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -90,10 +91,12 @@ def serve(
     from trimtok_cli.serving.pruning import check_served
 
     check_served(pruner)
+    folder, template = _checkpoint(model, settings.revision)
     arguments = server_arguments(
-        _folder(model, settings.revision),
+        folder,
         model,
         {"method": settings.method, "params": pruning(settings, settings.method)},
+        template,
         host=host,
         port=port,
         dtype=_dtype(settings.dtype),
@@ -104,10 +107,15 @@ def serve(
     return run_server(arguments, server_environment(quiet=quiet))
 
 
-def _folder(model: str, revision: str) -> Any:
-    """The folder of a checkpoint that a server can prune, whole and with its processor."""
+def _checkpoint(model: str, revision: str) -> tuple[Path, str]:
+    """The folder of a checkpoint that a server can prune, and the chat template it is served with.
+
+    The folder is whole, and its processor loads.
+    """
     from trimtok_cli.models.folder import find_folder
     from trimtok_cli.models.loading import read_checkpoint
+    from trimtok_cli.models.registry import ADAPTERS
+    from trimtok_cli.serving.template import served_template
 
     folder, _ = find_folder(ALIASES.get(model, model), "MODEL", revision=revision or None)
     found = read_checkpoint(folder, model)
@@ -117,7 +125,8 @@ def _folder(model: str, revision: str) -> Any:
             "its base model first, or use trimtok vqa."
         )
     check_family(found.settings["config.json"], f"MODEL {model}")
-    return folder.path
+    preprocessing = ADAPTERS[found.config.model_type].preprocessing
+    return folder.path, served_template(preprocessing(found.processor, f"MODEL {model}"))
 
 
 def _dtype(name: str) -> str:

@@ -124,6 +124,7 @@ def server_arguments(
     folder: Path,
     model: str,
     settings: Mapping[str, Any],
+    template: str,
     *,
     host: str,
     port: int,
@@ -133,17 +134,18 @@ def server_arguments(
 ) -> list[str]:
     """The arguments of vLLM for a checkpoint's folder; ours come last, and so have the last word.
 
-    model: the name by which clients know it. settings: the method and its params.
+    model: the name by which clients know it. settings: the method and its params. template: the
+    chat template.
     """
     given = {_option(word) for word in own}
     overrides = {"architectures": [ARCHITECTURE], SETTINGS: settings}
-    arguments = ["serve", str(folder), *own]
+    arguments = [*own, "--model", str(folder)]
     if "--served-model-name" not in given:
         arguments += ["--served-model-name", model]
     if not allow_urls and "--allowed-media-domains" not in given:
         arguments += ["--allowed-media-domains", NO_URLS]
     arguments += ["--host", host, "--port", str(port), "--dtype", dtype]
-    return [*arguments, "--hf-overrides", json.dumps(overrides)]
+    return [*arguments, "--chat-template", template, "--hf-overrides", json.dumps(overrides)]
 
 
 def server_environment(

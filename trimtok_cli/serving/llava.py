@@ -67,6 +67,14 @@ class Processor(LlavaMultiModalProcessor):
         return Words(self.info.pruner, preprocessor, config.image_token_index)
 
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
+        """Raises ValueError, which vLLM answers with status 400, for a text with a placeholder."""
+        images = inputs.mm_data_items.get_all_counts().get("image", 0)
+        written = list(inputs.prompt).count(self.words.image_id)
+        if written != images:
+            raise ValueError(
+                f"the prompt has {written} placeholders for {images} images: write "
+                f"{self.info.get_hf_processor().image_token} otherwise in the text."
+            )
         words = self.words(inputs.prompt)
         if words is not None:
             # vLLM's own prompt for a trial run may have no text at all.

