@@ -66,13 +66,14 @@ def run_server(arguments: Sequence[str], environment: Mapping[str, str], code: s
 
 
 def _end(server: subprocess.Popen) -> None:
-    """Ends a server that still runs: asks it to, and kills it with its children if it does not."""
-    if server.poll() is not None:
-        return
-    server.terminate()
-    try:
-        server.wait(timeout=PATIENCE)
-    except subprocess.TimeoutExpired:
-        with suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+    """Ends a server that still runs, and what is left of its process group.
+
+    It is asked to end, and killed if it does not.
+    """
+    if server.poll() is None:
+        server.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(timeout=PATIENCE)
+    with suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
