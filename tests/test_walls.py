@@ -33,6 +33,7 @@ MAY = {
     "replicas": set(),
     "on_vllm": {"engine", "generation", "models", "pruners"},
     "bench": {"engine", "generation", "models", "outputs", "prepare", "pruners", "readers"},
+    "serving": {"models", "pruners"},
     "commands": {
         "bench",
         "engine",
@@ -46,6 +47,7 @@ MAY = {
         "pruners",
         "readers",
         "replicas",
+        "serving",
     },
 }
 # Folders whose modules may import torch and transformers at the top. The other folders and the
@@ -59,6 +61,7 @@ HEAVY = (
     "evaluation",
     "bench",
     "on_vllm",
+    "serving",
 )
 HEAVY_WORDS = ("cuda_graphs", "device", "tokens")
 LIGHT_IN_HEAVY = (
@@ -87,6 +90,9 @@ LIGHT_IN_HEAVY = (
     "bench.tables",
     "bench.document",
     "bench.expected",
+    "serving.command_line",
+    "serving.plugin",
+    "serving.process",
 )
 LIGHT_FOLDERS = ("trimtok_cli.evaluation.metrics", "trimtok_cli.evaluation.datasets")
 

@@ -18,6 +18,7 @@ from trimtok_cli.commands import (
     models,
     report,
     score,
+    serve,
     sweep,
     vqa,
 )
@@ -52,6 +53,8 @@ app.command("export", epilog=export.EXAMPLES, no_args_is_help=True)(export.expor
 app.command("score", epilog=score.EXAMPLES, no_args_is_help=True)(score.score)
 
 app.command("merge", epilog=merge.EXAMPLES, no_args_is_help=True)(merge.merge)
+
+app.command("serve", epilog=serve.EXAMPLES, no_args_is_help=True)(serve.serve)
 
 app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
 

@@ -1,8 +1,9 @@
 """The rows of a prompt that hold the question, where only its token ids are known.
 
 The engine knows who wrote which character. Of a prompt that somebody else made, the question is
-what stands behind the last visual token, up to where the chat template closes the turn; if nothing
-stands there, it is what stands in front of the first visual token. Knows no family.
+looked for in the user's last turn: it is what stands behind the last visual token there, up to
+where the chat template closes the turn; if nothing stands there, it is what stands in front of the
+turn's first visual token. Knows no family.
 """
 
 from functools import cached_property
@@ -28,28 +29,37 @@ class Question:
 
     def rows(self, ids: Tensor, is_visual: Tensor) -> Tensor:
         """(M,) rows of ids (S,) that hold the question, without marks, and blanks at its ends."""
-        visual = is_visual.nonzero().flatten().tolist()
-        if not visual:
+        if not is_visual.any():
             return torch.empty(0, dtype=torch.long)
         listed = ids.tolist()
-        end = len(listed)
-        tail = self._around[1]
+        head, tail = self._around
+        start, end = 0, len(listed)
         if tail and listed[-len(tail) :] == tail:
             end -= len(tail)
-        head = self._around[0]
-        start = len(head) if listed[: len(head)] == head else 0
-        behind = self._words(listed, range(visual[-1] + 1, end))
-        return torch.tensor(
-            behind or self._words(listed, range(start, visual[0])), dtype=torch.long
-        )
+        if listed[: len(head)] == head:
+            start = len(head)
+        start = _behind_last(self._between, listed, end) or start
+        visual = [row for row in is_visual.nonzero().flatten().tolist() if row >= start]
+        behind = self._words(listed, range(max([start - 1, *visual]) + 1, end))
+        before = self._words(listed, range(start, min([end, *visual])))
+        return torch.tensor(behind or before, dtype=torch.long)
 
     def _words(self, ids: list[int], rows: range) -> list[int]:
         marks = self.preprocessor.mark_ids
         words = [row for row in rows if ids[row] not in marks]
-        blank = [not self.tokenizer.decode([ids[row]]).strip() for row in words]
+        blank = [self._is_blank(ids[row]) for row in words]
         if all(blank):
             return []
         return words[blank.index(False) : len(words) - blank[::-1].index(False)]
+
+    def _is_blank(self, id: int) -> bool:
+        return not self.tokenizer.decode([id]).strip()
+
+    def _trimmed(self, ids: list[int]) -> list[int]:
+        """The ids without blanks at their end: some words of a vocabulary begin with a blank."""
+        while ids and self._is_blank(ids[-1]):
+            ids = ids[:-1]
+        return ids
 
     @cached_property
     def _around(self) -> tuple[list[int], list[int]]:
@@ -61,12 +71,32 @@ class Question:
             text = {"type": "text", "text": probe}
             starts.append(self._written([text, image]))
             ends.append(self._written([image, text])[::-1])
-        return _shared(*starts), _shared(*ends)[::-1]
+        return self._trimmed(_shared(*starts)), _shared(*ends)[::-1]
 
-    def _written(self, content: list[dict[str, Any]]) -> list[int]:
-        """The ids of the template's prompt for a user's turn; none where it refuses the turn."""
+    @cached_property
+    def _between(self) -> list[int]:
+        """The tokens between an answer and the words of the next turn; none where they vary."""
+        first, other = PROBES
+        chats = [
+            self._written(
+                [{"type": "image"}, {"type": "text", "text": first}],
+                {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+                {"role": "user", "content": [{"type": "text", "text": question}]},
+            )
+            for answer, question in ((first, first), (first, other), (other, first))
+        ]
+        stop = len(_shared(chats[0], chats[1]))
+        start = len(chats[0]) - len(_shared(chats[0][::-1], chats[2][::-1]))
+        return self._trimmed(chats[0][start:stop])
+
+    def _written(self, content: list[dict[str, Any]], *later: dict[str, Any]) -> list[int]:
+        """The ids of the template's prompt for a user's turn and later ones.
+
+        None where the template refuses them.
+        """
+        chat = [{"role": "user", "content": content}, *later]
         try:
-            text = self.preprocessor.apply_template([{"role": "user", "content": content}])
+            text = self.preprocessor.apply_template(chat)
         except SampleError:
             return []
         return self.tokenizer(
@@ -79,3 +109,10 @@ def _shared(first: list[int], second: list[int]) -> list[int]:
     pairs = enumerate(zip(first, second, strict=False))
     stop = next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
     return first[:stop]
+
+
+def _behind_last(pattern: list[int], ids: list[int], end: int) -> int:
+    """The row behind the last place in ids[:end] where a pattern stands; 0 if it stands nowhere."""
+    starts = range(end - len(pattern), -1, -1) if pattern else ()
+    found = (at + len(pattern) for at in starts if ids[at : at + len(pattern)] == pattern)
+    return next(found, 0)
