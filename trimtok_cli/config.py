@@ -13,14 +13,8 @@ from trimtok_cli.sampling import MOST_TOKENS, Sampling
 
 CAPTION_PROMPT = "Describe the image in one sentence."
 
-MODEL, PRUNING, ANSWERS, VIDEO, INPUT, OUTPUT = PANELS = (
-    "Model",
-    "Pruning",
-    "Answers",
-    "Video",
-    "Input",
-    "Output",
-)
+PANELS = ("Model", "Pruning", "Answers", "Video", "Input", "Output")
+MODEL, PRUNING, ANSWERS, VIDEO, INPUT, OUTPUT = PANELS
 
 
 @dataclass(frozen=True)
@@ -54,6 +48,12 @@ class RunConfig:
         "auto (bfloat16 on CUDA, float32 on a CPU), bfloat16, float16 or float32.",
         panel=MODEL,
         choices=("auto", "bfloat16", "float16", "float32"),
+    )
+    engine: str = setting(
+        "local",
+        "What runs the language model: local (trimtok's own loops) or vllm.",
+        panel=MODEL,
+        choices=("local", "vllm"),
     )
     max_pixels: int = setting(
         0,

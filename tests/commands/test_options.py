@@ -103,7 +103,7 @@ def test_every_setting_has_its_words_and_stands_in_a_panel():
         ("caption", set()),
         ("check", set()),
         ("vqa", {"prompt"}),
-        ("compare", {"batch_size", "decode", "workers"}),
+        ("compare", {"engine", "batch_size", "decode", "workers"}),
     ],
 )
 def test_a_command_that_runs_a_model_has_every_setting_but_those_it_names(command, without):
@@ -167,7 +167,8 @@ CARRIED = (
     | {name: by(build_every, own) for own, name in SHARED.items()}
 )
 # Only RunConfig carries these settings.
-ALONE = {"keep", "method", "params", "batch_size", "workers", "limit", "input_format", "allow_urls"}
+ALONE = {"engine", "keep", "method", "params", "batch_size", "workers", "limit", "input_format"}
+ALONE |= {"allow_urls"}
 
 
 def refused(field: dataclasses.Field) -> list:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import trimtok_cli
 from tests.commands.test_cli import rows
 from tests.outputs.test_survives import line, repair
 from tests.support import stub_engine
@@ -80,6 +81,18 @@ def test_what_changes_the_speed_alone_may_change(name, begun, loaded):
     assert name in SETTINGS
     done = call(*begun, *words(name), "--keep-failed")
     assert done.exit_code == 3 and not loaded and "error" not in done.stderr
+
+
+def test_another_engine_may_go_on_with_greedy_answers_and_not_with_sampled_ones(begun, loaded):
+    assert call(*begun, "--engine", "vllm", "--keep-failed").exit_code == 3
+    manifest = json.loads(Path("o/run.json").read_text())
+    assert manifest["engine"] == {"name": "local", "version": trimtok_cli.__version__}
+    manifest["generation"]["do_sample"] = {"value": True, "from": "flag"}
+    Path("o/run.json").write_text(json.dumps(manifest) + "\n")
+    before = contents(Path("o"))
+    done = call(*begun, "--engine", "vllm", "--keep-failed")
+    assert done.exit_code == 2 and "--engine was local and is vllm, and answers" in done.stderr
+    assert contents(Path("o")) == before and not loaded
 
 
 def test_every_difference_is_named_with_both_values(begun):

@@ -65,7 +65,7 @@ SEVERAL = {
 
 
 @guarded
-@o.settings(without=("batch_size", "decode", "workers"), instead=SEVERAL)
+@o.settings(without=("engine", "batch_size", "decode", "workers"), instead=SEVERAL)
 def compare(
     sources: Sources,
     *,

@@ -61,7 +61,7 @@ class Replica:
         check_gpu(config.device)
         loaded = load_here(config, None, notes, Processes())
         said = tuple(notes.notes[1:])  # the first is that the model is being loaded
-        self._send(Ready(loaded.setting, loaded.model, loaded.generation, said))
+        self._send(Ready(loaded.setting, loaded.engine, loaded.model, loaded.generation, said))
         while True:
             first = self._turn()
             if first.sample is None:

@@ -73,6 +73,7 @@ def load_replicas(
         screen.say(note, "dim")
     return Loaded(
         setting=ready.setting,
+        engine=ready.engine,
         model=ready.model,
         generation=ready.generation,
         answer=partial(group.answer, total=number),

@@ -27,6 +27,7 @@ from trimtok_cli.outputs.fingerprint import (
     differences,
     differences_loaded,
     digest,
+    other_draws,
     other_shard,
     other_versions,
 )
@@ -102,7 +103,7 @@ def begin(
         folder = os.path.abspath(options.out or "")
         name = "" if part is None else digest(config, identity, command, part.count, folder)
         return replace(begun, run=name, facts=facts)
-    changed = differences(earlier, config, identity)
+    changed = differences(earlier, config, identity) + other_draws(earlier, config.engine)
     refuse(changed + other_shard(earlier, str(part or "")), journal.path)
     earlier |= {"root": root, "formats": _formats(destination, earlier), **facts}
     summary = _summary(earlier)

@@ -6,7 +6,7 @@ from contextlib import ExitStack, closing
 from functools import partial
 from typing import Any
 
-from trimtok_cli import interrupts
+from trimtok_cli import __version__, interrupts
 from trimtok_cli.bounds import field_of, flag
 from trimtok_cli.commands.format_options import check_output, make_formats
 from trimtok_cli.commands.options import AnswerOptions
@@ -26,7 +26,7 @@ from trimtok_cli.commands.session import (
 from trimtok_cli.commands.terminal.progress import FEW, Screen
 from trimtok_cli.config import RunConfig
 from trimtok_cli.data import Result, Setting
-from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED
+from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED, UsageError
 from trimtok_cli.models.catalog import locate
 from trimtok_cli.outputs.destination import Destination, claimed
 from trimtok_cli.outputs.exports.registry import endings
@@ -100,6 +100,7 @@ def _answer(
                 "generation": loaded.generation,
                 "run": name,
                 "command": command,
+                "engine": loaded.engine,
                 "model": loaded.model,
                 "identity": begun.identity,
                 "root": begun.root,
@@ -121,6 +122,8 @@ def load_here(
     opener: Opener | None = None,
 ) -> Loaded:
     """Opens the model in this process. number: of the samples to be answered, None if not known."""
+    if config.engine != "local":
+        raise UsageError(f"--engine {config.engine} is not there yet; leave it out.")
     pruner = build(config)
     start = partial(start_workers, processes, config, number)
     adapter, ask = (opener or load)(config, screen, start)
@@ -134,6 +137,7 @@ def load_here(
     answer = partial(answer_all, adapter, pruner, ask=ask, batch_size=config.batch_limit)
     return Loaded(
         setting=Setting.of(pruner),
+        engine={"name": config.engine, "version": __version__},
         model=describe(adapter),
         generation=described,
         answer=partial(answer, workers=workers, processes=processes),

@@ -25,10 +25,12 @@ FEW_INPUTS = 32  # for fewer inputs no worker is started, which takes seconds
 class Loaded:
     """A model that answers, in this process or in others; and its facts for run.json.
 
-    answer: results in the order of the samples. facts: further ones, which may change later.
+    engine: the name of what runs the language model, and its version. answer: results in the order
+    of the samples. facts: further ones, which may change later.
     """
 
     setting: Setting
+    engine: Mapping[str, str]
     model: Mapping[str, str]
     generation: Mapping[str, Any]
     answer: Callable[[Iterator[Sample]], Generator[Result]]
@@ -42,11 +44,17 @@ def tell(source: Source, screen: Screen, verbose: bool = False) -> None:
 
 
 def load(config: RunConfig, screen: Screen, meanwhile: Callable[[], None] | None = None):
-    """The adapter, and the Ask of the run.
+    """The adapter, and the Ask of the run; the language model is this process's own.
 
     Heavy imports happen here, after arguments and inputs were checked. meanwhile: starts what may
-    go on while a model loads; it is called before the imports.
+    go on while a model loads; it is called before the imports. Raises UsageError for another
+    engine, which only `caption` and `vqa` have.
     """
+    if config.engine != "local":
+        raise UsageError(
+            f"--engine {config.engine} is for `trimtok caption` and `trimtok vqa`: leave it out "
+            "here (of --config and TRIMTOK_ENGINE, too)."
+        )
     screen.say(f"loading {config.model} ...", "dim")
     if meanwhile:
         meanwhile()

@@ -80,7 +80,7 @@ BUDGETS = {
 
 
 @guarded
-@o.settings(without=("batch_size", "decode", "workers"), instead=BUDGETS)
+@o.settings(without=("engine", "batch_size", "decode", "workers"), instead=BUDGETS)
 def sweep(
     sources: Sources,
     *,

@@ -19,6 +19,7 @@ from trimtok_cli.config import RunConfig
 MAY_CHANGE = frozenset(
     {
         "device",
+        "engine",
         "batch_size",
         "decode",
         "workers",
@@ -85,6 +86,15 @@ def differences_loaded(earlier: Mapping[str, Any], model: Mapping[str, str]) -> 
         for name, words in _LOADED.items()
         if name in then and name in model and then[name] != model[name]
     ]
+
+
+def other_draws(earlier: Mapping[str, Any], engine: str) -> list[str]:
+    """The engine, if it is another one and answers are sampled: engines draw differently."""
+    then, now = earlier["config"].get("engine", "local"), engine
+    sampled = earlier.get("generation", {}).get("do_sample", {}).get("value", False)
+    if then == now or not sampled:
+        return []
+    return [f"{_phrase('--engine', then, now)}, and answers are sampled"]
 
 
 def other_versions(earlier: Mapping[str, Any], versions: Mapping[str, str]) -> Iterator[str]:

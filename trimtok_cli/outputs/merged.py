@@ -19,7 +19,7 @@ from trimtok_cli.errors import UsageError
 from trimtok_cli.outputs.destination import Destination
 from trimtok_cli.outputs.earlier import document
 from trimtok_cli.outputs.errors_file import write_errors
-from trimtok_cli.outputs.fingerprint import differences, differences_loaded
+from trimtok_cli.outputs.fingerprint import differences, differences_loaded, other_draws
 from trimtok_cli.outputs.journal import Journal
 from trimtok_cli.outputs.manifest import RunSummary, write_document
 from trimtok_cli.outputs.whole_files import discard, put, writing
@@ -164,6 +164,7 @@ def _check_same(first: Part, part: Part) -> None:
         found.append(f"there were {first.count} shards and are {part.count}")
     found += differences(one, _config(other), other["identity"])
     found += differences_loaded(one, other["model"])
+    found += other_draws(one, other["config"].get("engine", "local"))
     if not found and one["shard"]["keys"] != other["shard"]["keys"]:
         before, now = one["shard"]["inputs"], other["shard"]["inputs"]
         counts = f" ({before} and {now})" if before != now else ""
@@ -229,7 +230,7 @@ def _manifest(parts: Sequence[Part], summary: RunSummary) -> dict[str, Any]:
 
 def _told(part: Part, first: Part) -> dict[str, Any]:
     """What run.json of the whole run says of one shard; its versions where they are others."""
-    names = ["started", "model", "replicas", "throughput", "peak_bytes"]
+    names = ["started", "engine", "model", "replicas", "throughput", "peak_bytes"]
     if part.manifest["versions"] != first.manifest["versions"]:
         names.append("versions")
     own = {name: part.manifest[name] for name in names if name in part.manifest}

@@ -38,6 +38,7 @@ class Ready:
     """A model is loaded: its facts for run.json, and sentences for the user."""
 
     setting: Setting
+    engine: Mapping[str, str]
     model: Mapping[str, str]
     generation: Mapping[str, Any]
     notes: tuple[str, ...] = ()
