@@ -31,6 +31,7 @@ MAY = {
     "evaluation": {"engine", "generation", "models", "prepare", "pruners", "readers"},
     "outputs": {"evaluation", "media"},
     "replicas": set(),
+    "on_ray": {"models", "replicas"},
     "bench": {"engine", "generation", "models", "outputs", "prepare", "pruners", "readers"},
     "commands": {
         "bench",
@@ -39,6 +40,7 @@ MAY = {
         "generation",
         "media",
         "models",
+        "on_ray",
         "outputs",
         "prepare",
         "pruners",
