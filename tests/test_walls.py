@@ -32,6 +32,7 @@ MAY = {
     "outputs": {"evaluation", "media"},
     "replicas": set(),
     "on_vllm": {"engine", "generation", "models", "pruners"},
+    "on_ray": {"models", "replicas"},
     "bench": {"engine", "generation", "models", "outputs", "prepare", "pruners", "readers"},
     "serving": {"models", "pruners"},
     "commands": {
@@ -42,6 +43,7 @@ MAY = {
         "media",
         "models",
         "on_vllm",
+        "on_ray",
         "outputs",
         "prepare",
         "pruners",

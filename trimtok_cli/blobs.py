@@ -30,10 +30,15 @@ class Held(Blob):
 
 
 @dataclass(frozen=True, slots=True)
+class Stored(Blob):
+    """An object of a store, such as s3; `name` is its address."""
+
+
+@dataclass(frozen=True, slots=True)
 class Within(Blob):
     """`size` bytes of a file from `offset` on, such as a member of a tar."""
 
-    file: Path
+    file: Path | Stored
     offset: int
     size: int
 

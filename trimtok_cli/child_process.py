@@ -92,6 +92,8 @@ class Child:
     the system cannot wait for a pipe (Windows).
     """
 
+    where = ""  # the machine, for those that are not here
+
     def __init__(self, code: str, environment: dict[str, str]) -> None:
         self.process = subprocess.Popen(
             python_command(code),
@@ -140,6 +142,10 @@ class Child:
         # The last two: there is no room for so long an answer.
         except (EOFError, OSError, MemoryError, OverflowError) as error:
             raise Ended(self.end(), overdue=isinstance(error, TimeoutError)) from error
+
+    def kill(self) -> None:
+        """Ends the process, and waits for nothing."""
+        self.process.kill()
 
     def end(self) -> int | None:
         """Ends the process at once, and returns its exit code.

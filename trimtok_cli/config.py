@@ -51,9 +51,10 @@ class RunConfig:
     )
     engine: str = setting(
         "local",
-        "What runs the language model: local (trimtok's own loops) or vllm.",
+        "What runs the language model: local (trimtok's own loops), vllm, or ray (processes on a "
+        "cluster).",
         panel=MODEL,
-        choices=("local", "vllm"),
+        choices=("local", "vllm", "ray"),
     )
     vllm_args: dict[str, Any] = field(
         default_factory=dict,

@@ -286,6 +286,16 @@ REFUSED = {
     "both": (["--gpus", "0", "--processes", "2"], "--gpus and --processes contradict"),
     "processes on a GPU": (["--processes", "2"], "--processes is for the CPU"),
     "no process": (["--processes", "0", "--device", "cpu"], "at least 1"),
+    "a GPU by its name on a cluster": (
+        ["--gpus", "5", "--engine", "ray"],
+        "--processes N says how",
+    ),
+    "one GPU of a cluster": (["--device", "cuda:1", "--engine", "ray"], "Ray says which GPU"),
+    "a cluster's CPUs": (["--device", "cpu", "--engine", "ray"], "say how many with --processes"),
+    "a cluster for another engine": (["--ray-address", "auto"], "are for --engine ray"),
+    "resources for another engine": (["--ray-resources", "CPU=2"], "are for --engine ray"),
+    "resources that are none": (["--engine", "ray", "--ray-resources", "2"], "NAME=AMOUNT"),
+    "a cluster's client": (["--engine", "ray", "--ray-address", "ray://h:1"], "Ray Client is not"),
     "a GPU that is hidden": (["--gpus", "2"], "CUDA_VISIBLE_DEVICES leaves 2 to be used"),
 }
 
@@ -297,6 +307,13 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_loaded(case, argumen
     done = call(*arguments[:-2], *more, "-o", "o")
     assert done.exit_code == 2 and says in done.stderr, done.stderr
     assert not Path("starts").exists() and not Path("o").exists()
+
+
+def test_a_cluster_without_ray_is_one_sentence(arguments, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    done = call(*arguments, "--engine", "ray", "--processes", 2, "-o", "o")
+    assert done.exit_code == 2 and "pip install 'trimtok[ray]', on every node" in done.stderr
+    assert "Traceback" not in done.stderr and not Path("o").exists()
 
 
 def test_a_real_model_in_two_processes_of_which_one_is_killed(llava_folder, pictures):

@@ -174,3 +174,24 @@ def test_a_sample_that_was_held_at_a_death_runs_alone_and_another_takes_an_orpha
     assert deal.deal(other) is Instead.FINISH and deal.answer(other) is third
     assert deal.deal(other) is first and deal.lost(other) == [first], "the third death"
     assert not other.suspects
+
+
+def test_suspects_of_a_replica_that_may_never_come_back_are_taken_over():
+    """Each is still handed out alone, and none before the other has answered what it holds."""
+    here, lost = Hand(), Hand()
+    deal = Deal(samples(5), 5, [here, lost])
+    for hand in (lost, lost, here):
+        assert isinstance(deal.deal(hand), Dealt)
+    assert not deal.lost(lost) and len(lost.suspects) == 2
+    assert isinstance(deal.deal(here), Dealt), "its process is about to be there again"
+    lost.absent = True
+    assert deal.deal(here) is Instead.FINISH and not lost.suspects
+    deal.answer(here), deal.answer(here)
+    for number in (0, 1):
+        dealt = deal.deal(here)
+        assert isinstance(dealt, Dealt) and (dealt.number, dealt.deaths) == (number, 1)
+        assert deal.deal(here) is Instead.FINISH
+        deal.answer(here)
+    assert deal.deal(here).number == 4
+    deal.answer(here)
+    assert deal.deal(here) is Instead.WAIT and deal.done

@@ -60,7 +60,7 @@ def test_a_machine_without_a_gpu_says_so(monkeypatch):
     with pytest.raises(UsageError, match="there is no GPU here"):
         gpu_places("all")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UsageError, match="there is no such GPU here"):
+    with pytest.raises(UsageError, match="torch finds no GPU in this process"):
         replica.check_gpu("cuda")
     assert replica.check_gpu("cpu") is None
 

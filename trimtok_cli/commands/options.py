@@ -16,6 +16,7 @@ import typer
 
 from trimtok_cli.bounds import Facts, facts_of, flag, kinds_of
 from trimtok_cli.commands.format_options import FormatOptions
+from trimtok_cli.commands.image_root import Root as Root
 from trimtok_cli.commands.share_options import ShareOptions
 from trimtok_cli.config import INPUT, OUTPUT, PANELS
 from trimtok_cli.errors import UsageError
@@ -66,17 +67,6 @@ def completing(names: Iterable[str]) -> Callable[[str], list[str]] | None:
 
 
 Recursive = Annotated[bool, _input("--recursive", "-r", help="Search folders within folders.")]
-
-Root = Annotated[
-    Path | None,
-    _input(
-        "--image-root",
-        help="Where the paths of pictures in a file of rows start, and what they may not leave.",
-        show_default="the file's folder",
-        exists=True,
-        file_okay=False,
-    ),
-]
 
 TextOnly = Annotated[
     bool,

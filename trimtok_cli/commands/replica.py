@@ -94,8 +94,8 @@ def check_gpu(device: str) -> None:
 
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError(
-            "--gpus: there is no such GPU here; `trimtok env` shows what there is, and --device "
-            "cpu --processes N runs without one."
+            "torch finds no GPU in this process, which was given one: `trimtok env` shows what "
+            "there is, and --device cpu --processes N runs without."
         )
 
 

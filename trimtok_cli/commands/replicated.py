@@ -3,17 +3,20 @@
 replicas/ starts and feeds the processes; replica.py is what runs in each.
 """
 
+import os
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
+from trimtok_cli.child_process import Child
 from trimtok_cli.commands.session import Loaded, count_workers
 from trimtok_cli.commands.terminal.progress import Screen
 from trimtok_cli.config import RunConfig
 from trimtok_cli.data import Result, Sample, Setting
 from trimtok_cli.errors import ModelError
 from trimtok_cli.outputs.fingerprint import differences_loaded
-from trimtok_cli.replicas.group import Replicas
+from trimtok_cli.replicas.group import Begin, Replicas
 from trimtok_cli.replicas.messages import Ready, Task, packed
 from trimtok_cli.replicas.places import Place
 
@@ -24,6 +27,11 @@ REPLICA = (
 )
 
 
+def begin_here(place: Place, more: Mapping[str, str]) -> Child:
+    """Starts a replica's process on this machine. Raises OSError."""
+    return Child(REPLICA, os.environ | dict(more) | dict(place.environment))
+
+
 def load_replicas(
     places: list[Place],
     config: RunConfig,
@@ -31,10 +39,12 @@ def load_replicas(
     debug: bool,
     screen: Screen,
     stack: ExitStack,
+    begin: Begin = begin_here,
 ) -> Loaded:
     """Loads the model in a process at each place; returns when the first is ready.
 
-    number: of the samples to be answered, None if not known. stack: ends the processes.
+    number: of the samples to be answered, None if not known. stack: ends the processes. begin:
+    starts one.
     """
     count, name = len(places), "process" if len(places) == 1 else "processes"
     screen.say(f"loading {config.model} in {count} {name} ...", "dim")
@@ -61,7 +71,7 @@ def load_replicas(
     warn = partial(screen.say, style="yellow")
     group = Replicas(
         places,
-        REPLICA,
+        begin,
         packed(Task(own, config.sources, debug)),
         accept=accept,
         failed=failed,

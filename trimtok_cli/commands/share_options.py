@@ -1,4 +1,7 @@
-"""The options that share a run out: among GPUs or processes of this machine, and among machines."""
+"""The options that share a run out: among GPUs or processes of this machine, and among machines.
+
+Knows no model, and imports no ray.
+"""
 
 import os
 from dataclasses import dataclass
@@ -9,6 +12,7 @@ import typer
 
 from trimtok_cli.config import INPUT, MODEL, RunConfig
 from trimtok_cli.errors import UsageError
+from trimtok_cli.on_ray.cluster import check_address, parse_resources
 from trimtok_cli.readers.shards import Shard, parse_shard
 from trimtok_cli.replicas.places import (
     MOST,
@@ -36,9 +40,31 @@ NumProcesses = Annotated[
     int | None,
     typer.Option(
         "--processes",
-        help="With --device cpu: so many processes side by side, each with the whole model.",
+        help="With --device cpu, or --engine ray: so many processes side by side, each with the "
+        "whole model.",
         rich_help_panel=MODEL,
         show_default=False,
+    ),
+]
+
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        help="With --engine ray: the cluster; auto for the one that this machine is part of.",
+        rich_help_panel=MODEL,
+        show_default="RAY_ADDRESS, else a new one of this machine",
+    ),
+]
+
+RayResources = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ray-resources",
+        help="With --engine ray: NAME=AMOUNT that each process asks for, such as CPU=8 or "
+        "memory=64e9; may be repeated.",
+        rich_help_panel=MODEL,
+        show_default="GPU=1, or CPU=1 on a CPU",
     ),
 ]
 
@@ -60,6 +86,8 @@ class ShareOptions:
 
     gpus: Gpus = None
     processes: NumProcesses = None
+    ray_address: RayAddress = None
+    ray_resources: RayResources = None
     shard: ShardOption = None
 
     def __post_init__(self) -> None:
@@ -71,6 +99,9 @@ class ShareOptions:
             )
         if self.gpus is not None and self.processes is not None:
             raise UsageError("--gpus and --processes contradict each other: give one.")
+        parse_resources(self.ray_resources)
+        if self.ray_address is not None:
+            check_address(self.ray_address)
         if self.shard is not None:
             parse_shard(self.shard)
         super().__post_init__()  # type: ignore[misc]
@@ -81,7 +112,12 @@ class ShareOptions:
         return None if self.shard is None else parse_shard(self.shard)
 
     def check_device(self, config: RunConfig) -> None:
-        """Raises UsageError if --device contradicts these options."""
+        """Raises UsageError if --device or --engine contradicts these options."""
+        if config.engine == "ray":
+            self._check_on_ray(config)
+            return
+        if self.ray_address is not None or self.ray_resources:
+            raise UsageError("--ray-address and --ray-resources are for --engine ray: add it.")
         if self.gpus is not None and config.device not in ("auto", "cuda"):
             raise UsageError(
                 f"--gpus and --device {config.device} contradict each other: give one; for "
@@ -91,6 +127,20 @@ class ShareOptions:
             raise UsageError(
                 "--processes is for the CPU: add --device cpu, or name GPUs with --gpus."
             )
+
+    def _check_on_ray(self, config: RunConfig) -> None:
+        if self.gpus is not None:
+            raise UsageError(
+                "--gpus names GPUs of this machine: with --engine ray, --processes N says how many "
+                "are to be used."
+            )
+        if config.device not in ("auto", "cuda", "cpu"):
+            raise UsageError(
+                f"--engine ray and --device {config.device} contradict each other: Ray says which "
+                "GPU each process has; leave it out, or give --device cpu."
+            )
+        if config.device == "cpu" and self.processes is None:
+            raise UsageError("--engine ray --device cpu: say how many with --processes N.")
 
     def places(self) -> list[Place]:
         """Where replicas are to run; empty for a run in this process. May import torch."""

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from trimtok_cli.blobs import Address, Blob, Held, Medium, Within
+from trimtok_cli import stores
+from trimtok_cli.blobs import Address, Blob, Held, Medium, Stored, Within
 from trimtok_cli.errors import MediaError
 from trimtok_cli.media.files import refuse_irregular
 from trimtok_cli.wording import shortened
@@ -48,6 +49,8 @@ def read_blob(blob: Blob) -> bytes:
         return blob.content
     if isinstance(blob, Within):
         return _cut(blob)
+    if isinstance(blob, Stored):
+        return _stored(blob)
     if isinstance(blob, Address):
         # urllib takes a while to import, and few runs need it.
         from trimtok_cli.media.fetch import fetch
@@ -62,14 +65,27 @@ def _cut(blob: Within) -> bytes:
             f"{blob.name} has {blob.size:,} bytes, more than the {MOST_BYTES:,} that are read "
             f"out of another file; take it out of {blob.file}"
         )
-    with blob.file.open("rb") as file:
-        file.seek(blob.offset)
-        content = file.read(blob.size)
+    if isinstance(blob.file, Stored):
+        content = stores.read(blob.file.name, blob.offset, blob.offset + blob.size)
+    else:
+        with blob.file.open("rb") as file:
+            file.seek(blob.offset)
+            content = file.read(blob.size)
     if len(content) < blob.size:
         raise MediaError(
             f"{blob.name} is cut short: {blob.file} ends before it does; fetch or save it again"
         )
     return content
+
+
+def _stored(blob: Stored) -> bytes:
+    size = stores.size(blob.name)
+    if size > MOST_BYTES:
+        raise MediaError(
+            f"{blob.name} has {size:,} bytes, more than the {MOST_BYTES:,} that are read out of "
+            "a store; save the file and name that"
+        )
+    return stores.read(blob.name)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 
-from trimtok_cli.blobs import Address, Held, Medium, Within
+from trimtok_cli.blobs import Address, Held, Medium, Stored, Within
 from trimtok_cli.errors import MediaError
 from trimtok_cli.media.blob_files import opened
 from trimtok_cli.media.kinds import HEAD, container, looks_like, picture
@@ -42,7 +42,7 @@ class Census:
         if place in self.met:
             return place
         self.met.add(place)
-        if isinstance(medium, Address):  # fetched once, when it is decoded
+        if isinstance(medium, (Address, Stored)):  # fetched once, when it is decoded
             self.formats[AT_AN_ADDRESS] += 1
             return place
         self.formats[_format(medium)] += 1
@@ -75,7 +75,7 @@ def _size(medium: Medium) -> int:
         return len(medium.content)
     if isinstance(medium, Within):
         return medium.size
-    return 0 if isinstance(medium, Address) else medium.stat().st_size  # type: ignore[union-attr]
+    return 0 if isinstance(medium, (Address, Stored)) else medium.stat().st_size  # type: ignore[union-attr]
 
 
 def _format(medium: Medium) -> str:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import BinaryIO
 
+from trimtok_cli import stores
 from trimtok_cli.blobs import Blob, Medium
 from trimtok_cli.data import Sample
 from trimtok_cli.errors import MediaError
@@ -188,6 +189,15 @@ def media_kind(path: str | os.PathLike[str]) -> str:
         with open(path, "rb") as file:
             head = file.read(HEAD)
     except (OSError, ValueError):
+        return UNKNOWN
+    return head_kind(head) if head else UNKNOWN
+
+
+def stored_kind(address: str) -> str:
+    """The same of an object of a store, of which a few kB are read."""
+    try:
+        head = stores.read(address, end=HEAD)
+    except OSError:
         return UNKNOWN
     return head_kind(head) if head else UNKNOWN
 

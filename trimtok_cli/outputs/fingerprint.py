@@ -90,8 +90,13 @@ def differences_loaded(earlier: Mapping[str, Any], model: Mapping[str, str]) -> 
 
 
 def other_draws(earlier: Mapping[str, Any], engine: str) -> list[str]:
-    """The engine, if it is another one and answers are sampled: engines draw differently."""
+    """The engine, if it is another one and answers are sampled: engines draw differently.
+
+    Processes on a cluster (ray) draw as one here does.
+    """
     then, now = earlier["config"].get("engine", "local"), engine
+    if {then, now} == {"local", "ray"}:
+        return []
     sampled = earlier.get("generation", {}).get("do_sample", {}).get("value", False)
     if then == now or not sampled:
         return []

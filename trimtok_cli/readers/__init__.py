@@ -14,6 +14,7 @@ from trimtok_cli.errors import UsageError
 from trimtok_cli.readers.paths import is_question_file, read_images
 from trimtok_cli.readers.questions import ROW_SUFFIXES, read_questions
 from trimtok_cli.readers.source import Source
+from trimtok_cli.stores import is_stored
 
 __all__ = ["Source", "read_any", "read_images", "read_questions"]
 
@@ -85,7 +86,7 @@ def _is_row_file(source: str, format: str) -> bool:
 
 
 def _is_shard(source: str) -> bool:
-    return source.lower().endswith(_SHARDS) and os.path.isfile(source)
+    return source.lower().endswith(_SHARDS) and (is_stored(source) or os.path.isfile(source))
 
 
 def _holds_questions(source: str) -> bool:

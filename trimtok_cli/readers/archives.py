@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trimtok_cli.blobs import Blob, Within
+from trimtok_cli.blobs import Blob, Stored, Within
 from trimtok_cli.errors import UsageError
 from trimtok_cli.readers.columns import Problem
 from trimtok_cli.readers.folders import known_kind
@@ -24,16 +24,19 @@ _MOST_TEXT = 1 << 24
 _TEXTS = (".txt", ".caption")
 
 
-def archive_table(path: str, name: str) -> Table:
-    """The rows of the tar. UsageError where it is none, or is cut short."""
+def archive_table(path: str, name: str, origin: Stored | None = None) -> Table:
+    """The rows of the tar. UsageError where it is none, or is cut short.
+
+    origin: the object that `path` is a copy of; the pictures are read from there.
+    """
 
     def rows() -> Iterator[tuple[str, Any]]:
-        return _rows(path, name)
+        return _rows(path, name, origin or Path(path))
 
     return Table("a tar of pictures", rows, sum(1 for _ in rows()), packed=True)
 
 
-def _rows(path: str, name: str) -> Iterator[tuple[str, Any]]:
+def _rows(path: str, name: str, place: Path | Stored) -> Iterator[tuple[str, Any]]:
     """(key, row) for each key; keys without a picture are passed over."""
     size = os.path.getsize(path)
     row: dict[str, Any] = {}
@@ -48,7 +51,7 @@ def _rows(path: str, name: str) -> Iterator[tuple[str, Any]]:
             if member.offset_data + member.size > size:
                 raise UsageError(f"{name} is cut short within {member.name}; fetch it again")
             if kind := known_kind(member.name):
-                medium = Within(member.name, Path(path), member.offset_data, member.size)
+                medium = Within(member.name, place, member.offset_data, member.size)
                 row.setdefault(kind, []).append(medium)
             elif ending in (".json", *_TEXTS):
                 problem = problem or _add_text(row, member, ending, content)

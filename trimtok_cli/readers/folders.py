@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from trimtok_cli import stores
+from trimtok_cli.blobs import Blob, Medium, Stored
 from trimtok_cli.data import Sample
 from trimtok_cli.media.images import IMAGE_SUFFIXES
-from trimtok_cli.media.kinds import media_kind
+from trimtok_cli.media.kinds import media_kind, stored_kind
 from trimtok_cli.media.video import VIDEO_SUFFIXES
 from trimtok_cli.wording import shortened
 
@@ -89,7 +91,7 @@ class Passed:
         return tuple(notes)
 
 
-def media_sample(name: str, path: Path, kind: str = "") -> Sample:
+def media_sample(name: str, path: Medium, kind: str = "") -> Sample:
     """A sample of one video, or else of one image. A `kind` that is not given is looked up."""
     if (kind or likely_kind(path)) == "video":
         return Sample(id=name, video=path, names=(name,))
@@ -110,13 +112,15 @@ def known_kind(name: str) -> str:
     return "video" if ending in VIDEO_SUFFIXES else ""
 
 
-def likely_kind(path: Path) -> str:
+def likely_kind(path: Medium) -> str:
     """`image`, `video`, "" or `unknown`: by the ending where it is known, else by content."""
+    if isinstance(path, Blob):
+        return known_kind(path.name) or stored_kind(path.name)
     return known_kind(path.name) or media_kind(path)
 
 
 def walk(
-    folder: Path,
+    folder: Path | Stored,
     *,
     depth: int | None = None,
     wanted: Callable[[str], bool] = lambda name: True,
@@ -126,7 +130,7 @@ def walk(
     """The media in `folder`, then those in its subfolders, down to `depth` levels (None: all).
 
     wanted: which names are looked at; passed: counts what is passed over; most: how many folders
-    are searched at most. OSError where `folder` itself cannot be read.
+    are searched at most. folder: one of a store, too. OSError where `folder` itself cannot be read.
     """
     passed = passed or Passed()
     visited: set[tuple[int, int]] = set()
@@ -134,7 +138,8 @@ def walk(
     while waiting and (most is None or len(visited) < most):
         name, level = waiting.pop()
         try:
-            entries = _entries(os.path.join(folder, name) if name else str(folder), visited)
+            inner = os.path.join(str(folder), name) if name else str(folder)
+            entries = _listed(inner) if isinstance(folder, Stored) else _entries(inner, visited)
         except OSError as error:
             if not name:
                 raise
@@ -166,6 +171,11 @@ def walk(
             waiting += reversed(subfolders)
 
 
+def _listed(address: str) -> list[stores.Entry]:
+    """The visible entries of a folder of a store in natural order."""
+    return sorted(stores.entries(address), key=lambda entry: natural_key(entry.name))
+
+
 def _entries(path: str, visited: set[tuple[int, int]]) -> list[os.DirEntry]:
     """The visible entries of a folder in natural order.
 
@@ -181,11 +191,12 @@ def _entries(path: str, visited: set[tuple[int, int]]) -> list[os.DirEntry]:
     return sorted(visible, key=lambda entry: natural_key(entry.name))
 
 
-def _kind_inside(entry: os.DirEntry) -> str:
+def _kind_inside(entry: "os.DirEntry | stores.Entry") -> str:
     """`image` or `video` by content; "" for anything else, and for endings that are never media."""
     if os.path.splitext(entry.name)[1].lower() in NO_MEDIA_SUFFIXES:
         return ""
-    kind = media_kind(entry.path)
+    stored = isinstance(entry, stores.Entry)
+    kind = stored_kind(entry.path) if stored else media_kind(entry.path)
     return kind if kind in ("image", "video") else ""
 
 

@@ -32,11 +32,11 @@ _WHOLE = 1 << 26
 
 
 class JsonRows:
-    """One file or stream of rows."""
+    """One file or stream of rows; `name` is as messages show it."""
 
-    def __init__(self, path: str, rules: Rules) -> None:
+    def __init__(self, path: str, rules: Rules, name: str) -> None:
         self.path = path
-        self.name = "stdin" if path == "-" else shortened(path)
+        self.name = name
         self.rows = Rows(rules, self.name)
         self.files: tuple[Path | int, ...] = (0,) if path == "-" else (Path(path),)
 

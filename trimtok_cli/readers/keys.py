@@ -60,7 +60,7 @@ def _place(medium: Medium, folder: str) -> str | list[str]:
     if isinstance(medium, Held):
         return hashlib.blake2b(medium.content, digest_size=_BYTES).hexdigest()
     if isinstance(medium, Within):
-        return [_full(medium.file, folder), medium.name]
+        return [str(_place(medium.file, folder)), medium.name]
     return medium.name if isinstance(medium, Blob) else _full(medium, folder)
 
 

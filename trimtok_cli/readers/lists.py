@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from trimtok_cli.blobs import Stored
 from trimtok_cli.data import Sample
 from trimtok_cli.errors import TrimtokError, UsageError
 from trimtok_cli.readers.columns import Problem
@@ -125,6 +126,8 @@ def address_sample(name: str, urls: bool) -> Sample:
         medium = MediaNames(Path(), outside=True, urls=urls).find(name)
     except Problem as problem:
         return Sample(id=shown, names=(shown,), problem=str(problem))
+    if isinstance(medium, Stored):
+        return media_sample(shown, medium)
     return Sample(id=shown, images=(medium,), names=(shown,))
 
 

@@ -12,8 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote, unquote_to_bytes
 
-from trimtok_cli.blobs import Address, Blob, Held, Medium
+from trimtok_cli.blobs import Address, Blob, Held, Medium, Stored
+from trimtok_cli.errors import UsageError
 from trimtok_cli.readers.columns import Problem
+from trimtok_cli.stores import checked, is_stored, shown_address
 from trimtok_cli.wording import shown_name
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
@@ -32,12 +34,13 @@ class MediaNames:
     """How the names of pictures are read.
 
     root: the folder that they start from; outside: they may lead out of it; urls: they may be
-    addresses.
+    addresses; store: the address of the folder that they start from, if it is in a store.
     """
 
     root: Path
     outside: bool = False
     urls: bool = False
+    store: str = ""
 
     @cached_property
     def allowed(self) -> tuple[str, ...]:
@@ -57,11 +60,37 @@ class MediaNames:
             return name
         if name[:5].lower() == "data:":
             return held(name)
+        of_file = name[:7].lower() == "file://"
+        if not of_file and (self.store or is_stored(name)):
+            return self._stored(name)
         if _ADDRESS.match(name):
-            if name[:7].lower() != "file://":
+            if not of_file:
                 return address(name, self.urls)
             name = unquote(re.sub("^file://(localhost(?=/))?", "", name, flags=re.IGNORECASE))
         return self._file(name)
+
+    def _stored(self, name: str) -> Blob:
+        """The object of that name. Problem for one beyond the folder that names start from."""
+        shown = shown_name(shown_address(name))
+        if _ADDRESS.match(name) and not is_stored(name):
+            return address(name, self.urls)
+        try:
+            place = checked(name if is_stored(name) else f"{self.store}/{name}")
+        except UsageError as error:
+            raise Problem(str(error).rstrip(".")) from None
+        absolute = name[:1] == "/"  # leads out of any folder, as on a disk
+        inside = bool(self.store) and place.startswith(self.store + "/") and not absolute
+        if inside or (self.urls and not absolute):
+            return Stored(place)
+        if self.store:
+            raise Problem(
+                f"{shown} lies outside of {self.store}; name its folder with --image-root, or add "
+                "--allow-urls"
+            )
+        raise Problem(
+            f"{shown} is an address, and nothing is fetched unless --allow-urls says so; add it, "
+            "or name its folder with --image-root"
+        )
 
     def _file(self, name: str) -> Path:
         shown = shown_name(name)

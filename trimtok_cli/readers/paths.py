@@ -9,19 +9,19 @@ import glob
 import os
 import stat
 import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
-from trimtok_cli.blobs import Medium
+from trimtok_cli.blobs import Stored
 from trimtok_cli.data import Sample
 from trimtok_cli.errors import UsageError
+from trimtok_cli.readers.apart import name_apart
 from trimtok_cli.readers.folders import (
     NO_MEDIA_SUFFIXES,
     Found,
     Passed,
+    known_kind,
     likely_kind,
     media_sample,
     walk,
@@ -36,6 +36,7 @@ from trimtok_cli.readers.lists import (
 from trimtok_cli.readers.patterns import Pattern
 from trimtok_cli.readers.roots import root_of
 from trimtok_cli.readers.source import Source
+from trimtok_cli.stores import checked, is_folder, is_stored, shown_address
 from trimtok_cli.wording import shortened, shown_name
 
 _LOOKED_FOR = "looked for .jpg, .png, .webp, .mp4 and other image and video suffixes"
@@ -84,10 +85,8 @@ def read_images(
             f"none of the {len(sources)} names that were given is a picture, a video or a "
             f"folder with any{endings}"
         )
-    num_groups = sum(
-        source == "-" or source[:1] == "@" or os.path.isdir(source) for source in sources
-    )
-    parts, notes = _name_apart(parts, by_path=num_groups > 1)
+    num_groups = sum(map(_holds_several, sources))
+    parts, notes = name_apart(parts, by_path=num_groups > 1)
     files = (*_named_files(sources), *_files_of(chain.from_iterable(parts)))
     notes = passed.notes() + notes
     if "-" not in sources:
@@ -108,8 +107,15 @@ def is_question_file(source: str) -> bool:
     return source.lower().endswith((".jsonl", ".json")) and not os.path.isdir(source)
 
 
+def _holds_several(source: str) -> bool:
+    if is_stored(source):
+        return not known_kind(source)
+    return source == "-" or source[:1] == "@" or os.path.isdir(source)
+
+
 def _named_files(sources: Sequence[str]) -> list[Path | int]:
-    return [0 if source == "-" else Path(source.removeprefix("@")) for source in sources]
+    named = (source for source in sources if not is_stored(source))
+    return [0 if source == "-" else Path(source.removeprefix("@")) for source in named]
 
 
 def _files_of(samples: Iterable[Sample]) -> Iterator[Path]:
@@ -128,6 +134,8 @@ def _expand(source: str, recursive: bool, alone: bool, passed: Passed, urls: boo
     """
     if not source:
         raise UsageError("an empty name was given as an image; name an image file or a folder")
+    if is_stored(source):
+        return _stored(source, recursive, alone, passed)
     if is_address(source) and (urls or source[:5].lower() == "data:"):
         sample = address_sample(source, urls)
         if sample.problem:
@@ -193,9 +201,34 @@ def _named(source: str, alone: bool, passed: Passed) -> list[Sample]:
     )
 
 
-def _folder(source: str, recursive: bool, alone: bool, passed: Passed) -> list[Sample]:
+def _stored(source: str, recursive: bool, alone: bool, passed: Passed) -> list[Sample]:
+    """The samples of an object of a store, or of a folder of objects."""
+    place = Stored(checked(source))
+    shown = shown_address(source)
+    try:
+        if is_folder(place.name):
+            return _folder(place.name, recursive, alone, passed, place)
+        if kind := likely_kind(place):
+            return [media_sample(place.name, place, kind)]
+    except FileNotFoundError:
+        problem = "does not exist; name an object or a folder of the store (no pattern)"
+        raise UsageError(f"{shown} {problem}") from None
+    except OSError as error:
+        raise UsageError(
+            f"{shown} cannot be read ({error.strerror}); check its name, the network and your "
+            "credentials"
+        ) from None
+    if alone:
+        raise UsageError(f"{shown} is no image and no video that can be read")
+    passed.add(source)
+    return []
+
+
+def _folder(
+    source: str, recursive: bool, alone: bool, passed: Passed, store: Stored | None = None
+) -> list[Sample]:
     """The samples of a folder. One without any is an error if it was named alone, else a note."""
-    folder = Path(source)
+    folder = store or Path(source)
     samples = [
         _found_sample(found.name, folder, found)
         for found in walk(folder, depth=None if recursive else 0, passed=passed)
@@ -225,48 +258,10 @@ def _pattern(source: str, passed: Passed) -> list[Sample]:
     return samples
 
 
-def _found_sample(name: str, folder: Path, found: Found) -> Sample:
+def _found_sample(name: str, folder: Path | Stored, found: Found) -> Sample:
     """The sample `name` of an entry of `folder`."""
     if found.problem:
         return Sample(id=name, names=(name,), problem=found.problem)
+    if isinstance(folder, Stored):
+        return media_sample(name, Stored(f"{folder.name}/{found.name}"), found.kind)
     return media_sample(name, folder / found.name, found.kind)
-
-
-# Names
-
-
-def _name_apart(
-    parts: list[list[Sample]], by_path: bool
-) -> tuple[list[list[Sample]], tuple[str, ...]]:
-    """The samples of each source under names that tell any two files apart, and notes.
-
-    Names stay as given where they do; else, or with `by_path`, they are paths. The notes tell what
-    was named twice.
-    """
-    if len(parts) < 2:
-        return parts, ()
-    paths: dict[str, Medium] = {}
-    for sample in chain.from_iterable(parts):
-        path = _path_of(sample)
-        if path is not None and paths.setdefault(sample.names[0], path) != path:
-            by_path = True
-    if by_path:
-        parts = [[_named_by_path(sample) for sample in part] for part in parts]
-    counts = Counter(sample.id for sample in chain.from_iterable(parts))
-    twice = [name for name, count in counts.items() if count > 1]
-    if not twice:
-        return parts, ()
-    listed = [shortened(name) for name in twice[:3]]
-    if len(twice) > 3:
-        listed.append("...")
-    return parts, (f"named more than once, and answered as often: {', '.join(listed)}",)
-
-
-def _path_of(sample: Sample) -> Medium | None:
-    return sample.video or next(iter(sample.images), None)
-
-
-def _named_by_path(sample: Sample) -> Sample:
-    path = _path_of(sample)
-    name = path.as_posix() if isinstance(path, Path) else sample.names[0]
-    return replace(sample, id=name, names=(name,))

@@ -6,17 +6,21 @@ A format is known by the first bytes, then by the first line; a suffix decides o
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from trimtok_cli.blobs import Stored
 from trimtok_cli.errors import UsageError
 from trimtok_cli.readers import foreign_formats
 from trimtok_cli.readers.json_rows import JsonRows
 from trimtok_cli.readers.media_names import MediaNames
 from trimtok_cli.readers.rows import Rules
 from trimtok_cli.readers.source import Source
+from trimtok_cli.readers.stored import NOWHERE, copied, folder_of, root_at
 from trimtok_cli.readers.table import Table
 from trimtok_cli.readers.text import HEAD, is_regular, open_bytes
+from trimtok_cli.stores import checked, is_stored
 from trimtok_cli.wording import shortened
 
 # Names of --input-format.
@@ -33,7 +37,7 @@ def read_questions(
     path: str,
     *,
     command: str = "vqa",
-    image_root: Path | None = None,
+    image_root: Path | Stored | None = None,
     limit: int | None = None,
     format: str = "auto",
     allow_text_only: bool = False,
@@ -50,35 +54,48 @@ def read_questions(
     those of the run, which rows may ask for. The rows of a regular file are counted first, and read
     again as they are asked for. UsageError where no row can be answered.
     """
-    names = MediaNames(image_root or _folder_of(path), allow_outside, allow_urls)
+    origin, name = None, "stdin" if path == "-" else shortened(path)
+    if is_stored(path):
+        origin = Stored(checked(path))
+        name, path = shortened(origin.name), copied(origin.name)
+    root, store = _root(image_root or origin or path, folder=image_root is not None)
+    names = MediaNames(root, allow_outside, allow_urls, store)
     rules = Rules(names, text_only=allow_text_only, command=command, settings=settings or {})
     if path == "-" and sys.stdin is None:
         raise UsageError("standard input is closed; name a question file")
     try:
         if path == "-":
-            return JsonRows(path, rules).stream(sys.stdin).first(limit)
+            return JsonRows(path, rules, name).stream(sys.stdin).first(limit)
         if os.path.isdir(path):
             raise UsageError(
                 f"{path} cannot be read as questions: it is a folder; use `trimtok caption {path}`"
             )
         if not is_regular(path):
-            return JsonRows(path, rules).stream(open_bytes(path)).first(limit)
-        table = _table(path, rules, format)
+            return JsonRows(path, rules, name).stream(open_bytes(path)).first(limit)
+        table = _table(path, rules, format, name, origin)
         if table is not None:
-            return table.source(Path(path), shortened(path), rules.of_table()).first(limit)
-        return JsonRows(path, rules).file().first(limit)
+            source = table.source(Path(path), name, rules.of_table())
+        else:
+            source = JsonRows(path, rules, name).file()
+        if origin is not None or store:
+            source = replace(source, root=None if root == NOWHERE else root)
+        return source.first(limit)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UsageError(
-            f"{shortened(path)} cannot be read ({reason}); check the file's name"
-        ) from error
+        raise UsageError(f"{name} cannot be read ({reason}); check the file's name") from error
 
 
-def _table(path: str, rules: Rules, format: str) -> Table | None:
-    """The table that a regular file is; None for one of JSON rows."""
-    name = shortened(path)
+def _root(place: Path | Stored | str, folder: bool) -> tuple[Path, str]:
+    """(root, store) of the names of pictures, that of a folder or of a file."""
+    if isinstance(place, Stored):
+        return root_at(place.name) if folder else folder_of(place.name)
+    return Path(place) if folder else _folder_of(str(place)), ""
+
+
+def _table(path: str, rules: Rules, format: str, name: str, origin: Stored | None) -> Table | None:
+    """The table that a regular file is; None for one of JSON rows. origin: what it is a copy of."""
     if format == "auto":
-        format = recognised(path)
+        format = recognised(path, name)
     if format == "json":
         from trimtok_cli.readers.documents import document_table, read_document
 
@@ -94,11 +111,14 @@ def _table(path: str, rules: Rules, format: str) -> Table | None:
         return parquet_table(path, name)
     from trimtok_cli.readers.archives import archive_table
 
-    return archive_table(path, name)
+    return archive_table(path, name, origin)
 
 
-def recognised(path: str) -> str:
-    """The format of a regular file, one of FORMATS; `json` also for a file that is refused."""
+def recognised(path: str, name: str) -> str:
+    """The format of a regular file, one of FORMATS; `json` also for a file that is refused.
+
+    name: the file's in messages.
+    """
     with open(path, "rb") as file:
         head = file.read(HEAD)
     ending = os.path.splitext(path)[1].lower()
@@ -109,8 +129,8 @@ def recognised(path: str) -> str:
     if foreign_formats.binary_format(head):
         if ending == ".tar" or path.lower().endswith((".tgz", ".tar.gz")):
             raise UsageError(
-                f"{shortened(path)} is a packed tar, and pictures are read where they lie in a "
-                "plain one; unpack it first (gunzip)"
+                f"{name} is a packed tar, and pictures are read where they lie in a plain one; "
+                "unpack it first (gunzip)"
             )
         return "json"
     lines = head.decode("utf-8", "replace").removeprefix("\ufeff").lstrip().splitlines()

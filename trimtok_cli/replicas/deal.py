@@ -28,10 +28,14 @@ class Dealt:
 
 @dataclass(eq=False)
 class Hand:
-    """What one replica holds, in order; and its suspects, which it is to be handed alone."""
+    """What one replica holds, in order; and its suspects, which it is to be handed alone.
+
+    absent: nobody knows when its process will be there, so others take over its suspects.
+    """
 
     held: deque[Dealt] = field(default_factory=deque)
     suspects: deque[Dealt] = field(default_factory=deque)
+    absent: bool = False
 
 
 class Instead(Enum):
@@ -65,6 +69,10 @@ class Deal:
 
         A replica that holds something and asks cannot go on before it has a reply.
         """
+        for other in self.hands:
+            if other.absent and other.suspects:
+                hand.suspects.extend(other.suspects)
+                other.suspects.clear()
         if hand.suspects or (hand.held and hand.held[0].deaths):
             return Instead.FINISH if hand.held else self._hand_out(hand, hand.suspects.popleft())
         if self._full(hand):

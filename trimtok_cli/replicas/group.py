@@ -2,24 +2,23 @@
 
 Everything happens in the caller's thread but for the listening: a thread for each process puts its
 messages into one queue. A process that dies is replaced, and its samples are handed out again
-(deal.py). Knows no model.
+(deal.py). Knows no model, and not where a process is.
 """
 
-import os
 import pickle
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
-from trimtok_cli.child_process import Child, Ended
+from trimtok_cli.child_process import Ended
 from trimtok_cli.data import Result, Sample
 from trimtok_cli.errors import TrimtokError
 from trimtok_cli.in_order import InOrder
 from trimtok_cli.replicas.deal import Deal, Dealt, Hand, Instead
-from trimtok_cli.replicas.messages import ASK, Ready, Refusal, Turn, packed
+from trimtok_cli.replicas.messages import ASK, Ready, Refusal, Turn, Waiting, packed
 from trimtok_cli.replicas.places import Place
 
 # Deaths in a row without an answer between them, after which a replica is given up.
@@ -30,17 +29,41 @@ STARTS = 2  # deaths before a model was ever ready, which are in a row as well
 SENDING = 300  # seconds that a process may take to read a message
 
 
+class Link(Protocol):
+    """A process and the way to it, as `child_process.Child` is. where: its machine, if another."""
+
+    where: str
+
+    def send(self, message: bytes, seconds: float) -> None:
+        """Raises OSError where the process takes no message."""
+
+    def receive(self) -> bytes | bytearray:
+        """The next message. Raises Ended."""
+
+    def kill(self) -> None:
+        """Ends the process."""
+
+
+Begin = Callable[[Place, Mapping[str, str]], Link]
+"""Starts a process at a place with further variables of its environment, or raises OSError."""
+
+
 @dataclass(eq=False)
 class Replica:
     """One place with the process that is there now."""
 
     place: Place
     hand: Hand = field(default_factory=Hand)
-    child: Child | None = None
+    child: Link | None = None
     ready: bool = False
     asking: bool = False
     deaths: int = 0  # in a row
     restarts: int = 0
+
+    @property
+    def name(self) -> str:
+        where = self.child.where if self.child is not None else ""
+        return f"{self.place.name} on {where}" if where else self.place.name
 
 
 class Replicas:
@@ -48,7 +71,7 @@ class Replicas:
 
     facts: the places with a model that answers, or answered, for run.json.
 
-    code: the Python of a process. task: its first message. accept: raises TrimtokError for a model
+    begin: starts a process. task: its first message. accept: raises TrimtokError for a model
     that is not that of the run. failed: the Result of a sample that no process survives. warn:
     tells the user.
     """
@@ -56,14 +79,14 @@ class Replicas:
     def __init__(
         self,
         places: list[Place],
-        code: str,
+        begin: Begin,
         task: bytes,
         *,
         accept: Callable[[Ready], None],
         failed: Callable[[Sample, str], Result],
         warn: Callable[[str], None],
     ) -> None:
-        self.code, self.task = code, task
+        self.begin, self.task = begin, task
         self.accept, self.failed, self.warn = accept, failed, warn
         self.replicas = [Replica(place) for place in places]
         self.facts: dict[str, dict[str, Any]] = {}
@@ -113,7 +136,7 @@ class Replicas:
         """Ends all processes, and the threads that listen to them."""
         for each in self.replicas:
             if each.child is not None:
-                each.child.process.kill()
+                each.child.kill()
         for thread in self.threads:
             thread.join(timeout=10)
         self.replicas.clear()
@@ -123,7 +146,7 @@ class Replicas:
         # One process shows how far a download is.
         quiet = {} if replica is self.replicas[0] else {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         try:
-            child = Child(self.code, os.environ | quiet | dict(replica.place.environment))
+            child = self.begin(replica.place, quiet)
         except OSError as error:
             reason = error.strerror or error
             return self._leave_out(replica, TrimtokError(f"no process can be started ({reason})."))
@@ -133,7 +156,7 @@ class Replicas:
         thread.start()
         self._send(replica, self.task)
 
-    def _listen(self, replica: Replica, child: Child) -> None:
+    def _listen(self, replica: Replica, child: Link) -> None:
         while True:
             try:
                 self.events.put((replica, bytes(child.receive())))
@@ -147,7 +170,7 @@ class Replicas:
         try:
             replica.child.send(message, SENDING)
         except OSError:  # it is dead, or as good as dead: whoever listens will say so
-            replica.child.process.kill()
+            replica.child.kill()
 
     def _reply(self, replica: Replica, deal: Deal) -> None:
         dealt = deal.deal(replica.hand)
@@ -178,6 +201,10 @@ class Replicas:
         elif isinstance(said, Ready):
             with suppress(_LeftOut):
                 yield self._accepted(replica, said)
+        elif isinstance(said, Waiting):
+            replica.hand.absent = True
+            if said.text:
+                self.warn(said.text)
         elif isinstance(said, Refusal) and replica.ready:
             raise said.error()
         elif isinstance(said, Refusal):
@@ -187,7 +214,7 @@ class Replicas:
             replica.deaths = 0
             yield dealt.number, replace(said, sample=dealt.sample)
         elif replica.child is not None:  # a library wrote between the messages
-            replica.child.process.kill()
+            replica.child.kill()
 
     def _accepted(self, replica: Replica, ready: Ready) -> Ready:
         try:
@@ -195,8 +222,10 @@ class Replicas:
         except TrimtokError as error:
             self._leave_out(replica, error)
             raise _LeftOut from error
-        replica.ready = True
+        replica.ready, replica.hand.absent = True, False
         facts = {"device": ready.model.get("device", ""), "restarts": replica.restarts}
+        if replica.child is not None and replica.child.where:
+            facts["node"] = replica.child.where
         self.facts[replica.place.name] = facts
         return ready
 
@@ -205,15 +234,15 @@ class Replicas:
         replica.deaths += 1
         was_ready, replica.ready, replica.asking = replica.ready, False, False
         lost = self.deal.lost(replica.hand) if self.deal is not None else []
-        name = replica.place.name
+        name, place = replica.name, replica.place.name
         if replica.deaths >= (MOST_DEATHS if was_ready or replica.restarts else STARTS):
             when = "again and again" if was_ready else "while it loaded the model"
             problem = f"its process died {when} ({ended.how}); memory may have run out."
             self._leave_out(replica, TrimtokError(f"{name}: {problem}"))
         else:
             replica.restarts += was_ready
-            if name in self.facts:
-                self.facts[name]["restarts"] = replica.restarts
+            if place in self.facts:
+                self.facts[place]["restarts"] = replica.restarts
             self.warn(f"{name}: its process died ({ended.how}), and is started anew")
             self._start(replica)
         for dealt in lost:
@@ -229,7 +258,7 @@ class Replicas:
         if self.deal is not None:
             self.deal.leave(replica.hand)
         if replica.child is not None:
-            replica.child.process.kill()
+            replica.child.kill()
         self.left_out.append((replica, error))
         if not self.replicas:
             raise self.left_out[0 if self.deal is None else -1][1]
@@ -237,7 +266,7 @@ class Replicas:
             self._tell_left_out(replica, error)
 
     def _tell_left_out(self, replica: Replica, error: TrimtokError) -> None:
-        self.warn(f"the run goes on without {replica.place.name}: {error}")
+        self.warn(f"the run goes on without {replica.name}: {error}")
 
 
 class _LeftOut(Exception):

@@ -45,6 +45,13 @@ class Ready:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """A process that could not be started as yet; text: a sentence for the user, or nothing."""
+
+    text: str = ""
+
+
+@dataclass(frozen=True)
 class Refusal:
     """Why a replica cannot start or go on; name: the class of the error."""
 
