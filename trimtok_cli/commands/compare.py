@@ -179,7 +179,7 @@ def write_all(
                 writer.write(comparison)
                 journal.note(comparison, start)
                 manifest.summary.add(comparison)
-                pictures.add(len(journal.order), comparison)
+                pictures.add(journal.met, comparison)
                 # The page shows the first comparisons. The summary needs no boxes of the others,
                 # and boxes are most of the memory.
                 shown = len(answered) < cards

@@ -55,7 +55,5 @@ class ComparisonJournal(Journal):
 
     def comparisons(self) -> Iterator[Comparison]:
         """Every sample's comparison, in the order of `pending` as far as it met them."""
-        met = [key for key in self.order if key in self.starts]
-        others = sorted(self.starts.keys() - set(met), key=self.starts.__getitem__)
-        for key in (*met, *others):
+        for key in list(self.in_order()):
             yield comparison_of(self.record(key), self.root)

@@ -7,13 +7,15 @@ lines, until `settle` puts one line for each sample into the input's order. Know
 
 import json
 import os
+from array import array
 from collections.abc import Callable, Iterable, Iterator
-from itertools import pairwise
+from itertools import accumulate, compress, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from trimtok_cli.data import Result, Sample
 from trimtok_cli.errors import UsageError
+from trimtok_cli.outputs.line_starts import LineStarts
 from trimtok_cli.outputs.read_back import Lines, NoRecord, read_lines
 from trimtok_cli.outputs.whole_files import beside, create, discard, move, put
 
@@ -29,8 +31,8 @@ class Journal:
 
     starts: key -> where its line begins, the one that counts: success before failure, and of two
     failures the last. failed: the keys of samples that failed. lines, end: how many lines there
-    are, and their bytes, without a torn last one. left: how many samples `pending` passed over that
-    have no answer yet.
+    are, and their bytes, without a torn last one. met: how many samples `pending` has met. left: how
+    many of them it passed over that have no answer yet.
 
     new: the run begins with this file, so that its lines come in order, and only failures are kept
     in memory.
@@ -38,10 +40,10 @@ class Journal:
 
     def __init__(self, path: Path, *, new: bool = False) -> None:
         self.path, self.new = path, new
-        self.starts: dict[bytes, int] = {}
+        self.starts = LineStarts()
         self.failed: set[bytes] = set()
-        self.lines = self.end = self.left = 0
-        self.order: list[bytes] = []
+        self.lines = self.end = self.left = self.met = 0
+        self._order = array("I")  # numbers of keys; without those of a new file
 
     def read(self, run: str, count: Callable[[Lines], None]) -> None:
         """Reads the file; `count` is given the lines of answers, once for each sample.
@@ -65,6 +67,9 @@ class Journal:
             for place, name in enumerate(lines.runs):
                 if name != run:
                     raise self._foreign(self.lines + place + 1)
+            if not seen:
+                more = os.fstat(file.fileno()).st_size * len(lines.sizes) // len(block)
+                self.starts.keys_met.make_room(more)
             count(lines.chosen(self._add_all(lines)))
             seen += len(block)
             if self.end < seen and b"\n" in block[self.end - seen : -1]:
@@ -72,8 +77,13 @@ class Journal:
 
     def _add_all(self, lines: Lines) -> list[bool]:
         """Notes lines; for each, whether it is an answer, and the first to its sample."""
+        sizes = lines.sizes
+        begins = list(accumulate(sizes, initial=self.end))
+        if not any(lines.failed) and self.starts.add_new(lines.keys, begins[:-1]):
+            self.lines, self.end = self.lines + len(sizes), begins[-1]
+            return [True] * len(sizes)
         answers = []
-        for size, key, failed in zip(lines.sizes, lines.keys, lines.failed, strict=True):
+        for size, key, failed in zip(sizes, lines.keys, lines.failed, strict=True):
             answers.append(self._add(key, self.end, failed) and not failed)
             self.end += size
         return answers
@@ -114,7 +124,9 @@ class Journal:
         """The samples that are to be answered now; notes the order of all samples."""
         for sample in samples:
             key = bytes.fromhex(sample.key)
-            self.order.append(key)
+            self.met += 1
+            if not self.new:
+                self._order.append(self.starts.meet(key))
             if key not in self.starts:
                 self.left += only_failed
                 if not only_failed:
@@ -124,7 +136,14 @@ class Journal:
 
     def strangers(self, samples: Iterable[Sample]) -> set[bytes]:
         """The keys of answers to none of the samples. Failures are nothing to be kept."""
-        return self.starts.keys() - self.failed - {bytes.fromhex(each.key) for each in samples}
+        known = self.starts.keys_met
+        asked = bytearray(len(known))
+        for each in samples:
+            number = known.find(bytes.fromhex(each.key))
+            if number is not None:
+                asked[number] = True
+        found = compress(range(len(known)), (not each for each in asked))
+        return {known[number] for number in found if self.starts.has(number)} - self.failed
 
     def record(self, key: bytes) -> dict[str, Any]:
         """The record of a sample, read from the file."""
@@ -135,15 +154,31 @@ class Journal:
 
     def failures(self) -> list[dict[str, Any]]:
         """A short record of each failed sample, in the order of the samples."""
-        place = {key: number for number, key in enumerate(self.order)}
-        keys = sorted(self.failed, key=lambda key: (place.get(key, len(place)), self.starts[key]))
+        keys = (key for key in self.in_order() if key in self.failed) if self.failed else ()
         return [_short(self.record(key)) for key in keys]
 
     def forget_unmet(self) -> None:
         """Forgets failures of samples that `pending` has not met, at the end of all samples."""
-        for key in () if self.new else self.failed.difference(self.order):
+        unmet = {} if self.new else {self.starts.meet(key): key for key in self.failed}
+        for number in self._order if unmet else ():
+            unmet.pop(number, None)
+        for key in unmet.values():
             self.failed.remove(key)
             del self.starts[key]
+
+    def in_order(self) -> Iterator[bytes]:
+        """The keys of all lines that count, in the order of `_numbers`."""
+        return (self.starts.keys_met[number] for number in self._numbers())
+
+    def _numbers(self) -> Iterator[int]:
+        """Numbers of the keys that have a line: as `pending` met them, then as the lines stand."""
+        count = len(self.starts.keys_met)
+        others = bytearray(map(self.starts.has, range(count)))
+        for number in self._order:
+            if others[number]:
+                others[number] = False
+                yield number
+        yield from sorted(compress(range(count), others), key=self.starts.at)
 
     def cut(self) -> None:
         """Removes a torn last line."""
@@ -158,9 +193,7 @@ class Journal:
         """
         if self.new:
             return False
-        met = dict.fromkeys(key for key in self.order if key in self.starts)
-        starts = [self.starts[key] for key in met]
-        starts += sorted(start for key, start in self.starts.items() if key not in met)
+        starts = array("Q", map(self.starts.at, self._numbers()))
         if len(starts) == self.lines and all(a < b for a, b in pairwise(starts)):
             return False
         new = beside(self.path, "new")

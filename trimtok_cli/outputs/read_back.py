@@ -16,6 +16,7 @@ from itertools import compress
 from typing import Any, NamedTuple
 
 from trimtok_cli.data import Seconds
+from trimtok_cli.key_table import SIZE
 
 STAGES = tuple(field.name for field in fields(Seconds))
 
@@ -57,10 +58,12 @@ class Lines(NamedTuple):
 
 def read_lines(block: bytes) -> Lines:
     """The lines of a block, up to the first that is torn. Raises NoRecord."""
-    rows = _RECORD.findall(block)
-    if rows and sum(len(row[0]) for row in rows) == len(block):
-        with suppress(ValueError):  # a number that is none
-            return _matched(rows)
+    for pattern in (_QUICK_RECORD, _RECORD):
+        rows = pattern.findall(block)
+        whole = sum(len(row[0]) for row in rows) == len(block)
+        if rows and whole and len(rows) == block.count(b"\n"):
+            with suppress(ValueError):  # a number that is none
+                return _matched(rows)
     return _in_columns(list(_each(BytesIO(block))))
 
 
@@ -101,7 +104,7 @@ def _each(lines: Iterable[bytes]) -> Iterator[tuple[Any, ...]]:
 def _parsed(row: Any) -> tuple[Any, ...]:
     facts: dict[str, Any] = row["metadata"]
     key = bytes.fromhex(facts["key"])
-    if not key:
+    if len(key) != SIZE:
         raise ValueError("it has no key")
     return (
         key,
@@ -130,7 +133,12 @@ _PLAIN = r'"[^"\\\n]*+"'
 
 _TEXT = r'"[^"\\\n]*+(?:\\.[^"\\\n]*+)*+"'
 
-_TEXTS = rf"\[(?:{_TEXT}(?:, {_TEXT})*+)?+\]"
+# The same, looked for quickly: line ends are counted afterwards, and a quotation mark behind one
+# backslash is the text's own. One behind several matches nothing, and is left to _TEXT.
+
+_QUICK_PLAIN = '"[^"]*+"'
+
+_QUICK_TEXT = r'"[^"]*+"(?:(?<=[^\\]\\")[^"]*+")*+(?<!\\")'
 
 _NUMBER = r"[-+.0-9e]++"
 
@@ -143,45 +151,50 @@ def _object(**members: str) -> str:
     return r"\{" + ", ".join(f'"{name}": {value}' for name, value in members.items()) + r"\}"
 
 
-_METADATA = _object(
-    status='"([a-z]++)"',
-    error=_TEXT,
-    error_class=_PLAIN,
-    finish_reason='"([a-z]++)"',
-    flags=_object(cut_off="[a-z]++", loops="([a-z]++)"),
-    method=_PLAIN,
-    setting=_object(name=_TEXT, keep=_PLAIN, changes=_TEXT),
-    usage=_object(
-        prompt_tokens=r"[0-9]++", prompt_tokens_dense=r"[0-9]++", completion_tokens=r"([0-9]++)"
-    ),
-    visual=_object(
-        tokens=r"([0-9]++)",
-        kept=r"([0-9]++)",
-        grid=_NUMBERS,
-        frames=r"[0-9]++",
-        layer_mean=_NUMBER,
-        stages=_PAIRS,
-    ),
-    timing_ms=_object(**dict.fromkeys(STAGES, f"({_NUMBER})"), batch_size=r"[0-9]++"),
-    media=_object(width=r"[0-9]++", height=r"[0-9]++", mode=_PLAIN, exif_orientation=r"[0-9]++"),
-    video=_object(decoder=_PLAIN, duration=_NUMBER, frames=r"[0-9]++", frame_times=_NUMBERS),
-    prompt_sent=_TEXT,
-    warnings=f"({_TEXTS})",
-    run='"([0-9a-f]++)"',
-    key='"([0-9a-f]{32})"',
-)
+def _pattern(text: str, plain: str) -> re.Pattern[bytes]:
+    """What matches a record's line and its end, by how a text and one without escapes match."""
+    texts = rf"\[(?:{text}(?:, {text})*+)?+\]"
+    metadata = _object(
+        status='"([a-z]++)"',
+        error=text,
+        error_class=plain,
+        finish_reason='"([a-z]++)"',
+        flags=_object(cut_off="[a-z]++", loops="([a-z]++)"),
+        method=plain,
+        setting=_object(name=text, keep=plain, changes=text),
+        usage=_object(
+            prompt_tokens=r"[0-9]++", prompt_tokens_dense=r"[0-9]++", completion_tokens=r"([0-9]++)"
+        ),
+        visual=_object(
+            tokens=r"([0-9]++)",
+            kept=r"([0-9]++)",
+            grid=_NUMBERS,
+            frames=r"[0-9]++",
+            layer_mean=_NUMBER,
+            stages=_PAIRS,
+        ),
+        timing_ms=_object(**dict.fromkeys(STAGES, f"({_NUMBER})"), batch_size=r"[0-9]++"),
+        media=_object(width=r"[0-9]++", height=r"[0-9]++", mode=plain, exif_orientation=r"[0-9]++"),
+        video=_object(decoder=plain, duration=_NUMBER, frames=r"[0-9]++", frame_times=_NUMBERS),
+        prompt_sent=text,
+        warnings=f"({texts})",
+        run='"([0-9a-f]++)"',
+        key='"([0-9a-f]{32})"',
+    )
+    first = _object(
+        question_id=rf"(?:{text}|{_NUMBER})",
+        prompt=text,
+        text=text,
+        answer_id=plain,
+        model_id=text,
+        image=rf"(?:{text}|{texts})",
+        metadata=metadata,
+    ).removesuffix(r"\}")
+    # Further columns of the input come last. Lines with objects among them are parsed.
+    value = rf"(?:{text}|{_NUMBER}|true|false|null|{texts}|{_NUMBERS})"
+    return re.compile(rf"({first}(?:, {text}: {value})*+\}}\n)".encode())
 
-_FIRST = _object(
-    question_id=rf"(?:{_TEXT}|{_NUMBER})",
-    prompt=_TEXT,
-    text=_TEXT,
-    answer_id=_PLAIN,
-    model_id=_TEXT,
-    image=rf"(?:{_TEXT}|{_TEXTS})",
-    metadata=_METADATA,
-).removesuffix(r"\}")
 
-# Further columns of the input come last. Lines with objects among them are parsed.
-_VALUE = rf"(?:{_TEXT}|{_NUMBER}|true|false|null|{_TEXTS}|{_NUMBERS})"
+_RECORD = _pattern(_TEXT, _PLAIN)
 
-_RECORD = re.compile(rf"({_FIRST}(?:, {_TEXT}: {_VALUE})*+\}}\n)".encode())
+_QUICK_RECORD = _pattern(_QUICK_TEXT, _QUICK_PLAIN)

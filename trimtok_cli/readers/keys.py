@@ -16,27 +16,24 @@ from typing import Any
 
 from trimtok_cli.blobs import Blob, Held, Medium, Within
 from trimtok_cli.data import Sample
-
-_BYTES = 16  # of a key
+from trimtok_cli.key_table import SIZE, KeyTable
 
 
 def keyed(samples: Iterable[Sample]) -> Iterator[Sample]:
     """The samples, each with its `key` and its `turn`.
 
     The key is a hash of the id, the names, the full paths, the question, every further column, and
-    the turn. Holds 8 bytes of each sample, for the repeats.
+    the turn. Holds some 30 bytes of each sample, for the repeats.
     """
     folder = _current_folder()
-    seen: set[int] = set()
+    seen = KeyTable()
     repeats: Counter[int] = Counter()
     for sample in samples:
-        asked = int.from_bytes(_hash([sample.names, sample.question])[:8])
-        turn = 1
-        if asked in seen:
+        before = len(seen)
+        asked, turn = seen.put(_hash([sample.names, sample.question])), 1
+        if asked < before:
             repeats[asked] += 1
             turn += repeats[asked]
-        else:
-            seen.add(asked)
         key = _hash(
             [
                 sample.id,
@@ -53,12 +50,12 @@ def keyed(samples: Iterable[Sample]) -> Iterator[Sample]:
 
 def _hash(value: Any) -> bytes:
     """A hash of plain values; lone surrogates of odd file names are escapes in JSON."""
-    return hashlib.blake2b(json.dumps(value, default=repr).encode(), digest_size=_BYTES).digest()
+    return hashlib.blake2b(json.dumps(value, default=repr).encode(), digest_size=SIZE).digest()
 
 
 def _place(medium: Medium, folder: str) -> str | list[str]:
     if isinstance(medium, Held):
-        return hashlib.blake2b(medium.content, digest_size=_BYTES).hexdigest()
+        return hashlib.blake2b(medium.content, digest_size=SIZE).hexdigest()
     if isinstance(medium, Within):
         return [str(_place(medium.file, folder)), medium.name]
     return medium.name if isinstance(medium, Blob) else _full(medium, folder)
