@@ -4,13 +4,13 @@ A cell has a folder of its own, MODEL/COLUMN/SETTING, and is a run like any othe
 it was interrupted. One model is loaded at a time, and only for a cell that has something left.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 from typing import Any
 
 from trimtok_cli.commands.format_options import read_manifest
-from trimtok_cli.commands.grid_plan import Run
+from trimtok_cli.commands.grid_plan import Column, Run
 from trimtok_cli.commands.options import AnswerOptions
 from trimtok_cli.commands.run import build, run
 from trimtok_cli.commands.session import ask_of, load
@@ -22,6 +22,7 @@ from trimtok_cli.outputs.exports.answers import Answers
 from trimtok_cli.outputs.read_back import STAGES
 from trimtok_cli.readers.source import Source
 
+PART = 256  # samples that all settings answer before the next are encoded
 TRIED = 3  # samples of a cell whose budget may be out of reach
 
 
@@ -35,17 +36,26 @@ class OneModel:
     def __init__(self) -> None:
         self.key: tuple[Any, ...] | None = None
         self.adapter: Any = None
+        self.shared: Any = None
         self.problem = ""
+
+    def next_part(self) -> None:
+        """Lets go of the samples that the runs before shared."""
+        self.shared = None
 
     def __call__(
         self, config: RunConfig, screen: Screen, meanwhile: Callable[[], None]
-    ) -> tuple[Any, Any]:
-        """The adapter and the Ask of a run. Raises Unfit."""
+    ) -> tuple[Any, Any, Any]:
+        """The adapter, the Ask and the shared samples of a run. Raises Unfit.
+
+        Samples are shared on a CPU alone: a GPU's memory is for answers, and its towers are
+        recorded passes, whose memory the next pass writes anew.
+        """
         names = ("model", "revision", "device", "dtype", "clip_text", "trust_remote_code")
         key = tuple(getattr(config, name) for name in names)
         device = None if self.adapter is None else self.adapter.device
         if key != self.key:
-            self.adapter = None
+            self.adapter = self.shared = None
         if device is not None:
             from trimtok_cli.device import release
 
@@ -66,18 +76,38 @@ class OneModel:
             check_method(self.adapter, build(config))
         except (UsageError, ModelError) as error:
             raise Unfit(str(error)) from None
-        return self.adapter, ask_of(config)
+        if self.shared is None and self.adapter.device.type == "cpu":
+            from trimtok_cli.engine.shared import Shared
+
+            self.shared = Shared(self.adapter)
+        return self.adapter, ask_of(config), self.shared
 
 
-def answer(each: Run, opener: OneModel, screen: Screen) -> None:
-    """Answers what is left of one cell. Raises Unfit.
+def parts(columns: Iterable[Column], size: int) -> Iterator[tuple[Column, int]]:
+    """Each column with the number of its first samples that are due, until none is left."""
+    columns = list({column.folder: column for column in columns}.values())
+    longest = max(len(column.samples) for column in columns)
+    for start in range(0, longest, size):
+        for column in columns:
+            if start < len(column.samples):
+                yield column, min(start + size, len(column.samples))
+
+
+def answer(each: Run, opener: OneModel, screen: Screen, first: int) -> None:
+    """Answers what is left of one cell among its `first` samples. Raises Unfit.
 
     A budget that a method may not reach is tried on a few samples first.
     """
-    samples = each.column.samples
+    samples, whole = each.column.samples, first >= len(each.column.samples)
+    if not whole:
+        there = {record["metadata"]["key"] for record in _records(each)}
+        due = samples[:first]
+        if all(sample.key in there for sample in due):
+            return
+        samples = due + [sample for sample in samples[first:] if sample.key in there]
     source = Source(samples, len(samples))
-    # A folder's name may look like that of a file.
-    options = AnswerOptions(out=f"{each.folder}/")
+    # A folder's name may look like that of a file. What failed is tried again with the last part.
+    options = AnswerOptions(out=f"{each.folder}/", keep_failed=not whole)
     if each.config.budget_counts != FINAL and not read_cell([each])[0].kept:
         few = Source(samples[:TRIED], min(TRIED, len(samples)))
         run("evaluate", each.config, few, options, screen, again=lambda: few, opener=opener)

@@ -36,8 +36,9 @@ from trimtok_cli.outputs.manifest import Manifest, RunSummary
 from trimtok_cli.prepare.processes import Processes
 from trimtok_cli.readers.source import Source
 
-# Gives the adapter and the Ask of a run, as `session.load` does.
-Opener = Callable[[RunConfig, Screen, Callable[[], None]], tuple[Any, Any]]
+# Gives the adapter and the Ask of a run, as `session.load` does, and samples that it shares with
+# other runs, as `answer_all` takes them, or None.
+Opener = Callable[[RunConfig, Screen, Callable[[], None]], tuple[Any, Any, Any]]
 
 
 def run(
@@ -123,7 +124,9 @@ def load_here(
     """Opens the model in this process. number: of the samples to be answered, None if not known."""
     pruner = build(config)
     start = partial(start_workers, processes, config, number)
-    adapter, ask = (opener or load)(config, screen, start)
+    adapter, ask, shared = (
+        opener(config, screen, start) if opener else (*load(config, screen, start), None)
+    )
     described = generation(adapter, ask, config, screen)
     check_video(adapter, config)
     from trimtok_cli.engine.prompt_stage import check_method
@@ -136,7 +139,7 @@ def load_here(
         setting=Setting.of(pruner),
         model=describe(adapter),
         generation=described,
-        answer=partial(answer, workers=workers, processes=processes),
+        answer=partial(answer, workers=workers, processes=processes, shared=shared),
         facts={},
     )
 
