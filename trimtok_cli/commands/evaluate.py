@@ -132,27 +132,31 @@ def _answer_all(
 ) -> dict[Path, str]:
     """Answers what is left of every cell, model by model; returns why cells stay empty.
 
-    On a CPU the settings take turns, part by part of the samples, so that a part is encoded once
-    for all of them, and whatever is answered by then is answered by all.
+    On a CPU the settings take turns, part by part of the pictures, so that a picture is encoded
+    once for all settings and questions, and whatever is answered by then is answered by all.
     """
     from trimtok_cli.device import pick_device
 
-    on_cpu = pick_device(grid.device).type == "cpu"
-    size = cells.PART if on_cpu else max(len(column.samples) for column in columns)
+    size = cells.PART if pick_device(grid.device).type == "cpu" else None
     opener, problems = cells.OneModel(), dict[Path, str]()
     for model in grid.models:
-        for column, first in cells.parts(columns, size):
+        for part in cells.parts(columns, size):
             opener.next_part()
-            runs = [run for line in lines[model] for run in plans.runs_of(line, column, grid, out)]
-            for each in {run.folder: run for run in runs if run.folder not in problems}.values():
-                interrupts.look()
-                of = f"{first} of {len(column.samples)} questions"
-                screen.say(f"{each.folder.relative_to(out)}, {of}", "bold")
-                try:
-                    cells.answer(each, opener, screen, first)
-                except cells.Unfit as error:
-                    problems[each.folder] = str(error)
-                    screen.say(f"left out: {error}", "yellow")
+            for column, due in part:
+                cell = [
+                    run for line in lines[model] for run in plans.runs_of(line, column, grid, out)
+                ]
+                for each in {
+                    run.folder: run for run in cell if run.folder not in problems
+                }.values():
+                    interrupts.look()
+                    of = f"{len(due)} of {len(column.samples)} questions"
+                    screen.say(f"{each.folder.relative_to(out)}, {of}", "bold")
+                    try:
+                        cells.answer(each, due, opener, screen)
+                    except cells.Unfit as error:
+                        problems[each.folder] = str(error)
+                        screen.say(f"left out: {error}", "yellow")
     return problems
 
 

@@ -6,6 +6,7 @@ it was interrupted. One model is loaded at a time, and only for a cell that has 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from statistics import median
 from typing import Any
 
@@ -16,13 +17,15 @@ from trimtok_cli.commands.run import build, run
 from trimtok_cli.commands.session import ask_of, load
 from trimtok_cli.commands.terminal.progress import Screen
 from trimtok_cli.config import RunConfig
+from trimtok_cli.data import Sample
 from trimtok_cli.errors import ModelError, TrimtokError, UsageError
 from trimtok_cli.evaluation.grid_table import FINAL, Cell
+from trimtok_cli.evaluation.statistics import pictures_of
 from trimtok_cli.outputs.exports.answers import Answers
 from trimtok_cli.outputs.read_back import STAGES
 from trimtok_cli.readers.source import Source
 
-PART = 256  # samples that all settings answer before the next are encoded
+PART = 512  # pictures that all settings read before the next are encoded
 TRIED = 3  # samples of a cell whose budget may be out of reach
 
 
@@ -56,7 +59,7 @@ class OneModel:
         device = None if self.adapter is None else self.adapter.device
         if key != self.key:
             self.adapter = self.shared = None
-        if device is not None:
+        if device is not None and (key != self.key or device.type != "cpu"):
             from trimtok_cli.device import release
 
             release(device)  # of the caches of the cell before, or of the model before
@@ -83,28 +86,37 @@ class OneModel:
         return self.adapter, ask_of(config), self.shared
 
 
-def parts(columns: Iterable[Column], size: int) -> Iterator[tuple[Column, int]]:
-    """Each column with the number of its first samples that are due, until none is left."""
+def parts(
+    columns: Iterable[Column], size: int | None
+) -> Iterator[list[tuple[Column, list[Sample]]]]:
+    """The columns, each with its samples about the first `size` pictures, then about as many more.
+
+    Columns take turns, so that those that ask about the same pictures do so in the same part. A
+    size of None is one part.
+    """
     columns = list({column.folder: column for column in columns}.values())
-    longest = max(len(column.samples) for column in columns)
-    for start in range(0, longest, size):
-        for column in columns:
-            if start < len(column.samples):
-                yield column, min(start + size, len(column.samples))
+    turns = zip_longest(*(column.samples for column in columns))
+    met = dict.fromkeys(pictures_of(each) for turn in turns for each in turn if each is not None)
+    number = {pictures: place for place, pictures in enumerate(met)}
+    for end in range(size or len(met), len(met) + (size or 1), size or len(met)):
+        yield [
+            (column, [each for each in column.samples if number[pictures_of(each)] < end])
+            for column in columns
+        ]
 
 
-def answer(each: Run, opener: OneModel, screen: Screen, first: int) -> None:
-    """Answers what is left of one cell among its `first` samples. Raises Unfit.
+def answer(each: Run, due: list[Sample], opener: OneModel, screen: Screen) -> None:
+    """Answers what is left of one cell among its samples that are due. Raises Unfit.
 
     A budget that a method may not reach is tried on a few samples first.
     """
-    samples, whole = each.column.samples, first >= len(each.column.samples)
+    samples, whole = each.column.samples, len(due) == len(each.column.samples)
     if not whole:
         there = {record["metadata"]["key"] for record in _records(each)}
-        due = samples[:first]
-        if all(sample.key in there for sample in due):
+        due_keys = {sample.key for sample in due}
+        if due_keys <= there:
             return
-        samples = due + [sample for sample in samples[first:] if sample.key in there]
+        samples = [sample for sample in samples if sample.key in due_keys | there]
     source = Source(samples, len(samples))
     # A folder's name may look like that of a file. What failed is tried again with the last part.
     options = AnswerOptions(out=f"{each.folder}/", keep_failed=not whole)
