@@ -779,9 +779,9 @@ def train_joint(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast)
             for name in names:
                 parts[name].load_state_dict(state[name])
     groups = [
-        {"named": named(tower, heads), "lr": 8e-4},
-        {"named": named(projector), "lr": 1.5e-3},
-        {"named": named(language, spelling), "lr": 1e-3},
+        {"named": named(tower, heads), "lr": 8e-4 * options.rate},
+        {"named": named(projector), "lr": 1.5e-3 * options.rate},
+        {"named": named(language, spelling), "lr": 1e-3 * options.rate},
     ]
     if options.only_language:
         groups = [{"named": named(language), "lr": 7e-4}]
@@ -810,7 +810,8 @@ def train_joint(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast)
         weight = torch.where(truth["kind"] > 0, 1.0, 0.1) * (1 + 2 * truth["center"])
         spelled = (((visual - target) ** 2).sum(-1) * weight).sum() / weight.sum()
         seen = patch_loss(features.float(), truth, heads)
-        loss = spelled + 0.3 * seen
+        # What is not taught is still measured.
+        loss = spelled * options.spelling + 0.3 * seen
         shown = {"spelled": spelled, "seen": seen}
         if whole:
             batch = turns.batch(asked, visual.shape[1])
@@ -962,6 +963,16 @@ def main() -> None:
     )
     parser.add_argument(
         "--only-language", action="store_true", help="joint: tower and projector stay as they are"
+    )
+    parser.add_argument(
+        "--spelling",
+        type=float,
+        default=1.0,
+        help="joint: weight of the loss that teaches visual tokens to lie near the words for what "
+        "they show; 0 is without",
+    )
+    parser.add_argument(
+        "--rate", type=float, default=1.0, help="joint: share of the learning rates"
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)

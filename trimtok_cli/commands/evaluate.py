@@ -129,23 +129,33 @@ def _answer_all(
     out: Path,
     screen: Screen,
 ) -> dict[Path, str]:
-    """Answers what is left of every cell, model by model; returns why cells stay empty."""
-    every = {
-        each.folder: each
-        for model in grid.models
-        for column in columns
-        for line in lines[model]
-        for each in plans.runs_of(line, column, grid, out)
-    }
-    opener, problems = cells.OneModel(), {}
-    for number, each in enumerate(every.values(), start=1):
-        interrupts.look()
-        screen.say(f"cell {number} of {len(every)}: {each.folder.relative_to(out)}", "bold")
-        try:
-            cells.answer(each, opener, screen)
-        except cells.Unfit as error:
-            problems[each.folder] = str(error)
-            screen.say(f"left out: {error}", "yellow")
+    """Answers what is left of every cell, model by model; returns why cells stay empty.
+
+    On a CPU the settings take turns, part by part of the pictures, so that a picture is encoded
+    once for all settings and questions, and whatever is answered by then is answered by all.
+    """
+    from trimtok_cli.device import pick_device
+
+    size = cells.PART if pick_device(grid.device).type == "cpu" else None
+    opener, problems = cells.OneModel(), dict[Path, str]()
+    for model in grid.models:
+        for part in cells.parts(columns, size):
+            opener.next_part()
+            for column, due in part:
+                cell = [
+                    run for line in lines[model] for run in plans.runs_of(line, column, grid, out)
+                ]
+                for each in {
+                    run.folder: run for run in cell if run.folder not in problems
+                }.values():
+                    interrupts.look()
+                    of = f"{len(due)} of {len(column.samples)} questions"
+                    screen.say(f"{each.folder.relative_to(out)}, {of}", "bold")
+                    try:
+                        cells.answer(each, due, opener, screen)
+                    except cells.Unfit as error:
+                        problems[each.folder] = str(error)
+                        screen.say(f"left out: {error}", "yellow")
     return problems
 
 

@@ -38,8 +38,9 @@ from trimtok_cli.outputs.manifest import Manifest, RunSummary
 from trimtok_cli.prepare.processes import Processes
 from trimtok_cli.readers.source import Source
 
-# Gives the adapter and the Ask of a run, as `session.load` does.
-Opener = Callable[[RunConfig, Screen, Callable[[], None]], tuple[Any, Any]]
+# Gives the adapter and the Ask of a run, as `session.load` does, and samples that it shares with
+# other runs, as `answer_all` takes them, or None.
+Opener = Callable[[RunConfig, Screen, Callable[[], None]], tuple[Any, Any, Any]]
 
 
 def run(
@@ -130,7 +131,10 @@ def load_here(
     """Opens the model in this process. number: of the samples to be answered, None if not known."""
     pruner, local = build(config), config.engine == "local"
     start = partial(start_workers, processes, config, number)
-    adapter, ask = (opener or partial(load, front=not local))(config, screen, start)
+    if opener:
+        adapter, ask, shared = opener(config, screen, start)
+    else:
+        adapter, ask, shared = *load(config, screen, start, front=not local), None
     described = generation(adapter, ask, config, screen)
     check_video(adapter, config)
     from trimtok_cli.engine.prompt_stage import check_method
@@ -148,7 +152,7 @@ def load_here(
         engine=engine,
         model=describe(adapter),
         generation=described,
-        answer=partial(answer, workers=workers, processes=processes),
+        answer=partial(answer, workers=workers, processes=processes, shared=shared),
         facts={},
     )
 

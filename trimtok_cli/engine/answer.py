@@ -3,8 +3,9 @@
 A pruner is a value, and None is dense; a model is an Adapter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -21,6 +22,8 @@ from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.prepare.sample import Ask, Prepared, prepare
 from trimtok_cli.pruners.base import Pruner
 from trimtok_cli.pruners.registry import reads_tower
+
+Encoding = Callable[[Sequence[Prepared]], list[Encoded]]
 
 
 def answer(
@@ -87,18 +90,22 @@ def prune(adapter: Adapter, pruner: Pruner | None, encoded: Sequence[Encoded]) -
 
 
 def reduce(
-    adapter: Adapter, pruner: Pruner | None, prepared: Sequence[Prepared]
+    adapter: Adapter,
+    pruner: Pruner | None,
+    prepared: Sequence[Prepared],
+    encoding: Encoding | None = None,
 ) -> tuple[list[Pruned], list[Failed]]:
     """Encodes and prunes samples together; returns the pruned samples and the failed ones.
 
-    A batch that breaks is tried again in halves, so that a sample fails only by itself.
+    A batch that breaks is tried again in halves, so that a sample fails only by itself. encoding:
+    stands in the place of `encode`.
     """
-    signals = reads_tower(pruner)
+    encoding = encoding or partial(encode, adapter, signals=reads_tower(pruner))
     ready: list[Pruned] = []
     failed: list[Failed] = []
 
     def work(group: list[Prepared]) -> list[Pruned]:
-        return prune(adapter, pruner, encode(adapter, group, signals=signals))
+        return prune(adapter, pruner, encoding(group))
 
     for each, made in in_halves(work, list(prepared), adapter.device):
         error = made if isinstance(made, Exception) else too_long(adapter, made)

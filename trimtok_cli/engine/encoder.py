@@ -17,7 +17,7 @@ from torch import Tensor
 
 from trimtok_cli.data import Failed
 from trimtok_cli.device import LAUNCHES, reset_peak
-from trimtok_cli.engine.answer import reduce
+from trimtok_cli.engine.answer import Encoding, reduce
 from trimtok_cli.engine.batch import Pruned
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.prepare.sample import Prepared
@@ -34,9 +34,15 @@ class InTurn:
     """Encodes and prunes samples when they are taken."""
 
     def __init__(
-        self, adapter: Adapter, pruner: Pruner | None, samples: Iterator[Prepared | Failed]
+        self,
+        adapter: Adapter,
+        pruner: Pruner | None,
+        samples: Iterator[Prepared | Failed],
+        encoding: Encoding | None = None,
     ) -> None:
+        """encoding: stands in the place of `answer.encode`."""
         self.adapter, self.pruner, self.samples = adapter, pruner, samples
+        self.encoding = encoding
 
     def take(self, count: int) -> Reduced:
         """The next `count` samples, pruned or failed; fewer only at the end of the samples."""
@@ -52,7 +58,7 @@ class InTurn:
         if not ready:
             return [], failed
         reset_peak(self.adapter.device)
-        pruned, broken = reduce(self.adapter, self.pruner, ready)
+        pruned, broken = reduce(self.adapter, self.pruner, ready, self.encoding)
         return pruned, failed + broken
 
 
@@ -65,9 +71,13 @@ class Ahead(InTurn):
     """
 
     def __init__(
-        self, adapter: Adapter, pruner: Pruner | None, samples: Iterator[Prepared | Failed]
+        self,
+        adapter: Adapter,
+        pruner: Pruner | None,
+        samples: Iterator[Prepared | Failed],
+        encoding: Encoding | None = None,
     ) -> None:
-        super().__init__(adapter, pruner, samples)
+        super().__init__(adapter, pruner, samples, encoding)
         cuda = adapter.device.type == "cuda"
         self.stream = torch.cuda.Stream(adapter.device) if cuda else None
         self.thread = ThreadPoolExecutor(1, "trimtok-encoder")

@@ -14,6 +14,7 @@ from trimtok_cli.engine.encoder import Ahead, InTurn
 from trimtok_cli.engine.loops import loop_for, prunes_in_decoder, rules_for
 from trimtok_cli.engine.order import numbered
 from trimtok_cli.engine.results import failed_result, failure_of, result_of, shown
+from trimtok_cli.engine.shared import Shared
 from trimtok_cli.generation.capacity import most_ahead
 from trimtok_cli.generation.types import Loop
 from trimtok_cli.in_order import InOrder
@@ -35,6 +36,7 @@ def answer_all(
     processes: Processes | None = None,
     encode_ahead: bool | None = None,
     new_loop: Callable[..., Loop] = loop_for,
+    shared: Shared | None = None,
 ) -> Iterator[Result]:
     """Results in the order of the samples.
 
@@ -43,6 +45,7 @@ def answer_all(
     holds those that were started in advance. encode_ahead: whether a second thread encodes and
     prunes the next samples while the loop decodes; by default on CUDA, where workers prepare them.
     new_loop: makes the token loop, as `loop_for` does; another engine brings its own.
+    shared: samples that other settings were given, too; this process prepares and encodes them.
     A sample that fails becomes a Result with an error; only a ModelError ends the run.
     """
     check_settings(RunConfig, batch_size=batch_size or "auto", workers=workers)
@@ -50,25 +53,27 @@ def answer_all(
     loop = new_loop(adapter, pruner, rules, decode=ask.decode, batch_limit=batch_size)
     turn = InOrder()
     if encode_ahead is None:
-        encode_ahead = adapter.device.type == "cuda" and workers > 0
+        encode_ahead = adapter.device.type == "cuda" and workers > 0 and shared is None
     # A pruner that goes on inside the decoder would choose in both threads at once.
     encoder = Ahead if encode_ahead and not prunes_in_decoder(adapter, pruner) else InTurn
+    encoding = shared.encode if shared else None
     # The next batches are prepared while the current batch runs.
     batches = 3 if encoder is Ahead else 2
     ahead = max(PREFETCH * workers, batches * (batch_size or most_ahead(adapter.device)))
+    if shared:
+        source = shared.prepare(samples, ask)
+    else:
+        source = prefetch(
+            adapter.preprocessor, samples, ask, workers=workers, ahead=ahead, processes=processes
+        )
     with (
         frozen_heap(),
+        closing(source) as prepared,
         closing(
-            prefetch(
-                adapter.preprocessor,
-                samples,
-                ask,
-                workers=workers,
-                ahead=ahead,
-                processes=processes,
+            encoder(
+                adapter, pruner, numbered(prepared, ask, seeds=rules.samples), encoding=encoding
             )
-        ) as prepared,
-        closing(encoder(adapter, pruner, numbered(prepared, ask, seeds=rules.samples))) as encoded,
+        ) as encoded,
     ):
         while True:
             pruned, failed = encoded.take(loop.room())

@@ -94,6 +94,7 @@ class Screen:
 
     def track(self, total: int | None) -> Self:
         self.total, self.start, self.told = total, time.perf_counter(), time.perf_counter()
+        self.done = self.failed = self.kept = self.visual = 0
         return self
 
     def __enter__(self) -> Self:
