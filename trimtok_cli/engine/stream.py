@@ -3,12 +3,13 @@
 Read `answer_all` first. Knows no method and no family.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
+from functools import partial
 
 from trimtok_cli.bounds import check_settings
 from trimtok_cli.config import RunConfig
-from trimtok_cli.data import Result, Sample
+from trimtok_cli.data import Failed, Result, Sample
 from trimtok_cli.device import frozen_heap
 from trimtok_cli.engine.encoder import Ahead, InTurn
 from trimtok_cli.engine.loops import loop_for, prunes_in_decoder, rules_for
@@ -21,7 +22,7 @@ from trimtok_cli.in_order import InOrder
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.prepare.pool import PREFETCH, prefetch
 from trimtok_cli.prepare.processes import Processes
-from trimtok_cli.prepare.sample import Ask
+from trimtok_cli.prepare.sample import Ask, Prepared
 from trimtok_cli.pruners.base import Pruner
 
 
@@ -44,9 +45,9 @@ def answer_all(
     processes that prepare samples in advance; 0 prepares each sample when it is due. `processes`
     holds those that were started in advance. encode_ahead: whether a second thread encodes and
     prunes the next samples while the loop decodes; by default on CUDA, where workers prepare them.
-    new_loop: makes the token loop, as `loop_for` does; another engine brings its own.
-    shared: samples that other settings were given, too; this process prepares and encodes them.
-    A sample that fails becomes a Result with an error; only a ModelError ends the run.
+    new_loop: makes the token loop, as `loop_for` does; another engine brings its own. shared:
+    samples that other settings were given, too; this process prepares and encodes them. A sample
+    that fails becomes a Result with an error; only a ModelError ends the run.
     """
     check_settings(RunConfig, batch_size=batch_size or "auto", workers=workers)
     rules = rules_for(adapter, ask)
@@ -56,24 +57,18 @@ def answer_all(
         encode_ahead = adapter.device.type == "cuda" and workers > 0 and shared is None
     # A pruner that goes on inside the decoder would choose in both threads at once.
     encoder = Ahead if encode_ahead and not prunes_in_decoder(adapter, pruner) else InTurn
-    encoding = shared.encode if shared else None
     # The next batches are prepared while the current batch runs.
     batches = 3 if encoder is Ahead else 2
     ahead = max(PREFETCH * workers, batches * (batch_size or most_ahead(adapter.device)))
-    if shared:
-        source = shared.prepare(samples, ask)
-    else:
-        source = prefetch(
-            adapter.preprocessor, samples, ask, workers=workers, ahead=ahead, processes=processes
-        )
+    prepare: Callable[..., Generator[Prepared | Failed]] = partial(
+        prefetch, adapter.preprocessor, workers=workers, ahead=ahead, processes=processes
+    )
+    prepare, encoding = (shared.prepare, shared.encode) if shared else (prepare, None)
+    counted = partial(numbered, seeds=rules.samples)
     with (
         frozen_heap(),
-        closing(source) as prepared,
-        closing(
-            encoder(
-                adapter, pruner, numbered(prepared, ask, seeds=rules.samples), encoding=encoding
-            )
-        ) as encoded,
+        closing(prepare(samples, ask)) as prepared,
+        closing(encoder(adapter, pruner, counted(prepared, ask), encoding)) as encoded,
     ):
         while True:
             pruned, failed = encoded.take(loop.room())
