@@ -9,6 +9,7 @@ import pytest
 from tests.support.stub_engine import call, without_times
 from tests.support.stub_vllm import StubCore, loop_over
 from trimtok_cli.commands import engines, run
+from trimtok_cli.models.loading import load_model
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def stub(monkeypatch):
 
     def start(config, adapter, pruner, ask, screen):
         found.started += 1
-        whole = __import__("trimtok_cli").load_model(config.model, device="cpu")
+        whole = load_model(config.model, device="cpu")
 
         def new_loop(adapter, pruner, rules, **_):
             core = StubCore(whole, breaks=found.breaks)
@@ -37,7 +38,8 @@ def line(pictures, folder, out, *more):
 
 
 def rows(out):
-    return [without_times(json.loads(row)) for row in Path(out, "answers.jsonl").open()]
+    lines = Path(out, "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    return [without_times(json.loads(row)) for row in lines]
 
 
 def test_a_run_has_the_records_of_a_local_one_and_says_what_ran_it(stub, pictures, llava_folder):
@@ -49,7 +51,8 @@ def test_a_run_has_the_records_of_a_local_one_and_says_what_ran_it(stub, picture
     manifest = json.loads(Path("o/run.json").read_text())
     assert manifest["engine"] == {"name": "vllm", "version": "0.32.0"}
     assert manifest["config"]["engine"] == "vllm"
-    times = [json.loads(row)["metadata"]["timing_ms"] for row in Path("o/answers.jsonl").open()]
+    lines = Path("o/answers.jsonl").read_text(encoding="utf-8").splitlines()
+    times = [json.loads(row)["metadata"]["timing_ms"] for row in lines]
     assert len([each for each in times if each["prefill"] > 0 and each["decode"] > 0]) == 7
 
 

@@ -23,6 +23,7 @@ from trimtok_cli.data import Sample
 from trimtok_cli.engine.stream import answer_all
 from trimtok_cli.errors import ModelError
 from trimtok_cli.models.loading import load_model
+from trimtok_cli.on_vllm.loop import Shape
 from trimtok_cli.on_vllm.options import prepare_environment
 from trimtok_cli.prepare.sample import Ask
 from trimtok_cli.pruners.registry import build_pruner
@@ -128,15 +129,17 @@ def test_bad_prompts_fail_alone_and_leave_the_next_answers_as_they_are(pair, pro
     assert ids_of(again, range(6)) == ids_of(want, range(6))
 
 
-def test_scores_that_are_no_numbers_spoil_no_other_answer(pair, prompts):
-    """A prompt of rows that are numbers, and too large for the language model's arithmetic."""
+def test_scores_that_are_no_numbers_spoil_no_other_answer(pair, prompts, monkeypatch):
+    """NaN that does get into vLLM's cache: its request fails, and the cache is cleared of it."""
     whole, front, engine = pair
     want = run_all(continuous(whole, max_new_tokens=STEPS), prompts)
-    huge = torch.full_like(prompts[1].embeds, torch.finfo(torch.float32).max)
-    given = [prompts[0], _with(prompts[1], huge), *prompts[2:]]
+    holes = prompts[1].embeds.clone()
+    holes[:, 0] = float("nan")
+    monkeypatch.setattr(Shape, "refusal", lambda *_: None)
     loop = engine.loop(front, None, rules(front, max_new_tokens=STEPS))
-    found = run_all(loop, given)
-    assert sorted(n for n, each in found.items() if each.error) in ([], [1])
+    found = run_all(loop, [prompts[0], _with(prompts[1], holes), *prompts[2:]])
+    assert [n for n, each in found.items() if each.error] == [1]
+    assert "no next token has a number" in str(found[1].error)
     rest = [0, 2, 3, 4, 5]
     assert ids_of(found, rest) == ids_of(want, rest)
     again = run_all(loop, prompts)
@@ -170,7 +173,8 @@ def line(out: Path, *more: str) -> list[str]:
 
 
 def contents(folder: Path) -> list[object]:
-    return [without_times(json.loads(row)) for row in (folder / "answers.jsonl").open()]
+    lines = (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    return [without_times(json.loads(row)) for row in lines]
 
 
 def test_a_run_that_is_killed_in_the_middle_ends_as_one_that_was_not(tmp_path):
