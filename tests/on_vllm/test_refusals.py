@@ -14,7 +14,7 @@ from trimtok_cli.models.loading import load_model
 from trimtok_cli.on_vllm import options
 from trimtok_cli.on_vllm.engine import Engine, architecture, check
 from trimtok_cli.on_vllm.options import OPEN, check_options, options_for
-from trimtok_cli.on_vllm.plugin import WHOLE_PROMPTS
+from trimtok_cli.on_vllm.plugin import PLAIN_PROMPTS, WHOLE_PROMPTS
 from trimtok_cli.on_vllm.rules import sampling_of
 from trimtok_cli.on_vllm.versions import check_version
 from trimtok_cli.pruners.registry import build_pruner
@@ -144,8 +144,8 @@ def test_methods_inside_the_decoder_are_refused(llava, method):
 
 def test_methods_that_prune_the_prompt_and_dense_are_taken(llava):
     for method in ("trimtokenator", "divprune", "visionzip", "tome", "random"):
-        check(llava, build_pruner(method, {"keep": "5"}), rules(llava))
-    check(llava, None, rules(llava))
+        assert check(llava, build_pruner(method, {"keep": "5"}), rules(llava)) is None
+    assert check(llava, None, rules(llava)) is None
 
 
 def test_deepstack_and_rows_that_see_each_other_are_refused(tmp_path_factory):
@@ -157,13 +157,24 @@ def test_deepstack_and_rows_that_see_each_other_are_refused(tmp_path_factory):
         check(both, None, rules(both))
 
 
-def test_positions_of_three_axes_need_a_model_that_is_known(tmp_path_factory):
+def test_positions_of_three_axes_need_a_model_of_ours_in_vllm(tmp_path_factory):
     adapter = folder(tmp_path_factory, qwen2_vl)
     assert architecture(adapter) in WHOLE_PROMPTS
     check(adapter, None, rules(adapter))
     adapter.model.config.architectures = ["Another"]
-    with pytest.raises(ModelError, match=r"three-dimensional.*--engine local"):
+    with pytest.raises(ModelError, match=r"Another.*was not tested.*--engine local"):
         check(adapter, None, rules(adapter))
+
+
+def test_a_class_of_models_that_was_not_tried_is_refused(llava):
+    assert architecture(llava) in PLAIN_PROMPTS
+    shown = llava.model.config.architectures
+    llava.model.config.architectures = ["Another"]
+    try:
+        with pytest.raises(ModelError, match=r"Another.*was not tested.*--engine local"):
+            check(llava, None, rules(llava))
+    finally:
+        llava.model.config.architectures = shown
 
 
 def test_recorded_logits_are_refused(llava):

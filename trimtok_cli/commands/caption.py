@@ -19,7 +19,8 @@ EXAMPLES = (
     "Examples:\n\n"
     "trimtok caption ./images --keep 64\n\n"
     "trimtok caption photo.jpg 'more/*.png' --prompt 'What is unusual here?' -o captions.jsonl\n\n"
-    "find . -name '*.jpg' | trimtok caption - --model llava-1.5-13b --batch-size 8 -o out"
+    "find . -name '*.jpg' | trimtok caption - --model llava-1.5-13b --batch-size 8 -o out\n\n"
+    "trimtok caption ./images --engine vllm --batch-size 64 --vllm-args tensor_parallel_size=2"
 )
 
 Sources = Annotated[

@@ -17,6 +17,7 @@ EXAMPLES = (
     "Examples:\n\n"
     "trimtok vqa questions.jsonl --keep 64 -o answers.jsonl\n\n"
     "trimtok vqa pope.jsonl --image-root coco/val2014 --max-new-tokens 8 --batch-size 8\n\n"
+    "trimtok vqa pope.jsonl --image-root coco/val2014 --engine vllm --batch-size auto\n\n"
     'A row: {"question_id": 1, "image": "a.jpg", "text": "Is there a dog?"}; image may be a '
     "list, and further columns ride along."
 )

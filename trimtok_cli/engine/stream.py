@@ -53,10 +53,7 @@ def answer_all(
     rules = rules_for(adapter, ask)
     loop = new_loop(adapter, pruner, rules, decode=ask.decode, batch_limit=batch_size)
     turn = InOrder()
-    if encode_ahead is None:
-        encode_ahead = adapter.device.type == "cuda" and workers > 0 and shared is None
-    # A pruner that goes on inside the decoder would choose in both threads at once.
-    encoder = Ahead if encode_ahead and not prunes_in_decoder(adapter, pruner) else InTurn
+    encoder = _encoder(adapter, pruner, encode_ahead, 0 if shared else workers)
     # The next batches are prepared while the current batch runs.
     batches = 3 if encoder is Ahead else 2
     ahead = max(PREFETCH * workers, batches * (batch_size or most_ahead(adapter.device)))
@@ -86,3 +83,13 @@ def answer_all(
             for each in failed:
                 turn.put(each.number, failed_result(each, pruner, ask))
             yield from turn.due()
+
+
+def _encoder(
+    adapter: Adapter, pruner: Pruner | None, ahead: bool | None, workers: int
+) -> type[InTurn]:
+    """The encoder of a run. ahead: see `answer_all`."""
+    if ahead is None:
+        ahead = adapter.device.type == "cuda" and workers > 0
+    # A pruner that goes on inside the decoder would choose in both threads at once.
+    return Ahead if ahead and not prunes_in_decoder(adapter, pruner) else InTurn

@@ -15,7 +15,7 @@ from trimtok_cli.generation.rules import Rules
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.on_vllm.loop import Shape, VllmLoop
 from trimtok_cli.on_vllm.options import check_options, options_for, prepare_environment
-from trimtok_cli.on_vllm.plugin import WHOLE_PROMPTS
+from trimtok_cli.on_vllm.plugin import PLAIN_PROMPTS, WHOLE_PROMPTS
 from trimtok_cli.on_vllm.rules import check_rules, sampling_of
 from trimtok_cli.on_vllm.versions import check_version
 from trimtok_cli.pruners.base import Pruner
@@ -41,10 +41,11 @@ def check(adapter: Adapter, pruner: Pruner | None, rules: Rules) -> None:
             f"--engine vllm: in {adapter.name} the rows of an image see each other in both "
             f"directions, and vLLM reads rows in one: {LOCAL}."
         )
-    if not adapter.renumbers and architecture(adapter) not in WHOLE_PROMPTS:
+    known = PLAIN_PROMPTS if adapter.renumbers else tuple(WHOLE_PROMPTS)
+    if architecture(adapter) not in known:
         raise ModelError(
-            f"--engine vllm: the positions of {adapter.name} are three-dimensional, and vLLM "
-            f"counts rows: {LOCAL}."
+            f"--engine vllm: {adapter.name} is a {architecture(adapter)}, which was not tested "
+            f"with vLLM (tested are {', '.join((*PLAIN_PROMPTS, *WHOLE_PROMPTS))}): {LOCAL}."
         )
     if adapter.device.type not in ("cpu", "cuda"):
         raise ModelError(f"--engine vllm runs on cuda or cpu, not on {adapter.device}: {LOCAL}.")

@@ -4,6 +4,13 @@ Registers models that read a whole prompt as rows with positions of their own. T
 a run asks for them by name.
 """
 
+# The classes whose prompts are rows with plain positions, as far as they were tried: of their
+# checkpoints vLLM then loads the language model alone.
+PLAIN_PROMPTS = (
+    "InternVLForConditionalGeneration",
+    "LlavaForConditionalGeneration",
+)
+
 # A family's own class in vLLM, and the one that reads whole prompts.
 WHOLE_PROMPTS = {
     "Qwen2VLForConditionalGeneration": "TrimtokQwen2VL",
