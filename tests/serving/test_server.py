@@ -19,6 +19,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.support.generating import rules
 from tests.test_walls import ROOT
@@ -48,12 +49,14 @@ QUIET = {
     "HF_HUB_OFFLINE": "1",
 }
 
-# As it is started by default, and without the caches that can be turned off.
+# With vLLM's caches as they are by default, and without those that can be turned off. Nothing is
+# compiled, which takes vLLM minutes on a CPU.
+ARGUMENTS = "--enforce-eager --max-model-len 1024 --max-num-seqs 8"
 SERVERS = {
-    "caches": ["--keep", "64"],
+    "caches": ["--keep", "64", "--vllm-args", ARGUMENTS],
     "no caches": [
         *("--keep", "11.1%", "--vllm-args"),
-        "--max-model-len 1024 --mm-processor-cache-gb 0 --no-enable-prefix-caching",
+        f"{ARGUMENTS} --mm-processor-cache-gb 0 --no-enable-prefix-caching",
     ],
 }
 
@@ -198,26 +201,57 @@ def test_answers_are_the_engines_one_by_one_and_many_at_once(client, asked):
 
 
 def test_a_question_in_front_of_its_image_is_read_as_well(client, asked):
-    for one in asked[:5]:
-        assert told(ask(client, one.images, one.words, words_first=True)) == expected(one)
+    replies = [ask(client, one.images, one.words, words_first=True) for one in asked[:5]]
+    assert [told(reply) for reply in replies] == [expected(one) for one in asked[:5]]
+
+
+def test_another_endpoint_prunes_alike(client, asked):
+    (one,) = [one for one in asked if one.words and len(one.images) == 2]
+    reply = client.responses.create(
+        model=MODEL,
+        input=[
+            {
+                "role": "user",
+                "content": [
+                    *(
+                        {"type": "input_image", "image_url": address(path.read_bytes())}
+                        for path in one.images
+                    ),
+                    {"type": "input_text", "text": one.words},
+                ],
+            }
+        ],
+        temperature=0,
+        max_output_tokens=LONGEST,
+    )
+    assert reply.usage.input_tokens == one.prompt_tokens
+    assert reply.output_text == ask(client, one.images, one.words).choices[0].message.content
 
 
 def test_a_later_turn_prunes_by_its_own_question(client, asked):
-    one = asked[0]
-    earlier = [
-        {"role": "user", "content": [picture(one.images[0]), {"type": "text", "text": "Is it?"}]},
-        {"role": "assistant", "content": "no"},
-    ]
-    replies = [
-        client.chat.completions.create(
-            model=MODEL,
-            messages=[*earlier, {"role": "user", "content": words}],
-            temperature=0,
-            max_tokens=1,
-        )
-        for words in (one.words, "What color is the circle?")
-    ]
-    assert [reply.usage.prompt_tokens > one.prompt_tokens for reply in replies] == [True, True]
+    """As `generate` of transformers does in a block that prunes, with the same chat."""
+    path, question = asked[0].images[0], asked[1].words
+    model = AutoModelForImageTextToText.from_pretrained(MODEL, dtype="float32")
+    processor = AutoProcessor.from_pretrained(MODEL)
+    turns = [("user", asked[0].words), ("assistant", "no"), ("user", question)]
+    chat = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
+    chat[0]["content"].insert(0, {"type": "image"})
+    text = processor.apply_chat_template(chat, add_generation_prompt=True)
+    inputs = processor(text=text, images=load_image(path)[0], return_tensors="pt")
+    with TrimTokenator(keep=64)(model) as pruned:
+        made = model.generate(**inputs, max_new_tokens=LONGEST, do_sample=False)
+    assert pruned.words == [question]
+    ids = made[0, inputs["input_ids"].shape[1] :].tolist()
+    chat[0]["content"][0] = picture(path)
+    reply = client.chat.completions.create(
+        model=MODEL,
+        messages=chat,
+        temperature=0,
+        max_tokens=LONGEST,
+        extra_body={"return_token_ids": True},
+    )
+    assert reply.choices[0].token_ids == ids
+    assert reply.usage.prompt_tokens == inputs["input_ids"].shape[1] - 576 + 64
 
 
 def test_a_stream_ends_with_the_usage(client, asked):
