@@ -16,6 +16,8 @@ from trimtok_cli.outputs.destination import Destination, claimed
 from trimtok_cli.outputs.earlier import to_go_on_with
 from trimtok_cli.outputs.fingerprint import differences, other_shard
 from trimtok_cli.outputs.journal import Journal
+from trimtok_cli.outputs.mirror import Mirror
+from trimtok_cli.stores import is_stored
 
 BEGIN, RESUME, OVERWRITE, REFUSE = ("begin", "resume", "overwrite", "refuse")
 
@@ -96,13 +98,14 @@ def output_of(
     command: str, config: RunConfig, options: AnswerOptions, reads: Iterable[Path | str | int]
 ) -> Output:
     """What is at --out. A run that would be refused is a finding and ends nothing."""
-    output = Output(options.place, options)
-    if options.out is None:
+    place = options.place
+    output = Output(place, options)
+    if place is None:
         return output
     try:
-        with claimed(
-            options.place, command, reads, existing=options.if_there, errors=True
-        ) as destination:
+        if is_stored(place):  # what was sent from elsewhere is fetched by the run
+            place = Mirror(place, warn=print).out
+        with claimed(place, command, reads, existing=options.if_there, errors=True) as destination:
             output.look(destination, config)
     except TrimtokError as error:
         output.refused(error)

@@ -4,19 +4,19 @@ Loads no model: a run that is complete says so at once.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from trimtok_cli import __version__
+from trimtok_cli import __version__, stores
 from trimtok_cli.bounds import field_of, flag
 from trimtok_cli.commands.options import AnswerOptions
 from trimtok_cli.commands.terminal.progress import Screen
 from trimtok_cli.config import RunConfig
-from trimtok_cli.data import Sample, Setting
+from trimtok_cli.data import Result, Sample, Setting
 from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED, UsageError
 from trimtok_cli.models.catalog import locate
 from trimtok_cli.models.identity import identity
@@ -49,7 +49,7 @@ class Begun:
     that are there. root: the folder in which the names of pictures start, empty if they lie in no
     one folder. formats: the names of files that the run, or an earlier part of it, makes of the
     answers. run: the name that a new run has; empty is any. facts: others for run.json, which may
-    change until the end.
+    change until the end. following: what happens between two results, besides.
     """
 
     samples: Iterator[Sample]
@@ -62,6 +62,7 @@ class Begun:
     formats: tuple[str, ...] = ()
     run: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
+    following: Callable[[Generator[Result]], Generator[Result]] = lambda results: results
 
     @property
     def end(self) -> int | None:
@@ -100,7 +101,8 @@ def begin(
             raise UsageError(f"--only-failed: {destination} holds no answers of an earlier run.")
         names = tuple(path.name for path in destination.formats)
         begun = Begun(samples, total, journal, identity, earlier, root=root, formats=names)
-        folder = os.path.abspath(options.out or "")
+        out = options.out or ""
+        folder = stores.checked(out) if stores.is_stored(out) else os.path.abspath(out)
         name = "" if part is None else digest(config, identity, command, part.count, folder)
         return replace(begun, run=name, facts=facts)
     changed = differences(earlier, config, identity) + other_draws(earlier, config.engine)

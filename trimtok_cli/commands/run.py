@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -35,6 +36,7 @@ from trimtok_cli.outputs.exports.registry import endings
 from trimtok_cli.outputs.formats import FORMATS
 from trimtok_cli.outputs.line_file import LineFile, finish
 from trimtok_cli.outputs.manifest import Manifest, RunSummary
+from trimtok_cli.outputs.mirror import mirrored
 from trimtok_cli.prepare.processes import Processes
 from trimtok_cli.readers.source import Source
 
@@ -63,18 +65,29 @@ def run(
     check_engine(config)
     options.take_own_gpu(config)
     locate(config.model)  # an unknown name is refused before torch is imported
-    with claimed(
-        options.place,
-        command,
-        reads(config, source, options.config),
-        existing=options.if_there,
-        errors=True,
-        endings=endings(options.format_names),
-    ) as destination:
+    warn = partial(screen.say, style="yellow")
+    with (
+        mirrored(options.place, options.if_there, warn) as mirror,
+        claimed(
+            mirror.out if mirror else options.place,
+            command,
+            reads(config, source, options.config),
+            existing=options.if_there,
+            errors=True,
+            endings=endings(options.format_names),
+        ) as destination,
+        ExitStack() as last,
+    ):
+        if mirror is not None:
+            mirror.refuse(source.files)
+            last.enter_context(mirror.sending())
+            destination = replace(destination, sent=mirror.shown)
         begun = begin(command, destination, config, source, options, screen, again)
         if isinstance(begun, int):
             code = begun
         else:
+            if mirror is not None:
+                begun = replace(begun, following=mirror.following)
             code = _answer(command, config, begun, destination, options, screen, opener)
         make_formats(destination, options, screen)
         return code
@@ -118,7 +131,8 @@ def _answer(
             summary = begun.summary or RunSummary(loaded.setting)
             manifest = Manifest(destination, config, summary, facts)
             show = options.verbose or (begun.number is not None and begun.number <= FEW)
-            return write_all(loaded.answer(begun.samples), begun, manifest, screen, show)
+            results = begun.following(loaded.answer(begun.samples))
+            return write_all(results, begun, manifest, screen, show)
 
 
 def load_here(

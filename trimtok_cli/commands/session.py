@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from trimtok_cli.blobs import Stored
 from trimtok_cli.child_process import usual_workers
 from trimtok_cli.commands.terminal.progress import Screen
 from trimtok_cli.config import RunConfig
@@ -205,7 +206,7 @@ def reads(config: RunConfig, source: Source, config_file: str | None) -> list[Pa
     """The files that a run reads, as far as they are known: sources, settings, model folders."""
     folders = [name for name in (config.model, config.clip_text) if name]  # or names of checkpoints
     return [
-        *source.files,
+        *(file for file in source.files if not isinstance(file, Stored)),
         *([config_file] if config_file else []),
         *(path for name in folders for path in listed(name)),
     ]

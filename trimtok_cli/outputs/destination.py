@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from trimtok_cli import interrupts
+from trimtok_cli import interrupts, stores
 from trimtok_cli.errors import TrimtokError, UsageError
 from trimtok_cli.outputs.earlier import FAIL, refuse_others
 from trimtok_cli.outputs.lock import Busy, Lock
@@ -32,6 +32,7 @@ class Destination:
     """The files of a run. `answers` is None for standard output, which has no file beside it.
 
     errors: the failed samples once more, by themselves. formats: the answers in other formats.
+    sent: the address of the answers, if they are in a store.
     """
 
     answers: Path | None
@@ -40,8 +41,11 @@ class Destination:
     plots: tuple[Path, ...] = ()
     errors: Path | None = None
     formats: tuple[Path, ...] = ()
+    sent: str = ""
 
     def __str__(self) -> str:
+        if self.sent:
+            return self.sent
         return str(self.answers) if self.answers else "standard output"
 
     @property
@@ -103,6 +107,11 @@ def claimed(
     file is there that may not be touched, or another run writes there. Raises TrimtokError if the
     disk refuses.
     """
+    if out is not None and stores.is_stored(out):
+        raise UsageError(
+            f"--out {brief(stores.shown_address(out))}: `trimtok {command}` writes to no store: "
+            "name a folder or a file."
+        )
     if out == "-":
         if sys.__stdout__ is None:
             raise UsageError("--out -: standard output is closed; name a file or a folder.")

@@ -78,7 +78,8 @@ def read_questions(
         else:
             source = JsonRows(path, rules, name).file()
         if origin is not None or store:
-            source = replace(source, root=None if root == NOWHERE else root)
+            files = (*source.files, *([origin] if origin else []))
+            source = replace(source, root=None if root == NOWHERE else root, files=files)
         return source.first(limit)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error

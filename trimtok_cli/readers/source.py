@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+from trimtok_cli.blobs import Stored
 from trimtok_cli.data import Sample
 from trimtok_cli.errors import TrimtokError
 
@@ -22,7 +23,7 @@ class Source:
 
     samples: Iterable[Sample]
     total: int | None
-    files: tuple[Path | int, ...] = ()
+    files: tuple[Path | int | Stored, ...] = ()
     notes: tuple[str, ...] = ()
     quiet_notes: tuple[str, ...] = ()
     root: Path | None = None
