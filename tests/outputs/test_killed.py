@@ -1,13 +1,19 @@
 """SIGKILL at random moments of runs of a real, tiny model, each begun again by the same command.
 
-KILLS=50 in the environment kills fifty runs instead of two, every second one with workers.
+KILLS=50 in the environment kills fifty runs instead of two, every second one of a folder with
+workers. SOURCES names what is run instead, one after the other: folder,tar,csv,questions,list,stdin,
+shard,compare,processes.
 """
 
+import csv
 import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
+
+import pytest
 
 from tests.support.stub_engine import contents
 
@@ -20,7 +26,7 @@ from trimtok_cli.cli import app
 import trimtok_cli.models.loading, trimtok_cli.engine.stream, trimtok_cli.pruners.registry
 from trimtok_cli.interrupts import protected
 
-kills, *arguments = sys.argv[1:]
+kills, with_workers, stdin, *arguments = sys.argv[1:]
 lots = random.Random(int(os.environ.get("SEED", "0")))
 
 def start(*more):
@@ -28,6 +34,8 @@ def start(*more):
     if not child:
         code = 1
         try:
+            if stdin:
+                os.dup2(os.open(stdin, os.O_RDONLY), 0)
             sys.argv = ["trimtok", *arguments, *more]
             protected(app)
         except SystemExit as ended:
@@ -46,7 +54,7 @@ def whole(*more):
     return time.monotonic() - begun
 
 seconds = {workers: whole("-o", f"whole-{workers}", "--workers", workers)
-           for workers in (("0", "2") if "KILLS" in os.environ else ("0",))}
+           for workers in (("0", "2") if with_workers == "True" else ("0",))}
 for number in range(int(kills)):
     workers = "2" if number % 2 and "2" in seconds else "0"
     more = ["-o", f"killed-{number}", "--workers", workers, "--batch-size", str(1 + number % 3)]
@@ -65,14 +73,48 @@ for number in range(int(kills)):
 """
 
 
-def test_a_run_that_is_killed_at_random_moments_ends_as_an_undisturbed_one(llava_folder, pictures):
+def source(name: str, folder: Path) -> list[str]:
+    """The arguments of a run over the pictures of a folder, and what its standard input is."""
+    paths = sorted(folder.glob("*.png"))
+    match name:
+        case "tar":
+            with tarfile.open("pictures.tar", "w") as tar:
+                for path in paths:
+                    tar.add(path, path.name)
+            return ["", "caption", "pictures.tar"]
+        case "csv":
+            rows = [["file_name", "n"], *([path.name, number] for number, path in enumerate(paths))]
+            with open("pictures.csv", "w", newline="") as file:
+                csv.writer(file).writerows(rows)
+            return ["", "caption", "pictures.csv", "--image-root", str(folder)]
+        case "questions":
+            asked = [{"question_id": 1, "image": path.name, "text": "What?"} for path in paths]
+            Path("q.jsonl").write_text("".join(json.dumps(each) + "\n" for each in asked))
+            return ["", "vqa", "q.jsonl", "--image-root", str(folder)]
+        case "list" | "stdin":
+            Path("list.txt").write_text("".join(f"{path}\n" for path in paths))
+            return ["", "caption", "@list.txt"] if name == "list" else ["list.txt", "caption", "-"]
+        case "shard":
+            return ["", "caption", str(folder), str(folder), "--shard", "1/2"]
+        case "compare":
+            return ["", "compare", str(folder), "--keep", "9,3"]
+        case "processes":
+            return ["", "caption", str(folder), "--processes", "2"]
+    return ["", "caption", str(folder)]
+
+
+@pytest.mark.parametrize("name", os.environ.get("SOURCES", "folder").split(","))
+def test_a_run_that_is_killed_at_random_moments_ends_as_an_undisturbed_one(
+    name, llava_folder, pictures
+):
     """Answers, errors and counts are the same; batches may differ from run to run."""
     (pictures[0].parent / "p2b.png").write_bytes(b"no")
     (pictures[0].parent / "p6.png").write_bytes(pictures[5].read_bytes()[:100])
     kills = os.environ.get("KILLS", "2")
-    arguments = ["caption", str(pictures[0].parent), "-m", str(llava_folder), "-q"]
+    with_workers = name == "folder" and "KILLS" in os.environ
+    arguments = [*source(name, pictures[0].parent), "-m", str(llava_folder), "-q"]
     done = subprocess.run(
-        [sys.executable, "-c", RUNS, kills, *arguments, "--max-new-tokens", "3"],
+        [sys.executable, "-c", RUNS, kills, str(with_workers), *arguments, "--max-new-tokens", "3"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
@@ -81,16 +123,26 @@ def test_a_run_that_is_killed_at_random_moments_ends_as_an_undisturbed_one(llava
     killed = [int(line) for line in done.stdout.split()]
     assert len(killed) == int(kills) and sum(killed) >= int(kills) // 2, killed
     expected = files("whole-0")
-    assert len(expected["answers.jsonl"]) == 8 and len(expected["errors.jsonl"]) == 2
+    lines = expected.get("answers.jsonl") or expected["compare.jsonl"]
+    assert len(lines) == 8 and sum('"status": "error"' in line for line in lines) == 2
+    assert len(expected.get("errors.jsonl", lines[:2])) == 2
     for number in range(int(kills)):
         assert files(f"killed-{number}") == expected, f"run {number}"
 
 
 def files(folder: str) -> dict[str, object]:
     """The files of a run; of the settings in run.json those that change answers."""
-    found = contents(Path(folder))
+    place = next(Path(folder).glob("shard-*"), Path(folder))
+    pages = list(place.glob("*.html"))
+    for page in pages:  # a page shows times
+        assert page.read_text().count("<article") == 8
+        page.rename(f"{folder}-{page.name}")
+    found = contents(place)
     manifest = json.loads(found["run.json"])
-    for name in ("workers", "batch_size", "sources"):
-        del manifest["config"][name]
-    del manifest["peak_bytes"]
-    return found | {"run.json": manifest}
+    for key in ("workers", "batch_size", "sources"):
+        del manifest["config"][key]
+    for holder in (manifest, *manifest["settings"]):
+        holder.pop("peak_bytes", None)
+        holder.pop("timing_ms", None)
+    manifest.pop("replicas", None)
+    return found | {"run.json": manifest, "pages": len(pages)}
