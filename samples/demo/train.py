@@ -971,7 +971,9 @@ def main() -> None:
         help="joint: weight of the loss that teaches visual tokens to lie near the words for what "
         "they show; 0 is without",
     )
-    parser.add_argument("--rate", type=float, default=1.0, help="joint: share of the learning rates")
+    parser.add_argument(
+        "--rate", type=float, default=1.0, help="joint: share of the learning rates"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
