@@ -66,6 +66,7 @@ def test_a_report_is_the_page_of_the_run_itself(compared):
     done = run("report", folder / "out", "-o", "page.html", "--figure", "fig2.png")
     own = (folder / "out" / "compare.html").read_text(encoding="utf-8")
     again = Path("page.html").read_text(encoding="utf-8")
+    assert "not drawn" not in again
     drawn, rounded = r' d="[^"]*"', r"[\d.]+ m?s|\d+\.\d+"  # a file holds whole microseconds
     assert re.findall(drawn, again) == re.findall(drawn, own)
     assert re.sub(rounded, "#", again) == re.sub(rounded, "#", own)
@@ -109,6 +110,7 @@ def test_answers_of_several_settings_become_one_page(llava_folder, pictures):
     assert "36 → 4 visual tokens" in page and page.count("data:image") == 2
     assert "are not in every run and are left out" in done.stderr
     assert "each run at its own time" in page and 'class="veil"' not in page
+    assert "not drawn: runs of caption and vqa record how many are kept" in page
     done = run("report", "four", "nine", "-o", "none.html", code=2)
     assert "none of these runs is dense" in done.stderr and not Path("none.html").exists()
 
