@@ -143,8 +143,8 @@ def rows_of(samples: dict[str, list[Sample]], adapter: Adapter, seed: int) -> It
                 if (found := [one[name] for one in each if name in one])
             }
             yield {"way": label, "task": task, "samples": len(right), "right": sum(right), **means}
-        if REFERENCE in rights:
-            yield _overall(label, rights, samples)
+    for label in WAYS:
+        yield _overall(label, rights, samples)
 
 
 def _overall(label: str, rights: dict[str, dict[str, list[float]]], samples: dict) -> dict:
@@ -208,12 +208,8 @@ def table(rows: Sequence[dict], tasks: Sequence[str]) -> str:
     for way in dict.fromkeys(row["way"] for row in rows):
         own = {row["task"]: row for row in rows if row["way"] == way}
         cells = [f"{own[task]['right'] / own[task]['samples']:.1%}" for task in tasks]
-        whole = own.get("all")
-        cells += (
-            [f"{whole['right'] / whole['samples']:.1%}", str(whole.get("p", ""))]
-            if whole
-            else ["", ""]
-        )
+        whole = own["all"]
+        cells += [f"{whole['right'] / whole['samples']:.1%}", str(whole.get("p", ""))]
         for name in COUNTS:
             means = [own[task][name] for task in tasks if name in own[task]]
             cells.append(f"{fmean(means):.1%}")
