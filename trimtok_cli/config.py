@@ -12,6 +12,7 @@ from trimtok_cli.data import FrameRule
 from trimtok_cli.sampling import MOST_TOKENS, Sampling
 
 CAPTION_PROMPT = "Describe the image in one sentence."
+VIDEO_PROMPT = "Describe the video in one sentence."
 
 PANELS = ("Model", "Pruning", "Answers", "Video", "Input", "Output")
 MODEL, PRUNING, ANSWERS, VIDEO, INPUT, OUTPUT = PANELS
@@ -106,8 +107,8 @@ class RunConfig:
     )
     prompt: str = setting(
         CAPTION_PROMPT,
-        "What to ask of every image. {stem}, {name}, {dir}, {parent} and the columns of a row "
-        "stand for what it has; {{ is a brace.",
+        "What to ask of every image; without it, videos are asked about the video. {stem}, "
+        "{name}, {dir}, {parent} and the columns of a row stand for what it has; {{ is a brace.",
         panel=ANSWERS,
         flags=("--prompt", "-p"),
     )

@@ -205,6 +205,62 @@ def test_a_grid_that_was_interrupted_ends_with_the_same_table(after, whole, grid
     assert sorted(path.name for path in Path("o").glob("table.*")) == sorted(NAMES)
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_grid_in_parts_is_the_grid_in_one(size, whole, grid, monkeypatch):
+    """Each part of the pictures is answered by all settings, and each picture encoded once."""
+    from trimtok_cli.models.adapter import Adapter
+
+    encoded, real = [], Adapter.encode_many
+
+    def encode_many(self, batch, **options):
+        encoded.extend(batch)
+        return real(self, batch, **options)
+
+    monkeypatch.setattr(grid_cells, "PART", size)
+    monkeypatch.setattr(Adapter, "encode_many", encode_many)
+    done = evaluate(grid, "-o", "o")
+    assert (lasting(table()), lines()) == whole[:2]
+    assert len(encoded) == 5  # pictures, of ten questions in eight runs each
+    said = [line for line in done.stderr.splitlines() if line.endswith(" questions")]
+    shares = [line.rpartition(", ")[2] for line in said if "/dense, " in line and "/one/" in line]
+    assert shares[-1] == "5 of 5 questions" and len(shares) == -(-5 // size)
+    evaluate(grid, "-o", "o", "-q")
+    assert (lasting(table()), lines()) == whole[:2] and len(encoded) == 5
+
+
+def test_a_part_leaves_what_was_answered_beyond_it(whole, grid, monkeypatch):
+    """A grid that was begun cell by cell goes on in parts."""
+    evaluate(grid, "-o", "o", "-q", "--limit", 3)
+    cell = next(Path("o").glob("*/one/uniform@4"))
+    config = json.loads((cell / "run.json").read_text())["config"]
+    assert config["limit"] == 3
+    monkeypatch.setattr(grid_cells, "PART", 1)
+    evaluate(grid, "-o", "o", "-q")
+    assert (lasting(table()), lines()) == whole[:2]
+
+
+def test_parts_hold_every_question_about_their_pictures():
+    from trimtok_cli.data import Sample
+
+    class Column:
+        def __init__(self, folder, pictures):
+            self.folder = folder
+            self.samples = [Sample(n, (Path(each),)) for n, each in enumerate(pictures)]
+
+    columns = [Column("one", "aabbcd"), Column("two", "xbca"), Column("one", "aabbcd")]
+    found = [
+        [(column.folder, "".join(str(each.images[0]) for each in due)) for column, due in part]
+        for part in grid_cells.parts(columns, 2)
+    ]
+    assert found == [
+        [("one", "aa"), ("two", "xa")],
+        [("one", "aabbc"), ("two", "xbca")],
+        [("one", "aabbcd"), ("two", "xbca")],
+    ]
+    ((first, second),) = grid_cells.parts(columns, None)
+    assert [len(first[1]), len(second[1])] == [6, 4]
+
+
 def test_a_grid_whose_process_was_killed_ends_with_the_same_table(whole, grid):
     command = [sys.executable, "-m", "trimtok_cli", "evaluate", str(grid), "-o", "o", "-q"]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})

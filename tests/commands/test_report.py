@@ -64,7 +64,7 @@ def test_a_report_is_the_page_of_the_run_itself(compared):
     folder, _ = compared
     done = run("report", folder / "out", "-o", "page.html", "--figure", "fig2.png")
     own = (folder / "out" / "compare.html").read_text(encoding="utf-8")
-    assert Path("page.html").read_text(encoding="utf-8") == own
+    assert Path("page.html").read_text(encoding="utf-8") == own and "not drawn" not in own
     assert Path("fig2.png").read_bytes() == (folder / "fig2.png").read_bytes()
     assert "page in page.html" in done.stderr and "--keep 9,3" in own
     run("report", folder / "out" / "compare.jsonl")
@@ -105,6 +105,7 @@ def test_answers_of_several_settings_become_one_page(llava_folder, pictures):
     assert "36 → 4 visual tokens" in page and page.count("data:image") == 2
     assert "are not in every run and are left out" in done.stderr
     assert "each run at its own time" in page and 'class="veil"' not in page
+    assert "not drawn: runs of caption and vqa record how many are kept" in page
     done = run("report", "four", "nine", "-o", "none.html", code=2)
     assert "none of these runs is dense" in done.stderr and not Path("none.html").exists()
 

@@ -30,3 +30,27 @@ def test_a_setting_s_peak_is_its_own_or_the_tower_s(adapter, pictures, monkeypat
     samples = [Sample(n, (path,)) for n, path in enumerate(pictures[:3])]
     found = list(compare.compare_all(adapter, pruners, samples, Ask(max_new_tokens=3)))
     assert [[r.peak_bytes for r in each.results] for each in found] == [[100, 30]] * 3
+
+
+def test_no_time_that_is_shown_is_that_of_the_first_pass(adapter, pictures, monkeypatch):
+    """The libraries' first call, for a file or for the tower, is no part of any sample's time."""
+    from trimtok_cli.data import Seconds
+    from trimtok_cli.prepare.sample import Ask
+
+    passed, real, encoding = [], compare.prepare, compare.encode
+
+    def prepare(preprocessor, sample, ask):
+        passed.append("prepare")
+        return replace(real(preprocessor, sample, ask), seconds=Seconds(load=len(passed)))
+
+    def encode(*given, **named):
+        passed.append("encode")
+        return encoding(*given, **named)
+
+    monkeypatch.setattr(compare, "prepare", prepare)
+    monkeypatch.setattr(compare, "encode", encode)
+    samples = [Sample(n, (path,)) for n, path in enumerate(pictures[:2])]
+    first, second = compare.compare_all(adapter, [None], samples, Ask(max_new_tokens=2))
+    assert passed[0] == "prepare" and first.results[0].seconds.load > 1
+    assert passed[int(first.results[0].seconds.load) :] == ["encode", "prepare", "encode"]
+    assert second.results[0].seconds.load == len(passed) - 1

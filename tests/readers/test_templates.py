@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from trimtok_cli.config import CAPTION_PROMPT, VIDEO_PROMPT, RunConfig
 from trimtok_cli.errors import UsageError
 from trimtok_cli.readers import read_any
-from trimtok_cli.readers.templates import with_prompt
+from trimtok_cli.readers.templates import prompted, with_prompt
+from trimtok_cli.resolve import build
 
 
 @pytest.fixture(autouse=True)
@@ -132,3 +134,18 @@ def test_standard_input_is_templated_as_it_comes():
     touch("a.jpg", "b.jpg")
     source = with_prompt(read_any(["-"], stdin=["a.jpg\n", "b.jpg\n"]), "{stem}?")
     assert source.total is None and [s.question for s in source.samples] == ["a?", "b?"]
+
+
+@pytest.mark.parametrize("given", [None, CAPTION_PROMPT, "What moves in {stem}?"])
+def test_a_video_is_asked_about_the_video_unless_a_prompt_was_given(given):
+    touch("in/a.png", "in/b.mp4")
+    values = {"method": "dense"} | ({"prompt": given} if given else {})
+    config = build(RunConfig, values, "a test") if given else RunConfig(method="dense", keep="all")
+    config.sources.update({"prompt": "flag"} if given else {})
+    source = prompted(read_any(["in"]), config)
+    picture, video = [each.question or config.prompt for each in source.samples]
+    assert source.total == 2
+    if given is None:
+        assert (picture, video) == (CAPTION_PROMPT, VIDEO_PROMPT)
+    else:
+        assert [picture, video] == [given.replace("{stem}", stem) for stem in "ab"]

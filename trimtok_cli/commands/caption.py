@@ -13,7 +13,7 @@ from trimtok_cli.commands.terminal.progress import Screen
 from trimtok_cli.config import RunConfig
 from trimtok_cli.readers import read_any
 from trimtok_cli.readers.source import Source
-from trimtok_cli.readers.templates import with_prompt
+from trimtok_cli.readers.templates import prompted
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -60,7 +60,7 @@ def caption(
             allow_urls=config.allow_urls,
             settings=vars(config),
         )
-        return with_prompt(source, config.prompt)
+        return prompted(source, config)
 
     source, screen = read(), Screen(quiet=options.quiet)
     tell(source, screen, options.verbose)

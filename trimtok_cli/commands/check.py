@@ -30,7 +30,7 @@ from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED, UsageError
 from trimtok_cli.prepare.processes import Processes
 from trimtok_cli.readers import read_any, read_questions
 from trimtok_cli.readers.source import Source
-from trimtok_cli.readers.templates import with_prompt
+from trimtok_cli.readers.templates import prompted
 from trimtok_cli.wording import brief, suggestion
 
 EXAMPLES = (
@@ -118,7 +118,7 @@ def check(
     else:
         pictures = {"recursive": recursive, "stdin": sys.stdin, "limit": limit}
         source = read_any(sources, command=CAPTION, **pictures, **shared)
-        source = with_prompt(source, config.prompt)
+        source = prompted(source, config)
     document = read_document(bench, "--bench") if bench else None
     screen = Screen(quiet=options.quiet, noun="questions" if command == VQA else "images")
     tell(source, screen, options.verbose)

@@ -36,7 +36,7 @@ from trimtok_cli.outputs.manifest import ComparisonSummary, Manifest
 from trimtok_cli.outputs.pictures import Loader
 from trimtok_cli.readers import read_any
 from trimtok_cli.readers.source import Source
-from trimtok_cli.readers.templates import with_prompt
+from trimtok_cli.readers.templates import prompted
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -94,7 +94,7 @@ def compare(
             allow_urls=config.allow_urls,
             settings=vars(config),
         )
-        return with_prompt(source, config.prompt)
+        return prompted(source, config)
 
     source, screen = read(), Screen(quiet=options.quiet, noun="samples")
     tell(source, screen, options.verbose)

@@ -107,6 +107,10 @@ def _write(
     facts = facts_of(documents[0], comparisons)
     if len(runs) > 1:
         facts["Timing"] = "each run at its own time, so times are not measured side by side"
+    if not any(comparison.boxes for comparison in comparisons):
+        facts["Kept tokens"] = (
+            "not drawn: runs of caption and vqa record how many are kept, and compare which"
+        )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_page(

@@ -37,7 +37,7 @@ from trimtok_cli.outputs.whole_files import write_whole
 from trimtok_cli.readers import read_any
 from trimtok_cli.readers.keys import keyed
 from trimtok_cli.readers.source import Source
-from trimtok_cli.readers.templates import with_prompt
+from trimtok_cli.readers.templates import prompted
 from trimtok_cli.wording import brief, suggestion
 
 EXAMPLES = (
@@ -114,7 +114,7 @@ def sweep(
         allow_urls=config.allow_urls,
         settings=vars(config),
     )
-    source = with_prompt(source, config.prompt)
+    source = prompted(source, config)
     screen = Screen(quiet=options.quiet, noun="samples")
     tell(source, screen, options.verbose)
     return run_sweep(config, source, options, screen, loss, measure)

@@ -26,7 +26,8 @@ def compare_all(
     Samples run alone, for true times. A setting's peak of memory is its own, or the vision tower's
     if that is higher; the cache is shared. The order of the pruners turns with each sample, so that
     none is always the first to run. The first sample runs once beforehand and is thrown away: a
-    first pass pays for kernels and caches. Raises ModelError; any other error is the sample's.
+    first pass pays for kernels and caches, and a first file for libraries. Raises ModelError; any
+    other error is the sample's.
     """
     loops = _loops(adapter, pruners, ask)
     signals = reads_tower(*pruners)
@@ -42,6 +43,7 @@ def compare_all(
                 tower = peak_bytes(adapter.device)
                 if not warm:
                     _warm_up(adapter, pruners, prepared, loops, ask, signals)
+                    prepared = replace(prepare(adapter.preprocessor, sample, ask), seed=seed)
                     (encoded,) = encode(adapter, [prepared], signals=signals)
                     warm = True
                 order = [(i + number) % len(pruners) for i in range(len(pruners))]

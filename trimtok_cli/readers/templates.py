@@ -11,6 +11,7 @@ from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 
+from trimtok_cli.config import VIDEO_PROMPT, RunConfig
 from trimtok_cli.data import Sample
 from trimtok_cli.errors import UsageError
 from trimtok_cli.readers.source import Source
@@ -69,6 +70,22 @@ def with_prompt(source: Source, prompt: str) -> Source:
         _refuse_unknown(names, first)
         samples = chain(first, samples)
     return replace(source, samples=_filled(samples, prompt))
+
+
+def prompted(source: Source, config: RunConfig) -> Source:
+    """As `with_prompt`, of a run's config. A video is asked about the video, not the image, unless
+    a prompt was given.
+    """
+    if "prompt" in config.sources:
+        return with_prompt(source, config.prompt)
+    asked = (
+        replace(sample, question=VIDEO_PROMPT)
+        if sample.video is not None and sample.question is None
+        else sample
+        for sample in source.samples
+    )
+    samples = list(asked) if isinstance(source.samples, list) else asked
+    return replace(source, samples=samples)
 
 
 def _names_in(prompt: str) -> set[str]:
