@@ -12,19 +12,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.generation.test_right_padding import NAMES, loaded, prefill
 from tests.support.interpreter import interpreted
-from trimtok_cli.models import faster
+from trimtok_cli.models import faster, onednn
 
 
 class Calls(TorchDispatchMode):
-    """Counts operations that compute, by name."""
+    """Counts operations of a library that compute, by name."""
 
-    def __init__(self):
+    def __init__(self, library="aten"):
         super().__init__()
-        self.names = []
+        self.library, self.names = library, []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if not func.is_view and func.namespace == "aten":
-            self.names.append(func.name().removeprefix("aten::").split(".")[0])
+        if not func.is_view and func.namespace == self.library:
+            self.names.append(func.name().partition("::")[2].split(".")[0])
         return func(*args, **(kwargs or {}))
 
 
@@ -73,16 +73,64 @@ def test_what_is_no_such_norm_is_left_alone():
     assert faster.faster_forms([nn.Linear(8, 8).bfloat16()], torch.device("cpu")) == []
 
 
+@pytest.mark.parametrize("size", [48, 512])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("rows", [1, 3, 8, 32, 33])
-@torch.inference_mode()
-def test_a_product_of_few_rows_has_the_weights_on_the_left(rows, bias):
-    layer = nn.Linear(64, 48, bias=bias)
-    given = torch.randn(rows, 1, 64)
-    with Calls() as calls:
-        found = faster.few_rows(layer)(given)
-    assert found.is_contiguous() and (found - layer(given)).abs().max() < 1e-5
-    assert ("linear" in calls.names) == (rows not in faster.FEW_ROWS)
+@pytest.mark.parametrize("relaid", [False, True])
+@torch.no_grad()
+def test_a_product_by_onednn_is_the_layer_s(relaid, bias, size):
+    layer = nn.Linear(64, size, bias=bias)
+    before = layer.weight.clone()
+    given = [torch.randn(rows, 3, 64) for rows in (0, 1, 2, 8, 40)]
+    given += [torch.randn(64), torch.randn(4, 2, 64)[:, -1], torch.randn(64, 5).t()]
+    wanted = [layer(rows) for rows in given]
+    form = onednn.product_of(layer, relaid=relaid)
+    assert torch.equal(layer.weight, before) and layer.weight.shape == before.shape
+    assert layer.weight.is_contiguous() != relaid
+    for rows, result in zip(given, wanted, strict=True):
+        with Calls("mkldnn") as calls:
+            found = form(rows)
+        assert calls.names == ["_linear_pointwise"]
+        assert found.is_contiguous() and found.shape == result.shape
+        torch.testing.assert_close(found, result, atol=1e-5, rtol=0)
+        torch.testing.assert_close(layer(rows), result, atol=1e-5, rtol=0)
+
+
+def test_weights_laid_out_anew_take_no_second_copy():
+    layer = nn.Linear(64, 512)
+    onednn.product_of(layer, relaid=True)
+    assert layer.weight.untyped_storage().nbytes() == 64 * (512 + onednn.EXTRA) * 4
+    assert layer.weight.requires_grad and isinstance(layer.weight, nn.Parameter)
+
+
+def test_a_layer_made_for_inference_alone_is_not_laid_out_anew():
+    with torch.inference_mode():
+        layer, rows = nn.Linear(8, 8), torch.randn(3, 8)
+        wanted = layer(rows)
+        (form,) = faster.faster_forms([layer], torch.device("cpu"))
+        assert layer.weight.is_contiguous()
+        torch.testing.assert_close(form.form(rows), wanted)
+        torch.testing.assert_close(layer(rows), wanted)
+
+
+def test_weights_that_two_modules_share_stay_as_they_lie():
+    head, words, alone = nn.Linear(8, 12), nn.Embedding(12, 8), nn.Linear(8, 8)
+    head.weight = words.weight
+    forms = faster.faster_forms([words, head, alone], torch.device("cpu"))
+    assert len(forms) == 2 and words.weight.is_contiguous()
+    assert not alone.weight.is_contiguous()
+
+
+@pytest.mark.parametrize("fault", ["missing", "wrong"])
+def test_without_onednn_s_operation_products_are_the_library_s(monkeypatch, fault):
+    stand_in = SimpleNamespace()
+    if fault == "wrong":
+        stand_in._linear_pointwise = lambda rows, *_: rows
+    monkeypatch.setattr(onednn.torch.ops, "mkldnn", stand_in)
+    onednn.operation.cache_clear()
+    try:
+        assert faster.faster_forms([nn.Linear(8, 8)], torch.device("cpu")) == []
+    finally:
+        onednn.operation.cache_clear()
 
 
 def test_a_forward_function_that_somebody_set_stays():

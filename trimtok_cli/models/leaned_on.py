@@ -158,6 +158,10 @@ LEANED_ON = (
         "torchvision 0.27",
     ),
     Leaned(
+        "torch:ops.mkldnn._linear_pointwise",
+        "products of float32 on a CPU, else the library's own (onednn.py)",
+    ),
+    Leaned(
         "torch.cuda:set_sync_debug_mode",
         "a step that waits is found out before it is recorded (cuda_graphs.py)",
     ),

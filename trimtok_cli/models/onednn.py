@@ -1,0 +1,89 @@
+"""Products of linear layers by oneDNN, for float32 on an x86 CPU.
+
+torch multiplies float32 by MKL there, which runs at half speed on CPUs of other makers and is slow
+for the few rows of a decode step everywhere. oneDNN is part of torch as well. Knows no model.
+"""
+
+import logging
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, pad
+
+log = logging.getLogger("trimtok")
+
+# Columns that are added to a matrix whose rows would lie a multiple of 2 KB apart: they would share
+# few places of a CPU's cache, which doubles the time of a product of few rows.
+EXTRA = 16
+SHARED = 512
+
+
+@cache
+def operation() -> Callable[[Tensor, Tensor, Tensor | None], Tensor] | None:
+    """`linear` by oneDNN; None where torch has no such operation, or none that does the same.
+
+    The operation is torch's own for compiled models, and is not documented.
+    """
+    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
+        return None
+    try:
+        pointwise = torch.ops.mkldnn._linear_pointwise
+
+        def product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return pointwise(rows, weight, bias, "none", [], "")
+
+        with torch.inference_mode():
+            rows, bias = torch.linspace(-1, 1, 48).reshape(2, 3, 8), torch.linspace(0, 1, 4)
+            flat = torch.linspace(-2, 2, 32)
+            for weight in (flat.reshape(4, 8), flat.reshape(8, 4).t()):
+                wanted = linear(rows, weight, bias)
+                torch.testing.assert_close(product(rows, weight, bias), wanted)
+    except Exception as error:
+        log.debug("products are the library's, without oneDNN: %s", error)
+        return None
+    return product
+
+
+def product_of(module: nn.Linear, *, relaid: bool) -> Callable[[Tensor], Tensor] | None:
+    """The forward function of a linear layer by oneDNN; None where it has none.
+
+    relaid: the weights may be laid out anew, once, so that a product reads them as they lie: the
+    module keeps its weights, with the same values, the other way round in memory, which takes at
+    most 3 % more. Else each product of few rows lays them out for itself.
+    """
+    multiply = operation()
+    weight = module.weight
+    if multiply is None or weight.dtype != torch.float32 or not weight.is_contiguous():
+        return None
+    bias, size = module.bias, len(weight)
+    relaid = relaid and not weight.is_inference()  # nobody may change that
+    extra = EXTRA if relaid and size % SHARED == 0 else 0
+    whole = lay_out(module, extra) if relaid else weight
+
+    def forward(rows: Tensor) -> Tensor:
+        return multiply(rows, whole, bias)
+
+    if not extra:
+        return forward
+    longer = None if bias is None else pad(bias.detach(), (0, extra))
+
+    def cut(rows: Tensor) -> Tensor:
+        return multiply(rows, whole, longer)[..., :size].contiguous()
+
+    return cut
+
+
+def lay_out(module: nn.Linear, extra: int) -> Tensor:
+    """Lays a layer's weights (N, K) out column by column, with `extra` rows of zeros behind them.
+
+    Returns all of them (N + extra, K); the module's weights are its first rows.
+    """
+    size, width = module.weight.shape
+    with torch.inference_mode(False), torch.no_grad():
+        columns = torch.zeros(width, size + extra)
+        columns[:, :size] = module.weight.t()
+        whole = columns.t()
+        module.weight.data = whole[:size]
+    return whole
