@@ -34,7 +34,9 @@ if not each.startswith("torch") or each.startswith("torchcodec")), sep="\n")' | 
       "$python" -m pytest -q -p no:cacheprovider tests/on_vllm || failed=1
       ;;
     speed)
-      nice "$python" samples/vllm_speed.py "$folder/cpu.json" --count "${COUNT:-8}" --rounds "${ROUNDS:-3}" || failed=1
+      for model in demo random; do
+        nice "$python" samples/vllm_speed.py "$folder/$model.json" --models $model --count "${COUNT:-8}" --rounds "${ROUNDS:-3}" || failed=1
+      done
       ;;
     *)
       echo "no such part: $part" >&2

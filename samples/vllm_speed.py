@@ -1,6 +1,7 @@
 """What vLLM's dense and pruned runs cost on a CPU, in turn, beside trimtok's own loop.
 
     python samples/vllm_speed.py OUT.json [--rounds 3] [--count 8] [--new-tokens 16]
+        [--models demo random] [--sides vllm local]
 
 Two models: the demo model, and a LLaVA of 0.15 billion random parameters
 (configs/bench/models/small-llava.yaml). Everything runs in this process: what counts is its CPU
@@ -25,6 +26,8 @@ import yaml
 
 from trimtok_cli import Ask, Sample, answer_all, build_pruner, load_model
 from trimtok_cli.bench.random_models import random_model
+from trimtok_cli.models.checkpoint import read_settings
+from trimtok_cli.models.weight_files import weight_bytes
 from trimtok_cli.on_vllm.engine import Engine
 
 ROOT = Path(__file__).parent.parent
@@ -56,7 +59,6 @@ def samples(count: int) -> list[Sample]:
 def measure(folder: Path, name: str, options: argparse.Namespace) -> dict:
     """Every round's CPU and wall seconds for each way, and whether the answers are the same."""
     front = load_model(str(folder), device="cpu", dtype="float32", front=True)
-    whole = load_model(str(folder), device="cpu", dtype="float32")
     engine = Engine(front, batch_limit=BATCH, given={})
     run = partial(
         answer_all,
@@ -64,10 +66,9 @@ def measure(folder: Path, name: str, options: argparse.Namespace) -> dict:
         ask=Ask(max_new_tokens=options.new_tokens),
         batch_size=BATCH,
     )
-    adapters = {
-        "vllm": partial(run, front, new_loop=engine.loop),
-        "local": partial(run, whole),
-    }
+    adapters = {"vllm": partial(run, front, new_loop=engine.loop)}
+    if "local" in options.sides:
+        adapters["local"] = partial(run, load_model(str(folder), device="cpu", dtype="float32"))
     ways = [(side, keep) for keep in KEEPS for side in adapters]
     rounds = []
     for number in range(options.rounds + 1):
@@ -83,7 +84,7 @@ def measure(folder: Path, name: str, options: argparse.Namespace) -> dict:
                 "failed": sum(bool(each.error) for each in results),
             }
             texts[side, keep] = [each.answer for each in results]
-        for keep in KEEPS:
+        for keep in KEEPS if "local" in adapters else ():
             pairs = zip(texts["vllm", keep], texts["local", keep], strict=True)
             found[f"same {keep}"] = sum(one == other for one, other in pairs)
         if number:
@@ -91,7 +92,7 @@ def measure(folder: Path, name: str, options: argparse.Namespace) -> dict:
             print(name, json.dumps(found), flush=True)
     engine.close()
     return {
-        "parameters": sum(each.numel() for each in whole.model.parameters()),
+        "parameters": num_parameters(folder),
         "samples": options.count,
         "rounds": rounds,
         "ratios_of_cpu_seconds": ratios(rounds),
@@ -107,6 +108,8 @@ def ratios(rounds: list[dict]) -> dict:
         ("dense: local / vllm", "local dense", "vllm dense"),
         ("64 kept: local / vllm", "local 64", "vllm 64"),
     ):
+        if one not in rounds[0] or other not in rounds[0]:
+            continue
         each = [row[one]["cpu_seconds"] / row[other]["cpu_seconds"] for row in rounds]
         found[name] = {
             "median": round(median(each), 2),
@@ -114,6 +117,11 @@ def ratios(rounds: list[dict]) -> dict:
             "most": round(max(each), 2),
         }
     return found
+
+
+def num_parameters(folder: Path) -> int:
+    """The numbers in a checkpoint's weights."""
+    return weight_bytes(folder, read_settings(folder), 1)
 
 
 def cpu_name() -> str:
@@ -127,6 +135,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--count", type=int, default=8)
     parser.add_argument("--new-tokens", type=int, default=16)
+    parser.add_argument("--models", nargs="+", default=["demo", "random"])
+    parser.add_argument("--sides", nargs="+", default=["vllm", "local"])
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -150,11 +160,9 @@ def main() -> None:
     }
     print(json.dumps(document["conditions"]), flush=True)
     with tempfile.TemporaryDirectory() as temporary:
-        folders = {
-            "demo": ROOT / "samples/demo/model",
-            "random LLaVA, 0.15 B": random_llava(Path(temporary) / "random"),
-        }
-        for name, folder in folders.items():
+        for name in options.models:
+            demo = ROOT / "samples/demo/model"
+            folder = demo if name == "demo" else random_llava(Path(temporary) / name)
             document[name] = measure(folder, name, options)
             options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text(json.dumps(document, indent=1) + "\n")
