@@ -205,29 +205,6 @@ def test_a_question_in_front_of_its_image_is_read_as_well(client, asked):
     assert [told(reply) for reply in replies] == [expected(one) for one in asked[:5]]
 
 
-def test_another_endpoint_prunes_alike(client, asked):
-    (one,) = [one for one in asked if one.words and len(one.images) == 2]
-    reply = client.responses.create(
-        model=MODEL,
-        input=[
-            {
-                "role": "user",
-                "content": [
-                    *(
-                        {"type": "input_image", "image_url": address(path.read_bytes())}
-                        for path in one.images
-                    ),
-                    {"type": "input_text", "text": one.words},
-                ],
-            }
-        ],
-        temperature=0,
-        max_output_tokens=LONGEST,
-    )
-    assert reply.usage.input_tokens == one.prompt_tokens
-    assert reply.output_text == ask(client, one.images, one.words).choices[0].message.content
-
-
 def test_a_later_turn_prunes_by_its_own_question(client, asked):
     """As `generate` of transformers does in a block that prunes, with the same chat."""
     path, question = asked[0].images[0], asked[1].words
