@@ -1,12 +1,15 @@
 """What an actor's node has to have, and what actors ask for: no ray is needed to say so."""
 
+import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from trimtok_cli.child_process import Ended
 from trimtok_cli.errors import TrimtokError, UsageError
 from trimtok_cli.models.identity import identity
-from trimtok_cli.on_ray.cluster import Asked, Cluster, check_address, parse_resources
+from trimtok_cli.on_ray.cluster import Actor, Asked, Cluster, check_address, parse_resources
 from trimtok_cli.on_ray.host import Host, Order
 
 
@@ -106,6 +109,75 @@ def test_one_actor_a_gpu_of_the_nodes_that_are_there():
     assert cluster.count(None, Asked.by("cuda", ["CPU=16"])) == 4
     with pytest.raises(UsageError, match="no node of the cluster has 1 GPU"):
         Cluster(Nodes({"CPU": 8.0})).count(None, asked)
+
+
+class RayError(Exception):
+    """As ray's own of this name."""
+
+
+class RayActorError(RayError):
+    pass
+
+
+class OutOfMemoryError(RayError):
+    pass
+
+
+class NodeDiedError(RayError):
+    pass
+
+
+class Broken:
+    """A ray of which every call about an actor ends in an error."""
+
+    exceptions = SimpleNamespace(
+        RayError=RayError,
+        RayActorError=RayActorError,
+        OutOfMemoryError=OutOfMemoryError,
+        NodeDiedError=NodeDiedError,
+        WorkerCrashedError=RayActorError,
+    )
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def remote(self, **options):
+        call = SimpleNamespace(remote=lambda *_: None)
+        return lambda kind: SimpleNamespace(remote=lambda order: SimpleNamespace(begun=call))
+
+    def wait(self, references, timeout):
+        return references, []
+
+    def get(self, reference):
+        raise self.error
+
+    def kill(self, actor) -> None:
+        pass
+
+
+DEATHS = {
+    "its node is gone": NodeDiedError("no heartbeat"),
+    "its actor is gone": RayActorError("its worker process has died"),
+    "Ray ended it, as the node's memory ran out": OutOfMemoryError("a worker was killed"),
+}
+
+
+@pytest.mark.parametrize("how", DEATHS)
+def test_a_death_is_told_apart_from_an_actor_that_cannot_begin(how, model):
+    asked = Asked.by("cpu", None)
+    actor = Actor(Cluster(Broken(DEATHS[how])), order(model), asked)
+    with pytest.raises(Ended, match=how):
+        actor.receive()
+    lacking = RayActorError(
+        "died because of an error raised in its creation task\nModuleNotFoundError: No module "
+        "named 'trimtok_cli'\n"
+    )
+    actor = Actor(Cluster(Broken(lacking)), order(model), asked)
+    said = pickle.loads(actor.receive())
+    assert "cannot start a process (ModuleNotFoundError: No module named" in said.text
+    assert said.text.endswith("install trimtok on every node.")
+    with pytest.raises(Ended, match="Ray could not start it"):
+        actor.receive()
 
 
 def test_ray_client_is_refused():

@@ -168,16 +168,19 @@ class Actor:
                 heard, self.ended = get(self.actor.heard.remote())
                 self.messages.extend(heard)
             return self.messages.popleft()
-        except errors.RayActorError as error:
+        except (errors.RayError, RuntimeError) as error:
             self.cluster.placed(self)
-            raise Gone(_how(error)) from None
-        except (errors.RayError, RuntimeError) as error:  # trimtok is not installed there
-            self.cluster.placed(self)
-            if self.ended:
-                raise Gone(self.ended) from None
-            self.ended = "an error of Ray"
-            text = f"Ray cannot start trimtok there ({_line(error)}); install it on every node."
-            return packed(Refusal("TrimtokError", text))
+            deaths = (
+                errors.RayActorError,
+                errors.OutOfMemoryError,
+                errors.NodeDiedError,
+                errors.WorkerCrashedError,
+            )
+            began = isinstance(error, deaths) and "creation task" not in str(error)
+            if began or self.where or self.ended:
+                raise Gone(self.ended or _how(error)) from None
+            self.ended = "Ray could not start it"
+            return packed(Refusal("TrimtokError", _refused(error)))
 
     def kill(self) -> None:
         """Ends the actor, and its process with it."""
@@ -187,10 +190,17 @@ class Actor:
 
 def _how(error: Exception) -> str:
     """What Ray says of an actor's end, in few words."""
-    text = str(error)
-    if "node" in text and ("node died" in text.lower() or "node has died" in text.lower()):
-        return "its node is gone"
-    return "memory ran out" if "memory pressure" in text.lower() else "its actor is gone"
+    text = str(error).lower()
+    if type(error).__name__ == "OutOfMemoryError" or "due to memory pressure" in text:
+        return "Ray ended it, as the node's memory ran out"
+    lost = type(error).__name__ == "NodeDiedError" or "its node has died" in text
+    return "its node is gone" if lost else "its actor is gone"
+
+
+def _refused(error: Exception) -> str:
+    """Why an actor could not begin: a node without trimtok, mostly."""
+    missing = "; install trimtok on every node" if "ModuleNotFoundError" in str(error) else ""
+    return f"Ray cannot start a process ({_line(error)}){missing}."
 
 
 def _line(error: Exception) -> str:
