@@ -92,8 +92,8 @@ def write_page(
     write_whole(path, page.replace("\0", "�").encode("utf-8", "replace").decode("utf-8"))
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def _environment() -> Any:
+        environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
         undefined=StrictUndefined,
