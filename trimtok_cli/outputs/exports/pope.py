@@ -14,7 +14,9 @@ from trimtok_cli.outputs.jsonl import to_line
 def write_pope(answers: Answers, target: Path, wanted: Wanted) -> Made:
     made = write_rows(answers, target, _row)
     if answers.failed:
-        made.notes.append(f"{answers.failed} failed, whose answer is empty: POPE counts that as yes")
+        made.notes.append(
+            f"{answers.failed} failed, whose answer is empty: POPE counts that as yes"
+        )
     return made
 
 

@@ -10,7 +10,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from trimtok_cli import units
@@ -93,7 +92,9 @@ def write_page(
 
 
 def _environment() -> Any:
-        environment = Environment(
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
         undefined=StrictUndefined,
