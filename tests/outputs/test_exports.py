@@ -11,12 +11,14 @@ import subprocess
 import sys
 import threading
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.support.finished import answer, finished, lines_of
 from tests.support.stub_engine import Died, Disk, call
+from trimtok_cli.data import Media
 from trimtok_cli.outputs.exports import registry
 from trimtok_cli.outputs.exports.answers import Answers
 from trimtok_cli.outputs.exports.registry import FORMS
@@ -148,7 +150,7 @@ def test_openai_has_a_line_for_every_request_and_errors_that_say_so(tmp_path):
 
 
 def test_what_a_format_leaves_out_is_counted_for_every_format(answers, tmp_path):
-    for name in set(FORMS) - {"parquet", "imagefolder"}:
+    for name in set(FORMS) - {"parquet", "imagefolder", "kohya", "musubi"}:
         said = export(answers, name, "-o", tmp_path / name)
         assert f"{name}: " in said and " in " in said, name
 
@@ -546,3 +548,79 @@ def test_answers_stay_those_that_were_read_while_their_run_goes_on(answers):
         new.write_bytes(b"".join(reversed(lines)) + lines[0])
         new.replace(path)
         assert list(found.records()) == before and len(before) > 2
+
+
+def test_trainers_lists_hold_full_paths_and_one_caption_each(tmp_path):
+    photos = tmp_path / "photos"
+    (photos / "sub").mkdir(parents=True)
+    for name in ("a.jpg", "sub/ü.jpg"):
+        (photos / name).write_bytes(b"x")
+    results = [
+        answer("a.jpg", "A dog,\n\nasleep"),
+        answer("sub/ü.jpg", 'a "cat"'),
+        answer("sub/ü.jpg", 'a "cat"', question="Again?"),
+        answer("gone.jpg", "gone"),
+        answer("b.jpg", failed="b is empty"),
+        answer("../out.jpg", "out"),
+    ]
+    run = finished(tmp_path / "run", results, photos)
+    said = export(run, "kohya,musubi", "--caption-prefix", "sks, ")
+    captions = {
+        str(photos / "a.jpg"): "sks, A dog, asleep",
+        str(photos / "sub/ü.jpg"): 'sks, a "cat"',
+    }
+    found = json.loads((run / "answers.kohya.json").read_text(encoding="utf-8"))
+    assert found == {path: {"caption": text} for path, text in captions.items()}
+    assert lines_of(run / "answers.musubi.jsonl") == [
+        {"image_path": path, "caption": text} for path, text in captions.items()
+    ]
+    assert said.count("1 that stand there already") == said.count("1 failed") == 2
+    assert said.count("2 whose picture is not there any more") == 2
+
+
+@pytest.mark.parametrize("name", ["kohya", "musubi", "vizwiz", "mmvet", "coco", "imagefolder"])
+def test_one_picture_with_two_answers_is_refused_by_what_has_one_for_each(name, tmp_path):
+    (tmp_path / "1.jpg").write_bytes(b"x")
+    results = [answer("1.jpg", text, id=1, question=text) for text in ("a", "b")]
+    run = finished(tmp_path / "run", results, tmp_path)
+    assert "has several answers" in export(run, name, code=2)
+
+
+def test_musubi_keeps_pictures_and_videos_apart(tmp_path):
+    for name in ("a.mp4", "b.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    video = replace(answer("a.mp4", "A wave"), media=(Media(times=(0.0, 1.0), frames=2),))
+    run = finished(tmp_path / "run", [video, answer("b.jpg", "b")], tmp_path)
+    assert "1 of the other kind" in export(run, "musubi")
+    (row,) = lines_of(run / "answers.musubi.jsonl")
+    assert row == {"video_path": str(tmp_path / "a.mp4"), "caption": "A wave"}
+    assert "1 that are videos" in export(run, "kohya")
+
+
+@pytest.mark.parametrize("name", ["kohya", "musubi"])
+def test_lists_of_paths_need_a_folder_of_the_pictures(name, tmp_path):
+    run = finished(tmp_path / "run", [answer("a.jpg", "x")])
+    assert "--image-root" in export(run, name, code=2)
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    export(run, name, "--image-root", tmp_path)
+    (made,) = run.glob(f"answers.{name}.*")
+    assert json.dumps(str(tmp_path / "a.jpg")) in made.read_text()
+
+
+def test_benchmarks_have_a_row_for_every_question(tmp_path):
+    results = [
+        answer("x/VizWiz_1.jpg", "The cat.", id="v1_0", question="A?"),
+        answer("VizWiz_2.jpg", failed="no", id=1, question="B?"),
+    ]
+    run = finished(tmp_path / "run", results)
+    said = export(run, "mmvet,vizwiz,pope")
+    assert json.loads((run / "answers.mmvet.json").read_text()) == {"v1_0": "The cat.", "v1_1": ""}
+    assert json.loads((run / "answers.vizwiz.json").read_text()) == [
+        {"image": "VizWiz_1.jpg", "answer": "cat"},
+        {"image": "VizWiz_2.jpg", "answer": ""},
+    ]
+    assert lines_of(run / "answers.pope.jsonl") == [
+        {"question": "A?", "answer": "The cat."},
+        {"question": "B?", "answer": ""},
+    ]
+    assert said.count("1 failed") == 3

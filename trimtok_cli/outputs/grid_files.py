@@ -10,8 +10,6 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from trimtok_cli.outputs.whole_files import write_whole
 
 NAMES = ("table.json", "table.md", "table.csv", "table.html")
@@ -234,6 +232,8 @@ def comma_separated(document: Figures) -> str:
 
 def page(document: Figures) -> str:
     """The tables as an HTML page without scripts. Its text is other people's and is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

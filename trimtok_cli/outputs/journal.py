@@ -31,7 +31,7 @@ class Journal:
 
     starts: key -> where its line begins, the one that counts: success before failure, and of two
     failures the last. failed: the keys of samples that failed. lines, end: how many lines there
-    are, and their bytes, without a torn last one. met: how many samples `pending` has met. left:
+    are, and their bytes, without a torn last one. met: how many samples `pending` has met; left:
     how many of them it passed over that have no answer yet.
 
     new: the run begins with this file, so that its lines come in order, and only failures are kept

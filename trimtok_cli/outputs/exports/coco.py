@@ -7,11 +7,11 @@ import json
 import re
 from pathlib import Path
 
-from trimtok_cli.errors import UsageError
 from trimtok_cli.outputs.exports.answers import Answers, Record
 from trimtok_cli.outputs.exports.form import (
     LeftOut,
     Made,
+    OneEach,
     Wanted,
     answered,
     whole_number,
@@ -25,18 +25,12 @@ _NUMBERED = re.compile(r"(?:.*[_/])?(\d{1,18})\.\w+", re.DOTALL)
 def write_coco(answers: Answers, target: Path, wanted: Wanted) -> Made:
     """Raises UsageError if no picture has an id, or one has two different answers."""
     captions = answers.manifest.get("command") == "caption"
-    before: dict[int, int] = {}
+    each = OneEach("coco", "COCO's results")
 
     def row(record: Record) -> str:
         caption = answered(record)
         number = _image_id(record, captions)
-        if number in before and before[number] == hash(caption):
-            raise LeftOut("that stand there already")
-        if before.setdefault(number, hash(caption)) != hash(caption):
-            raise UsageError(
-                f"--format coco: image {number} has several answers, and COCO's results hold one "
-                "for each picture; choose another format, such as vqav2."
-            )
+        each.check(number, caption, f"image {number}")
         return json.dumps({"image_id": number, "caption": caption}, ensure_ascii=False)
 
     return write_rows(answers, target, row, head="[", between=",\n", tail="]\n")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from trimtok_cli.errors import UsageError
 from trimtok_cli.outputs.exports.answers import Answers, Record
 from trimtok_cli.outputs.whole_files import put, writing
 
@@ -55,6 +56,29 @@ class Made:
         left = ", ".join(f"{count} {reason}" for reason, count in self.left_out.items())
         parts = [f"{self.rows} in {self.place}", *([f"left out: {left}"] * bool(left))]
         return "; ".join((*parts, *self.notes))
+
+
+class OneEach:
+    """One text for each picture or question, as a format has it.
+
+    format: its name for --format. file: what it is called in a sentence.
+    """
+
+    def __init__(self, format: str, file: str) -> None:
+        self.format, self.file = format, file
+        self._before: dict[object, int] = {}
+
+    def check(self, key: object, text: str, name: str) -> None:
+        """Notes the text of a key. LeftOut for the same once more; UsageError for another one."""
+        if key not in self._before:
+            self._before[key] = hash(text)
+        elif self._before[key] == hash(text):
+            raise LeftOut("that stand there already")
+        else:
+            raise UsageError(
+                f"--format {self.format}: {name} has several answers, and {self.file} holds one "
+                "for each; choose another format, such as csv."
+            )
 
 
 def succeeded(record: Record) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from trimtok_cli.errors import UsageError
 from trimtok_cli.outputs.exports.answers import Answers, Record
-from trimtok_cli.outputs.exports.form import LeftOut, Made, Wanted, write_rows
+from trimtok_cli.outputs.exports.form import LeftOut, Made, OneEach, Wanted, write_rows
 from trimtok_cli.outputs.exports.pictures import inner_name, is_video, own_name
 from trimtok_cli.outputs.jsonl import to_line
 
@@ -31,7 +31,7 @@ def write_imagefolder(answers: Answers, target: Path, wanted: Wanted) -> Made:
             f"--format imagefolder: {path} is there and not of trimtok; add --overwrite-sidecars "
             "to replace it."
         )
-    before: dict[str, int] = {}
+    each = OneEach("imagefolder", "metadata.jsonl")
 
     def row(record: Record) -> str:
         text = wanted.caption(record)
@@ -40,13 +40,7 @@ def write_imagefolder(answers: Answers, target: Path, wanted: Wanted) -> Made:
         name = inner_name(own_name(record), root)
         if not (root / name).is_file():
             raise LeftOut("whose picture is not there any more")
-        if name in before and before[name] == hash(text):
-            raise LeftOut("that stand there already")
-        if before.setdefault(name, hash(text)) != hash(text):
-            raise UsageError(
-                f"--format imagefolder: {name} has several answers, and metadata.jsonl holds one "
-                "for each picture; choose another format, such as csv."
-            )
+        each.check(name, text, name)
         tokens = record["metadata"]["visual"]
         values = (Path(name).as_posix(), text, tokens["tokens"], tokens["kept"])
         return to_line(dict(zip(_COLUMNS, values, strict=True))) + "\n"

@@ -7,7 +7,8 @@ picture.
 import os
 from pathlib import Path
 
-from trimtok_cli.outputs.exports.answers import Record
+from trimtok_cli.errors import UsageError
+from trimtok_cli.outputs.exports.answers import Answers, Record
 from trimtok_cli.outputs.exports.form import LeftOut
 
 
@@ -32,6 +33,24 @@ def inner_name(name: str, root: Path | None) -> str:
     if os.path.isabs(name) or name.split(os.sep)[0] in ("..", "."):
         raise LeftOut("whose names lead out of the folder of the pictures")
     return name
+
+
+def picture_file(record: Record, answers: Answers, format: str) -> Path:
+    """The full path of a record's one picture or video.
+
+    LeftOut if it is not there any more. UsageError if the run's pictures lie in no one folder.
+    """
+    root = answers.root
+    if root is None:
+        raise UsageError(
+            f"--format {format}: the pictures of this run lie in no one folder, and its rows hold "
+            "their paths; name the folder with `trimtok export --image-root`."
+        )
+    name = own_name(record)
+    path = root / (name if answers.opened else inner_name(name, root))
+    if not path.is_file():
+        raise LeftOut("whose picture is not there any more")
+    return Path(os.path.abspath(path))
 
 
 def is_video(record: Record) -> bool:

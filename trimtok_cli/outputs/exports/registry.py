@@ -12,12 +12,17 @@ from trimtok_cli.outputs.exports.csv_table import write_csv
 from trimtok_cli.outputs.exports.form import Made, Wanted
 from trimtok_cli.outputs.exports.gqa import write_gqa
 from trimtok_cli.outputs.exports.imagefolder import write_imagefolder
+from trimtok_cli.outputs.exports.kohya import write_kohya
 from trimtok_cli.outputs.exports.llava import write_llava
+from trimtok_cli.outputs.exports.mmvet import write_mmvet
+from trimtok_cli.outputs.exports.musubi import write_musubi
 from trimtok_cli.outputs.exports.openai_batch import write_openai
 from trimtok_cli.outputs.exports.parquet_table import check_parquet, write_parquet
+from trimtok_cli.outputs.exports.pope import write_pope
 from trimtok_cli.outputs.exports.records import write_records
 from trimtok_cli.outputs.exports.seed import write_seed
 from trimtok_cli.outputs.exports.sidecars import write_caption, write_txt
+from trimtok_cli.outputs.exports.vizwiz import write_vizwiz
 from trimtok_cli.outputs.exports.vqav2 import write_vqav2
 from trimtok_cli.outputs.lock import Busy, waited_for
 from trimtok_cli.wording import brief, suggestion
@@ -43,10 +48,15 @@ FORMS: dict[str, Form] = {
     "parquet": Form(write_parquet, ".parquet", check_parquet),
     "txt": Form(write_txt),
     "caption": Form(write_caption),
+    "kohya": Form(write_kohya, ".kohya.json"),
+    "musubi": Form(write_musubi, ".musubi.jsonl"),
     "imagefolder": Form(write_imagefolder),
     "coco": Form(write_coco, ".coco.json"),
     "gqa": Form(write_gqa, ".gqa.json"),
     "seed": Form(write_seed, ".seed.jsonl"),
+    "mmvet": Form(write_mmvet, ".mmvet.json"),
+    "pope": Form(write_pope, ".pope.jsonl"),
+    "vizwiz": Form(write_vizwiz, ".vizwiz.json"),
     "vqav2": Form(write_vqav2, ".vqav2.json"),
     "openai": Form(write_openai, ".openai.jsonl"),
 }
