@@ -3,12 +3,13 @@
 Read `answer_all` first. Knows no method and no family.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
+from typing import Any
 
 from trimtok_cli.bounds import check_settings
 from trimtok_cli.config import RunConfig
-from trimtok_cli.data import Result, Sample
+from trimtok_cli.data import Failed, Result, Sample
 from trimtok_cli.device import frozen_heap
 from trimtok_cli.engine.encoder import Ahead, InTurn
 from trimtok_cli.engine.loops import loop_for, prunes_in_decoder, rules_for
@@ -20,7 +21,7 @@ from trimtok_cli.in_order import InOrder
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.prepare.pool import PREFETCH, prefetch
 from trimtok_cli.prepare.processes import Processes
-from trimtok_cli.prepare.sample import Ask
+from trimtok_cli.prepare.sample import Ask, Prepared
 from trimtok_cli.pruners.base import Pruner
 
 
@@ -53,23 +54,16 @@ def answer_all(
         encode_ahead = adapter.device.type == "cuda" and workers > 0 and shared is None
     # A pruner that goes on inside the decoder would choose in both threads at once.
     encoder = Ahead if encode_ahead and not prunes_in_decoder(adapter, pruner) else InTurn
-    encoding = shared.encode if shared else None
     # The next batches are prepared while the current batch runs.
     batches = 3 if encoder is Ahead else 2
     ahead = max(PREFETCH * workers, batches * (batch_size or most_ahead(adapter.device)))
-    if shared:
-        source = shared.prepare(samples, ask)
-    else:
-        source = prefetch(
-            adapter.preprocessor, samples, ask, workers=workers, ahead=ahead, processes=processes
-        )
+    reading: dict[str, Any] = {"workers": workers, "ahead": ahead, "processes": processes}
+    encoding = shared.encode if shared else None
     with (
         frozen_heap(),
-        closing(source) as prepared,
+        closing(_prepared(adapter, samples, ask, shared, **reading)) as prepared,
         closing(
-            encoder(
-                adapter, pruner, numbered(prepared, ask, seeds=rules.samples), encoding=encoding
-            )
+            encoder(adapter, pruner, numbered(prepared, ask, seeds=rules.samples), encoding)
         ) as encoded,
     ):
         while True:
@@ -88,3 +82,12 @@ def answer_all(
             for each in failed:
                 turn.put(each.number, failed_result(each, pruner, ask))
             yield from turn.due()
+
+
+def _prepared(
+    adapter: Adapter, samples: Iterable[Sample], ask: Ask, shared: Shared | None, **reading: Any
+) -> Generator[Prepared | Failed]:
+    """The samples prepared, in their order; reading: options of `prefetch`."""
+    if shared:
+        return shared.prepare(samples, ask)
+    return prefetch(adapter.preprocessor, samples, ask, **reading)
