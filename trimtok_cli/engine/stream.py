@@ -5,7 +5,7 @@ Read `answer_all` first. Knows no method and no family.
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from functools import partial
+from typing import Any
 
 from trimtok_cli.bounds import check_settings
 from trimtok_cli.config import RunConfig
@@ -57,15 +57,14 @@ def answer_all(
     # The next batches are prepared while the current batch runs.
     batches = 3 if encoder is Ahead else 2
     ahead = max(PREFETCH * workers, batches * (batch_size or most_ahead(adapter.device)))
-    prepare: Callable[..., Generator[Prepared | Failed]] = partial(
-        prefetch, adapter.preprocessor, workers=workers, ahead=ahead, processes=processes
-    )
-    prepare, encoding = (shared.prepare, shared.encode) if shared else (prepare, None)
-    counted = partial(numbered, seeds=rules.samples)
+    reading: dict[str, Any] = {"workers": workers, "ahead": ahead, "processes": processes}
+    encoding = shared.encode if shared else None
     with (
         frozen_heap(),
-        closing(prepare(samples, ask)) as prepared,
-        closing(encoder(adapter, pruner, counted(prepared, ask), encoding)) as encoded,
+        closing(_prepared(adapter, samples, ask, shared, **reading)) as prepared,
+        closing(
+            encoder(adapter, pruner, numbered(prepared, ask, seeds=rules.samples), encoding)
+        ) as encoded,
     ):
         while True:
             pruned, failed = encoded.take(loop.room())
@@ -93,3 +92,12 @@ def _encoder(
         ahead = adapter.device.type == "cuda" and workers > 0
     # A pruner that goes on inside the decoder would choose in both threads at once.
     return Ahead if ahead and not prunes_in_decoder(adapter, pruner) else InTurn
+
+
+def _prepared(
+    adapter: Adapter, samples: Iterable[Sample], ask: Ask, shared: Shared | None, **reading: Any
+) -> Generator[Prepared | Failed]:
+    """The samples prepared, in their order; reading: options of `prefetch`."""
+    if shared:
+        return shared.prepare(samples, ask)
+    return prefetch(adapter.preprocessor, samples, ask, **reading)
