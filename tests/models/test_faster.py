@@ -95,11 +95,27 @@ def test_a_product_by_onednn_is_the_layer_s(relaid, bias, size):
         torch.testing.assert_close(layer(rows), result, atol=1e-5, rtol=0)
 
 
-def test_weights_laid_out_anew_take_no_second_copy():
-    layer = nn.Linear(64, 512)
-    onednn.product_of(layer, relaid=True)
-    assert layer.weight.untyped_storage().nbytes() == 64 * (512 + onednn.EXTRA) * 4
+@pytest.mark.parametrize(("size", "extra"), [(512, onednn.EXTRA), (48, 0)])
+@torch.no_grad()
+def test_weights_are_laid_out_once_and_take_no_second_copy(size, extra):
+    layer, rows = nn.Linear(64, size), torch.randn(3, 64)
+    first = onednn.product_of(layer, relaid=True)
+    place = layer.weight.data_ptr()
+    assert layer.weight.untyped_storage().nbytes() == 64 * (size + extra) * 4
     assert layer.weight.requires_grad and isinstance(layer.weight, nn.Parameter)
+    for relaid in (True, False):  # a second adapter of the same model
+        again = onednn.product_of(layer, relaid=relaid)
+        assert layer.weight.data_ptr() == place
+        assert torch.equal(again(rows), first(rows))
+
+
+@pytest.mark.parametrize("cut", [(slice(2, 10), slice(None)), (slice(None), slice(2, 10))])
+@torch.no_grad()
+def test_weights_that_are_a_part_of_others_are_left_alone(cut):
+    layer = nn.Linear(8, 8)
+    for whole in (torch.randn(16, 16), torch.randn(16, 16).t()):
+        layer.weight.data = whole[cut][:8, :8]
+        assert onednn.product_of(layer, relaid=True) is None
 
 
 def test_a_layer_made_for_inference_alone_is_not_laid_out_anew():

@@ -49,18 +49,24 @@ def operation() -> Callable[[Tensor, Tensor, Tensor | None], Tensor] | None:
 def product_of(module: nn.Linear, *, relaid: bool) -> Callable[[Tensor], Tensor] | None:
     """The forward function of a linear layer by oneDNN; None where it has none.
 
-    relaid: the weights may be laid out anew, once, so that a product reads them as they lie: the
-    module keeps its weights, with the same values, the other way round in memory, which takes at
-    most 3 % more. Else each product of few rows lays them out for itself.
+    relaid: the weights may be laid out anew, once and for good, so that a product reads them as
+    they lie: the module keeps its weights, with the same values, the other way round in memory,
+    which takes at most 3 % more. Else each product lays them out for itself.
     """
-    multiply = operation()
-    weight = module.weight
-    if multiply is None or weight.dtype != torch.float32 or not weight.is_contiguous():
+    multiply, weight = operation(), module.weight
+    if multiply is None or weight.dtype != torch.float32:
         return None
+    laid_out = by_columns(weight)
+    if laid_out is not None:
+        whole = laid_out
+    elif not weight.is_contiguous():
+        return None  # oneDNN takes other layouts, by a hundred times slower code
+    elif relaid and not weight.is_inference():  # what was made for inference alone stays
+        whole = lay_out(module)
+    else:
+        whole = weight
     bias, size = module.bias, len(weight)
-    relaid = relaid and not weight.is_inference()  # nobody may change that
-    extra = EXTRA if relaid and size % SHARED == 0 else 0
-    whole = lay_out(module, extra) if relaid else weight
+    extra = len(whole) - size
 
     def forward(rows: Tensor) -> Tensor:
         return multiply(rows, whole, bias)
@@ -75,15 +81,25 @@ def product_of(module: nn.Linear, *, relaid: bool) -> Callable[[Tensor], Tensor]
     return cut
 
 
-def lay_out(module: nn.Linear, extra: int) -> Tensor:
-    """Lays a layer's weights (N, K) out column by column, with `extra` rows of zeros behind them.
+def lay_out(module: nn.Linear) -> Tensor:
+    """Lays a layer's weights (N, K) out column by column, with rows of zeros behind some sizes N.
 
-    Returns all of them (N + extra, K); the module's weights are its first rows.
+    Returns all rows (N or more, K); the module's weights are the first ones.
     """
     size, width = module.weight.shape
+    extra = 0 if size % SHARED else EXTRA
     with torch.inference_mode(False), torch.no_grad():
         columns = torch.zeros(width, size + extra)
         columns[:, :size] = module.weight.t()
-        whole = columns.t()
-        module.weight.data = whole[:size]
-    return whole
+        module.weight.data = columns.t()[:size]
+    return columns.t()
+
+
+def by_columns(weight: Tensor) -> Tensor | None:
+    """What `lay_out` returned for these weights; None if they were not laid out."""
+    size, width = weight.shape
+    along, across = weight.stride()
+    whole = weight.untyped_storage().nbytes() == across * width * weight.element_size()
+    if weight.is_contiguous() or along != 1 or across < size or not whole:
+        return None
+    return weight.detach().as_strided((across, width), (1, across))
