@@ -132,12 +132,6 @@ def claimed(
                 tuple(answers.with_name(answers.stem + ending) for ending in endings),
             )
             refuse_inputs(destination, reads)
-            # A link may lead to a picture that a row names.
-            if answers.suffix.lower() not in (".jsonl", ".json") and answers.is_file():
-                raise UsageError(
-                    f"--out leads to {answers}, which is no file of JSON lines: choose "
-                    "another --out."
-                )
             _hold(destination, existing, undo)
         except Busy as error:
             raise UsageError(
@@ -157,6 +151,12 @@ def _hold(destination: Destination, existing: str, undo: ExitStack) -> None:
 
     Formats are made at its end, when `trimtok export` may be making others under the same names.
     """
+    answers = destination.file
+    # A link may lead to a picture that a row names.
+    if answers.suffix.lower() not in (".jsonl", ".json") and answers.is_file():
+        raise UsageError(
+            f"--out leads to {answers}, which is no file of JSON lines: choose another --out."
+        )
     _make_folder(destination.file.parent, undo)
     lock = Lock(destination.lock)
     undo.callback(lock.release)
