@@ -126,7 +126,8 @@ def load_here(
     """Opens the model in this process. number: of the samples to be answered, None if not known."""
     pruner, local = build(config), config.engine == "local"
     start = partial(start_workers, processes, config, number)
-    adapter, ask = (opener or partial(load, front=not local))(config, screen, start)
+    opener = opener or (load if local else partial(load, front=True))
+    adapter, ask = opener(config, screen, start)
     described = generation(adapter, ask, config, screen)
     check_video(adapter, config)
     from trimtok_cli.engine.prompt_stage import check_method
