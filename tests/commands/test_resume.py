@@ -76,14 +76,22 @@ def test_every_setting_that_may_change_an_answer_is_held_against_the_run(
         assert call(*begun, *changed, "--existing", "overwrite").exit_code == 3
 
 
+@pytest.fixture
+def any_engine(monkeypatch):
+    """Engines need not be installed: nothing is left to answer."""
+    monkeypatch.setattr("trimtok_cli.commands.run.check_engine", lambda config: None)
+
+
 @pytest.mark.parametrize("name", sorted(MAY_CHANGE - {"limit"}))
-def test_what_changes_the_speed_alone_may_change(name, begun, loaded):
+def test_what_changes_the_speed_alone_may_change(name, begun, loaded, any_engine):
     assert name in SETTINGS
     done = call(*begun, *words(name), "--keep-failed")
     assert done.exit_code == 3 and not loaded and "error" not in done.stderr
 
 
-def test_another_engine_may_go_on_with_greedy_answers_and_not_with_sampled_ones(begun, loaded):
+def test_another_engine_may_go_on_with_greedy_answers_and_not_with_sampled_ones(
+    begun, loaded, any_engine
+):
     assert call(*begun, "--engine", "vllm", "--keep-failed").exit_code == 3
     manifest = json.loads(Path("o/run.json").read_text())
     assert manifest["engine"] == {"name": "local", "version": trimtok_cli.__version__}

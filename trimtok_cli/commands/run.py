@@ -148,7 +148,8 @@ def load_here(
     if opener:
         adapter, ask, shared = opener(config, screen, start)
     else:
-        adapter, ask, shared = *load(config, screen, start, front=not local), None
+        opened = load(config, screen, start) if local else load(config, screen, start, front=True)
+        adapter, ask, shared = *opened, None
     described = generation(adapter, ask, config, screen)
     check_video(adapter, config)
     from trimtok_cli.engine.prompt_stage import check_method
