@@ -39,7 +39,8 @@ def cluster_of(head: int, further: int = 0) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
+        # Ray ends actors of a machine whose memory others have used up.
+        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_memory_monitor_refresh_ms": "0"},
     )
     for line in process.stdout:
         if line.startswith("ADDRESS"):
