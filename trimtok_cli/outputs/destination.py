@@ -107,11 +107,6 @@ def claimed(
     file is there that may not be touched, or another run writes there. Raises TrimtokError if the
     disk refuses.
     """
-    if out is not None and stores.is_stored(out):
-        raise UsageError(
-            f"--out {brief(stores.shown_address(out))}: `trimtok {command}` writes to no store: "
-            "name a folder or a file."
-        )
     if out == "-":
         if sys.__stdout__ is None:
             raise UsageError("--out -: standard output is closed; name a file or a folder.")
@@ -198,6 +193,11 @@ def listed(name: str | Path) -> list[Path]:
 
 def _answers(out: str | None, command: str, name: str, undo: ExitStack) -> Path:
     """The file of the answers. Raises OSError, or UsageError for a name no output can have."""
+    if out and stores.is_stored(out):
+        raise UsageError(
+            f"--out {brief(stores.shown_address(out))}: `trimtok {command}` writes to no store: "
+            "name a folder or a file."
+        )
     if out is None:
         return _free_folder(f"{command}-{time.strftime('%Y%m%d-%H%M%S')}", undo) / name
     if not out.strip() or "\0" in out:

@@ -115,7 +115,7 @@ def _table(path: str, rules: Rules, format: str, name: str, origin: Stored | Non
     return archive_table(path, name, origin)
 
 
-def recognised(path: str, name: str) -> str:
+def recognised(path: str, name: str = "") -> str:
     """The format of a regular file, one of FORMATS; `json` also for a file that is refused.
 
     name: the file's in messages.
@@ -130,7 +130,7 @@ def recognised(path: str, name: str) -> str:
     if foreign_formats.binary_format(head):
         if ending == ".tar" or path.lower().endswith((".tgz", ".tar.gz")):
             raise UsageError(
-                f"{name} is a packed tar, and pictures are read where they lie in a plain one; "
+                f"{name or shortened(path)} is a packed tar; pictures are read in a plain one: "
                 "unpack it first (gunzip)"
             )
         return "json"
