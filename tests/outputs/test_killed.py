@@ -26,7 +26,7 @@ from trimtok_cli.cli import app
 import trimtok_cli.models.loading, trimtok_cli.engine.stream, trimtok_cli.pruners.registry
 from trimtok_cli.interrupts import protected
 
-kills, with_workers, stdin, *arguments = sys.argv[1:]
+kills, changes, stdin, *arguments = sys.argv[1:]
 lots = random.Random(int(os.environ.get("SEED", "0")))
 
 def start(*more):
@@ -53,11 +53,15 @@ def whole(*more):
     assert code == 3, code
     return time.monotonic() - begun
 
-seconds = {workers: whole("-o", f"whole-{workers}", "--workers", workers)
-           for workers in (("0", "2") if with_workers == "True" else ("0",))}
+def speed(workers, size):
+    # Options that change nothing but the speed, where the command has them.
+    return [] if changes == "none" else ["--workers", workers, "--batch-size", str(size)]
+
+seconds = {workers: whole("-o", f"whole-{workers}", *speed(workers, 1))
+           for workers in (("0", "2") if changes == "workers" else ("0",))}
 for number in range(int(kills)):
     workers = "2" if number % 2 and "2" in seconds else "0"
-    more = ["-o", f"killed-{number}", "--workers", workers, "--batch-size", str(1 + number % 3)]
+    more = ["-o", f"killed-{number}", *speed(workers, 1 + number % 3)]
     killed = 0
     while True:
         child = start(*more)
@@ -95,11 +99,13 @@ def source(name: str, folder: Path) -> list[str]:
             Path("list.txt").write_text("".join(f"{path}\n" for path in paths))
             return ["", "caption", "@list.txt"] if name == "list" else ["list.txt", "caption", "-"]
         case "shard":
-            return ["", "caption", str(folder), str(folder), "--shard", "1/2"]
+            asked = [{"image": path.name, "text": text} for path in paths for text in ("A?", "B?")]
+            Path("q.jsonl").write_text("".join(json.dumps(each) + "\n" for each in asked))
+            return ["", "vqa", "q.jsonl", "--image-root", str(folder), "--shard", "1/2"]
         case "compare":
             return ["", "compare", str(folder), "--keep", "9,3"]
         case "processes":
-            return ["", "caption", str(folder), "--processes", "2"]
+            return ["", "caption", str(folder), "--processes", "2", "--device", "cpu"]
     return ["", "caption", str(folder)]
 
 
@@ -111,10 +117,11 @@ def test_a_run_that_is_killed_at_random_moments_ends_as_an_undisturbed_one(
     (pictures[0].parent / "p2b.png").write_bytes(b"no")
     (pictures[0].parent / "p6.png").write_bytes(pictures[5].read_bytes()[:100])
     kills = os.environ.get("KILLS", "2")
-    with_workers = name == "folder" and "KILLS" in os.environ
+    changes = "workers" if name == "folder" and "KILLS" in os.environ else "batches"
+    changes = "none" if name == "compare" else changes
     arguments = [*source(name, pictures[0].parent), "-m", str(llava_folder), "-q"]
     done = subprocess.run(
-        [sys.executable, "-c", RUNS, kills, str(with_workers), *arguments, "--max-new-tokens", "3"],
+        [sys.executable, "-c", RUNS, kills, changes, *arguments, "--max-new-tokens", "3"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},

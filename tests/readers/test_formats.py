@@ -101,6 +101,24 @@ def test_a_textvqa_file_keeps_the_answers_and_ids_that_repeat():
     assert second.question == "What year?"
 
 
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("folder", ["", "images/"])
+def test_gqa_questions_are_known_by_their_ids(folder, indent):
+    put(f"{folder}2405722.jpg", PNG)
+    asked = {"question": "Is it a dog?", "answer": "no", "fullAnswer": "No.", "types": {"a": "b"}}
+    rows = {
+        "201307251": {"imageId": "2405722", "semantic": [{"operation": "x"}], **asked},
+        "201307252": {"imageId": 5, **asked},
+        "201307253": "broken",
+    }
+    first, *broken = read(put("g.json", json.dumps(rows, indent=indent)))
+    assert (first.id, first.question, first.answers) == ("201307251", "Is it a dog?", ("no",))
+    assert first.images == (Path(f"{folder}2405722.jpg"),) and not first.problem
+    assert first.extra["fullAnswer"] == "No." and "semantic" not in first.extra
+    assert broken[0].problem.startswith("g.json question 2: imageId is no name")
+    assert broken[1].problem.startswith("g.json question 3 is not a JSON object")
+
+
 @pytest.mark.parametrize("bad", [None, "x", -1, True, 1.5, [1], {}])
 def test_a_question_without_a_picture_of_cocos_fails_alone(bad):
     good, broken = read(put("q.json", questions(asked(1), asked(bad, 2), data_subtype="val2014")))

@@ -1,4 +1,5 @@
-"""JSON documents that hold all rows in one object: VQAv2 and TextVQA questions, COCO annotations.
+"""JSON documents that hold all rows in one object: VQAv2, TextVQA and GQA questions, COCO
+annotations.
 
 Each becomes rows of the usual columns; the other columns ride along. Opens no picture.
 """
@@ -20,6 +21,10 @@ MOST_BYTES = 1 << 30
 # Columns of a document that hold its rows.
 _LISTS = ("questions", "data", "annotations", "images")
 
+# What each question of GQA has; its other columns of programs and objects are long, and left out.
+_GQA = ("imageId", "question")
+_GQA_LEFT_OUT = ("semantic", "semanticStr", "annotations", "entailed", "equivalent")
+
 # The names of COCO's folders and files, where the document does not say which it asks about.
 _SPLITS = ("val2014", "train2014", "test2015", "val2017", "train2017")
 
@@ -35,7 +40,7 @@ def read_document(path: str, name: str) -> dict[str, Any] | None:
             return None
         file.seek(0)
         head = file.read(1 << 20)
-        if not any(f'"{key}"'.encode() in head for key in _LISTS):
+        if not any(f'"{key}"'.encode() in head for key in (*_LISTS, _GQA[0])):
             return None
         if os.path.getsize(path) > MOST_BYTES:
             raise UsageError(
@@ -46,14 +51,24 @@ def read_document(path: str, name: str) -> dict[str, Any] | None:
             document = json.loads((head + file.read()).decode("utf-8-sig"))
         except (ValueError, RecursionError):
             return None
-    return document if isinstance(document, dict) and _rows_in(document) else None
+    return document if isinstance(document, dict) and _is_known(document) else None
 
 
 def _is_document(text: str) -> bool:
     try:
-        return _rows_in(json.loads(text))
+        return _is_known(json.loads(text))
     except (ValueError, RecursionError):
         return False
+
+
+def _is_known(document: dict[str, Any]) -> bool:
+    return _rows_in(document) or _is_gqa(document)
+
+
+def _is_gqa(document: dict[str, Any]) -> bool:
+    """Whether an object holds GQA's questions, by their ids."""
+    first = next(iter(document.values()), None)
+    return isinstance(first, dict) and all(key in first for key in _GQA)
 
 
 def _rows_in(document: dict[str, Any]) -> bool:
@@ -89,6 +104,12 @@ def document_table(document: dict[str, Any], root: Path, command: str) -> Table:
             document["data"],
             lambda row: _textvqa_row(row, root),
         )
+    if _is_gqa(document):
+        rows = [
+            {"question_id": key, **row} if isinstance(row, dict) else row
+            for key, row in document.items()
+        ]
+        return _listed("a GQA question file", "question", rows, lambda row: _gqa_row(row, root))
     if command == "vqa":
         raise UsageError(
             "COCO annotations ask nothing; describe their pictures with `trimtok caption`"
@@ -171,6 +192,18 @@ def _textvqa_row(row: Any, root: Path) -> Any:
     found = next((name for name in names if os.path.exists(root / name)), names[0])
     # What TextVQA writes beside the picture's id are addresses of the same picture.
     others = {name: value for name, value in row.items() if not name.startswith("flickr_")}
+    return {**others, "image": found}
+
+
+def _gqa_row(row: Any, root: Path) -> Any:
+    if not isinstance(row, dict) or "image" in row:
+        return row
+    key = row.get("imageId")
+    if not isinstance(key, str) or not key:
+        return Problem("imageId is no name, and there is no image")
+    names = [f"{folder}{key}.jpg" for folder in ("", "images/")]
+    found = next((name for name in names if os.path.exists(root / name)), names[0])
+    others = {name: value for name, value in row.items() if name not in _GQA_LEFT_OUT}
     return {**others, "image": found}
 
 
