@@ -132,10 +132,10 @@ def test_an_error_of_the_model_comes_behind_the_answers_before_it(llava, samples
             raise ModelError("this model cannot.")
         return real_attempt(preprocessor, sample, ask)
 
-    def in_encoding(adapter, pruner, group):
+    def in_encoding(adapter, pruner, group, *more):
         if any(each.sample.id == 4 for each in group):
             raise ModelError("this model cannot.")
-        return real_reduce(adapter, pruner, group)
+        return real_reduce(adapter, pruner, group, *more)
 
     def until_error(ahead):
         found = []
