@@ -3,12 +3,14 @@ ones, and what goes wrong.
 """
 
 import copy
+import gc
 import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -551,3 +553,20 @@ def test_on_a_gpu_stages_are_events_and_memory_is_the_devices():
         assert not row["error"] and 0 < row["memory"]["allocated"] <= row["memory"]["reserved"]
         for number, wall in enumerate(row["seconds"]["wall"]):
             assert 0.5 * wall < sum(row["seconds"][stage][number] for stage in STAGES) < 1.1 * wall
+
+
+def test_no_collection_passes_over_a_model_while_it_is_measured(monkeypatch):
+    from trimtok_cli.bench import run as whole
+
+    def rows(*_, **__):
+        yield {"frozen": gc.get_freeze_count()}
+
+    monkeypatch.setattr(whole, "load", lambda *_: None)
+    monkeypatch.setattr(whole, "overhead_rows", rows)
+    task = SimpleNamespace(model="tiny", image="480x480")
+    bench = SimpleNamespace(grid=[], decode=[], overhead=[task])
+    before = gc.get_freeze_count()
+    ((part, measured),) = [
+        (part, list(each)) for part, each in whole._with_model(bench, "tiny", MANY, Path(), print)
+    ]
+    assert part == "overhead" and measured[0]["frozen"] > before == gc.get_freeze_count()

@@ -23,7 +23,7 @@ from trimtok_cli.bench.roofline import Ceilings
 from trimtok_cli.bench.schedule import schedule_row
 from trimtok_cli.bench.spec import PARTS, Bench, MemoryPart, PrunerPart, SchedulePart
 from trimtok_cli.bench.whole_runs import memory_row, overhead_rows
-from trimtok_cli.device import pick_device, pick_dtype, release
+from trimtok_cli.device import frozen_heap, pick_device, pick_dtype, release
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.models.loading import load_model
 
@@ -115,11 +115,12 @@ def _with_model(
         first = next(part for part, (tasks, _) in parts.items() if tasks)
         yield first, [failed(model, in_words(error))]
         return
-    for part, (tasks, job) in parts.items():
-        for task in tasks:
-            title = f"{model}, {part}, {task.image}"
-            say(title)
-            yield part, _safely(title, partial(job, adapter, task, bench=bench, folder=folder))
+    with frozen_heap():
+        for part, (tasks, job) in parts.items():
+            for task in tasks:
+                title = f"{model}, {part}, {task.image}"
+                say(title)
+                yield part, _safely(title, partial(job, adapter, task, bench=bench, folder=folder))
 
 
 def _safely(title: str, job: Callable[[], Iterable[Row]]) -> Iterator[Row]:

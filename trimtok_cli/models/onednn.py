@@ -1,7 +1,7 @@
 """Products of linear layers by oneDNN, for float32 on an x86 CPU.
 
-torch multiplies float32 by MKL there, which runs at half speed on CPUs of other makers and is slow
-for the few rows of a decode step everywhere. oneDNN is part of torch as well. Knows no model.
+torch multiplies float32 by MKL there, which leaves wide registers unused on CPUs of other makers
+and is slow for the few rows of a decode step. oneDNN is part of torch as well. Knows no model.
 """
 
 import logging
@@ -51,7 +51,7 @@ def product_of(module: nn.Linear, *, relaid: bool) -> Callable[[Tensor], Tensor]
 
     relaid: the weights may be laid out anew, once and for good, so that a product reads them as
     they lie: the module keeps its weights, with the same values, the other way round in memory,
-    which takes at most 3 % more. Else each product lays them out for itself.
+    which takes at most a 32nd more. Else each product lays them out for itself.
     """
     multiply, weight = operation(), module.weight
     if multiply is None or weight.dtype != torch.float32:
