@@ -26,7 +26,7 @@ TIMES = {"timing_ms", "throughput", "started", "run", "answer_id"}
 
 
 def answer_all(
-    adapter, pruner, samples, ask, *, batch_size=1, workers=0, processes=None
+    adapter, pruner, samples, ask, *, batch_size=1, workers=0, processes=None, shared=None
 ) -> Iterator[Result]:
     """Answers what the file holds; an empty or missing file fails. Reads ahead as batches do."""
     samples = iter(samples)
