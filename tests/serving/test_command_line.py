@@ -7,10 +7,9 @@ import pytest
 
 from tests.commands.test_cli import run
 from tests.support import tiny
-from trimtok_cli.commands import serve
 from trimtok_cli.errors import ModelError, UsageError
 from trimtok_cli.on_vllm import versions
-from trimtok_cli.serving import command_line
+from trimtok_cli.serving import command_line, process
 from trimtok_cli.serving.command_line import (
     NO_URLS,
     check_family,
@@ -41,7 +40,7 @@ def started(vllm, monkeypatch):
     vllm("0.32.0")
     calls: list[tuple[list[str], dict[str, str]]] = []
     monkeypatch.setattr(
-        serve,
+        process,
         "run_server",
         lambda *given: calls.append(given) or 0,  # what the server ends with
     )

@@ -9,7 +9,6 @@ from typing import Any
 
 from trimtok_cli import __version__, interrupts
 from trimtok_cli.bounds import field_of, flag
-from trimtok_cli.commands.clustered import load_on_ray
 from trimtok_cli.commands.engines import check_engine, start_vllm
 from trimtok_cli.commands.format_options import check_output, make_formats
 from trimtok_cli.commands.options import AnswerOptions
@@ -107,6 +106,8 @@ def _answer(
     places = [] if on_ray else options.places()
     with ExitStack() as stack:
         if on_ray:
+            from trimtok_cli.commands.clustered import load_on_ray
+
             loaded = load_on_ray(config, begun, options, screen, stack)
         elif places:
             loaded = load_replicas(places, config, begun.number, options.debug, screen, stack)

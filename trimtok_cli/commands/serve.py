@@ -14,14 +14,6 @@ from trimtok_cli.config import RunConfig
 from trimtok_cli.data import Setting
 from trimtok_cli.errors import ModelError
 from trimtok_cli.models.catalog import ALIASES, locate
-from trimtok_cli.serving.command_line import (
-    check_family,
-    check_vllm,
-    own_arguments,
-    server_arguments,
-    server_environment,
-)
-from trimtok_cli.serving.process import check_address, run_server
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -82,17 +74,19 @@ def serve(
     """Serve a model by vLLM's OpenAI-compatible server, with the visual tokens of its images
     pruned by the words of the question. Ctrl-C ends it.
     """
+    from trimtok_cli.serving import command_line, process
+
     screen = Screen(quiet=quiet)
-    version = check_vllm()
-    own = own_arguments(vllm_args)
-    check_address(host, port)
+    version = command_line.check_vllm()
+    own = command_line.own_arguments(vllm_args)
+    process.check_address(host, port)
     locate(ALIASES.get(model, model), "MODEL")
     pruner = build(settings)
     from trimtok_cli.serving.pruning import check_served
 
     check_served(pruner)
     folder, template = _checkpoint(model, settings.revision)
-    arguments = server_arguments(
+    arguments = command_line.server_arguments(
         folder,
         model,
         {"method": settings.method, "params": pruning(settings, settings.method)},
@@ -104,7 +98,7 @@ def serve(
         own=own,
     )
     screen.say(f"{Setting.of(pruner).name} in vLLM {version}: http://{host}:{port}/v1", "dim")
-    return run_server(arguments, server_environment(quiet=quiet))
+    return process.run_server(arguments, command_line.server_environment(quiet=quiet))
 
 
 def _checkpoint(model: str, revision: str) -> tuple[Path, str]:
@@ -115,6 +109,7 @@ def _checkpoint(model: str, revision: str) -> tuple[Path, str]:
     from trimtok_cli.models.folder import find_folder
     from trimtok_cli.models.loading import read_checkpoint
     from trimtok_cli.models.registry import ADAPTERS
+    from trimtok_cli.serving.command_line import check_family
     from trimtok_cli.serving.template import served_template
 
     folder, _ = find_folder(ALIASES.get(model, model), "MODEL", revision=revision or None)
