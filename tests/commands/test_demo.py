@@ -171,7 +171,8 @@ def test_the_python_of_the_readme_runs(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     registered = dict(PRUNERS)
     methods = (ROOT / "trimtok_cli" / "pruners" / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", readme() + methods, re.S)
+    house = (ROOT / "trimtok_cli" / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", readme() + house + methods, re.S)
     assert len(blocks) == 3
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {})
