@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 # Imports everything once; each run is a fork of this process.
 RUNS = r"""
-import os, random, signal, sys, time
+import os, random, shutil, signal, sys, time
 from trimtok_cli.cli import app
 import trimtok_cli.models.loading, trimtok_cli.engine.stream, trimtok_cli.pruners.registry
 from trimtok_cli.interrupts import protected
@@ -68,6 +68,10 @@ for number in range(int(kills)):
         time.sleep(lots.uniform(0.1, 1) * seconds[workers])
         os.kill(child, signal.SIGKILL)
         code = finish(child)
+        if code != -signal.SIGKILL and not killed:  # runs take less time now than the first one did
+            shutil.rmtree(f"killed-{number}")
+            seconds[workers] /= 2
+            continue
         if code != -signal.SIGKILL or killed == 2:
             break
         killed += 1
@@ -128,7 +132,7 @@ def test_a_run_that_is_killed_at_random_moments_ends_as_an_undisturbed_one(
     )
     assert done.returncode == 0, done.stderr
     killed = [int(line) for line in done.stdout.split()]
-    assert len(killed) == int(kills) and sum(killed) >= int(kills) // 2, killed
+    assert len(killed) == int(kills) and min(killed) > 0, killed
     expected = files("whole-0")
     lines = expected.get("answers.jsonl") or expected["compare.jsonl"]
     assert len(lines) == 8 and sum('"status": "error"' in line for line in lines) == 2
