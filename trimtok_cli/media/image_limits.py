@@ -30,8 +30,7 @@ def refuse_large(width: int, height: int, name: str, max_pixels: int) -> None:
     if width * height > max_pixels:
         size = f"{width} x {height}"
         raise MediaError(
-            f"{name} has {size} pixels, more than the limit of {max_pixels}; make it smaller "
-            "or raise the limit"
+            f"{name} has {size} pixels, more than the limit of {max_pixels}; make it smaller"
         )
 
 

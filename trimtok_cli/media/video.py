@@ -106,7 +106,7 @@ def _decode(path: Path, name: str, rule: FrameRule, decoders: list[str]) -> Clip
     if reason == "timeout":
         limit = f"{rule.timeout:g} seconds"
         raise MediaError(
-            f"{name} was not decoded within {limit}; raise the limit, ask for fewer frames "
+            f"{name} was not decoded within {limit}; raise --video-timeout, ask for fewer --frames "
             "or save it again"
         )
     if decoders == ["decord"]:
