@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,8 @@ from trimtok_cli.tokens import Prompt
 
 prepare_environment()
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-pytest.importorskip("vllm", exc_type=ImportError)
+if find_spec("vllm") is None:
+    pytest.skip("vLLM is not installed", allow_module_level=True)
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "samples" / "demo" / "model"
