@@ -1,6 +1,6 @@
 """Which tokens methods throw away, held against the renderer's truth, and what that does to answers.
 
-`python samples/demo/kept.py samples/demo/work/held-out --limit 150 -o samples/results/demo/kept.json`
+`python samples/demo/kept.py samples/demo/work/held-out --limit 100 -o samples/results/demo/kept.json`
 answers the first questions of every task in many ways, each picture encoded once. A thing is a
 shape, a printed character or a bar; its patches are those that it covers by an eighth or more, its
 center is the patch that holds its middle. Questions: see scenes.py, with the same seed.
