@@ -6,7 +6,7 @@ Each becomes rows of the usual columns; the other columns ride along. Opens no p
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,27 +183,27 @@ def _vqa_row(row: Any, coco: _CocoNames) -> Any:
 
 
 def _textvqa_row(row: Any, root: Path) -> Any:
-    if not isinstance(row, dict) or "image" in row:
-        return row
-    key = row.get("image_id")
-    if not isinstance(key, str) or not key:
-        return Problem("image_id is no name, and there is no image")
-    names = [f"{folder}{key}.jpg" for folder in ("", "train_images/", "test_images/")]
-    found = next((name for name in names if os.path.exists(root / name)), names[0])
     # What TextVQA writes beside the picture's id are addresses of the same picture.
-    others = {name: value for name, value in row.items() if not name.startswith("flickr_")}
-    return {**others, "image": found}
+    left_out = [name for name in row if name.startswith("flickr_")] if isinstance(row, dict) else ()
+    return _with_jpg(row, "image_id", ("", "train_images/", "test_images/"), root, left_out)
 
 
 def _gqa_row(row: Any, root: Path) -> Any:
+    return _with_jpg(row, "imageId", ("", "images/"), root, _GQA_LEFT_OUT)
+
+
+def _with_jpg(
+    row: Any, column: str, folders: Sequence[str], root: Path, left_out: Collection[str]
+) -> Any:
+    """The row with the picture whose id a column holds, in the first of the folders that has it."""
     if not isinstance(row, dict) or "image" in row:
         return row
-    key = row.get("imageId")
+    key = row.get(column)
     if not isinstance(key, str) or not key:
-        return Problem("imageId is no name, and there is no image")
-    names = [f"{folder}{key}.jpg" for folder in ("", "images/")]
+        return Problem(f"{column} is no name, and there is no image")
+    names = [f"{folder}{key}.jpg" for folder in folders]
     found = next((name for name in names if os.path.exists(root / name)), names[0])
-    others = {name: value for name, value in row.items() if name not in _GQA_LEFT_OUT}
+    others = {name: value for name, value in row.items() if name not in left_out}
     return {**others, "image": found}
 
 
