@@ -3,12 +3,14 @@
 A machine is a folder in which the command runs: the local files of an output lie below it.
 """
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import fsspec
@@ -21,7 +23,7 @@ from trimtok_cli import stores
 from trimtok_cli.commands import replicated
 from trimtok_cli.commands.check_output import output_of
 from trimtok_cli.commands.options import AnswerOptions
-from trimtok_cli.errors import UsageError
+from trimtok_cli.errors import ModelError, UsageError
 from trimtok_cli.outputs import mirror
 from trimtok_cli.outputs.destination import claimed
 from trimtok_cli.resolve import resolve
@@ -295,3 +297,25 @@ def test_a_killed_run_goes_on_here_and_sends_all(arguments, inputs, tmp_path, ma
     found = sent(store)
     assert found["answers.jsonl"] == expected["answers.jsonl"]
     assert file.read_bytes().startswith(before[: before.rindex(b"\n") + 1])
+
+
+def test_a_run_that_ends_early_says_that_its_answers_were_not_sent(
+    arguments, store, machine, monkeypatch
+):
+    def engine(*given, **options):
+        yield from islice(stub_engine.answer_all(*given, **options), 3)
+        raise ModelError("the model is gone")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    expected = undisturbed(arguments)
+    stub_engine.install(monkeypatch, engine)
+    with monkeypatch.context() as patch:
+        patch.setattr(stores, "put", full)
+        done = call(*arguments[:-1], "-o", store)
+    assert done.exit_code == 1 and "the model is gone" in done.stderr
+    assert "not sent: " in done.stderr and "the answers are in" in done.stderr
+    stub_engine.install(monkeypatch)
+    assert call(*arguments, "-o", store).exit_code == 3
+    assert sent(store) == expected

@@ -134,8 +134,10 @@ class Mirror:
         try:
             yield
         except BaseException:
-            with suppress(TrimtokError):
+            try:
                 self.send()
+            except TrimtokError as error:
+                self.warn(f"not sent: {error}")
             raise
         self.send()
 
