@@ -18,6 +18,7 @@ from trimtok_cli.models.loading import load_model
 from trimtok_cli.on_vllm import loop as module
 from trimtok_cli.prepare.sample import Ask
 from trimtok_cli.pruners.registry import build_pruner
+from trimtok_cli.tokens import Prompt
 
 STEPS = 10
 
@@ -97,6 +98,14 @@ def test_a_prompt_that_would_take_others_along_fails_alone_and_is_never_handed_o
     assert len(core.seen) == len(prompts) - 1
     want = singles(adapter, prompts)
     assert all(found[i].answer.ids == want[i].ids for i in range(len(prompts)) if i != 2)
+
+
+@pytest.mark.parametrize(("rows", "fits"), [(9, True), (10, False)])
+def test_a_prompt_leaves_room_for_one_token(rows, fits):
+    none = torch.empty(0, dtype=torch.long)
+    prompt = Prompt(torch.zeros(rows, 4), none, none, none, none)
+    refused = module.Shape(width=4, length=10).refusal(prompt)
+    assert (refused is None) == fits and (fits or "has room for 9" in str(refused))
 
 
 def test_a_prompt_that_vllm_refuses_fails_alone(llava):
