@@ -5,12 +5,17 @@ token is made of: one where the projector keeps the grid, several where it merge
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 # The whole image as a view: xyxy as shares of its width and height.
 WHOLE = (0.0, 0.0, 1.0, 1.0)
+
+# A run's images have few sizes, and a grid takes longer to write out than to launch the tower's
+# first layer. Nobody writes into a layout.
+KNOWN = 128
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class TokenLayout:
     num_tiles: int = 1
 
 
+@lru_cache(KNOWN)
 def grid_boxes(rows: int, columns: int, view: tuple[float, float, float, float] = WHOLE) -> Tensor:
     """(rows * columns, 4) boxes of equal cells over `view`, in raster order, within the image."""
     left, top, right, bottom = view
@@ -93,6 +99,7 @@ def per_frame(
     )
 
 
+@lru_cache(KNOWN)
 def source_blocks(rows: int, columns: int, side: int = 1, tile: int = 0) -> Tensor:
     """(rows * columns, side * side) sources of a grid whose tokens merge side x side tower tokens.
 
@@ -105,6 +112,7 @@ def source_blocks(rows: int, columns: int, side: int = 1, tile: int = 0) -> Tens
     return first + inner + tile * rows * columns * side * side
 
 
+@lru_cache(KNOWN)
 def single_grid(
     rows: int, columns: int, side: int = 1, view: tuple[float, float, float, float] = WHOLE
 ) -> TokenLayout:
@@ -118,6 +126,7 @@ def single_grid(
     )
 
 
+@lru_cache(KNOWN)
 def tiled_layout(rows: int, columns: int, side: int, merge: int) -> TokenLayout:
     """The layout of rows x columns tiles of side x side tokens, then a tile of the whole image.
 

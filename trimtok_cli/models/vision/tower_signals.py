@@ -140,18 +140,19 @@ class TowerRecorder:
         layouts, offsets: of each of its images and videos; the offset of their tower tokens in the
         run. A visual token that is made of several tower tokens has their mean.
         """
-        if any(layout.source is None for layout in layouts):
+        known = [layout.source for layout in layouts if layout.source is not None]
+        if len(known) < len(layouts):
             return TowerSignals()
-        sources = [
-            torch.where(layout.source < 0, -1, layout.source + offset)
-            for layout, offset in zip(layouts, offsets, strict=True)
-        ]
 
         def rows_of(signal: Callable[[], Tensor]) -> Callable[[], Tensor]:
             """The sample's own rows of a signal of the whole run."""
 
             def read() -> Tensor:
                 whole = signal()
+                sources = [
+                    torch.where(source < 0, -1, source + offset)
+                    for source, offset in zip(known, offsets, strict=True)
+                ]
                 moved = [on_device(source, whole.device) for source in sources]
                 return torch.cat([_gather(whole, source) for source in moved])
 
@@ -161,7 +162,7 @@ class TowerRecorder:
         for name in self.attention:
             offers[f"{name}saliency"] = rows_of(partial(self._once, self.saliency, name))
             offers[f"{name}keys"] = rows_of(partial(self._once, self.keys, name))
-        if self.projector is not None and all(source.shape[1] == 1 for source in sources):
+        if self.projector is not None and all(source.shape[1] == 1 for source in known):
             offers |= {"features": rows_of(self.all_features), "project": project}
         if self.layers and self.has_cls:
             offers["cls"] = partial(self._class_tokens, offsets)
