@@ -4,11 +4,14 @@ A sample has no batch axis: its visual tokens are (N, D), its prompt is (S, D). 
 model, no method and no file, and imports nothing heavier than torch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
+
+from trimtok_cli.device import on_device
 
 
 class TowerSignals:
@@ -124,33 +127,7 @@ class Prompt:
 
         num_dense: visual tokens of the dense prompt. renumber: positions close the gaps.
         """
-        device, length = self.embeds.device, len(self.embeds)
-        kept = selection.kept.to(device)
-        stays = torch.ones(length, dtype=torch.bool, device=device)
-        # A value written by index would be copied to the device, which the host waits for.
-        stays.index_fill_(0, self.visual, False)
-        stays.index_fill_(0, self.visual[kept], True)
-        embeds = self.embeds
-        if selection.embeds is not None:
-            embeds = embeds.clone()
-            embeds[self.visual[kept]] = selection.embeds.to(embeds.dtype)
-        # The number of rows is known without the device; `nonzero` would make the host wait for it.
-        num_rows = length - len(self.visual) + len(kept)
-        rows = stays.int().sort(descending=True, stable=True).indices[:num_rows]
-        new_row = stays.long().cumsum(0) - 1
-        prompt = replace(
-            self,
-            embeds=embeds[rows],
-            positions=self.positions[..., rows],
-            visual=new_row[self.visual[kept]],
-            alive=self.alive[kept],
-            instruction=new_row[self.instruction],
-            deepstack=None if self.deepstack is None else self.deepstack[:, kept],
-        )
-        if selection.extra is not None and len(selection.extra):
-            prompt = prompt._with_extra(selection.extra, num_dense)
-        if renumber:
-            prompt = replace(prompt, positions=torch.arange(len(prompt), device=device))
+        (prompt,) = reduced_together([self], [selection], num_dense=[num_dense], renumber=renumber)
         return prompt
 
     def _with_extra(self, extra: Tensor, num_dense: int) -> "Prompt":
@@ -200,3 +177,101 @@ class Prompt:
         if len(self.instruction):
             return self.instruction[0]
         return torch.full((), len(self), device=self.embeds.device)
+
+
+def reduced_together(
+    prompts: Sequence[Prompt],
+    selections: Sequence[Selection],
+    *,
+    num_dense: Sequence[int],
+    renumber: bool,
+) -> list[Prompt]:
+    """Each prompt as `Prompt.reduced` says it; the results are views of tensors that they share.
+
+    The prompts stand one behind the other, so that their numbers are found by a few operations for
+    all of them. Their sizes are known without the device, and the host does not wait for it.
+    """
+    device = prompts[0].embeds.device
+    kept = [selection.kept.to(device) for selection in selections]
+    lengths = [len(prompt) for prompt in prompts]
+    dense = [len(prompt.visual) for prompt in prompts]
+    counts = [len(each) for each in kept]
+    words = [len(prompt.instruction) for prompt in prompts]
+    left = [sum(each) - 2 * each[1] for each in zip(lengths, dense, counts, strict=True)]
+    # What each sample's numbers are away from those of the whole row, before and behind.
+    away = [
+        torch.repeat_interleave(torch.tensor([0, *accumulate(sizes)][:-1]), torch.tensor(each))
+        for sizes, each in (
+            (lengths, dense),
+            (dense, counts),
+            (left, counts),
+            (lengths, words),
+            (left, words),
+            (lengths, left),
+        )
+    ]
+    dense_away, kept_away, new_away, words_away, new_words_away, rows_away = on_device(
+        torch.cat(away), device
+    ).split([len(each) for each in away])
+    visual = torch.cat([prompt.visual for prompt in prompts]) + dense_away
+    places = torch.cat(kept) + kept_away
+    # A value written by index would be copied to the device, which the host waits for.
+    stays = torch.ones(sum(lengths), dtype=torch.long, device=device)
+    stays.index_fill_(0, visual, 0)
+    stays.index_fill_(0, visual[places], 1)
+    ends = stays.cumsum(0)
+    # The row that is the n-th to stay; `nonzero` would make the host wait for their number.
+    rows = torch.searchsorted(ends, torch.arange(1, sum(left) + 1, device=device))
+    new_row = ends - 1
+    instruction = torch.cat([prompt.instruction for prompt in prompts]) + words_away
+    positions = torch.cat([prompt.positions for prompt in prompts], -1)[..., rows].split(left, -1)
+    fields = zip(
+        (rows - rows_away).split(left),
+        positions,
+        (new_row[visual[places]] - new_away).split(counts),
+        torch.cat([prompt.alive for prompt in prompts])[places].split(counts),
+        (new_row[instruction] - new_words_away).split(words),
+        strict=True,
+    )
+    numbers = torch.arange(max(left), device=device)
+    return [
+        _reduced(
+            prompt, replace(selection, kept=own), fields, number, numbers if renumber else None
+        )
+        for prompt, selection, own, fields, number in zip(
+            prompts, selections, kept, fields, num_dense, strict=True
+        )
+    ]
+
+
+def _reduced(
+    prompt: Prompt,
+    selection: Selection,
+    fields: Sequence[Tensor],
+    num_dense: int,
+    numbers: Tensor | None,
+) -> Prompt:
+    """The prompt of its rows that stay, with these `fields`.
+
+    numbers: 0, 1, 2, ... where positions close the gaps.
+    """
+    rows, positions, visual, alive, instruction = fields
+    embeds = prompt.embeds[rows]
+    if selection.embeds is not None:
+        embeds[visual] = selection.embeds.to(embeds.dtype)
+    reduced = replace(
+        prompt,
+        embeds=embeds,
+        positions=positions,
+        visual=visual,
+        alive=alive,
+        instruction=instruction,
+        deepstack=None if prompt.deepstack is None else prompt.deepstack[:, selection.kept],
+    )
+    if selection.extra is not None and len(selection.extra):
+        reduced = reduced._with_extra(selection.extra, num_dense)
+    if numbers is None:
+        return reduced
+    if len(reduced) > len(numbers):  # of its extra tokens
+        numbers = torch.arange(len(reduced), device=embeds.device)
+    return replace(reduced, positions=numbers[: len(reduced)])

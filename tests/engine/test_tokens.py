@@ -10,7 +10,8 @@ import torch
 
 from trimtok_cli.engine.prompt_stage import reduce_prompts
 from trimtok_cli.generation.padding import pad_right
-from trimtok_cli.pruners.base import Pruner, ScoringPruner, Stage, intra_diversity, padded
+from trimtok_cli.pruners.alike import padded
+from trimtok_cli.pruners.base import Pruner, ScoringPruner, Stage, intra_diversity
 from trimtok_cli.pruners.budget import Budget, share_out
 from trimtok_cli.tokens import Prompt, Selection, TowerSignals, VisualTokens
 

@@ -9,7 +9,7 @@ from trimtok_cli.data import Kept
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.pruners.base import Pruner, Stage
 from trimtok_cli.pruners.registry import check_signals
-from trimtok_cli.tokens import Prompt, VisualTokens
+from trimtok_cli.tokens import Prompt, VisualTokens, reduced_together
 
 
 def reduce_prompts(
@@ -22,16 +22,20 @@ def reduce_prompts(
 ) -> tuple[list[Prompt], list[tuple[Kept, ...]]]:
     """The reduced prompts, and the visual tokens left in each, as numbers in the dense prompt."""
     reduced = list(prompts)
-    if pruner is not None and 0 in pruner.stages(num_layers):
-        # A prompt without images has nothing to reduce, so no method has to handle one.
-        some = [i for i, prompt in enumerate(prompts) if len(prompt.visual)]
+    # A prompt without images has nothing to reduce, so no method has to handle one.
+    some = [i for i, prompt in enumerate(prompts) if len(prompt.visual)]
+    if some and pruner is not None and 0 in pruner.stages(num_layers):
         selections = pruner.select_many(
             [Stage(0, prompts[i].embeds, prompts[i], tokens[i]) for i in some]
         )
-        for i, selection in zip(some, selections, strict=True):
-            reduced[i] = prompts[i].reduced(
-                selection, num_dense=len(tokens[i]), renumber=renumber and pruner.renumbers
-            )
+        changed = reduced_together(
+            [prompts[i] for i in some],
+            selections,
+            num_dense=[len(tokens[i]) for i in some],
+            renumber=renumber and pruner.renumbers,
+        )
+        for i, prompt in zip(some, changed, strict=True):
+            reduced[i] = prompt
     # The device is asked once for all prompts.
     alive = iter(torch.cat([prompt.alive for prompt in reduced]).tolist())
     return reduced, [(Kept(0, tuple(islice(alive, len(prompt.alive)))),) for prompt in reduced]

@@ -49,6 +49,11 @@ class Stage:
         """(N, D): the visual rows of `hidden`."""
         return self.hidden[self.prompt.visual]
 
+    def visual_rows(self, places: Tensor) -> Tensor:
+        """(n, D): the visual rows at ascending places (n,)."""
+        rows = self.visual_embeds
+        return rows if len(places) == len(rows) else rows[places]
+
     @property
     def no_tokens(self) -> Tensor:
         """An empty tensor of places."""
@@ -76,6 +81,8 @@ class Stage:
         """For each image or video, its places (n,) among the dense visual tokens, ascending."""
         index = self.tokens.visual_index
         device = self.prompt.alive.device
+        if len(index) and bool((index == index[0]).all()):
+            return [torch.arange(len(index), device=device)]
         numbers, sizes = index.unique_consecutive(return_counts=True)
         if len(numbers.unique()) < len(numbers):
             owners = index.unique().tolist()
@@ -243,40 +250,6 @@ def top_places(score: Tensor, budgets: Iterable[tuple[Tensor, int]]) -> Tensor:
     return torch.cat([score.new_empty(0, dtype=torch.long), *kept]).sort().values
 
 
-def select_alike(
-    pruner: Pruner,
-    stages: Sequence[Stage],
-    choose: Callable[[list[tuple[Stage, Tensor]], int], Tensor],
-    budgets: Callable[[Stage], list[tuple[Tensor, int]]] | None = None,
-) -> list[Selection]:
-    """A batch's choices, where one call of `choose` serves all images of one size and budget.
-
-    choose([(stage, the image's places (n,)), ...], keep) -> (images, keep) indices into these
-    places. It is not asked about images that keep all. budgets takes the place of the pruner's
-    `image_budgets`, where something else than images has budgets.
-    """
-    budgets_of = budgets or pruner.image_budgets
-    images = [
-        (number, places, count)
-        for number, stage in enumerate(stages)
-        for places, count in budgets_of(stage)
-    ]
-    kept: list[list[Tensor]] = [[stage.no_tokens] for stage in stages]
-    for size, budget in sorted({(len(places), count) for _, places, count in images}):
-        alike = [
-            (number, places)
-            for number, places, count in images
-            if (len(places), count) == (size, budget)
-        ]
-        chosen = [places for _, places in alike]
-        if budget < size:
-            indices = choose([(stages[number], places) for number, places in alike], budget)
-            chosen = [places[index] for places, index in zip(chosen, indices, strict=True)]
-        for (number, _), places in zip(alike, chosen, strict=True):
-            kept[number].append(places)
-    return [Selection(torch.cat(places).sort().values) for places in kept]
-
-
 def intra_diversity(visual: Tensor) -> float:
     """Mean pairwise cosine distance of an image's tokens (n, D), in [0, 2]; 0 for one token.
 
@@ -291,10 +264,3 @@ def intra_diversity(visual: Tensor) -> float:
     # The sum over i != j of cos(x_i, x_j) is |sum of the unit vectors|^2 - n: no n x n matrix.
     similarity = (unit.sum(0).square().sum() - unit.square().sum()) / (count * (count - 1))
     return max(float(1 - similarity), 0.0)
-
-
-def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Ragged (M_i, D) -> (B, M, D) filled up with zeros, and the mask (B, M) of real rows."""
-    real = [torch.ones(len(row), dtype=torch.bool, device=row.device) for row in rows]
-    mask = torch.nn.utils.rnn.pad_sequence(real, batch_first=True)
-    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True), mask

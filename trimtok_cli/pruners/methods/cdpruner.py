@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 
 from trimtok_cli.errors import UsageError
-from trimtok_cli.pruners.base import Pruner, Stage, padded, select_alike
+from trimtok_cli.pruners.alike import dense_rows, padded, select_alike
+from trimtok_cli.pruners.base import Pruner, Stage
 from trimtok_cli.pruners.kernels.alignment import alignment
 from trimtok_cli.pruners.kernels.numerics import cosines, first_of_best, full_float32
 from trimtok_cli.pruners.params import param
@@ -202,7 +203,7 @@ class CDPruner(Pruner):
 
         def choose(images: list[tuple[Stage, Tensor]], keep: int) -> Tensor:
             return cdpruner(
-                torch.stack([stage.visual_embeds[rows] for stage, rows in images]),
+                dense_rows(images),
                 self._relevance(images),
                 keep,
             )
@@ -228,9 +229,7 @@ class CDPruner(Pruner):
         """(images, n): the scaled relevance of each image's n tokens."""
         if self.text == "llm":
             text, mask = padded([stage.text() for stage, _ in images])
-            similarity = text_similarity(
-                torch.stack([stage.visual_embeds[rows] for stage, rows in images]), text, mask
-            )
+            similarity = text_similarity(dense_rows(images), text, mask)
         else:
             similarity = torch.stack(
                 [

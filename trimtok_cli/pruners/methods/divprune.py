@@ -22,7 +22,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from trimtok_cli.pruners.base import TEXTS, Pruner, Stage, padded, select_alike
+from trimtok_cli.pruners.alike import dense_rows, padded, select_alike
+from trimtok_cli.pruners.base import TEXTS, Pruner, Stage
 from trimtok_cli.pruners.kernels.alignment import (
     ALIGNMENTS,
     POOL,
@@ -124,9 +125,7 @@ class DivPrune(Pruner):
         """Selects in every image of every sample; images of one size and budget share a search."""
 
         def choose(images: list[tuple[Stage, Tensor]], keep: int) -> Tensor:
-            return divprune(
-                torch.stack([stage.visual_embeds[places] for stage, places in images]), keep
-            )
+            return divprune(dense_rows(images), keep)
 
         return select_alike(self, stages, choose)
 
@@ -155,7 +154,7 @@ class DivPruneStar(Pruner):
         """Selects in every image of every sample; images of one size and budget share a search."""
 
         def choose(images: list[tuple[Stage, Tensor]], keep: int) -> Tensor:
-            visual = torch.stack([stage.visual_embeds[places] for stage, places in images])
+            visual = dense_rows(images)
             text, mask = padded([stage.text(self.text) for stage, _ in images])
             return divprune_star(
                 visual, text, keep, pool=self.pool, align=self.align, text_mask=mask

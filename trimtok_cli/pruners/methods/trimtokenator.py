@@ -16,7 +16,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from trimtok_cli.pruners.base import TEXTS, Pruner, Stage, padded, select_alike
+from trimtok_cli.pruners.alike import dense_rows, padded, select_alike
+from trimtok_cli.pruners.base import TEXTS, Pruner, Stage
 from trimtok_cli.pruners.kernels.alignment import (
     ALIGNMENTS,
     POOL,
@@ -198,7 +199,7 @@ class TrimTokenator(Pruner):
         return select_alike(self, stages, self._choose)
 
     def _choose(self, images: list[tuple[Stage, Tensor]], keep: int) -> Tensor:
-        visual = torch.stack([stage.visual_embeds[places] for stage, places in images])
+        visual = dense_rows(images)
         if self.order == "diversity-only":
             return diversity_only(visual, keep, diversity=self.diversity)
         text, mask = padded([stage.text(self.text) for stage, _ in images])
