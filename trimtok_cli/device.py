@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -221,6 +221,17 @@ def on_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def joined(parts: Sequence[torch.Tensor], axis: int, device: torch.device) -> torch.Tensor:
+    """CPU tensors in a row, as one CPU tensor that `on_device` need not copy once more."""
+    if device.type != "cuda" or len(parts) == 1:
+        return torch.cat(list(parts), axis)
+    first = parts[0]
+    size = list(first.shape)
+    size[axis] = sum(part.shape[axis] for part in parts)
+    out = torch.empty(size, dtype=first.dtype, pin_memory=True)
+    return torch.cat(list(parts), axis, out=out)
 
 
 class Clock:

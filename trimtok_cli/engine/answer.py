@@ -50,8 +50,10 @@ def encode(
     clock = Clock(adapter.device)
     tokens = adapter.encode_many([each.inputs for each in prepared], signals=signals)
     prompts = [
-        replace(adapter.embed(each.inputs, visual), seed=each.seed)
-        for each, visual in zip(prepared, tokens, strict=True)
+        replace(prompt, seed=each.seed)
+        for each, prompt in zip(
+            prepared, adapter.embed_many([each.inputs for each in prepared], tokens), strict=True
+        )
     ]
     share = Seconds(encode=clock.mark() / len(prepared))
     return [

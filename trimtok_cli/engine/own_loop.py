@@ -150,7 +150,7 @@ class PrunedModel:
         samples, media = samples_of(adapter, ids, given, copies)
         samples = [self._with_question(inputs) for inputs in samples]
         tokens = adapter.encode_joined(samples, media, signals=reads_tower(pruner))
-        dense = [adapter.embed(*pair) for pair in zip(samples, tokens, strict=True)]
+        dense = adapter.embed_many(samples, tokens)
         prompts, self.kept = reduce_prompts(
             pruner, dense, tokens, num_layers=adapter.num_layers, renumber=adapter.renumbers
         )

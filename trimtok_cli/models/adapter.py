@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from trimtok_cli.device import joined
 from trimtok_cli.errors import ModelError
+from trimtok_cli.models.dense_prompts import dense_prompts
 from trimtok_cli.models.family import Family
 from trimtok_cli.models.inputs import Inputs, Visual
 from trimtok_cli.models.vision.clip_text import ClipText
@@ -165,7 +167,8 @@ class Adapter(Family):
         self, batch: Sequence[Inputs], media: dict[str, Tensor], recorder: TowerRecorder
     ) -> tuple[Tensor, Tensor | None]:
         """Visual rows (N, D) of all samples, and deepstack layers (L, N, D) or None."""
-        ids = torch.cat([inputs.input_ids[self.is_visual(inputs.input_ids)] for inputs in batch])
+        ids = torch.cat([inputs.input_ids for inputs in batch])
+        ids = ids[self.is_visual(ids)]
         try:
             with self.early_exit(), self.recording(recorder), self.packing():
                 return run_tower(self.model, self.to_device(ids), media)
@@ -179,20 +182,21 @@ class Adapter(Family):
 
     def tower_inputs(self, batch: Sequence[Inputs]) -> dict[str, Tensor]:
         """The vision tower's inputs for a batch, on the model's device and in its dtype."""
-        names = batch[0].media_tensors
         return self._ready(
             {
-                name: torch.cat([inputs.tensors[name] for inputs in batch], self.media_axis)
-                for name in names
+                name: joined(
+                    [inputs.tensors[name] for inputs in batch], self.media_axis, self.device
+                )
+                for name in batch[0].media_tensors
             }
         )
 
-    def _ready(self, joined: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _ready(self, media: dict[str, Tensor]) -> dict[str, Tensor]:
         """Tensors of images and videos as the tower takes them: placed, and in its dtype."""
         media = self.preprocessor.normalized(
             {
                 name: tensor if name in self.host_tensors else self.to_device(tensor)
-                for name, tensor in joined.items()
+                for name, tensor in media.items()
             }
         )
         return {
@@ -225,9 +229,9 @@ class Adapter(Family):
             frames.append(own_frame if layout.frame is None else layout.frame)
         return VisualTokens(
             embeds=embeds,
-            visual_index=torch.cat(numbers),
-            box=torch.cat([layout.box for layout in layouts]),
-            frame=torch.cat(frames),
+            visual_index=_in_a_row(numbers),
+            box=_in_a_row([layout.box for layout in layouts]),
+            frame=_in_a_row(frames),
             grids=tuple(layout.grid for layout in layouts),
             signals=signals,
             deepstack=deepstack,
@@ -272,28 +276,17 @@ class Adapter(Family):
 
     def embed(self, inputs: Inputs, tokens: VisualTokens) -> Prompt:
         """The dense prompt: text embeddings, with the visual tokens at their placeholders."""
-        placeholders = self.is_visual(inputs.input_ids).nonzero().squeeze(1)
-        # The rows are computed on the CPU: on a device, the host would wait for their number.
-        parts = [inputs.input_ids, placeholders, inputs.instruction]
-        ids, visual, instruction = self.to_device(torch.cat(parts)).split(
-            [len(part) for part in parts]
-        )
-        embeds = self.embed_ids(ids)
-        embeds[visual] = tokens.embeds.to(embeds.dtype)
-        return Prompt(
-            embeds=embeds,
-            positions=self.positions(inputs),
-            visual=visual,
-            alive=torch.arange(len(visual), device=self.device),
-            instruction=instruction,
-            deepstack=tokens.deepstack,
-            ids=ids,
-        )
+        return self.embed_many([inputs], [tokens])[0]
 
-    def embed_ids(self, ids: Tensor) -> Tensor:
-        """(...,) token ids -> (..., D); a fresh tensor."""
-        return self.model.get_input_embeddings()(ids).clone()
+    def embed_many(self, batch: Sequence[Inputs], tokens: Sequence[VisualTokens]) -> list[Prompt]:
+        """The dense prompts of a batch."""
+        return dense_prompts(self, batch, tokens)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""
         return self.processor.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+
+
+def _in_a_row(parts: Sequence[Tensor]) -> Tensor:
+    """The parts one behind the other; a single one, of which nobody changes a value, as it is."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

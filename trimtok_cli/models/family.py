@@ -208,6 +208,10 @@ class Family(ABC):
         """The name of the decoder's argument for its KV cache."""
         return cache_argument(self.model.get_decoder().forward)
 
+    def embed_ids(self, ids: Tensor) -> Tensor:
+        """(...,) token ids -> (..., D); a fresh tensor."""
+        return self.model.get_input_embeddings()(ids).clone()
+
     @property
     def placeholder_ids(self) -> tuple[int, ...]:
         """The token ids whose rows are visual tokens: an image's, and a video's of its own."""
@@ -217,7 +221,10 @@ class Family(ABC):
 
     def is_visual(self, ids: Tensor) -> Tensor:
         """(S,) bool: which token ids are placeholders of visual tokens."""
-        return torch.isin(ids, torch.tensor(self.placeholder_ids, device=ids.device))
+        found = torch.zeros_like(ids, dtype=torch.bool)
+        for each in self.placeholder_ids:
+            found |= ids == each
+        return found
 
     def to_device(self, tensor: Tensor) -> Tensor:
         """A CPU tensor on the model's device, without a wait."""
