@@ -69,9 +69,13 @@ def test_buckets_are_few_and_add_little():
         576,
         3_072,
     ]
-    for length in range(1, 5_000):
-        assert length <= bucket(length) < length + max(32, length / 8)
-    assert len({bucket(length) for length in range(1, 4_097)}) == 16 + 3 * 8
+    for least in (32, 8):
+        for length in range(1, 5_000):
+            padded = bucket(length, least)
+            assert length <= padded < length + max(least, length * least / 256)
+            assert padded % least == 0
+        steps = 512 // least
+        assert len({bucket(length, least) for length in range(1, 4_097)}) == steps + 3 * steps // 2
 
 
 @pytest.mark.parametrize("before", [True, False])

@@ -22,6 +22,8 @@ from trimtok_cli.tokens import Prompt
 
 Mask = Tensor | dict[str, Tensor]
 
+FINE = 8  # places: matrix products want a multiple of it
+
 
 class SlotSteps:
     """The cache, a device's recorded steps, and the id and position of each slot's last token.
@@ -68,12 +70,14 @@ class SlotSteps:
 
     def prefill(self, first: int, prompts: Sequence[Prompt]) -> Tensor:
         """Prefills the slots from `first` on; returns the logits (B, V) behind each prompt."""
-        padded = max(map(len, prompts))
-        if self.in_buckets:
-            padded = min(bucket(padded), self.slots.length)
+        longest = max(map(len, prompts))
+        if not self.in_buckets:
+            return self._fill(first, prompts, longest)
+        padded = min(bucket(longest), self.slots.length)
         if self.prefills.takes(len(prompts), padded):
             return self.prefills(first, prompts, padded, self.positions)
-        return self._fill(first, prompts, padded)
+        # Of many rows the padding costs more than another shape does.
+        return self._fill(first, prompts, min(bucket(longest, FINE), self.slots.length))
 
     def _fill(self, first: int, prompts: Sequence[Prompt], padded: int) -> Tensor:
         embeds, positions = pad_right(prompts, padded)
