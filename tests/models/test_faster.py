@@ -278,8 +278,15 @@ def test_fused_pieces_compile_for_cards_that_are_not_here(capability):
     source = ASTSource(
         fused_triton._gated_kernel,
         dict.fromkeys(("gate", "up", "out"), "*bf16")
-        | {"count": "i32"}
+        | dict.fromkeys(("width", "gate_row", "up_row"), "i32")
         | dict.fromkeys(sizes, "constexpr"),
+        constexprs=sizes,
+    )
+    assert triton.compile(source, target=target, options={}).asm["cubin"]
+    sizes["FACTOR"] = fused_triton.QUICK
+    source = ASTSource(
+        fused_triton._quick_gelu_kernel,
+        {"given": "*bf16", "out": "*bf16", "count": "i32"} | dict.fromkeys(sizes, "constexpr"),
         constexprs=sizes,
     )
     assert triton.compile(source, target=target, options={}).asm["cubin"]
@@ -314,10 +321,34 @@ def test_an_mlp_of_another_form_is_left_alone(monkeypatch):
         def forward(self, hidden):
             return self.scale * super().forward(hidden)
 
-    usual = Gated(nn.SiLU())
-    form, rows = faster.fused_gate(usual), torch.randn(3, 8)
-    torch.testing.assert_close(form(rows), usual(rows))
-    assert faster.fused_gate(Gated(nn.GELU())) is None
-    assert faster.fused_gate(Swapped(nn.SiLU())) is None
-    assert faster.fused_gate(Scaled(nn.SiLU())) is None
-    assert faster.fused_gate(nn.Linear(8, 8)) is None
+    def fused(module, owned=1):
+        weights = [each for each in module.parameters() if each.dim() == 2]
+        return faster.fused_gate(module, dict.fromkeys(weights, owned))
+
+    for owned in (1, 2):  # with gate and rise as one product, and apart
+        usual, rows = Gated(nn.SiLU()), torch.randn(3, 8)
+        wanted = usual(rows)
+        form = fused(usual, owned)
+        torch.testing.assert_close(form(rows), wanted)
+        weights = [
+            each.weight.untyped_storage().data_ptr() for each in (usual.gate_proj, usual.up_proj)
+        ]
+        assert (weights[0] == weights[1]) == (owned == 1)
+    assert fused(Gated(nn.GELU())) is None
+    assert fused(Swapped(nn.SiLU())) is None
+    assert fused(Scaled(nn.SiLU())) is None
+    assert fused(nn.Linear(8, 8)) is None
+
+
+@needs_triton
+def test_only_clip_s_activation_is_taken_for_it():
+    from transformers.activations import ACT2FN
+
+    assert faster.fused_activation(ACT2FN["quick_gelu"]) is not None
+    others = [ACT2FN[name] for name in ("gelu", "gelu_pytorch_tanh", "silu", "relu", "gelu_10")]
+    others += [nn.Identity(), nn.Dropout(), nn.Linear(4, 4), nn.Softmax(-1), nn.Flatten()]
+    others += [nn.MaxPool2d(2), nn.Sequential(ACT2FN["quick_gelu"])]
+    assert [faster.fused_activation(module.eval()) for module in others] == [None] * len(others)
+    rows = torch.randn(3, 8)
+    form = faster.fused_activation(ACT2FN["quick_gelu"])
+    assert torch.equal(form(rows), ACT2FN["quick_gelu"](rows)), "no kernel off a device"

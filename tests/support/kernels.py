@@ -89,10 +89,18 @@ def check_fused(device: torch.device | str, dtypes: Sequence[torch.dtype]) -> No
             bits = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 1e-6}
             found = fused_triton.norm(rows, scale, 1e-6).float()
             torch.testing.assert_close(found, wanted, **bits)
-        gate, up = 4 * draw(2, 3, 1, 700).to(device, dtype)
-        wanted = torch.nn.functional.silu(gate) * up
         bits = 2 * torch.finfo(dtype).eps
-        torch.testing.assert_close(fused_triton.gated(gate, up), wanted, rtol=bits, atol=1e-6)
+        apart = (4 * draw(2, 3, 1, 1300)).to(device, dtype)
+        halves = (4 * draw(3, 2, 2 * 1300)).to(device, dtype).split(1300, -1)  # of one product
+        for gate, up in (apart, halves):
+            wanted = torch.nn.functional.silu(gate) * up
+            found = fused_triton.gated(gate, up)
+            assert found.is_contiguous()
+            torch.testing.assert_close(found, wanted, rtol=bits, atol=1e-6)
+        given = (4 * draw(3, 7, 300)).to(device, dtype)
+        wanted = given * torch.sigmoid(fused_triton.QUICK * given)
+        found = fused_triton.quick_gelu(given)
+        torch.testing.assert_close(found, wanted, rtol=2 * bits, atol=1e-6)
 
 
 SHAPES_ATTENDED = (

@@ -57,6 +57,7 @@ def loop_for(
         "keep_logits": keep_logits,
         "retries": retries,
     }
+    _ = adapter.faster  # lays weights out anew, before a loop shares out the memory that is left
     if pruner is not None and prunes_in_decoder(adapter, pruner):
         return STAGED_LOOPS[decode](adapter, pruner, rules, **options)
     return LOOPS[decode](adapter, rules, **options)

@@ -18,6 +18,7 @@ from trimtok_cli.device import joined
 from trimtok_cli.errors import ModelError
 from trimtok_cli.models.dense_prompts import dense_prompts
 from trimtok_cli.models.family import Family
+from trimtok_cli.models.faster import replaced
 from trimtok_cli.models.inputs import Inputs, Visual
 from trimtok_cli.models.vision.clip_text import ClipText
 from trimtok_cli.models.vision.token_layout import TokenLayout
@@ -170,7 +171,12 @@ class Adapter(Family):
         ids = torch.cat([inputs.input_ids for inputs in batch])
         ids = ids[self.is_visual(ids)]
         try:
-            with self.early_exit(), self.recording(recorder), self.packing():
+            with (
+                self.early_exit(),
+                self.recording(recorder),
+                self.packing(),
+                replaced(self.faster_tower),
+            ):
                 return run_tower(self.model, self.to_device(ids), media)
         except ValueError as error:
             if "do not match" in str(error):

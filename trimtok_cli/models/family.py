@@ -17,7 +17,7 @@ from torch import Tensor
 
 from trimtok_cli.device import no_cudnn_attention, on_device
 from trimtok_cli.errors import ModelError
-from trimtok_cli.models.faster import faster_forms, replaced
+from trimtok_cli.models.faster import faster_forms, faster_tower, replaced
 from trimtok_cli.models.inputs import Inputs, Visual
 from trimtok_cli.models.leaned_on import cache_argument
 from trimtok_cli.models.positions import num_positions
@@ -202,6 +202,13 @@ class Family(ABC):
         """The modules of the language model that have a faster form on this device, with it."""
         modules = [*self.model.get_decoder().modules(), self.model.lm_head]
         return faster_forms(modules, self.device)
+
+    @cached_property
+    def faster_tower(self) -> list:
+        """The modules outside the language model that have a faster form, with it."""
+        decoder = set(self.model.get_decoder().modules())
+        modules = [each for each in self.model.model.modules() if each not in decoder]
+        return faster_tower(modules, self.device)
 
     @cached_property
     def cache_argument(self) -> str:

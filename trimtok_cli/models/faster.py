@@ -1,4 +1,4 @@
-"""The decoder's norms, products and other pieces in faster forms, for the length of a pass.
+"""A model's norms, products and other pieces in faster forms, for the length of a pass.
 
 Modules get a forward function of their own for a pass and lose it again; no class is changed, and
 outside a pass the model is the library's. Results differ in the last bits at most. Knows no family:
@@ -8,7 +8,7 @@ a piece is taken by what it computes, not by its name.
 import logging
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
 from trimtok_cli.device import out_of_memory
+from trimtok_cli.models.joined import join
 from trimtok_cli.models.onednn import product_of
 
 log = logging.getLogger("trimtok")
@@ -42,9 +43,9 @@ class Form(NamedTuple):
 def faster_forms(modules: Iterable[nn.Module], device: torch.device) -> list[Form]:
     """The pieces of these modules that have a faster form on a device.
 
-    On CUDA a norm is one kernel in place of eight, a rotation one in place of ten, and what stands
-    between the products of a gated MLP one in place of two. On an x86 CPU oneDNN multiplies
-    float32 (`onednn.py`).
+    On CUDA a norm is one kernel in place of eight, a rotation one in place of ten, what stands
+    between the products of a gated MLP one in place of two, and the products of one input are one
+    (`joined.py`). On an x86 CPU oneDNN multiplies float32 (`onednn.py`).
     """
     found: list[Form] = []
     modules = [module for module in modules if "forward" not in module.__dict__]
@@ -53,7 +54,8 @@ def faster_forms(modules: Iterable[nn.Module], device: torch.device) -> list[For
     for module in modules:  # one with a forward of its own has a hook, which is not ours to replace
         form = None
         if device.type == "cuda":
-            form = fused_norm(module, fused) or (fused_gate(module) if fused else None)
+            form = fused_norm(module, fused) or (fused_gate(module, owners) if fused else None)
+            found += joined_products(module, owners)
         elif device.type == "cpu" and type(module) is nn.Linear:
             form = product_of(module, relaid=owners[module.weight] == 1)
         if form is not None:
@@ -137,20 +139,70 @@ def has_triton(device: torch.device) -> bool:
         return False
 
 
-def fused_gate(module: nn.Module) -> Forward | None:
-    """The module as three products with one kernel between them; None if it is no such MLP."""
+def joined_products(module: nn.Module, owners: Mapping[Tensor, int]) -> list[Form]:
+    """An attention module's query, key and value as one product; [] if it has no such layers.
+
+    owners: the number of modules that have each weight.
+    """
+    names = ("q_proj", "k_proj", "v_proj")
+    # A norm of the queries alone would have to make them a tensor of their own.
+    if hasattr(module, "q_norm") or not all(hasattr(module, name) for name in names):
+        return []
+    layers = [getattr(module, name) for name in names]
+    joined = join(layers, owners)
+    if joined is None:
+        return []
+    forms = [joined.first, joined.other(1), joined.other(2)]
+    return [
+        Form(layer.__dict__, "forward", form) for layer, form in zip(layers, forms, strict=True)
+    ]
+
+
+def fused_activation(module: nn.Module) -> Forward | None:
+    """An activation x sigmoid(1.702 x) as one kernel in place of three; None for any other."""
+    if any(True for _ in module.parameters()) or any(True for _ in module.children()):
+        return None
+    from trimtok_cli.models import fused_triton
+
+    probe = torch.linspace(-6, 6, 64)
+    with torch.inference_mode():
+        try:
+            found = module(probe)
+        except Exception:  # it takes something else
+            return None
+        if not isinstance(found, Tensor) or found.shape != probe.shape:
+            return None
+        if not torch.allclose(found, probe * torch.sigmoid(fused_triton.QUICK * probe)):
+            return None
+
+    def forward(hidden: Tensor) -> Tensor:
+        usual = hidden.is_cuda and hidden.is_contiguous() and hidden.dtype in fused_triton.TYPES
+        return fused_triton.quick_gelu(hidden) if usual else type(module).forward(module, hidden)
+
+    return forward
+
+
+def faster_tower(modules: Iterable[nn.Module], device: torch.device) -> list[Form]:
+    """The pieces of a vision tower that have a faster form on a device: CLIP's activation."""
+    if device.type != "cuda" or not has_triton(device):
+        return []
+    forms = [
+        (module, fused_activation(module)) for module in modules if "forward" not in module.__dict__
+    ]
+    return [Form(module.__dict__, "forward", form) for module, form in forms if form is not None]
+
+
+def fused_gate(module: nn.Module, owners: Mapping[Tensor, int]) -> Forward | None:
+    """The module as two products with one kernel between them; None if it is no such MLP.
+
+    owners: the number of modules that have each weight.
+    """
     parts = ("gate_proj", "up_proj", "down_proj", "act_fn")
     if any(not isinstance(getattr(module, name, None), nn.Module) for name in parts):
         return None
     from trimtok_cli.models import fused_triton
 
     gate, up, down, act = (getattr(module, name) for name in parts)
-
-    def forward(hidden: Tensor) -> Tensor:
-        opened, risen = gate(hidden), up(hidden)
-        if opened.dtype not in fused_triton.TYPES or not opened.is_contiguous():
-            return down(act(opened) * risen)
-        return down(fused_triton.gated(opened, risen.contiguous()))
 
     weight = getattr(gate, "weight", None)
     if not isinstance(weight, Tensor) or weight.dtype not in fused_triton.TYPES:
@@ -166,7 +218,17 @@ def fused_gate(module: nn.Module) -> Forward | None:
             return None
         found = 4 * fused_triton.gated(2 * probe, probe + 1)
     bits = 2 * torch.finfo(weight.dtype).eps
-    return forward if torch.allclose(found, wanted, rtol=bits, atol=1e-6) else None
+    if not torch.allclose(found, wanted, rtol=bits, atol=1e-6):
+        return None
+    joined = join([gate, up], owners)
+
+    def forward(hidden: Tensor) -> Tensor:
+        opened, risen = (gate(hidden), up(hidden)) if joined is None else joined(hidden)
+        if opened.dtype not in fused_triton.TYPES:
+            return down(act(opened) * risen)
+        return down(fused_triton.gated(opened, risen))
+
+    return forward
 
 
 def fused_rotations(modules: Iterable[nn.Module], device: torch.device) -> list[Form]:
