@@ -20,10 +20,11 @@ from trimtok_cli.errors import ModelError
 from trimtok_cli.generation.back_off import Alone, Sizes, Stage
 from trimtok_cli.generation.capacity import PREFILL_TOKENS, Room
 from trimtok_cli.generation.choosing import Chooser
+from trimtok_cli.generation.on_the_way import OnTheWay
 from trimtok_cli.generation.rules import Rules
 from trimtok_cli.generation.slot_steps import SlotSteps
 from trimtok_cli.generation.types import Finished, LanguageModel
-from trimtok_cli.generation.under_way import Launched, Row, TokensOnTheWay
+from trimtok_cli.generation.under_way import Launched, Row
 
 log = logging.getLogger("trimtok")
 
@@ -265,7 +266,7 @@ class Continuous:
         """Notes a launched step, whose tokens start on their way to the host."""
         for row in rows:
             row.launched += 1
-        tokens, kept = TokensOnTheWay(chosen), logits if self.keep_logits else None
+        tokens, kept = OnTheWay(chosen), logits if self.keep_logits else None
         self.launched.append(Launched(list(rows), tokens, kept, prefill))
 
     def _read(self, behind: int) -> None:
