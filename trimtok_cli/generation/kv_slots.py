@@ -83,9 +83,8 @@ class KVSlots(Cache):
 
         lengths: the places of a slot in each group; the last groups may be left out. A prefill
         makes room in these by itself, because only then their prompts' lengths are known. in_use:
-        the lengths of the slots that are in use, all others and their places go; without it, no
-        slot and no place goes. The tensors are made anew one by one, so that only one of them is in
-        memory twice.
+        the lengths of the slots in use; all others go, and places go. Without it nothing goes. The
+        tensors are made anew one by one, so that only one of them is in memory twice.
         """
         self.place = []
         if in_use is None:
@@ -95,7 +94,7 @@ class KVSlots(Cache):
             self.rows = max(rows, len(in_use))
             lengths = self._around(in_use, lengths[0])
         self.places[: len(lengths)] = [_rounded(length) for length in lengths]
-        kept = min(self.rows, len(self.lengths))
+        kept = len(self.lengths) if in_use is None else len(in_use)
         old_lengths, old_less = self.lengths, self.less_there
         self.numbers = torch.arange(self.rows, device=self.device)
         self.lengths = torch.zeros(self.rows, dtype=torch.long, device=self.device)
@@ -105,7 +104,7 @@ class KVSlots(Cache):
             self.less_there[:, :kept] = old_less[:, :kept]
         self.less = [less[:kept] + [0] * (self.rows - kept) for less in self.less]
         for number in range(len(self.store)):
-            self.store[number] = self._resized(number)
+            self.store[number] = self._resized(number, kept)
         while len(self.store) < 2 * len(self.layers):
             self.store.append(self._empty(len(self.store)))
 
@@ -117,9 +116,10 @@ class KVSlots(Cache):
         behind = max(length - longest[0], 0)
         return tuple(each + behind for each in longest)
 
-    def _resized(self, number: int) -> Tensor:
+    def _resized(self, number: int, rows: int) -> Tensor:
+        """A tensor made anew, with the first `rows` slots."""
         new, old = self._empty(number), self.store[number]
-        rows, places = map(min, old.shape[:2], new.shape[:2])
+        places = min(old.shape[1], new.shape[1])
         new[:rows, :places] = old[:rows, :places]
         return new
 
@@ -235,7 +235,7 @@ class KVSlots(Cache):
         self.places[group] = _rounded(rows + self.behind)
         for number in range(len(self.store)):
             if self.group_of[number // 2] == group:
-                self.store[number] = self._resized(number)
+                self.store[number] = self._resized(number, self.rows)
 
     def _put(self, kept: Tensor, new: Tensor, group: int) -> None:
         """Writes a token into each slot."""
