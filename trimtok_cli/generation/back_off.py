@@ -113,7 +113,7 @@ class Sizes:
 
     def _places(self, longest: int) -> float:
         """The places of a slot for a prompt of `longest` tokens, in the mean over the layers."""
-        likely = likely_length(self.model.config, self.rules, longest)
+        likely = likely_length(self.model.num_positions, self.rules, longest)
         behind = min(likely, self.new_tokens)
         return fmean(places_of(rows + behind) for rows in self.held(longest) or [longest])
 

@@ -54,7 +54,7 @@ def batch_limit_for(
     held: the most rows of a prompt in each layer, where layers do not hold whole prompts. most: a
     limit of the user's; by default that of the device.
     """
-    new_tokens = likely_length(model.config, rules, longest)
+    new_tokens = likely_length(model.num_positions, rules, longest)
     fit = answers_that_fit(
         model.config,
         model.dtype,
@@ -71,15 +71,23 @@ def most_ahead(device: torch.device) -> int:
     return min(MOST_AT_ONCE.get(device.type, 8), MOST_AHEAD)
 
 
-def likely_length(config: Any, rules: Rules, length: int) -> int:
-    """The new tokens that memory is counted for, at most as many as the model has positions for."""
-    positions = getattr(config, "max_position_embeddings", None) or rules.most
-    return min(rules.most, max(positions - length, 1))
+def likely_length(positions: int | None, rules: Rules, length: int) -> int:
+    """The new tokens that memory is counted for behind a prompt of `length` tokens.
+
+    They are at most as many as the model has positions for, None where that is unknown.
+    """
+    return rules.most if positions is None else min(rules.most, max(positions - length, 1))
 
 
 def places_of(length: int) -> int:
     """The places of a slot for an answer of `length` tokens, its prompt counted."""
     return -(-(length + SURPLUS) // GRAIN) * GRAIN
+
+
+def slot_bytes(config: Any, dtype: torch.dtype, lengths: Sequence[int]) -> int:
+    """Bytes of a slot for an answer that has so many tokens in each layer."""
+    places = sum(map(places_of, lengths))
+    return places * cache_bytes(config, dtype) // config.num_hidden_layers
 
 
 def cache_bytes(config: Any, dtype: torch.dtype) -> int:
@@ -109,9 +117,8 @@ def answers_that_fit(
     `length`.
     """
     room = room or Room.of(device)
-    layers = config.num_hidden_layers
-    places = [places_of(each) for each in in_layers or [length] * layers]
-    slot = (sum(places) + max(places)) * cache_bytes(config, dtype) // layers
+    lengths = in_layers or [length] * config.num_hidden_layers
+    slot = slot_bytes(config, dtype, [*lengths, max(lengths)])
     logits = (getattr(config, "vocab_size", None) or 0) * (RECORDINGS * dtype.itemsize + 2 * 4)
     waiting = length * config.hidden_size * dtype.itemsize + room.passing // 4
     width = 3 * config.intermediate_size + 8 * config.hidden_size
