@@ -153,17 +153,40 @@ def no_cudnn_attention(device: torch.device) -> Iterator[None]:
     """A block in which attention on CUDA is not cuDNN's, which builds a plan for every new shape.
 
     torch prefers cuDNN on the newest cards. Its plans cost up to half a second each, and lie in
-    memory that torch does not count.
+    memory that torch does not count. The switch is the whole process's: it is off while any thread
+    is in such a block, and as it was once the last one has left.
     """
     if device.type != "cuda":
         yield
         return
-    before = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(False)
+    _cudnn_off.enter()
     try:
         yield
     finally:
-        torch.backends.cuda.enable_cudnn_sdp(before)
+        _cudnn_off.leave()
+
+
+class _CudnnOff:
+    """The blocks that keep cuDNN's attention off, in all threads, and what it was before them."""
+
+    def __init__(self) -> None:
+        self.lock, self.blocks, self.before = threading.Lock(), 0, True
+
+    def enter(self) -> None:
+        with self.lock:
+            if not self.blocks:
+                self.before = torch.backends.cuda.cudnn_sdp_enabled()
+                torch.backends.cuda.enable_cudnn_sdp(False)
+            self.blocks += 1
+
+    def leave(self) -> None:
+        with self.lock:
+            self.blocks -= 1
+            if not self.blocks:
+                torch.backends.cuda.enable_cudnn_sdp(self.before)
+
+
+_cudnn_off = _CudnnOff()
 
 
 def pick_device(name: str) -> torch.device:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors
+import torch
 import transformers
 from PIL import Image
 
@@ -17,10 +18,13 @@ from tests.commands.test_cli import rows, run
 from tests.conftest import picture
 from tests.support import families, tiny
 from tests.support.clips import make_clip
+from tests.support.generating import continuous, requests
 from trimtok_cli.commands import survey
 from trimtok_cli.commands.terminal.findings import lines_of
+from trimtok_cli.generation.capacity import places_of
 from trimtok_cli.outputs.lock import Lock
 from trimtok_cli.prepare import pool
+from trimtok_cli.tokens import Prompt
 
 ROOT = Path(__file__).parents[2]
 
@@ -171,8 +175,13 @@ def test_no_weights_are_loaded_and_their_bytes_are_known(
     config = adapter.config
     width = config.num_key_value_heads * config.hidden_size // config.num_attention_heads
     assert memory["cache_bytes_a_token"] == 2 * 4 * config.num_hidden_layers * width
-    places = memory["longest_prompt"] + memory["new_tokens"]
+    places = places_of(memory["longest_prompt"] + memory["new_tokens"])
     assert memory["cache_bytes_an_answer"] == places * memory["cache_bytes_a_token"]
+    loop = continuous(adapter, lag=1, max_new_tokens=memory["new_tokens"])
+    embeds, none = torch.zeros(memory["longest_prompt"], config.hidden_size), torch.arange(0)
+    loop.add(requests([Prompt(embeds, torch.arange(len(embeds)), none, none, none)]))
+    loop.step()
+    assert loop.steps.slots.length == places, "a run's slot is the one that check counts"
     assert memory["total_bytes"] == memory["weights_bytes"] + 3 * memory["cache_bytes_an_answer"]
     half = checked(pictures[0], "-m", llava_folder, "--dtype", "bfloat16")["memory"]
     assert 2 * half["weights_bytes"] == memory["weights_bytes"]

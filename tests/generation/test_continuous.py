@@ -565,7 +565,8 @@ def test_an_open_limit_falls_where_a_longer_prompt_comes(llava, monkeypatch):
     def room(longest):
         return max(1, 400 // longest)
 
-    def limit(model, rules, longest, room_then):
+    def limit(model, rules, longest, room_then, held, most):
+        assert not held and most is None
         seen.append(room_then.free)
         return room(longest)
 

@@ -157,6 +157,32 @@ def test_groups_of_layers_have_lengths_and_room_of_their_own():
     assert slots.holds(4, 64, 128) and not slots.holds(4, 64, 129) and not slots.holds(5, 64)
 
 
+def test_more_and_shorter_slots_keep_what_is_in_use_and_nothing_else():
+    """Places go in every group, but for those of the slots in use."""
+    given = Grouped()
+    slots = given.slots
+    slots.reserve(4, 250)
+    given.prefill(0, 4, 200, 150, 90)
+    assert slots.places == [256, 192, 128]
+    given.prefill(0, 1, 70, 30, 3)
+    given.prefill(1, 1, 50, 66, 9)
+    slots.leave(2)
+    slots.reserve(9, 60, in_use=[70, 50])
+    assert slots.rows == 9 and slots.places == [128, 128, 64], "60 places hold no 70"
+    given.rows |= {slot: [0, 0, 0] for slot in range(2, 9)}
+    given.check([70, 50, *[0] * 7])
+    for layer, group in enumerate(slots.group_of):
+        for slot in range(2):
+            rows = given.rows[slot][group]
+            want = rows_of(1, rows, layer)[0].transpose(0, 1) + slot
+            assert torch.equal(slots.store[2 * layer][slot, :rows], want)
+    slots.reserve(1, 64, in_use=[])
+    assert (slots.rows, slots.places) == (1, [64, 0, 0])
+    assert slots.lengths.tolist() == [0] and slots.less_there.tolist() == [[0]] * 3
+    given.prefill(0, 1, 50, 20, 3)
+    given.check([50])
+
+
 @pytest.mark.parametrize("even", [False, True])
 def test_a_step_writes_behind_each_group_of_layers(even):
     given = Grouped()

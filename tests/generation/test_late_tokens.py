@@ -13,7 +13,7 @@ from tests.generation.test_continuous import NoWaiting, prompts_of
 from tests.support import tiny
 from tests.support.generating import continuous, generate, run_all
 from trimtok_cli.generation import continuous as module
-from trimtok_cli.generation.under_way import TokensOnTheWay
+from trimtok_cli.generation.on_the_way import OnTheWay
 from trimtok_cli.models.loading import load_model
 from trimtok_cli.sampling import Sampling
 
@@ -33,7 +33,7 @@ def llava(tmp_path_factory):
     return adapter, prompts
 
 
-class Late(TokensOnTheWay):
+class Late(OnTheWay):
     """Tokens that are not there before they are read; `ahead` counts the later steps by then."""
 
     launched: int
@@ -41,21 +41,21 @@ class Late(TokensOnTheWay):
 
     def __init__(self, tokens):
         super().__init__(tokens.clone())
-        tokens = self.tokens
+        tokens = self.tensor
         Late.launched += 1
         self.number, self.hidden = Late.launched, tokens
-        self.tokens = torch.full_like(tokens, -7)
+        self.tensor = torch.full_like(tokens, -7)
 
-    def read(self):
+    def here(self):
         Late.reads.append(Late.launched - self.number)
-        self.tokens = self.hidden
-        return super().read()
+        self.tensor = self.hidden
+        return super().here()
 
 
 @pytest.fixture
 def late(monkeypatch):
     Late.launched, Late.reads = 0, []
-    monkeypatch.setattr(module, "TokensOnTheWay", Late)
+    monkeypatch.setattr(module, "OnTheWay", Late)
     return Late
 
 
@@ -76,6 +76,13 @@ SETTINGS = [
 def test_answers_and_logits_are_those_of_the_plain_loop(llava, late, options, limit, lag):
     adapter, prompts = llava
     options = {"max_new_tokens": STEPS} | options
+    done = same_as_plain(adapter, prompts, options, limit, lag)
+    assert all(each.seconds.prefill > 0 for each in done.values())
+    assert max(late.reads) == min(lag, options["max_new_tokens"] - 1)
+
+
+def same_as_plain(adapter, prompts, options, limit: int, lag: int) -> dict:
+    """The answers of a loop, which are those of the plain one, prompt by prompt."""
     loop = continuous(adapter, batch_limit=limit, keep_logits=True, lag=lag, **options)
     done = run_all(loop, prompts)
     for number, prompt in enumerate(prompts):
@@ -83,22 +90,44 @@ def test_answers_and_logits_are_those_of_the_plain_loop(llava, late, options, li
         got = done[number].answer
         assert (got.ids, got.finish, got.steps) == (want.ids, want.finish, want.steps)
         assert (got.logits - want.logits).abs().max() < 1e-4
-        assert done[number].seconds.prefill > 0
-    assert max(late.reads) == min(lag, options["max_new_tokens"] - 1)
     assert not loop.launched and not loop.active
+    return done
+
+
+@pytest.fixture
+def stopping(llava, monkeypatch):
+    """Stop strings in place of end tokens: two tokens of one answer, and one of another."""
+    adapter, prompts = llava
+    words, config = adapter.processor.tokenizer, adapter.model.generation_config
+    said = [
+        generate(adapter, [each], max_new_tokens=STEPS, stop=False)[0][0].ids for each in prompts
+    ]
+    monkeypatch.setattr(config, "eos_token_id", None)
+    strings = [words.decode(said[0][3:5]), words.decode(said[2][5:6])]
+    monkeypatch.setattr(config, "stop_strings", strings)
+    return adapter, prompts
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("limit", [1, 4])
+def test_stop_strings_are_looked_for_a_step_late_and_cut_the_same(stopping, late, limit, lag):
+    done = same_as_plain(*stopping, {"max_new_tokens": STEPS}, limit, lag)
+    assert {each.answer.finish for each in done.values()} == {"stop", "length"}
+    assert len({each.answer.steps for each in done.values()}) > 2, "all are cut alike"
+    assert max(late.reads) == lag, "the host looked at text with nothing on the device"
 
 
 def test_the_host_waits_once_a_step_and_for_nothing_else(llava, late, monkeypatch):
     """Between two reads no operation waits, and a step is read once the next one is launched."""
     adapter, prompts = llava
     loop = continuous(adapter, batch_limit=9, max_new_tokens=STEPS, stop=False, lag=1)
-    real = late.read
+    real = late.here
 
-    def read(self):
+    def here(self):
         with torch.utils._python_dispatch._disable_current_modes():
             return real(self)
 
-    monkeypatch.setattr(late, "read", read)
+    monkeypatch.setattr(late, "here", here)
     run_all(loop, prompts[:1])
     late.launched, late.reads = 0, []
     with NoWaiting():
@@ -109,9 +138,10 @@ def test_the_host_waits_once_a_step_and_for_nothing_else(llava, late, monkeypatc
 
 
 @pytest.mark.parametrize("lag", [0, 1])
-def test_an_answer_takes_part_in_at_most_one_step_behind_its_end(llava, lag, monkeypatch):
+@pytest.mark.parametrize("ends", ["llava", "stopping"])
+def test_an_answer_takes_part_in_at_most_one_step_behind_its_end(ends, lag, monkeypatch, request):
     """Steps that an answer took part in, the prefill counted, against its tokens."""
-    adapter, prompts = llava
+    adapter, prompts = request.getfixturevalue(ends)
     loop = continuous(adapter, batch_limit=3, max_new_tokens=STEPS, lag=lag)
     real, part = loop._note, Counter()
 

@@ -331,9 +331,10 @@ def test_an_answer_that_may_be_very_long_takes_no_memory_before_it_is(adapter):
         done.append(each)
         assert loop.steps.slots.length <= len(prompt) + AT_ONCE + 128
     assert len(done) == 2 and not any(each.error for each in done)
-    assert (
-        likely_length(adapter.config, rules(adapter, max_new_tokens=2_000_000), len(prompt)) < 4096
-    )
+    most = rules(adapter, max_new_tokens=2_000_000)
+    assert likely_length(adapter.num_positions, most, len(prompt)) == 4096 - len(prompt)
+    assert likely_length(8192, most, 8000) == 192, "RoPE scaling counts, as it does for prompts"
+    assert likely_length(None, most, 8000) == 2_000_000 and likely_length(10, most, 12) == 1
 
 
 @pytest.mark.parametrize("lag", [0, 1])

@@ -23,7 +23,7 @@ class Model:
     """A language model of one layer and one number a token, which always says token 1."""
 
     device, dtype, end_ids = torch.device("cpu"), torch.float32, ()
-    plain_prefill = True
+    plain_prefill, num_positions = True, None
     config = SimpleNamespace(
         num_hidden_layers=1,
         num_key_value_heads=1,

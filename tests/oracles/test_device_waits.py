@@ -105,6 +105,27 @@ def test_a_batch_waits_no_more_often_than_it_may(placed, method, monkeypatch):
     assert device.count("outside") == 0, device.waits
 
 
+@pytest.mark.parametrize("placed", ["llava"], indirect=True)
+def test_stop_strings_wait_for_nothing_but_the_tokens(placed, monkeypatch):
+    """The host has a prompt's ids before it reads the first token."""
+    _, adapter, device = placed
+    config = adapter.model.generation_config
+    monkeypatch.setattr(config, "stop_strings", ["no answer says this"])
+    inputs = [adapter.prepare([picture(i, 90, 84)], each) for i, each in enumerate(QUESTIONS)]
+    with device, torch.inference_mode():
+        _, prompts = encoded(adapter, inputs)
+        loop = continuous(adapter, batch_limit=4, max_new_tokens=6)
+        assert loop.rules.criteria, "nothing reads text"
+        device.waits.clear()
+        steps = 0
+        with device.during("loop"):
+            loop.add(requests(prompts))
+            while loop.busy:
+                loop.step()
+                steps += 1
+    assert device.count("loop") <= BLOCK * (steps + 1), device.waits
+
+
 # Waits of each method's choice for three prompts of one image each, beside the kept tokens.
 METHODS = {"random": 3, "tome": 3} | dict.fromkeys(
     [

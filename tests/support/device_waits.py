@@ -54,6 +54,7 @@ class Device:
         self.pinned: dict[int, StorageWeakRef] = {}
         self.waits: Counter[tuple[str, str, str]] = Counter()
         self.stage = "outside"
+        self.launched = self.done = 0  # operations on the device
 
     def mark(self, *tensors: torch.Tensor) -> None:
         for tensor in tensors:
@@ -185,6 +186,7 @@ class _Operations(TorchDispatchMode):
         tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
         on_device = any(map(device.holds, tensors))
         name = operation.name().split("::")[1].split(".")[0]
+        device.launched += on_device
         if on_device and self._waits(name, args, kwargs):
             device.note(name)
         result = operation(*args, **kwargs)
@@ -215,10 +217,13 @@ class _Event:
         self.device = device
 
     def record(self) -> None:
-        pass
+        self.launched = self.device.launched
 
     def synchronize(self) -> None:
-        self.device.note("event")
+        """Waits, unless the host has waited for something later already."""
+        if self.launched > self.device.done:
+            self.device.done = self.launched
+            self.device.note("event")
 
 
 def _is_cuda(device: object) -> bool:

@@ -65,20 +65,27 @@ def _stages(
     requests = prune(adapter, pruner, encoded)
     facts["prompt_tokens"] = max(len(request.prompt) for request in requests)
     pruned = tally.take()
-    if pruner is not None:
+    # The choices of a method that goes on inside the decoder are a part of its prefill.
+    if pruner is not None and 0 in pruner.stages(adapter.num_layers):
         yield _row(facts, "prune", pruned)
-    once = _generated(adapter, requests, 2, tally)
-    twice = _generated(adapter, requests, 3, tally)
+    once = _generated(adapter, pruner, requests, 2, tally)
+    twice = _generated(adapter, pruner, requests, 3, tally)
     step = _difference(twice, once)
     yield _row(facts, "prefill", _difference(once, step))
     yield _row(facts, "decode step", step)
 
 
 def _generated(
-    adapter: Adapter, requests: Sequence[Request], new_tokens: int, tally: Tally
+    adapter: Adapter,
+    pruner: Pruner | None,
+    requests: Sequence[Request],
+    new_tokens: int,
+    tally: Tally,
 ) -> Work:
     """The work of answers of so many new tokens: a prefill, and a step less than the tokens."""
-    loop = Loops(adapter, decode="continuous", new_tokens=new_tokens, batch=len(requests)).of(None)
+    loops = Loops(adapter, decode="continuous", new_tokens=new_tokens, batch=len(requests))
+    loop = loops.of(pruner)
+    tally.take()
     for finished in run(loop, requests):
         if finished.error:
             raise finished.error

@@ -10,9 +10,9 @@ from importlib.util import find_spec
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes as outside
 
+from trimtok_cli.bench.pretend_triton import launch
 from trimtok_cli.bench.tally import WORK_BEHIND, Tally, Work
 
 MEMORY = 80 << 30  # bytes that the device says it has
@@ -107,9 +107,8 @@ def stand_ins(tally: Tally, recorder: Recorder) -> Iterator[tuple[Any, str, Any]
             finally:
                 recorder.recording = None
 
-    def launched(kernel: Any, *given: Any, **_: Any) -> None:
-        moved = sum(each.nbytes for each in given if isinstance(each, Tensor))
-        tally.kernel(getattr(kernel, "__name__", "triton"), moved)
+    def launched(kernel: Any, *given: Any, **named: Any) -> None:
+        launch(tally, recorder, kernel, *given, **named)
 
     counted = {"tally": tally}
     stream = type("Stream", (Stream,), counted)()

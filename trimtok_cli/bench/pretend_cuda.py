@@ -27,20 +27,12 @@ from trimtok_cli.bench.pretend_attention import (
     count_unequal,
 )
 from trimtok_cli.bench.pretend_calls import outside, stand_ins
-from trimtok_cli.bench.tally import READ, Tally
+from trimtok_cli.bench.pretend_triton import tried_anew
+from trimtok_cli.bench.tally import READ, UNSIZED, Tally
 
 SMALL = 1 << 17  # numbers in a tensor whose values are carried
 # Operations that torch can take apart, and that are one kernel on the device.
 WHOLE = {"linear", "rms_norm"}
-# Operations whose result is as large as values say.
-UNSIZED = {
-    "nonzero",
-    "masked_select",
-    "repeat_interleave",
-    "_unique2",
-    "unique_consecutive",
-    "unique_dim",
-}
 COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 INDEXED = {"index", "index_put_", "_index_put_impl_"}
 
@@ -58,6 +50,7 @@ def pretend_cuda() -> Iterator[Tally]:
             if hasattr(owner, name):
                 stack.callback(setattr, owner, name, getattr(owner, name))
                 setattr(owner, name, stand_in)
+        stack.enter_context(tried_anew())
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(_Functions(tally, recorder))
         stack.enter_context(recorder)

@@ -28,7 +28,7 @@ class CountingDown:
     def __init__(self, longest: int, tally: Tally) -> None:
         self.device, self.dtype = torch.device("cuda", 0), torch.float32
         self.longest, self.tally, self.end_ids = longest, tally, (0,)
-        self.plain_prefill = True
+        self.plain_prefill, self.num_positions = True, None
         self.config = SimpleNamespace(
             num_hidden_layers=1,
             num_attention_heads=1,
@@ -37,7 +37,6 @@ class CountingDown:
             hidden_size=1,
             intermediate_size=1,
             vocab_size=longest + 1,
-            max_position_embeddings=1 << 20,
         )
 
     def embed_ids(self, ids: Tensor) -> Tensor:

@@ -20,6 +20,16 @@ PARTIAL = {"copy_", "index_put_", "_index_put_impl_", "index_copy_", "scatter_"}
 GATHERS = {"embedding", "index", "index_select", "gather"}
 # Operations whose result is a number of the host's, by the name of the wait for it.
 READ = {"_local_scalar_dense": "item", "allclose": "allclose", "equal": "equal"}
+# Operations whose result is as large as values say.
+UNSIZED = {
+    "nonzero",
+    "masked_select",
+    "repeat_interleave",
+    "_unique2",
+    "unique_consecutive",
+    "unique_dim",
+    "bincount",
+}
 # A wait during which the device has more to do: it does not stand still.
 WORK_BEHIND = "an event with work behind it"
 

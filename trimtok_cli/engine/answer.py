@@ -48,7 +48,9 @@ def encode(
     signals: whether a pruner may ask for signals of the tower.
     """
     clock = Clock(adapter.device)
-    tokens = adapter.encode_many([each.inputs for each in prepared], signals=signals)
+    # Whatever another thread is at, the tower runs with the same kernels.
+    with adapter.kernels():
+        tokens = adapter.encode_many([each.inputs for each in prepared], signals=signals)
     prompts = [
         replace(prompt, seed=each.seed)
         for each, prompt in zip(

@@ -6,6 +6,7 @@ stages are a group with lengths, masks and positions of its own. `Layerwise` is 
 loop. Knows no method and no family by name.
 """
 
+from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -24,6 +25,9 @@ from trimtok_cli.generation.slot_steps import Mask, SlotSteps
 from trimtok_cli.generation.types import Finished
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.pruners.base import Pruner
+
+# Prompts whose rows in each layer are remembered, to foresee those of the next ones.
+LAST = 64
 
 
 class StagedLoop(Continuous):
@@ -69,6 +73,19 @@ class StagedSteps(SlotSteps):
         self.rotary = Rotary(adapter.model.get_decoder())
         self.chosen: dict[int, tuple[tuple[Kept, ...], float]] = {}
         self.choosing = 0.0  # seconds of the choices in the last prefill
+        # The rows of the last prompts in each group of layers.
+        self.last: deque[list[int]] = deque(maxlen=LAST)
+
+    def rows_held(self, longest: int) -> Sequence[int]:
+        """Rows in each layer of a prompt of `longest`, as the last ones that are no longer had.
+
+        What it has more than the longest of them may stay in all layers.
+        """
+        known = [rows for rows in self.last if rows[0] <= longest]
+        if not known:
+            return ()
+        most = [max(rows) for rows in zip(*known, strict=True)]
+        return [most[group] + longest - most[0] for group in self.slots.group_of]
 
     def take_in(self, first: int, requests: Sequence[Any]) -> Tensor:
         """Prefills the requests, those of one shape that follow each other together.
@@ -103,6 +120,7 @@ class StagedSteps(SlotSteps):
         ) as stages:
             logits = self._fill(first, stages.plain, len(requests[0].prompt))
         self.choosing += stages.seconds
+        self.last.append([self.slots.prompt_rows[group] for group in range(len(self.groups))])
         for request, kept in zip(requests, stages.kept, strict=True):
             self.chosen[id(request)] = tuple(kept), 0.0
         return logits

@@ -10,7 +10,7 @@ from typing import Any
 
 from trimtok_cli.data import Setting
 from trimtok_cli.engine.loops import prunes_in_decoder, rules_for
-from trimtok_cli.generation.capacity import cache_bytes, likely_length
+from trimtok_cli.generation.capacity import cache_bytes, likely_length, slot_bytes
 from trimtok_cli.models.blank import Blank
 from trimtok_cli.models.inputs import Inputs
 from trimtok_cli.models.positions import shortage
@@ -72,13 +72,16 @@ class Forecast:
     def memory(self, longest: int, batch: int) -> dict[str, Any]:
         """Bytes of weights and of the KV cache of `batch` answers with prompts of `longest` tokens.
 
-        The cache is that of answers as long as they may become.
+        The cache is that of answers as long as they may become, in slots as a run makes them.
+        Layers behind a stage inside the decoder hold less.
         """
-        a_token = cache_bytes(self.adapter.config, self.adapter.dtype)
-        new_tokens = likely_length(self.adapter.config, self.rules, longest)
-        an_answer = a_token * (longest + new_tokens)
+        config, dtype = self.adapter.config, self.adapter.dtype
+        a_token = cache_bytes(config, dtype)
+        new_tokens = likely_length(self.adapter.num_positions, self.rules, longest)
+        lengths = [longest + new_tokens] * config.num_hidden_layers
+        an_answer = slot_bytes(config, dtype, lengths)
         return {
-            "dtype": str(self.adapter.dtype).removeprefix("torch."),
+            "dtype": str(dtype).removeprefix("torch."),
             "weights_bytes": self.blank.weight_bytes,
             "cache_bytes_a_token": a_token,
             "longest_prompt": longest,

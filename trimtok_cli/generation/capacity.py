@@ -1,5 +1,6 @@
 """The number of answers that fit in a device's memory beside the model. Knows no method."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,12 +42,28 @@ class Room:
 
 
 def batch_limit_for(
-    model: LanguageModel, rules: Rules, longest: int, room: Room | None = None
+    model: LanguageModel,
+    rules: Rules,
+    longest: int,
+    room: Room | None = None,
+    held: Sequence[int] = (),
+    most: int | None = None,
 ) -> int:
-    """The number of answers that run at once if no prompt is longer than `longest`."""
-    length = longest + likely_length(model.config, rules, longest)
-    fit = answers_that_fit(model.config, model.dtype, model.device, length=length, room=room)
-    return min(fit, MOST_AT_ONCE.get(model.device.type, 8))
+    """The number of answers that run at once if no prompt is longer than `longest`.
+
+    held: the most rows of a prompt in each layer, where layers do not hold whole prompts. most: a
+    limit of the user's; by default that of the device.
+    """
+    new_tokens = likely_length(model.num_positions, rules, longest)
+    fit = answers_that_fit(
+        model.config,
+        model.dtype,
+        model.device,
+        length=longest + new_tokens,
+        in_layers=[rows + new_tokens for rows in held],
+        room=room,
+    )
+    return min(fit, MOST_AT_ONCE.get(model.device.type, 8) if most is None else most)
 
 
 def most_ahead(device: torch.device) -> int:
@@ -54,10 +71,23 @@ def most_ahead(device: torch.device) -> int:
     return min(MOST_AT_ONCE.get(device.type, 8), MOST_AHEAD)
 
 
-def likely_length(config: Any, rules: Rules, length: int) -> int:
-    """The new tokens that memory is counted for, at most as many as the model has positions for."""
-    positions = getattr(config, "max_position_embeddings", None) or rules.most
-    return min(rules.most, max(positions - length, 1))
+def likely_length(positions: int | None, rules: Rules, length: int) -> int:
+    """The new tokens that memory is counted for behind a prompt of `length` tokens.
+
+    They are at most as many as the model has positions for, None where that is unknown.
+    """
+    return rules.most if positions is None else min(rules.most, max(positions - length, 1))
+
+
+def places_of(length: int) -> int:
+    """The places of a slot for an answer of `length` tokens, its prompt counted."""
+    return -(-(length + SURPLUS) // GRAIN) * GRAIN
+
+
+def slot_bytes(config: Any, dtype: torch.dtype, lengths: Sequence[int]) -> int:
+    """Bytes of a slot for an answer that has so many tokens in each layer."""
+    places = sum(map(places_of, lengths))
+    return places * cache_bytes(config, dtype) // config.num_hidden_layers
 
 
 def cache_bytes(config: Any, dtype: torch.dtype) -> int:
@@ -72,6 +102,7 @@ def answers_that_fit(
     device: torch.device,
     *,
     length: int,
+    in_layers: Sequence[int] = (),
     prefill_tokens: int = PREFILL_TOKENS,
     room: Room | None = None,
 ) -> int:
@@ -82,12 +113,12 @@ def answers_that_fit(
     of recorded steps and their copies in float32. A quarter of the answers may be taken in at once,
     each through the vision tower. A prefill of `prefill_tokens` needs a layer's activations: about
     three times the MLP's width and eight times the model's. Recorded prefills keep as much for
-    themselves, on CUDA.
+    themselves, on CUDA. in_layers: the tokens of an answer in each layer, where that is not
+    `length`.
     """
     room = room or Room.of(device)
-    places = -(-(length + SURPLUS) // GRAIN) * GRAIN
-    layers = config.num_hidden_layers
-    slot = places * cache_bytes(config, dtype) * (layers + 1) // layers
+    lengths = in_layers or [length] * config.num_hidden_layers
+    slot = slot_bytes(config, dtype, [*lengths, max(lengths)])
     logits = (getattr(config, "vocab_size", None) or 0) * (RECORDINGS * dtype.itemsize + 2 * 4)
     waiting = length * config.hidden_size * dtype.itemsize + room.passing // 4
     width = 3 * config.intermediate_size + 8 * config.hidden_size

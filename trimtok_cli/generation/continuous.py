@@ -18,12 +18,13 @@ from torch import Tensor
 from trimtok_cli.device import forget_frames, out_of_memory, release
 from trimtok_cli.errors import ModelError
 from trimtok_cli.generation.back_off import Alone, Sizes, Stage
-from trimtok_cli.generation.capacity import PREFILL_TOKENS
+from trimtok_cli.generation.capacity import PREFILL_TOKENS, Room
 from trimtok_cli.generation.choosing import Chooser
+from trimtok_cli.generation.on_the_way import OnTheWay
 from trimtok_cli.generation.rules import Rules
 from trimtok_cli.generation.slot_steps import SlotSteps
 from trimtok_cli.generation.types import Finished, LanguageModel
-from trimtok_cli.generation.under_way import Launched, Row, TokensOnTheWay
+from trimtok_cli.generation.under_way import Launched, Row
 
 log = logging.getLogger("trimtok")
 
@@ -43,9 +44,10 @@ class Continuous:
     """Runs at most `batch_limit` answers at a time, each in a slot of one cache.
 
     A `batch_limit` of None takes as many as memory allows, once the first prompt shows how much one
-    answer takes; the limit shrinks for good when memory runs out. One object serves a whole run,
-    because it holds the cache and a device's recorded steps. retries: False drops everything under
-    way at the first error and raises it, where a smaller batch would measure something else.
+    answer takes; the limit follows the lengths of the prompts, and shrinks when memory runs out.
+    One object serves a whole run, because it holds the cache and a device's recorded steps.
+    retries: False drops everything under way at the first error and raises it, where a smaller
+    batch would measure something else.
     """
 
     def __init__(
@@ -62,10 +64,11 @@ class Continuous:
     ) -> None:
         self.model, self.rules, self.keep_logits = model, rules, keep_logits
         self.retries = retries
-        self.sizes = Sizes(model, batch_limit, prefill_tokens, AT_ONCE)
+        self.steps = steps or SlotSteps(model)
+        held = self.steps.rows_held
+        self.sizes = Sizes(model, rules, batch_limit, prefill_tokens, AT_ONCE, held)
         self.chooser = Chooser(rules)
         self.lag = LAG.get(model.device.type, 0) if lag is None else lag
-        self.steps = steps or SlotSteps(model)
         self.active: list[Row] = []
         self.launched: deque[Launched] = deque()
         self.waiting: deque[Row] = deque()
@@ -97,7 +100,7 @@ class Continuous:
             if error := self.rules.refusal(request.prompt):
                 self.finished.append(Finished(request, None, error=error))
             else:
-                self.sizes.see(request.prompt, self.rules)
+                self.sizes.see(len(request.prompt), [len(row.prompt) for row in self.active])
                 self.waiting.append(self._row(request))
 
     def step(self) -> list[Finished]:
@@ -192,7 +195,7 @@ class Continuous:
         elif lone is None:
             self.stage.shrink()
         elif not self.alone or self.alone.request is not lone:
-            self.alone = Alone(lone, *held)
+            self.alone = Alone(lone, *held, Room.of(self.model.device))
             self.singly = max(self.singly, 1)
             broken = [lone, *(request for request in broken if request is not lone)]
             lone = None
@@ -206,14 +209,15 @@ class Continuous:
         if self.alone and self.alone.request is finished.request:
             if not finished.error:
                 # The prompt fits alone, and did not beside so many slots.
-                self.sizes.cache_broke(self.alone.slots, self.alone.length)
+                alone = self.alone
+                self.sizes.cache_broke(alone.slots, alone.length, alone.room)
             self.alone = None
         self.finished.append(finished)
 
     def _reserve(self, rows: list[Row]) -> None:
         """Makes room for `rows` beside the answers under way, once for all of their prefills."""
         slots = len(self.active) + len(rows)
-        longest = max(len(row.prompt) for row in rows)
+        longest = max(len(row.prompt) for row in (*self.active, *rows))
         if not self.alone:
             longest = max(longest, self.sizes.longest)
         new_tokens = min(max(row.answer.limit for row in rows), self.sizes.new_tokens)
@@ -224,7 +228,9 @@ class Continuous:
             self.stage = Stage()
         else:
             self.stage = Stage(partial(self.sizes.cache_broke, slots, length), rows)
-        self.steps.reserve(slots, length, rows[0].prompt.positions, behind)
+        in_use, most = [row.length for row in self.active], self.batch_limit or 1
+        positions = rows[0].prompt.positions
+        self.steps.reserve(slots, length, positions, behind, in_use=in_use, most=most)
 
     def _admit(self, rows: list[Row]) -> None:
         """Prefills `rows` into the first free slots."""
@@ -260,7 +266,7 @@ class Continuous:
         """Notes a launched step, whose tokens start on their way to the host."""
         for row in rows:
             row.launched += 1
-        tokens, kept = TokensOnTheWay(chosen), logits if self.keep_logits else None
+        tokens, kept = OnTheWay(chosen), logits if self.keep_logits else None
         self.launched.append(Launched(list(rows), tokens, kept, prefill))
 
     def _read(self, behind: int) -> None:

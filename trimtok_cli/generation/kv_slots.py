@@ -78,37 +78,50 @@ class KVSlots(Cache):
         fits = all(length <= there for length, there in zip(lengths, self.places, strict=False))
         return fits and rows <= self.rows
 
-    def reserve(self, rows: int, *lengths: int) -> None:
+    def reserve(self, rows: int, *lengths: int, in_use: Sequence[int] | None = None) -> None:
         """Makes room for `rows` slots; what was written is copied.
 
         lengths: the places of a slot in each group; the last groups may be left out. A prefill
-        makes room in these by itself, because only then their prompts' lengths are known. The
+        makes room in these by itself, because only then their prompts' lengths are known. in_use:
+        the lengths of the slots in use; all others go, and places go. Without it nothing goes. The
         tensors are made anew one by one, so that only one of them is in memory twice.
         """
         self.place = []
-        self.rows = max(rows, self.rows)
-        for group, length in enumerate(lengths):
-            if length > self.places[group]:
-                self.places[group] = -(-length // GRAIN) * GRAIN
-        old_lengths = self.lengths
+        if in_use is None:
+            self.rows = max(rows, self.rows)
+            lengths = tuple(map(max, lengths, self.places))
+        else:
+            self.rows = max(rows, len(in_use))
+            lengths = self._around(in_use, lengths[0])
+        self.places[: len(lengths)] = [_rounded(length) for length in lengths]
+        kept = len(self.lengths) if in_use is None else len(in_use)
+        old_lengths, old_less = self.lengths, self.less_there
         self.numbers = torch.arange(self.rows, device=self.device)
         self.lengths = torch.zeros(self.rows, dtype=torch.long, device=self.device)
-        self.lengths[: len(old_lengths)] = old_lengths
+        self.lengths[:kept] = old_lengths[:kept]
         if self.num_groups > 1:
-            old_less = self.less_there
             self.less_there = self.numbers.new_zeros(self.num_groups, self.rows)
-            self.less_there[:, : len(old_lengths)] = old_less
-        for less in self.less:
-            less += [0] * (self.rows - len(less))
+            self.less_there[:, :kept] = old_less[:, :kept]
+        self.less = [less[:kept] + [0] * (self.rows - kept) for less in self.less]
         for number in range(len(self.store)):
-            self.store[number] = self._grown(number)
+            self.store[number] = self._resized(number, kept)
         while len(self.store) < 2 * len(self.layers):
             self.store.append(self._empty(len(self.store)))
 
-    def _grown(self, number: int) -> Tensor:
-        grown, old = self._empty(number), self.store[number]
-        grown[: old.shape[0], : old.shape[1]] = old
-        return grown
+    def _around(self, in_use: Sequence[int], length: int) -> tuple[int, ...]:
+        """The places of a slot in each group if those in use and `length` in the first one fit."""
+        if not in_use:
+            return (length, *[0] * (self.num_groups - 1))
+        longest = self.longest(in_use)
+        behind = max(length - longest[0], 0)
+        return tuple(each + behind for each in longest)
+
+    def _resized(self, number: int, rows: int) -> Tensor:
+        """A tensor made anew, with the first `rows` slots."""
+        new, old = self._empty(number), self.store[number]
+        places = min(old.shape[1], new.shape[1])
+        new[:rows, :places] = old[:rows, :places]
+        return new
 
     def _empty(self, number: int) -> Tensor:
         """A tensor of zeros: a masked place weighs 0, and 0 times a leftover NaN is NaN."""
@@ -219,10 +232,10 @@ class KVSlots(Cache):
             raise LookupError("the layers of a group have prompts of unequal length")
         if group == 0 or rows + self.behind <= self.places[group]:
             return
-        self.places[group] = -(-(rows + self.behind) // GRAIN) * GRAIN
+        self.places[group] = _rounded(rows + self.behind)
         for number in range(len(self.store)):
             if self.group_of[number // 2] == group:
-                self.store[number] = self._grown(number)
+                self.store[number] = self._resized(number, self.rows)
 
     def _put(self, kept: Tensor, new: Tensor, group: int) -> None:
         """Writes a token into each slot."""
@@ -237,6 +250,11 @@ class KVSlots(Cache):
         # One view in place of three, which would take 5 % of a small model's step.
         row, token, head, _ = kept.stride()
         return kept.as_strided((self.count, self.heads, span, self.width), (row, head, token, 1))
+
+
+def _rounded(length: int) -> int:
+    """The places that a slot of this length is made with."""
+    return -(-length // GRAIN) * GRAIN
 
 
 def heads_and_width(config: Any) -> tuple[int, int]:

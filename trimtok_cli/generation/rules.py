@@ -18,6 +18,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation import GenerationMode
 
 from trimtok_cli.errors import ModelError, SampleError
+from trimtok_cli.generation.on_the_way import OnTheWay
 from trimtok_cli.generation.seeds import mixed_seed
 from trimtok_cli.sampling import COLDEST, Sampling, check_length
 from trimtok_cli.tokens import Prompt
@@ -52,7 +53,7 @@ class Answer:
     """One answer under way: its processors, and its tokens so far, the end token included.
 
     prompt (S,): the ids that the processors see before the answer. finish: stop, length, error, or
-    empty while the answer goes on.
+    empty while the answer goes on. coming: the prompt's ids on their way to the host, for criteria.
     """
 
     rules: "Rules"
@@ -62,6 +63,7 @@ class Answer:
     limit: int
     ids: list[int] = field(default_factory=list)
     finish: str = ""
+    coming: OnTheWay | None = None
 
     def take(self, token: int) -> None:
         """Adds a token; a negative one is no token."""
@@ -77,7 +79,7 @@ class Answer:
     @cached_property
     def prompt_here(self) -> Tensor:
         """The prompt's ids on the CPU, fetched once: criteria read them at every token."""
-        return self.prompt.cpu()
+        return (self.coming or OnTheWay(self.prompt)).here()
 
     @property
     def text_ids(self) -> tuple[int, ...]:
@@ -165,7 +167,9 @@ class Rules:
             if self.samples
             else None
         )
-        return Answer(self, ids, processors, generator, limit)
+        # A copy that is asked for before the prefill is there before the answer's first token.
+        coming = OnTheWay(ids) if self.criteria else None
+        return Answer(self, ids, processors, generator, limit, coming=coming)
 
     def refusal(self, prompt: Prompt) -> SampleError | None:
         """The error of a prompt that cannot be answered at all; None if it can."""
@@ -208,7 +212,7 @@ class Rules:
     def stops(self, answer: Answer) -> bool:
         """Whether a further criterion of the checkpoint, such as a stop string, ends an answer.
 
-        The first token of an answer waits for the device.
+        It is asked on the host, which reads tokens while the device is at work on the next step.
         """
         if not self.criteria:
             return False

@@ -56,13 +56,28 @@ class SlotSteps:
         self.graphs.clear()
         self.prefills.clear()
 
-    def reserve(self, slots: int, length: int, positions: Tensor, behind: int = 0) -> None:
+    def reserve(
+        self,
+        slots: int,
+        length: int,
+        positions: Tensor,
+        behind: int = 0,
+        *,
+        in_use: Sequence[int] = (),
+        most: int = 0,
+    ) -> None:
         """Makes room for `slots` slots of `length` places, `behind` of them for new tokens.
 
-        positions: those of any prompt.
+        positions: those of any prompt. in_use: the lengths of the first slots. A cache that is made
+        anew keeps these, and other slots up to `most`; it becomes no longer than it must be.
         """
         self.slots.behind = behind
-        self._reserve(slots, (length,), positions.unsqueeze(-2))
+        rows = max(slots, min(self.slots.rows, most))
+        self._reserve(slots, (length,), positions.unsqueeze(-2), rows=rows, in_use=in_use)
+
+    def rows_held(self, longest: int) -> Sequence[int]:
+        """The rows that each layer holds of a prompt of `longest`; nothing if all hold it whole."""
+        return ()
 
     def take_in(self, first: int, requests: Sequence[Any]) -> Tensor:
         """Prefills the requests' prompts; returns the logits (B, V) behind each."""
@@ -143,13 +158,22 @@ class SlotSteps:
                 needed, slots.places, slots.longest(most), strict=True
             )
         ]
-        self._reserve(slots.rows, wanted, self.positions)
+        self._reserve(slots.rows, wanted, self.positions, rows=slots.rows)
 
-    def _reserve(self, rows: int, lengths: Sequence[int], positions: Tensor) -> None:
-        if self.slots.holds(rows, *lengths):
+    def _reserve(
+        self,
+        needed: int,
+        lengths: Sequence[int],
+        positions: Tensor,
+        *,
+        rows: int,
+        in_use: Sequence[int] | None = None,
+    ) -> None:
+        """Makes a cache of `rows` slots, unless `needed` slots of these lengths are there."""
+        if self.slots.holds(needed, *lengths):
             return
         self.forget_recordings()
-        self.slots.reserve(rows, *lengths)
+        self.slots.reserve(rows, *lengths, in_use=in_use)
         if len(self.ids) < self.slots.rows:
             more = self.slots.rows - len(self.ids)
             self.ids = torch.cat([self.ids, self.ids.new_zeros(more)])

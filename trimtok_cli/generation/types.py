@@ -25,6 +25,10 @@ class LanguageModel(Protocol):
         """The token ids that end an answer."""
 
     @property
+    def num_positions(self) -> int | None:
+        """The positions that the decoder knows; None where that is unknown."""
+
+    @property
     def plain_prefill(self) -> bool:
         """Whether `forward` reads nothing of the prompts but their lengths."""
 

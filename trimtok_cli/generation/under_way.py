@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trimtok_cli.data import Seconds
+from trimtok_cli.generation.on_the_way import OnTheWay
 from trimtok_cli.generation.rules import Answer
 from trimtok_cli.generation.types import Finished, Generated
 from trimtok_cli.tokens import Prompt
@@ -56,26 +57,6 @@ class Row:
         return Finished.of(self.request, generated, seconds, self.peak_batch)
 
 
-class TokensOnTheWay:
-    """Tokens (B,) of a step on their way to the host, copied behind the step that chooses them.
-
-    `read` waits for these tokens alone; the device may be at work on later steps by then.
-    """
-
-    def __init__(self, tokens: Tensor) -> None:
-        self.tokens, self.copied = tokens, None
-        if tokens.is_cuda:
-            self.tokens = torch.empty_like(tokens, device="cpu", pin_memory=True)
-            self.tokens.copy_(tokens, non_blocking=True)
-            self.copied = torch.cuda.Event()
-            self.copied.record()
-
-    def read(self) -> list[int]:
-        if self.copied is not None:
-            self.copied.synchronize()
-        return self.tokens.tolist()
-
-
 @dataclass(frozen=True)
 class Launched:
     """A prefill or a decode step that the device was asked for; token i belongs to rows[i].
@@ -84,7 +65,7 @@ class Launched:
     """
 
     rows: Sequence[Row]
-    tokens: TokensOnTheWay
+    tokens: OnTheWay
     logits: Tensor | None
     prefill: bool
 
@@ -98,7 +79,7 @@ class Launched:
 
         The seconds that passed since `since` are shared among the step's answers.
         """
-        tokens = self.tokens.read()
+        tokens = self.tokens.here().tolist()
         share = (time.perf_counter() - since) / len(self.rows)
         for number, (row, token) in enumerate(zip(self.rows, tokens, strict=True)):
             if row.finish:

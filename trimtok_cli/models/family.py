@@ -49,7 +49,7 @@ class Family(ABC):
     # The largest batch of the vision tower, in crops of 336 x 336 pixels. A sample is never split.
     crops_per_batch = 64
 
-    # Whether the language model's attention may be cuDNN's on CUDA.
+    # Whether attention may be cuDNN's on CUDA.
     cudnn_attention = False
 
     def __init__(self, model, processor, *, name: str, revision: str) -> None:
@@ -173,7 +173,7 @@ class Family(ABC):
     # ---- the same for all families
 
     def kernels(self) -> AbstractContextManager[None]:
-        """A block in which the language model runs with the kernels that it may use."""
+        """A block in which the tower and the language model run with the kernels they may use."""
         return nullcontext() if self.cudnn_attention else no_cudnn_attention(self.device)
 
     @property
