@@ -18,7 +18,7 @@ from torch import Tensor
 from trimtok_cli.device import forget_frames, out_of_memory, release
 from trimtok_cli.errors import ModelError
 from trimtok_cli.generation.back_off import Alone, Sizes, Stage
-from trimtok_cli.generation.capacity import PREFILL_TOKENS
+from trimtok_cli.generation.capacity import prefill_tokens_on
 from trimtok_cli.generation.choosing import Chooser
 from trimtok_cli.generation.rules import Rules
 from trimtok_cli.generation.slot_steps import SlotSteps
@@ -55,13 +55,14 @@ class Continuous:
         *,
         batch_limit: int | None = 1,
         keep_logits: bool = False,
-        prefill_tokens: int = PREFILL_TOKENS,
+        prefill_tokens: int | None = None,
         lag: int | None = None,
         retries: bool = True,
         steps: SlotSteps | None = None,
     ) -> None:
         self.model, self.rules, self.keep_logits = model, rules, keep_logits
         self.retries = retries
+        prefill_tokens = prefill_tokens or prefill_tokens_on(model.device)
         self.sizes = Sizes(model, batch_limit, prefill_tokens, AT_ONCE)
         self.chooser = Chooser(rules)
         self.lag = LAG.get(model.device.type, 0) if lag is None else lag
