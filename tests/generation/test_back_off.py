@@ -14,7 +14,7 @@ from tests.support import tiny
 from tests.support.generating import continuous, rules, run_all
 from trimtok_cli.engine.loops import LOOPS, loop_for
 from trimtok_cli.generation import back_off, capacity, kv_slots
-from trimtok_cli.generation.capacity import PREFILL_TOKENS, cache_bytes, places_of
+from trimtok_cli.generation.capacity import cache_bytes, places_of, prefill_tokens_on
 from trimtok_cli.generation.continuous import Continuous
 from trimtok_cli.models.loading import load_model
 from trimtok_cli.tokens import Prompt
@@ -131,7 +131,7 @@ def test_a_step_that_does_not_fit_costs_a_quarter_of_the_slots(monkeypatch, adap
         return embeds.shape[1] == 1 and len(embeds) > 6
 
     loop = ran(monkeypatch, adapter, [20] * 20, breaks=breaks)
-    assert (loop.batch_limit, loop.sizes.prefill_tokens) == (6, PREFILL_TOKENS)
+    assert (loop.batch_limit, loop.sizes.prefill_tokens) == (6, prefill_tokens_on(adapter.device))
 
 
 def test_a_prompt_that_fits_only_alone_is_answered_and_costs_one_slot(monkeypatch, adapter):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from trimtok_cli.generation import slot_attention
 from trimtok_cli.generation.kv_slots import KVSlots
 
 CONFIG = SimpleNamespace(
@@ -68,6 +69,20 @@ def test_a_growing_cache_is_in_memory_once_and_one_tensor_more():
     for kept, old in zip(slots.store, before, strict=True):
         assert torch.equal(kept[:4, :64], old) and not kept[4:].any() and not kept[:, 64:].any()
     assert slots.lengths.tolist() == [60, 50, 40, 30, 0, 0]
+
+
+@pytest.mark.parametrize("unmasked", [False, True])
+def test_the_keys_of_a_head_lie_together_where_the_library_attends_on_a_cpu(monkeypatch, unmasked):
+    monkeypatch.setattr(slot_attention, "fits", lambda *_: unmasked)
+    slots, given, new = slots_of(2, 64), rows_of(2, 60, 0), rows_of(2, 1, 1)
+    for _ in range(2):
+        with slots.filling(0, [60, 60]):
+            slots.write(0, given, -given)
+        slots.stepping(2, 61, even=True)
+        keys, values = slots.write(0, new, -new)
+        assert torch.equal(keys, torch.cat([given, new], 2)) and torch.equal(values, -keys)
+        assert keys.stride()[1:] == ((8, 2 * 8, 1) if unmasked else (slots.length * 8, 8, 1))
+        slots.reserve(4, 128)  # a cache that has grown lies as before
 
 
 def test_every_old_tensor_goes_before_the_next_new_one_comes(monkeypatch):

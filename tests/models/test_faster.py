@@ -76,8 +76,12 @@ def test_what_is_no_such_norm_is_left_alone():
 @pytest.mark.parametrize("size", [48, 512])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("relaid", [False, True])
+@pytest.mark.parametrize("suits", [False, True])
 @torch.no_grad()
-def test_a_product_by_onednn_is_the_layer_s(relaid, bias, size):
+def test_a_product_by_onednn_or_of_what_was_laid_out_is_the_layer_s(
+    monkeypatch, suits, relaid, bias, size
+):
+    monkeypatch.setattr(onednn, "suits", lambda *_, **__: suits)
     layer = nn.Linear(64, size, bias=bias)
     before = layer.weight.clone()
     given = [torch.randn(rows, 3, 64) for rows in (0, 1, 2, 8, 40)]
@@ -89,10 +93,29 @@ def test_a_product_by_onednn_is_the_layer_s(relaid, bias, size):
     for rows, result in zip(given, wanted, strict=True):
         with Calls("mkldnn") as calls:
             found = form(rows)
-        assert calls.names == ["_linear_pointwise"]
+        assert calls.names == ["_linear_pointwise"] * suits
         assert found.is_contiguous() and found.shape == result.shape
         torch.testing.assert_close(found, result, atol=1e-5, rtol=0)
         torch.testing.assert_close(layer(rows), result, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("registers", "wide"), [("AVX2", False), ("AVX512_VNNI", True)])
+@torch.no_grad()
+def test_onednn_multiplies_what_is_large_and_many_rows_by_wide_registers_alone(
+    monkeypatch, registers, wide
+):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: registers)
+    for width, rows, by_onednn in (
+        (1024, 1, True),
+        (1024, onednn.FEW, True),
+        (1024, onednn.FEW + 1, wide),
+        (64, onednn.FEW, False),
+        (64, onednn.LEAST // 64**2, wide),
+    ):
+        product = onednn.product_of(nn.Linear(width, width), relaid=True)
+        with Calls("mkldnn") as calls:
+            product(torch.zeros(1, rows, width))
+        assert len(calls.names) == by_onednn, (width, rows)
 
 
 @pytest.mark.parametrize(("size", "extra"), [(512, onednn.EXTRA), (48, 0)])

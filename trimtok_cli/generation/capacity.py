@@ -17,8 +17,9 @@ MOST_AT_ONCE = {"cuda": 512, "mps": 16, "cpu": 8}
 # Samples that are prepared ahead for a batch whose size memory decides: they lie in the host's
 # memory.
 MOST_AHEAD = 64
-# Tokens of one prefill, padding counted: enough to fill a GPU, with small activations.
-PREFILL_TOKENS = 16_384
+# Tokens of one prefill, padding counted: enough to fill a GPU, with small activations. A CPU is kept
+# busy by fewer, whose activations stay in its cache and need no fresh memory in each layer.
+PREFILL_TOKENS = {"cuda": 16_384, "mps": 16_384, "cpu": 2_048}
 SHARE = 0.85  # share of the free memory that is used; the rest is left to the allocator
 SURPLUS = 2  # places behind an answer's last token that its slot has
 RECORDINGS = 4  # recorded steps whose logits are in memory at once, about
@@ -66,6 +67,11 @@ def batch_limit_for(
     return min(fit, MOST_AT_ONCE.get(model.device.type, 8) if most is None else most)
 
 
+def prefill_tokens_on(device: torch.device) -> int:
+    """The tokens of a prefill on a device, padding counted; a longer prompt is prefilled alone."""
+    return PREFILL_TOKENS.get(device.type, 2_048)
+
+
 def most_ahead(device: torch.device) -> int:
     """The samples that are prepared ahead for a batch whose size memory decides."""
     return min(MOST_AT_ONCE.get(device.type, 8), MOST_AHEAD)
@@ -103,7 +109,7 @@ def answers_that_fit(
     *,
     length: int,
     in_layers: Sequence[int] = (),
-    prefill_tokens: int = PREFILL_TOKENS,
+    prefill_tokens: int | None = None,
     room: Room | None = None,
 ) -> int:
     """The number of answers of `length` tokens that can be under way at once; at least 1.
@@ -111,10 +117,10 @@ def answers_that_fit(
     An answer needs its slot, which is rounded up and has places for steps behind its end; one layer
     more while the cache grows, which it does layer by layer; its prompt while it waits; the logits
     of recorded steps and their copies in float32. A quarter of the answers may be taken in at once,
-    each through the vision tower. A prefill of `prefill_tokens` needs a layer's activations: about
-    three times the MLP's width and eight times the model's. Recorded prefills keep as much for
-    themselves, on CUDA. in_layers: the tokens of an answer in each layer, where that is not
-    `length`.
+    each through the vision tower. A prefill of `prefill_tokens` (None: those of the device, or of
+    one prompt where that is longer) needs a layer's activations: about three times the MLP's width
+    and eight times the model's. Recorded prefills keep as much for themselves, on CUDA. in_layers:
+    the tokens of an answer in each layer, where that is not `length`.
     """
     room = room or Room.of(device)
     lengths = in_layers or [length] * config.num_hidden_layers
@@ -123,5 +129,6 @@ def answers_that_fit(
     waiting = length * config.hidden_size * dtype.itemsize + room.passing // 4
     width = 3 * config.intermediate_size + 8 * config.hidden_size
     recorded = MOST_TOKENS if device.type == "cuda" else 0
-    prefill = (prefill_tokens + recorded) * width * dtype.itemsize
+    tokens = prefill_tokens or max(prefill_tokens_on(device), length)
+    prefill = (tokens + recorded) * width * dtype.itemsize
     return max(1, int((SHARE * room.free - prefill) / (slot + logits + waiting)))

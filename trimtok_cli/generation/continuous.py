@@ -18,7 +18,7 @@ from torch import Tensor
 from trimtok_cli.device import forget_frames, out_of_memory, release
 from trimtok_cli.errors import ModelError
 from trimtok_cli.generation.back_off import Alone, Sizes, Stage
-from trimtok_cli.generation.capacity import PREFILL_TOKENS, Room
+from trimtok_cli.generation.capacity import Room, prefill_tokens_on
 from trimtok_cli.generation.choosing import Chooser
 from trimtok_cli.generation.on_the_way import OnTheWay
 from trimtok_cli.generation.rules import Rules
@@ -57,7 +57,7 @@ class Continuous:
         *,
         batch_limit: int | None = 1,
         keep_logits: bool = False,
-        prefill_tokens: int = PREFILL_TOKENS,
+        prefill_tokens: int | None = None,
         lag: int | None = None,
         retries: bool = True,
         steps: SlotSteps | None = None,
@@ -66,6 +66,7 @@ class Continuous:
         self.retries = retries
         self.steps = steps or SlotSteps(model)
         held = self.steps.rows_held
+        prefill_tokens = prefill_tokens or prefill_tokens_on(model.device)
         self.sizes = Sizes(model, rules, batch_limit, prefill_tokens, AT_ONCE, held)
         self.chooser = Chooser(rules)
         self.lag = LAG.get(model.device.type, 0) if lag is None else lag

@@ -43,10 +43,7 @@ class SlotSteps:
         )
         # A GPU's libraries build a plan for every new shape, so that few lengths are prefilled.
         self.in_buckets = self.graphs.used
-        # Whether steps attend to the places in use, without masks.
-        self.unmasked = slot_attention.fits(
-            model.config, model.dtype, model.device, self.slots.width
-        )
+        self.unmasked = self.slots.unmasked
         self.ids = torch.zeros(0, dtype=torch.long, device=model.device)
         self.positions = self.ids
 

@@ -1,7 +1,8 @@
 """Products of linear layers by oneDNN, for float32 on an x86 CPU.
 
 torch multiplies float32 by MKL there, which leaves wide registers unused on CPUs of other makers
-and is slow for the few rows of a decode step. oneDNN is part of torch as well. Knows no model.
+and is slow for the few rows of a decode step. oneDNN is part of torch as well, and takes a while to
+start a product. So each product is by the one that suits its size. Knows no model.
 """
 
 import logging
@@ -20,6 +21,11 @@ log = logging.getLogger("trimtok")
 # few places of a CPU's cache, which doubles the time of a product of few rows.
 EXTRA = 16
 SHARED = 512
+# Multiply-adds of a product from which on oneDNN pays: it takes about 45 microseconds to start.
+LEAST = 1 << 20
+# Rows of a product up to which oneDNN pays on a CPU without wide registers (AVX-512), where MKL
+# multiplies many rows faster: those of as many answers as a CPU has under way.
+FEW = 8
 
 
 @cache
@@ -50,8 +56,16 @@ def operation() -> Callable[[Tensor, Tensor, Tensor | None], Tensor] | None:
     return product
 
 
+def suits(rows: int, size: int, *, wide: bool) -> bool:
+    """Whether the product of so many rows with a matrix of `size` numbers is oneDNN's.
+
+    wide: whether the CPU has wide registers.
+    """
+    return rows * size >= LEAST and (wide or rows <= FEW)
+
+
 def product_of(module: nn.Linear, *, relaid: bool) -> Callable[[Tensor], Tensor] | None:
-    """The forward function of a linear layer by oneDNN; None where it has none.
+    """The forward function of a linear layer with what is oneDNN's; None where nothing is.
 
     relaid: the weights may be laid out anew, once and for good, so that a product reads them as
     they lie: the module keeps its weights, with the same values, the other way round in memory,
@@ -69,20 +83,19 @@ def product_of(module: nn.Linear, *, relaid: bool) -> Callable[[Tensor], Tensor]
         whole = lay_out(module)
     else:
         whole = weight
-    bias, size = module.bias, len(weight)
+    weight, bias = module.weight, module.bias
+    size, width = weight.shape
     extra = len(whole) - size
+    longer = bias if bias is None or not extra else pad(bias.detach(), (0, extra))
+    wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
     def forward(rows: Tensor) -> Tensor:
-        return multiply(rows, whole, bias)
+        if not suits(rows.numel() // width, weight.numel(), wide=wide):
+            return linear(rows, weight, bias)
+        product = multiply(rows, whole, longer)
+        return product[..., :size].contiguous() if extra else product
 
-    if not extra:
-        return forward
-    longer = None if bias is None else pad(bias.detach(), (0, extra))
-
-    def cut(rows: Tensor) -> Tensor:
-        return multiply(rows, whole, longer)[..., :size].contiguous()
-
-    return cut
+    return forward
 
 
 def lay_out(module: nn.Linear) -> Tensor:
