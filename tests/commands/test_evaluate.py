@@ -1,20 +1,17 @@
 """trimtok evaluate: cells are runs, an interrupted grid ends with the same table, bad grids end early."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from tests.conftest import picture
-from tests.support.stub_engine import Died
+from tests.support.stub_engine import Died, Disk
 from trimtok_cli.cli import app
 from trimtok_cli.commands import grid_cells, grid_plan, run
 from trimtok_cli.outputs.grid_files import NAMES
@@ -261,28 +258,29 @@ def test_parts_hold_every_question_about_their_pictures():
     assert [len(first[1]), len(second[1])] == [6, 4]
 
 
-def test_a_grid_whose_process_was_killed_ends_with_the_same_table(whole, grid):
-    command = [sys.executable, "-m", "trimtok_cli", "evaluate", str(grid), "-o", "o", "-q"]
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    until = time.monotonic() + 300
-    while (
-        time.monotonic() < until
-        and sum(map(len, lines().values()) if Path("o").exists() else [0]) < 8
-    ):
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not Path("o/table.json").exists()
-    evaluate(grid, "-o", "o", "-q")
-    assert (lasting(table()), lines()) == whole[:2]
-
-
 def test_a_grid_that_is_over_loads_no_model(whole, monkeypatch):
     monkeypatch.setattr(grid_cells, "load", lambda *_: pytest.fail("a model was loaded"))
     monkeypatch.chdir(whole[2])
     evaluate("grid.yaml", "-o", "o", "-q")
     assert (lasting(table()), lines()) == whole[:2]
+
+
+def test_a_table_that_was_not_written_to_its_end_is_written_anew(small, monkeypatch):
+    """The process dies at every third call that changes the disk, once the answers are there."""
+    monkeypatch.setattr("time.strftime", lambda *_: "now")
+    evaluate(small, "-o", "o", "-q")
+    expected = {name: Path("o", name).read_bytes() for name in NAMES}
+    for n in count(1, 3):
+        for name in NAMES:
+            Path("o", name).unlink(missing_ok=True)
+        disk = Disk(n, half=n % 2 == 1)
+        with disk.in_place(), suppress(Died):
+            CliRunner().invoke(app, ["evaluate", str(small), "-o", "o", "-q"])
+        if not disk.dead:
+            break
+        evaluate(small, "-o", "o", "-q")
+        assert {name: Path("o", name).read_bytes() for name in NAMES} == expected, n
+    assert n > 4 * len(NAMES) and sorted(path.name for path in Path("o").glob(".*")) == []
 
 
 def test_one_model_is_loaded_once_and_more_samples_are_a_run_that_goes_on(small, monkeypatch):
@@ -329,6 +327,19 @@ def test_a_budget_out_of_reach_costs_a_few_samples_and_says_so(small):
         assert len(found) == grid_cells.TRIED
     (row,) = [each for each in table()["rows"] if "counts=layer-mean" in each["setting"]]
     assert "out of reach" in row["cells"]["one"]["error"] and row["kept"] is None
+
+
+def test_a_method_that_keeps_nothing_reaches_its_budget(small):
+    """VTW's tokens all leave; their mean over layers is the budget."""
+    changed = small.read_text().replace(
+        "methods: uniform", "methods: vtw\nbudget_counts: layer-mean"
+    )
+    small.write_text(changed.replace("keep: 4", "keep: 50%"))
+    done = evaluate(small, "-o", "o")
+    assert "left out" not in done.stderr
+    _, row = table()["rows"]
+    assert row["kept"] == 0 and row["layer_mean"] > 0
+    assert row["cells"]["one"]["answered"] == 5 and row["cells"]["one"]["score"] is not None
 
 
 def test_failed_samples_count_as_wrong_and_are_named(small, pictures):

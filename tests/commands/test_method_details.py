@@ -3,10 +3,12 @@
 import dataclasses
 
 import pytest
+from rich.cells import cell_len
 
 from tests.commands.test_cli import run
 from trimtok_cli.commands.method_details import method_details
 from trimtok_cli.errors import UsageError
+from trimtok_cli.models.catalog import CHECKPOINTS
 from trimtok_cli.pruners.registry import METHODS
 
 
@@ -44,3 +46,21 @@ def test_the_command_says_it():
     assert "pool" in done.stdout and "2509.00320" in done.stdout
     refused = run("methods", "trimtok", code=2)
     assert "trimtok is not a method" in refused.stderr and "trimtokenator?" in refused.stderr
+
+
+@pytest.mark.parametrize("columns", [None, 200, 80, 60, 40])
+@pytest.mark.parametrize(
+    ("command", "typed"),
+    [
+        ("models", [each for c in CHECKPOINTS for each in (c.alias, c.hub_id)]),
+        ("methods", [kind.name for kind in METHODS]),
+    ],
+)
+def test_a_list_is_as_wide_as_the_terminal_and_cuts_no_name(command, typed, columns, monkeypatch):
+    """None: no terminal limits it. A name that is longer than a line goes on in the next."""
+    if columns:
+        monkeypatch.setenv("COLUMNS", str(columns))
+    said = run(command).stdout
+    assert max(map(cell_len, said.splitlines())) <= (columns or 300)
+    words = said.split() if columns != 40 else "".join(said.split())
+    assert "…" not in said and [name for name in typed if name not in words] == []

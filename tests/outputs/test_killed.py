@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.stub_engine import contents
+from trimtok_cli.outputs.grid_files import NAMES
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +25,11 @@ RUNS = r"""
 import os, random, shutil, signal, sys, time
 from trimtok_cli.cli import app
 import trimtok_cli.models.loading, trimtok_cli.engine.stream, trimtok_cli.pruners.registry
+from trimtok_cli.commands import evaluate, grid_cells
 from trimtok_cli.interrupts import protected
+
+# A table shows times; these are the same in every run.
+grid_cells.median, evaluate.time.strftime = lambda found: float(len(list(found))), lambda _: "now"
 
 kills, changes, stdin, *arguments = sys.argv[1:]
 lots = random.Random(int(os.environ.get("SEED", "0")))
@@ -80,6 +85,17 @@ for number in range(int(kills)):
     print(killed)
 """
 
+GRID = """
+models: MODEL
+datasets: {name: jsonl, data: q.jsonl, max_new_tokens: 3}
+methods: [{method: fastv, keep: 9, budget_counts: [final, layer-mean]}, random]
+keep: 4
+seeds: [0, 1]
+reference: random
+batch_size: 2
+device: cpu
+"""
+
 
 def source(name: str, folder: Path) -> list[str]:
     """The arguments of a run over the pictures of a folder, and what its standard input is."""
@@ -113,19 +129,14 @@ def source(name: str, folder: Path) -> list[str]:
     return ["", "caption", str(folder)]
 
 
-@pytest.mark.parametrize("name", os.environ.get("SOURCES", "folder").split(","))
-def test_a_run_that_is_killed_at_random_moments_ends_as_an_undisturbed_one(
-    name, llava_folder, pictures
-):
-    """Answers, errors and counts are the same; batches may differ from run to run."""
-    (pictures[0].parent / "p2b.png").write_bytes(b"no")
-    (pictures[0].parent / "p6.png").write_bytes(pictures[5].read_bytes()[:100])
+def begin_and_kill(changes: str, arguments: list[str]) -> int:
+    """Runs the command once undisturbed, and then as often as KILLS says, each killed and begun again.
+
+    Returns how many were killed.
+    """
     kills = os.environ.get("KILLS", "2")
-    changes = "workers" if name == "folder" and "KILLS" in os.environ else "batches"
-    changes = "none" if name == "compare" else changes
-    arguments = [*source(name, pictures[0].parent), "-m", str(llava_folder), "-q"]
     done = subprocess.run(
-        [sys.executable, "-c", RUNS, kills, changes, *arguments, "--max-new-tokens", "3"],
+        [sys.executable, "-c", RUNS, kills, changes, *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
@@ -133,12 +144,55 @@ def test_a_run_that_is_killed_at_random_moments_ends_as_an_undisturbed_one(
     assert done.returncode == 0, done.stderr
     killed = [int(line) for line in done.stdout.split()]
     assert len(killed) == int(kills) and min(killed) > 0, killed
+    return len(killed)
+
+
+def break_some(pictures: list[Path]) -> None:
+    """Of eight pictures two are broken."""
+    (pictures[0].parent / "p2b.png").write_bytes(b"no")
+    (pictures[0].parent / "p6.png").write_bytes(pictures[5].read_bytes()[:100])
+
+
+@pytest.mark.parametrize("name", os.environ.get("SOURCES", "folder").split(","))
+def test_a_run_that_is_killed_at_random_moments_ends_as_an_undisturbed_one(
+    name, llava_folder, pictures
+):
+    """Answers, errors and counts are the same; batches may differ from run to run."""
+    break_some(pictures)
+    changes = "workers" if name == "folder" and "KILLS" in os.environ else "batches"
+    changes = "none" if name == "compare" else changes
+    model = ["-m", str(llava_folder), "-q", "--max-new-tokens", "3"]
+    kills = begin_and_kill(changes, [*source(name, pictures[0].parent), *model])
     expected = files("whole-0")
     lines = expected.get("answers.jsonl") or expected["compare.jsonl"]
     assert len(lines) == 8 and sum('"status": "error"' in line for line in lines) == 2
     assert len(expected.get("errors.jsonl", lines[:2])) == 2
-    for number in range(int(kills)):
+    for number in range(kills):
         assert files(f"killed-{number}") == expected, f"run {number}"
+
+
+def test_a_grid_that_is_killed_at_random_moments_ends_with_the_same_table(llava_folder, pictures):
+    """All four files of the table are the same bytes, and each cell has the same answers."""
+    break_some(pictures)
+    paths = sorted(pictures[0].parent.glob("*.png"))
+    rows = [{"image": f"pictures/{path.name}", "text": "A?", "answers": ["a"]} for path in paths]
+    Path("q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("grid.yaml").write_text(GRID.replace("MODEL", str(llava_folder)))
+    kills = begin_and_kill("none", ["", "evaluate", "grid.yaml", "-q"])
+    expected = grid_files("whole-0")
+    assert [len(expected[name]) for name in sorted(expected.keys() - set(NAMES))] == [8] * 5
+    for number in range(kills):
+        assert grid_files(f"killed-{number}") == expected, f"run {number}"
+
+
+def grid_files(folder: str) -> dict[str, object]:
+    """The table's files as they are, and the answers of each cell without their times."""
+    tables = {name: Path(folder, name).read_bytes() for name in NAMES}
+    cells = {
+        str(path.parent.relative_to(folder)): contents(path.parent)["answers.jsonl"]
+        for path in sorted(Path(folder).rglob("answers.jsonl"))
+    }
+    return tables | cells
 
 
 def files(folder: str) -> dict[str, object]:

@@ -181,7 +181,7 @@ def _table(
                 cell, texts = read[column.folder]
                 # Where nothing but failures came back, there is nothing to score.
                 metric, scorer = column.spec.metric, scorers[column.heading]
-                score = scorer.score(*texts, metric=metric) if cell.ms else None
+                score = scorer.score(*texts, metric=metric) if cell.succeeded else None
                 found[column.heading] = dataclasses.replace(cell, score=score)
             rows.append(Row(model, line.settings[0], line.label, found))
     return document(rows, scorers, reference=grid.reference, published=grid.published.rows)

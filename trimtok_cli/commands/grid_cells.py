@@ -121,11 +121,11 @@ def answer(each: Run, due: list[Sample], opener: OneModel, screen: Screen) -> No
     source = Source(samples, len(samples))
     # A folder's name may look like that of a file. What failed is tried again with the last part.
     options = AnswerOptions(out=f"{each.folder}/", keep_failed=not whole)
-    if each.config.budget_counts != FINAL and not read_cell([each])[0].kept:
+    if each.config.budget_counts != FINAL and not read_cell([each])[0].succeeded:
         few = Source(samples[:TRIED], min(TRIED, len(samples)))
         run("evaluate", each.config, few, options, screen, again=lambda: few, opener=opener)
         cell, _ = read_cell([each])
-        if not cell.kept:
+        if not cell.succeeded:
             raise Unfit(cell.error)
     run("evaluate", each.config, source, options, screen, again=lambda: source, opener=opener)
 

@@ -3,13 +3,12 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from trimtok_cli.commands import options as o
 from trimtok_cli.commands.models import Plain
 from trimtok_cli.commands.session import load
 from trimtok_cli.commands.terminal.exit import guarded
+from trimtok_cli.commands.terminal.listing import show_list
 from trimtok_cli.commands.terminal.progress import Screen
 from trimtok_cli.config import RunConfig
 from trimtok_cli.errors import EXIT_OK
@@ -99,10 +98,7 @@ def methods(
         for row in rows:
             typer.echo("\t".join(row))
         return EXIT_OK
-    table = Table(*head)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+    show_list(head, rows)
     return EXIT_OK
 
 

@@ -3,15 +3,16 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from trimtok_cli.commands import options as o
 from trimtok_cli.commands.terminal.exit import guarded
+from trimtok_cli.commands.terminal.listing import show_list
 from trimtok_cli.errors import EXIT_OK
 from trimtok_cli.models.catalog import CHECKPOINTS, in_cache
 
 EXAMPLES = "Examples:\n\ntrimtok models\n\ntrimtok caption ./images --model qwen2.5-vl-7b"
+
+HEAD = ("alias", "hub id", "family", "dense visual tokens", "in the cache", "licence")
 
 Plain = Annotated[
     bool,
@@ -34,8 +35,5 @@ def models(plain: Plain = False, debug: o.Debug = False) -> int:
         for row in rows:
             typer.echo("\t".join(row))
         return EXIT_OK
-    table = Table("alias", "hub id", "family", "dense visual tokens", "in the cache", "licence")
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+    show_list(HEAD, rows, names=2)
     return EXIT_OK

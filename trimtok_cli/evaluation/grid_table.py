@@ -40,6 +40,11 @@ class Cell:
     error: str = ""
     score: Score | None = None
 
+    @property
+    def succeeded(self) -> bool:
+        """Whether anything came back but failures. VTW's answers keep no token, and are answers."""
+        return bool(self.ms)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -168,7 +173,7 @@ def _averages(entry: Figures) -> None:
     """The row's means over columns: relative to dense, tokens and milliseconds."""
     cells = list(entry["cells"].values())
     shares = [cell["relative"] for cell in cells]
-    known = [cell for cell in cells if cell["answered"] > cell["failed"]]
+    known = [cell for cell in cells if cell["ms"]]
     entry["average"] = fmean(shares) if shares and None not in shares else None
     for name in ("dense", "kept", "layer_mean"):
         entry[name] = fmean(cell[name] for cell in known) if known else None

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from rich.text import Text
 
+from trimtok_cli.commands.terminal.wide_table import WideTable
 from trimtok_cli.data import Setting
 from trimtok_cli.evaluation.statistics import Interval
 from trimtok_cli.evaluation.sweep import Choice, Point
@@ -27,35 +26,26 @@ def bar(share: float, width: int = WIDTH) -> str:
     return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
 
 
-def table(points: Sequence[Point], measure: str, *, on_cpu: bool) -> Table:
+def table(points: Sequence[Point], measure: str, *, on_cpu: bool) -> WideTable:
     """A line for each budget, dense last: agreement with its interval, tokens, time, memory."""
-    found = Table(
-        title="Agreement with dense (95 % intervals); medians of times"
-        + (", on a CPU" if on_cpu else ""),
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    found.add_column("setting", overflow="fold")
-    found.add_column("tokens", justify="right", no_wrap=True)
-    found.add_column(measure, no_wrap=True)
-    found.add_column("", no_wrap=True, justify="right")
     other = "exact" if measure == "words" else "words"
-    for name in (other, "prefill", "total", "KV cache"):
-        found.add_column(name, justify="right", no_wrap=True)
+    title = "Agreement with dense (95 % intervals); medians of times"
+    rows = []
     for point in points:
         agreed: Interval = getattr(point, measure)
-        found.add_row(
-            Text(shown(point.setting.name)),
+        cells = (
             tokens(point),
-            Text(bar(agreed.value), "green"),
             f"{100 * agreed.value:.1f} % ({100 * agreed.low:.1f} to {100 * agreed.high:.1f})",
             f"{100 * getattr(point, other).value:.1f} %",
             duration(point.seconds.prefill),
             duration(point.total),
             f"{point.cache_bytes / 2**20:.1f} MiB",
         )
-    return found
+        curve = Text(bar(agreed.value), "green")
+        label, *figures = map(Text, (shown(point.setting.name), *cells))
+        rows.append([label, figures[0], curve, *figures[1:]])
+    names = ("tokens", measure, "", other, "prefill", "total", "KV cache")
+    return WideTable(title + (", on a CPU" if on_cpu else ""), "setting", names, rows, {measure})
 
 
 def tokens(point: Point) -> str:

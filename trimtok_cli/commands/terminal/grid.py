@@ -1,34 +1,33 @@
 """The tables of a grid on the terminal: one for each model, a line for each setting."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from rich.text import Text
 
+from trimtok_cli.commands.terminal.wide_table import WideTable
 from trimtok_cli.outputs.grid_files import costs, heading, milliseconds, number
 from trimtok_cli.wording import shown
 
 Figures = Mapping[str, Any]
 
 
-def block_tables(document: Figures) -> Iterator[Table]:
+def block_tables(document: Figures) -> Iterator[WideTable]:
     """Scores by column, the best of each block in bold; intervals stand in the files."""
-    columns = document["columns"]
+    costs_of = ("tokens", "layer mean", milliseconds(document))
+    names = list(map(shown, (*costs_of, *document["columns"], "average")))
     for model in dict.fromkeys(row["model"] for row in document["rows"]):
-        table = Table(title=shown(model), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-        table.add_column("method", overflow="fold")
-        for name in ("tokens", "layer mean", milliseconds(document), *columns, "average"):
-            table.add_column(shown(name), justify="right", no_wrap=True)
-        for block in document["blocks"]:
-            if block["model"] != model:
-                continue
-            if block["keep"]:
-                table.add_row(Text(heading(block), "italic"))
-            for place in block["rows"]:
-                table.add_row(*_cells(document["rows"][place], block, place))
-        yield table
+        blocks = [block for block in document["blocks"] if block["model"] == model]
+        rows = [row for block in blocks for row in _rows(document, block)]
+        yield WideTable(shown(model), "method", names, rows)
+
+
+def _rows(document: Figures, block: Figures) -> Iterator[Sequence[Text]]:
+    """A block's heading, if it has one, and the cells of its rows."""
+    if block["keep"]:
+        yield [Text(heading(block), "italic")]
+    for place in block["rows"]:
+        yield list(_cells(document["rows"][place], block, place))
 
 
 def _cells(row: Figures, block: Figures, place: int) -> Iterator[Text]:

@@ -28,6 +28,7 @@ from trimtok_cli.wording import brief, shortened, shown
 PLAIN_EVERY = 10.0  # seconds between plain lines if there is no terminal
 FEW = 50  # number of answers that are shown without -v
 LONGEST_NAME, LONGEST_WORD = 160, 300
+RATE_FROM, BAR_FROM, SHARE_FROM = 56, 72, 100  # columns of a terminal on which these have room
 
 
 def names(sample: Sample) -> str:
@@ -98,10 +99,13 @@ class Screen:
         return self
 
     def __enter__(self) -> Self:
-        if self.console.is_terminal and not self.quiet:
+        # A terminal that moves no cursor (TERM=dumb) is told as a file is: in lines.
+        if self.console.is_interactive and not self.quiet:
+            width = self.console.width
+            bar = [BarColumn(20 if width < SHARE_FROM else 40)] if width >= BAR_FROM else []
             self.bar = Progress(
                 SpinnerColumn(),
-                BarColumn(),
+                *bar,
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[note]}"),
                 TextColumn("ETA"),
@@ -136,11 +140,14 @@ class Screen:
             )
 
     def _note(self, now: float) -> str:
-        share = f"{self.kept / self.visual:.1%} of visual tokens kept, " if self.visual else ""
-        return (
-            f"{self.failed} failed, {share}{self.done / max(now - self.start, 1e-9):.2f} "
-            f"{self.noun}/s"
-        )
+        """What fits beside the count and the time left."""
+        width = self.console.width if self.bar else SHARE_FROM
+        said = [f"{self.failed} failed"]
+        if self.visual and width >= SHARE_FROM:
+            said.append(f"{self.kept / self.visual:.1%} of visual tokens kept")
+        if width >= RATE_FROM:
+            said.append(f"{self.done / max(now - self.start, 1e-9):.2f} {self.noun}/s")
+        return ", ".join(said)
 
     def answer(self, result: Result) -> None:
         """Prints an answer in two lines: the sample and its cost, then the answer."""
