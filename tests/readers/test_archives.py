@@ -15,6 +15,7 @@ from trimtok_cli.errors import UsageError
 from trimtok_cli.media.images import load_image
 from trimtok_cli.readers import read_any
 from trimtok_cli.readers.questions import read_questions, recognised
+from trimtok_cli.readers.reading import Reading
 
 
 @pytest.fixture(autouse=True)
@@ -38,15 +39,15 @@ def tar(name, members, format=tarfile.PAX_FORMAT):
 
 
 def read(path, command="caption", **options):
-    source = read_any([path], command=command, **options)
+    source = read_any([path], Reading(**options), command=command)
     samples = list(source.samples)
     assert source.total == len(samples) and source.files == (Path(path),)
     return samples
 
 
-def refusal(path, **options):
+def refusal(path, command="vqa", **options):
     with pytest.raises(UsageError) as caught:
-        read_questions(path, **options)
+        read_questions(path, Reading(**options), command=command)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 

@@ -22,6 +22,7 @@ from trimtok_cli.data import Result, Seconds, Setting, TokenCounts
 from trimtok_cli.errors import MediaError, UsageError
 from trimtok_cli.media.images import load_image
 from trimtok_cli.readers import read_any, read_questions
+from trimtok_cli.readers.reading import Reading
 
 QUESTIONS = [
     {"question_id": 1, "image": "b/x10.png", "text": "Which?"},
@@ -169,7 +170,7 @@ def test_a_row_reaches_no_store_that_nobody_named(folder):
     fsspec.filesystem("memory").pipe_file("/bucket/in/rows.jsonl", Path("local.jsonl").read_bytes())
 
     def problems(path: str, **options) -> list[str]:
-        return [sample.problem for sample in read_questions(path, **options).samples]
+        return [sample.problem for sample in read_questions(path, Reading(**options)).samples]
 
     with pytest.raises(UsageError, match="nothing is fetched unless --allow-urls"):
         read_questions("local.jsonl")

@@ -19,7 +19,7 @@ from trimtok_cli.commands import options as o
 from trimtok_cli.commands.terminal.exit import guarded
 from trimtok_cli.commands.terminal.progress import Screen
 from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED, TrimtokError
-from trimtok_cli.outputs.destination import Destination, claimed, listed
+from trimtok_cli.outputs.destination import Destination, Files, claimed, listed
 from trimtok_cli.outputs.earlier import FAIL, OVERWRITE
 from trimtok_cli.yaml_text import preset_names
 
@@ -82,7 +82,7 @@ def bench(
     read = [preset, *([against / NAME if against.is_dir() else against] if against else [])]
     read += [path for name in asked.model_names() + asked.images() for path in listed(name)]
     existing = OVERWRITE if overwrite else FAIL
-    with claimed(out, "bench", read, existing=existing, name=NAME, plots=PLOTS) as destination:
+    with claimed(out, "bench", read, Files(NAME, plots=PLOTS), existing=existing) as destination:
         screen.say("importing torch and transformers", "dim")
         from trimtok_cli.bench.run import run_bench
 

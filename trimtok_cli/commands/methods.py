@@ -13,7 +13,7 @@ from trimtok_cli.commands.terminal.exit import guarded
 from trimtok_cli.commands.terminal.progress import Screen
 from trimtok_cli.config import RunConfig
 from trimtok_cli.errors import EXIT_OK
-from trimtok_cli.readers import read_any
+from trimtok_cli.readers import Reading, read_any
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -108,7 +108,7 @@ def methods(
 
 def find_layer(source: str, eta: float, config: RunConfig) -> int:
     """VTW's K by KL on the samples of a source, printed layer by layer."""
-    samples = read_any([source], limit=config.limit or 20)
+    samples = read_any([source], Reading(limit=config.limit or 20))
     adapter, ask = load(config, Screen(noun="samples"))
     from trimtok_cli.evaluation.vtw_layer import withdrawal_kls
     from trimtok_cli.pruners.methods.vtw import first_below
