@@ -76,7 +76,7 @@ def bench(
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> int:
-    """Measure dense against pruned in turn, stage by stage, beside what the hardware allows."""
+    """The command `trimtok bench`; its help is in `cli.COMMANDS`."""
     earlier = read_document(against) if against is not None else None
     screen = Screen(quiet=quiet)
     read = [preset, *([against / NAME if against.is_dir() else against] if against else [])]

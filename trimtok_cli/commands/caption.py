@@ -43,7 +43,7 @@ def caption(
     config: RunConfig,
     options: o.AnswerOptions,
 ) -> int:
-    """Caption images: one answer per image, in input order, with token counts and times."""
+    """The command `trimtok caption`; its help is in `cli.COMMANDS`."""
     check_stdin(*sources)
 
     def read() -> Source:

@@ -89,9 +89,7 @@ def check(
     config: RunConfig,
     options: o.AnswerOptions,
 ) -> int:
-    """Look at everything that a run would meet, without loading weights: broken files, duplicates,
-    rows that cannot be asked, visual tokens, memory, time, and what is at --out already.
-    """
+    """The command `trimtok check`; its help is in `cli.COMMANDS`."""
     if run not in ("auto", *RUNS):
         raise UsageError(
             f"--for must be one of auto, {', '.join(RUNS)}, got {brief(run)}"

@@ -75,9 +75,7 @@ def compare(
     options: ComparisonOptions,
     page: PageOptions,
 ) -> int:
-    """Answer every sample dense and pruned, the vision tower run once for both, and say what
-    changed and what it saved.
-    """
+    """The command `trimtok compare`; its help is in `cli.COMMANDS`."""
     check_stdin(*sources)
 
     def read() -> Source:

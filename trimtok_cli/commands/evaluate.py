@@ -72,9 +72,7 @@ def evaluate(
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> int:
-    """Run a grid of models, data sets, methods and budgets, and make its table: dense on top, the
-    best in bold, intervals, and paired tests on the same samples.
-    """
+    """The command `trimtok evaluate`; its help is in `cli.COMMANDS`."""
     screen = Screen(quiet=quiet, noun="questions")
     for model in asked.models:
         locate(model)

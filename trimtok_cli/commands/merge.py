@@ -55,7 +55,7 @@ def merge(
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> int:
-    """Put the shards of a run together: the files of one run, in the order of its inputs."""
+    """The command `trimtok merge`; its help is in `cli.COMMANDS`."""
     screen = Screen(quiet=quiet, noun="inputs")
     parts = parts_of(runs)
     if out == "-":

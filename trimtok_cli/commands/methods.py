@@ -73,9 +73,7 @@ def methods(
     config_file: o.Config = None,
     debug: o.Debug = False,
 ) -> int:
-    """List the pruning methods, with where they prune, what they need and their papers, or say
-    everything about one.
-    """
+    """The command `trimtok methods`; its help is in `cli.COMMANDS`."""
     if name is not None:
         from trimtok_cli.commands.method_details import method_details
 

@@ -91,9 +91,7 @@ def sweep(
     config: RunConfig,
     options: o.RunOptions,
 ) -> int:
-    """Answer your own images with every budget, the vision tower run once for all of them, and name
-    the smallest one that loses no more than you allow.
-    """
+    """The command `trimtok sweep`; its help is in `cli.COMMANDS`."""
     loss = share_of(max_loss)
     if measure not in MEASURES:
         raise UsageError(

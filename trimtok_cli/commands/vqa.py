@@ -42,9 +42,7 @@ def vqa(
     config: RunConfig,
     options: o.AnswerOptions,
 ) -> int:
-    """Answer questions about images: one answer per row, in the file's order, ready for LLaVA's
-    scorers.
-    """
+    """The command `trimtok vqa`; its help is in `cli.COMMANDS`."""
     check_stdin(questions)
     read = partial(read_questions, questions, inputs.reading(config))
     source, screen = read(), Screen(quiet=options.quiet, noun="questions")
