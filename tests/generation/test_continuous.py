@@ -499,6 +499,7 @@ def test_nothing_is_collected_in_a_recording():
     with no_collection():
         assert not gc.isenabled()
     assert gc.isenabled()
+    gc.unfreeze()  # the tests' own
     with frozen_heap():
         frozen = gc.get_freeze_count()
         assert frozen > 10_000
@@ -506,6 +507,7 @@ def test_nothing_is_collected_in_a_recording():
             pass
         assert gc.get_freeze_count() == frozen, "the outer block ends it"
     assert gc.get_freeze_count() == 0
+    gc.freeze()
 
 
 @pytest.mark.gpu
