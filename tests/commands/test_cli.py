@@ -482,27 +482,3 @@ def test_a_command_is_imported_when_it_is_called(arguments, imported):
         cwd=Path(__file__).parents[2],
     )
     assert done.returncode == 0 and set(done.stdout.splitlines()[-1].split()) == imported
-
-
-def test_without_a_terminal_stderr_is_plain(llava_folder, pictures):
-    """The command runs in a child process, because the tests replace their own streams."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "trimtok_cli",
-            "caption",
-            str(pictures[0]),
-            "-m",
-            str(llava_folder),
-            "--max-new-tokens",
-            "1",
-            "-o",
-            "-",
-        ],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    assert done.returncode == 0 and "\x1b" not in done.stderr
-    assert json.loads(done.stdout)["image"] == str(pictures[0])

@@ -140,12 +140,12 @@ def test_shards_are_read_one_after_the_other():
 
 
 def test_a_long_tar_is_not_held_in_memory():
-    path = tar("a.tar", ((f"{i:06}.png", b"x" * 10) for i in range(6000)))
+    path = tar("a.tar", ((f"{i:06}.png", b"x" * 10) for i in range(2000)))
     tracemalloc.start()
-    assert sum(1 for _ in read_any([path], command="caption").samples) == 6000
+    assert sum(1 for _ in read_any([path], command="caption").samples) == 2000
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 2_000_000
+    assert peak < 700_000, "the samples together take 1.2 million bytes"
 
 
 # Parquet
