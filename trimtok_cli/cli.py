@@ -1,68 +1,115 @@
-"""The Typer app, with its commands. `commands/terminal/exit.py` turns errors into exit codes."""
+"""The Typer app, with the commands and what each does; a command's module is imported when it runs.
 
-from typing import Annotated
+`commands/terminal/exit.py` turns errors into exit codes.
+"""
+
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from trimtok_cli import __version__
-from trimtok_cli.commands import (
-    bench,
-    caption,
-    check,
-    compare,
-    env,
-    evaluate,
-    export,
-    merge,
-    methods,
-    models,
-    report,
-    score,
-    serve,
-    sweep,
-    vqa,
-)
 from trimtok_cli.interrupts import protected
 
+# Each command's help, whose first paragraph is its line in `trimtok --help`. A command is the
+# function of its name in the module of its name in `commands/`.
+COMMANDS = {
+    "caption": "Caption images: one answer per image, in input order, with token counts and times.",
+    "vqa": (
+        "Answer questions about images: one answer per row, in the file's order, ready for "
+        "LLaVA's scorers."
+    ),
+    "compare": (
+        "Answer every sample dense and pruned, the vision tower run once for both, and say "
+        "what changed and what it saved."
+    ),
+    "report": (
+        "Make the page of compare from finished runs: one comparison, or several runs of answers."
+    ),
+    "evaluate": (
+        "Run a grid of models, data sets, methods and budgets, and make its table: dense on "
+        "top, the best in bold, intervals, and paired tests on the same samples."
+    ),
+    "sweep": (
+        "Answer your own images with every budget, the vision tower run once for all of them,"
+        " and name the smallest one that loses no more than you allow."
+    ),
+    "check": (
+        "Look at everything that a run would meet, without loading weights: broken files, "
+        "duplicates, rows that cannot be asked, visual tokens, memory, time, and what is at "
+        "--out already."
+    ),
+    "export": (
+        "Write the answers of a run in other formats: for scorers, trainers, tables and data sets."
+    ),
+    "score": "Score answers to a published benchmark, or to rows of your own, from local files.",
+    "merge": "Put the shards of a run together: the files of one run, in the order of its inputs.",
+    "serve": (
+        "Serve a model by vLLM's OpenAI-compatible server, with the visual tokens of its "
+        "images pruned by the words of the question. Ctrl-C ends it."
+    ),
+    "bench": (
+        "Measure dense against pruned in turn, stage by stage, beside what the hardware allows."
+    ),
+    "models": (
+        "List the models with short names: hub id, family, dense visual tokens, whether the "
+        "weights are here, licence.\n\nAny other checkpoint of one of these families works "
+        "too, by its hub id or folder."
+    ),
+    "methods": (
+        "List the pruning methods, with where they prune, what they need and their papers, or"
+        " say everything about one."
+    ),
+    "env": (
+        "Show what a bug report needs: versions, devices and their memory, the hub's cache, "
+        "settings of the environment."
+    ),
+}
+
+# Commands that do something without arguments.
+_BARE = ("bench", "models", "methods", "env")
+
+_SHARED: dict[str, Any] = {
+    "rich_markup_mode": "rich",
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+
+
+class _Later(TyperCommand):
+    """A command by its name and help alone; its module is imported when it is called."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent=None, **extra: Any):
+        return _made(str(self.name)).make_context(info_name, args, parent, **extra)
+
+
+class _Commands(TyperGroup):
+    """The commands by name: `trimtok --help` and completion of a name import none of them."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = {name: _Later(name, help=told) for name, told in COMMANDS.items()}
+
+
+def _made(name: str) -> Any:
+    """The command itself, as Typer makes it of its function."""
+    module = import_module(f"trimtok_cli.commands.{name}")
+    alone = typer.Typer(add_completion=False, **_SHARED)
+    alone.command(
+        name, help=COMMANDS[name], epilog=module.EXAMPLES, no_args_is_help=name not in _BARE
+    )(getattr(module, name))
+    return typer.main.get_command(alone)
+
+
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
     help="Caption images and answer questions about them with most visual tokens pruned away.",
     epilog="Exit codes: 0 all well, 1 failure, 2 wrong usage or nothing found, 3 finished with "
     "failed items, 130 interrupted.",
+    **_SHARED,
 )
-
-app.command("caption", epilog=caption.EXAMPLES, no_args_is_help=True)(caption.caption)
-
-app.command("vqa", epilog=vqa.EXAMPLES, no_args_is_help=True)(vqa.vqa)
-
-app.command("compare", epilog=compare.EXAMPLES, no_args_is_help=True)(compare.compare)
-
-app.command("report", epilog=report.EXAMPLES, no_args_is_help=True)(report.report)
-
-app.command("evaluate", epilog=evaluate.EXAMPLES, no_args_is_help=True)(evaluate.evaluate)
-
-app.command("sweep", epilog=sweep.EXAMPLES, no_args_is_help=True)(sweep.sweep)
-
-app.command("check", epilog=check.EXAMPLES, no_args_is_help=True)(check.check)
-
-app.command("export", epilog=export.EXAMPLES, no_args_is_help=True)(export.export)
-
-app.command("score", epilog=score.EXAMPLES, no_args_is_help=True)(score.score)
-
-app.command("merge", epilog=merge.EXAMPLES, no_args_is_help=True)(merge.merge)
-
-app.command("serve", epilog=serve.EXAMPLES, no_args_is_help=True)(serve.serve)
-
-app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
-
-app.command("models", epilog=models.EXAMPLES)(models.models)
-
-app.command("methods", epilog=methods.EXAMPLES)(methods.methods)
-
-app.command("env", epilog=env.EXAMPLES)(env.env)
 
 
 def _show_version(wanted: bool) -> None:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from trimtok_cli.cli import app
+from trimtok_cli.cli import COMMANDS, app
 from trimtok_cli.commands import run as run_command
 
 KEYS = ["question_id", "prompt", "text", "answer_id", "model_id", "image", "metadata"]
@@ -459,25 +459,26 @@ def test_help_shows_examples_and_every_shared_option():
     assert run("--version").stdout.startswith("trimtok 0.")
 
 
-def test_without_a_terminal_stderr_is_plain(llava_folder, pictures):
-    """The command runs in a child process, because the tests replace their own streams."""
+def test_every_module_of_a_command_is_in_the_list_of_commands():
+    folder = Path(__file__).parents[2] / "trimtok_cli" / "commands"
+    modules = {path.stem for path in folder.glob("*.py") if "\nEXAMPLES = " in path.read_text()}
+    assert modules == set(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "imported"),
+    [("--help", set()), ("--version", set()), ("models --help", {"models"})],
+)
+def test_a_command_is_imported_when_it_is_called(arguments, imported):
+    code = (
+        "import sys\nfrom trimtok_cli.cli import COMMANDS, app\n"
+        "try:\n    app(sys.argv[1:])\nfinally:\n    print('', *(name for name in COMMANDS"
+        " if f'trimtok_cli.commands.{name}' in sys.modules))"
+    )
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "trimtok_cli",
-            "caption",
-            str(pictures[0]),
-            "-m",
-            str(llava_folder),
-            "--max-new-tokens",
-            "1",
-            "-o",
-            "-",
-        ],
+        [sys.executable, "-c", code, *arguments.split()],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        cwd=Path(__file__).parents[2],
     )
-    assert done.returncode == 0 and "\x1b" not in done.stderr
-    assert json.loads(done.stdout)["image"] == str(pictures[0])
+    assert done.returncode == 0 and set(done.stdout.splitlines()[-1].split()) == imported

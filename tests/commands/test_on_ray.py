@@ -19,12 +19,12 @@ from tests.commands.test_replicas import (
     arguments,  # noqa: F401 (a fixture)
     children_of,
     files,
-    gone,
     program,
     restarts,
     started,
     wait_for_lines,
 )
+from tests.support.processes import gone
 from tests.support.stub_engine import call, without_times
 from trimtok_cli.on_ray import cluster
 

@@ -349,7 +349,7 @@ def test_a_file_that_is_no_journal_of_this_run_is_left_alone(case, begun, loaded
 
 
 # Modules of the package that a complete run may import: each takes a millisecond of its second.
-OWN_MODULES = 206
+OWN_MODULES = 130
 
 NO_TORCH = """
 import sys

@@ -13,7 +13,7 @@ from tests.conftest import picture
 from tests.oracles.test_families import clip_of, library_inputs
 from tests.support import tiny
 from tests.support.families import FAMILIES, VIDEO_FAMILIES
-from tests.support.generating import rules
+from tests.support.generating import generated_by_library, rules
 from trimtok_cli import TrimTokenator, pruned
 from trimtok_cli.data import Sample, Seconds
 from trimtok_cli.engine import answer
@@ -72,14 +72,7 @@ def by_engine(adapter, pruner, *images, clip=None, question=QUESTION):
 
 def generated(model, inputs, **options):
     """(sequences, logits (B, STEPS, V)) of plain `generate`."""
-    out = model.generate(
-        **inputs,
-        max_new_tokens=STEPS,
-        **{"do_sample": False, "eos_token_id": None, **options},
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    return out.sequences, torch.stack(out.logits, 1)
+    return generated_by_library(model, STEPS, **inputs, **options)
 
 
 def methods_for(adapter) -> list:

@@ -12,7 +12,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.conftest import picture
 from tests.support import tiny
 from tests.support.families import FAMILIES
-from tests.support.generating import continuous, generate, loop_of, requests, run_all
+from tests.support.generating import (
+    continuous,
+    generate,
+    generated_by_library,
+    loop_of,
+    requests,
+    run_all,
+)
 from trimtok_cli.cuda_graphs import CudaGraphs, no_collection, rounded
 from trimtok_cli.device import frozen_heap
 from trimtok_cli.generation import slot_steps
@@ -115,17 +122,13 @@ def test_equals_the_library(llava, unbroken):
     done, _, _ = run(adapter, prompts, batch_limit=3, stop=False, keep_logits=True)
     assert sorted(done) == list(range(len(prompts)))
     for i, prompt in enumerate(prompts):
-        out = adapter.model.generate(
-            inputs_embeds=prompt.embeds[None],
-            attention_mask=torch.ones(1, len(prompt)),
-            max_new_tokens=STEPS,
-            do_sample=False,
-            output_logits=True,
-            return_dict_in_generate=True,
-            eos_token_id=None,
-        )
-        assert out.sequences[0].tolist() == list(done[i].generated.ids)
-        assert (torch.stack(out.logits, 1)[0] - done[i].generated.logits).abs().max() < 1e-4
+        inputs = {
+            "inputs_embeds": prompt.embeds[None],
+            "attention_mask": torch.ones(1, len(prompt)),
+        }
+        sequences, logits = generated_by_library(adapter.model, STEPS, **inputs)
+        assert sequences[0].tolist() == list(done[i].generated.ids)
+        assert (logits[0] - done[i].generated.logits).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("recorded", [False, True])
@@ -496,6 +499,7 @@ def test_nothing_is_collected_in_a_recording():
     with no_collection():
         assert not gc.isenabled()
     assert gc.isenabled()
+    gc.unfreeze()  # the tests' own
     with frozen_heap():
         frozen = gc.get_freeze_count()
         assert frozen > 10_000
@@ -503,6 +507,7 @@ def test_nothing_is_collected_in_a_recording():
             pass
         assert gc.get_freeze_count() == frozen, "the outer block ends it"
     assert gc.get_freeze_count() == 0
+    gc.freeze()
 
 
 @pytest.mark.gpu

@@ -743,33 +743,7 @@ def test_a_tower_without_class_token_keeps_all_its_patches(
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory) -> Path:
-    from transformers import CLIPConfig, CLIPModel
-
-    folder, words = tmp_path_factory.mktemp("clip") / "clip", tiny.tokenizer()
-    text = {
-        "vocab_size": len(words),
-        "hidden_size": 24,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 77,
-        "eos_token_id": 2,
-        "bos_token_id": 1,
-        "pad_token_id": 0,
-    }
-    vision = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-        "image_size": 84,
-        "patch_size": 14,
-    }
-    CLIPModel(
-        CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
-    ).save_pretrained(folder)
-    words.save_pretrained(folder)
-    return folder
+    return tiny.clip(tmp_path_factory.mktemp("clip") / "clip", layers=1)
 
 
 def lose(folder: Path, pattern: str) -> None:

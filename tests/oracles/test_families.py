@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.conftest import picture
 from tests.support.families import FAMILIES, VIDEO_FAMILIES
-from tests.support.generating import generate
+from tests.support.generating import generate, generated_by_library
 from trimtok_cli.engine.prompt_stage import reduce_prompts
 from trimtok_cli.errors import ModelError
 from trimtok_cli.media.frames import Clip
@@ -82,15 +82,7 @@ def library_inputs(adapter, images, clip=None, question: str = QUESTION) -> dict
 
 
 def library_logits(adapter, **inputs) -> torch.Tensor:
-    out = adapter.model.generate(
-        **inputs,
-        max_new_tokens=STEPS,
-        do_sample=False,
-        output_logits=True,
-        return_dict_in_generate=True,
-        eos_token_id=None,
-    )
-    return torch.stack(out.logits, 1)
+    return generated_by_library(adapter.model, STEPS, **inputs)[1]
 
 
 def dense_prompt(adapter, inputs):

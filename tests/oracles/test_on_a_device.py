@@ -11,7 +11,7 @@ import torch
 from tests.conftest import picture
 from tests.support import tiny
 from tests.support.families import FAMILIES
-from tests.support.generating import continuous, generate, run_all
+from tests.support.generating import continuous, generate, generated_by_library, run_all
 from trimtok_cli.data import Sample
 from trimtok_cli.engine.answer import encode, prune
 from trimtok_cli.engine.stream import answer_all
@@ -75,15 +75,8 @@ def test_dense_logits_equal_the_library_s_on_the_device(models):
         for number, size in enumerate(((150, 60), (40, 170))):
             inputs = adapter.prepare([picture(number, *size)], "What is to the left of it?")
             tensors = inputs.tensors | adapter.tower_inputs([inputs])
-            out = adapter.model.generate(
-                **{name: value.to(adapter.device) for name, value in tensors.items()},
-                max_new_tokens=STEPS,
-                do_sample=False,
-                output_logits=True,
-                return_dict_in_generate=True,
-                eos_token_id=None,
-            )
-            want = torch.stack(out.logits, 1)[0]
+            there = {name: value.to(adapter.device) for name, value in tensors.items()}
+            want = generated_by_library(adapter.model, STEPS, **there)[1][0]
             prompt = adapter.embed(inputs, adapter.encode_many([inputs])[0])
             loop = continuous(
                 adapter, batch_limit=2, max_new_tokens=STEPS, stop=False, keep_logits=True

@@ -10,7 +10,7 @@ import torch
 
 from tests.conftest import picture
 from tests.support import tiny
-from tests.support.generating import finish, generate
+from tests.support.generating import finish, generate, generated_by_library
 from trimtok_cli.data import Sample
 from trimtok_cli.engine.answer import answer, encode, prune
 from trimtok_cli.engine.order import numbered
@@ -29,15 +29,8 @@ QUESTION = "What is to the left of it?"
 
 def dense_logits(adapter, inputs) -> torch.Tensor:
     """(steps, V) of the library itself."""
-    out = adapter.model.generate(
-        **inputs.tensors | (adapter.tower_inputs([inputs]) if inputs.visuals else {}),
-        max_new_tokens=STEPS,
-        do_sample=False,
-        output_logits=True,
-        return_dict_in_generate=True,
-        eos_token_id=None,
-    )
-    return torch.stack(out.logits, 1)[0]
+    tensors = inputs.tensors | (adapter.tower_inputs([inputs]) if inputs.visuals else {})
+    return generated_by_library(adapter.model, STEPS, **tensors)[1][0]
 
 
 def our_logits(adapter, inputs, pruner=None) -> torch.Tensor:
@@ -117,17 +110,12 @@ def test_pruned_equals_a_prompt_built_without_the_dropped_rows(adapter):
     assert torch.equal(prompt.embeds, by_hand) and prompt.positions.tolist() == list(
         range(len(rows))
     )
-    out = adapter.model.generate(
-        inputs_embeds=by_hand[None],
-        attention_mask=torch.ones(1, len(rows)),
-        max_new_tokens=STEPS,
-        do_sample=False,
-        output_logits=True,
-        return_dict_in_generate=True,
-        eos_token_id=None,
+    mask = torch.ones(1, len(rows))
+    _, want = generated_by_library(
+        adapter.model, STEPS, inputs_embeds=by_hand[None], attention_mask=mask
     )
     ours = our_logits(adapter, inputs, pruner)
-    assert (torch.stack(out.logits, 1)[0] - ours).abs().max() < 1e-4
+    assert (want[0] - ours).abs().max() < 1e-4
     assert (ours - our_logits(adapter, inputs)).abs().max() > 0.05, (
         "pruning changed nothing: the test could not fail"
     )

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-PAGES = ("README.md", "trimtok_cli/outputs/README.md")
+PAGES = ("trimtok_cli/outputs/README.md",)
 
 
 def promises() -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ import torch
 from tests.conftest import picture
 from tests.support.clips import make_clip
 from tests.support.hooked import Hooked
+from tests.support.processes import gone
 from trimtok_cli.data import FrameRule, Sample
 from trimtok_cli.engine.stream import answer_all
 from trimtok_cli.errors import ModelError
@@ -27,22 +28,6 @@ from trimtok_cli.prepare.sample import Ask, Failed, Prepared
 ROOT = Path(__file__).parents[2]
 LIMIT = 8  # seconds for one sample
 ASK = Ask("What?", max_new_tokens=2, frames=FrameRule(frames=3, timeout=60), timeout=LIMIT)
-
-
-def gone(pid: int) -> bool:
-    """Whether a process ends within some seconds; the system may take time to reap it."""
-    for _ in range(100):
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        if (
-            Path(f"/proc/{pid}/stat").is_file()
-            and Path(f"/proc/{pid}/stat").read_text().split(")")[-1].split()[0] == "Z"
-        ):
-            return True
-        time.sleep(0.1)
-    return False
 
 
 @pytest.fixture(scope="module")

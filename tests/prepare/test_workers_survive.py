@@ -13,8 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.prepare.test_pool import gone
 from tests.support.light_worker import Light
+from tests.support.processes import gone
 from trimtok_cli.child_process import Child, Ended
 from trimtok_cli.data import Sample
 from trimtok_cli.prepare import pool, processes

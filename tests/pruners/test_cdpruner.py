@@ -271,7 +271,7 @@ def test_relevance_by_a_clip_text_tower_and_the_flag_that_names_it(
     """A tiny CLIP of the tower's width: cosine of post-normalized, projected patches with the
     question, written out; then the CLI.
     """
-    from transformers import CLIPConfig, CLIPModel
+    from transformers import CLIPModel
 
     from tests.commands.test_cli import run
     from tests.conftest import picture
@@ -279,37 +279,9 @@ def test_relevance_by_a_clip_text_tower_and_the_flag_that_names_it(
     from trimtok_cli.errors import ModelError, UsageError
     from trimtok_cli.models.loading import load_model
 
+    clip = CLIPModel.from_pretrained(tiny.clip(tmp_path / "clip")).eval()
     words = tiny.tokenizer()
-    text = {
-        "vocab_size": len(words),
-        "hidden_size": 24,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 77,
-        "eos_token_id": 2,
-        "bos_token_id": 1,
-        "pad_token_id": 0,
-    }
-    vision = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-        "image_size": 84,
-        "patch_size": 14,
-    }
-    torch.manual_seed(0)
-    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).eval()
-    for folder, model in (
-        ("clip", clip),
-        (
-            "wide",
-            CLIPModel(CLIPConfig(text_config=text, vision_config=vision | {"hidden_size": 64})),
-        ),
-    ):
-        model.save_pretrained(tmp_path / folder)
-        words.save_pretrained(tmp_path / folder)
+    tiny.clip(tmp_path / "wide", width=64)
     adapter = load_model(str(llava_folder), device="cpu", clip_text=str(tmp_path / "clip"))
     for question in ("Why?", "Why? " * 40):
         tokens = adapter.encode_many([adapter.prepare([picture(1)], question)])[0]

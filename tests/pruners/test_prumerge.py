@@ -15,7 +15,6 @@ from trimtok_cli.pruners.budget import Budget
 from trimtok_cli.pruners.methods.prumerge import (
     PruMerge,
     adaptive_indices,
-    cls_attention,
     fixed_indices,
     outliers,
     prumerge,
@@ -53,6 +52,12 @@ def reference(features, keys, attention, kept):
         )
     left = [attention[j] * features[j] for j in range(len(keys)) if j not in kept]
     return np.stack(merged), sum(left, np.zeros(features.shape[1]))
+
+
+def cls_attention(query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """CLS query (B, d) and full-width keys (B, 1 + N, d), CLS first -> (B, N) float32 attention."""
+    logits = (keys.float() @ query.float()[..., None]).squeeze(-1) * keys.shape[-1] ** -0.5
+    return logits.softmax(dim=-1)[..., 1:]
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda p: p.stem)

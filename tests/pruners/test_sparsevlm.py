@@ -18,7 +18,6 @@ from trimtok_cli.pruners.methods.sparsevlm import (
     merged,
     rater_score,
     recycle,
-    sparsevlm_counts,
     stage_aims,
     stage_counts,
     text_raters,
@@ -67,6 +66,19 @@ def points(kind: str, n: int, seed: int, width: int = 16) -> torch.Tensor:
         )
     few = torch.randn(max(n // 3, 1), width, generator=g)
     return few[torch.randint(len(few), (n,), generator=g)]
+
+
+def sparsevlm_counts(num_dense: int, target: int, counts: str = "final") -> list[tuple[int, int]]:
+    """(kept, merged) of the three stages.
+
+    576 tokens with layer-mean 192: (300, 9), (200, 4), (110, 3).
+    """
+    stages = []
+    current = num_dense
+    for aim in stage_aims(num_dense, target, counts):
+        stages.append(stage_counts(current, aim, counts))
+        current = sum(stages[-1])
+    return stages
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda p: p.stem)

@@ -11,6 +11,7 @@ import pytest
 
 from trimtok_cli.errors import UsageError
 from trimtok_cli.readers.questions import read_questions, recognised
+from trimtok_cli.readers.reading import Reading
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 30
 
@@ -29,16 +30,16 @@ def put(name, content):
     return str(path)
 
 
-def read(path, **options):
-    source = read_questions(path, **options)
+def read(path, command="vqa", **options):
+    source = read_questions(path, Reading(**options), command=command)
     samples = list(source.samples)
     assert source.total == len(samples)
     return samples
 
 
-def refusal(path, **options):
+def refusal(path, command="vqa", **options):
     with pytest.raises(UsageError) as caught:
-        read_questions(path, **options)
+        read_questions(path, Reading(**options), command=command)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
     return str(caught.value)
 

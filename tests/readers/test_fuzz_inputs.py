@@ -20,6 +20,7 @@ from trimtok_cli.media.kinds import head_kind, media_kind
 from trimtok_cli.readers import read_any
 from trimtok_cli.readers.paths import read_images
 from trimtok_cli.readers.questions import read_questions
+from trimtok_cli.readers.reading import Reading
 
 bounded = settings(
     max_examples=60,
@@ -88,6 +89,7 @@ NAMES = st.binary(min_size=1, max_size=40).filter(
     lambda name: not set(name) & {0, 47} and name not in (b".", b"..")
 )
 SOUND = {"question_id": "sound", "image": "a.png", "text": "?"}
+TEXT_ONLY = Reading(allow_text_only=True)
 
 
 class Folder:
@@ -103,8 +105,11 @@ class Folder:
         self.folder.cleanup()
 
 
-def samples(call, *args, **options):
-    """The samples, each with its media or its problem; None for a refusal of one sentence."""
+def samples(call, *args, text_only=False, **options):
+    """The samples, each with its media or its problem; None for a refusal of one sentence.
+
+    text_only: a sample may be without a picture.
+    """
     try:
         source = call(*args, **options)
         found = list(source.samples)
@@ -113,7 +118,7 @@ def samples(call, *args, **options):
         return None
     assert source.total in (None, len(found)) or found[-1].problem
     for sample in found:
-        assert sample.problem or sample.images or sample.video or options.get("allow_text_only")
+        assert sample.problem or sample.images or sample.video or text_only
         assert isinstance(sample.id, str | int | float) and not (
             isinstance(sample.id, float) and not math.isfinite(sample.id)
         )
@@ -140,7 +145,7 @@ def stdin(content):
 def test_any_bytes_as_a_question_file(content):
     with Folder():
         Path("q.jsonl").write_bytes(content)
-        found = samples(read_questions, "q.jsonl", allow_text_only=True)
+        found = samples(read_questions, "q.jsonl", TEXT_ONLY, text_only=True)
         assert found is None or found
         samples(read_any, ["q.jsonl"])
         samples(read_images, ["@q.jsonl"])
@@ -156,10 +161,10 @@ def test_any_bytes_as_a_question_file(content):
 def test_any_rows_come_out_as_many_as_went_in(rows, text_only, outside, array):
     rows = [*rows, SOUND]
     content = json.dumps(rows) if array else "\n".join(map(json.dumps, rows))
-    options = {"allow_text_only": text_only, "allow_outside": outside}
+    reading = Reading(allow_text_only=text_only, allow_outside=outside)
     with Folder():
         Path("q.jsonl").write_text(content)
-        found = samples(read_questions, "q.jsonl", **options)
+        found = samples(read_questions, "q.jsonl", reading, text_only=text_only)
         if found is None:  # the first row may look like the beginning of an array
             assert not array and not isinstance(rows[0], dict)
         else:
@@ -189,10 +194,10 @@ def test_a_file_and_a_stream_of_the_same_rows_are_the_same_samples(lines, end):
         with os.fdopen(write, "wb") as file:
             file.write(content)
         try:
-            streamed = samples(read_questions, f"/dev/fd/{read}", allow_text_only=True)
+            streamed = samples(read_questions, f"/dev/fd/{read}", TEXT_ONLY, text_only=True)
         finally:
             os.close(read)
-        found = samples(read_questions, "q.jsonl", allow_text_only=True)
+        found = samples(read_questions, "q.jsonl", TEXT_ONLY, text_only=True)
         assert [sample.id for sample in found] == [sample.id for sample in streamed]
         assert [bool(sample.problem) for sample in found] == [
             bool(sample.problem) for sample in streamed
@@ -259,7 +264,7 @@ def test_any_names_on_the_command_line(sources):
         for recursive in (False, True):
             samples(read_images, sources, recursive=recursive, stdin=stdin(b"in/a.png\n"))
             if "-" not in sources:
-                samples(read_any, sources, recursive=recursive)
+                samples(read_any, sources, Reading(recursive=recursive))
 
 
 @bounded
@@ -275,7 +280,7 @@ def test_a_question_file_that_changes_is_never_taken_for_the_one_that_was_counte
     second = first[:cut] + content
     with Folder():
         Path("q.jsonl").write_bytes(first)
-        source = read_questions("q.jsonl", allow_text_only=True)
+        source = read_questions("q.jsonl", TEXT_ONLY)
         Path("q.jsonl").write_bytes(second)
         found = list(source.samples)
         assert second.startswith(first) or found[-1].problem, "a change was not noticed"

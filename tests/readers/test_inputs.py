@@ -25,6 +25,7 @@ from trimtok_cli.readers import folders, read_any
 from trimtok_cli.readers import text as text_module
 from trimtok_cli.readers.paths import read_images
 from trimtok_cli.readers.questions import read_questions
+from trimtok_cli.readers.reading import Reading
 
 ROOT = str(Path(__file__).parents[2])
 
@@ -135,7 +136,7 @@ def test_a_video_under_any_clear_name_is_the_rows_video(column):
 @pytest.mark.parametrize("text_only", [False, True])
 def test_a_picture_that_is_not_understood_fails_its_row_and_the_column_is_named(row, text_only):
     path = questions({"image": "ok.png", "text": "?"}, {"text": "What?", "question_id": 5, **row})
-    _, sample = read_questions(path, allow_text_only=text_only).samples
+    _, sample = read_questions(path, Reading(allow_text_only=text_only)).samples
     assert sample.problem and not sample.images and sample.video is None and sample.id == 5
     assert (
         any(column in sample.problem for column in row)
@@ -242,7 +243,7 @@ def test_a_row_without_a_picture_is_answered_only_where_that_is_allowed():
         {"image": "a.png", "text": "?"}, {"text": "Why?", "topic": "physics", "width": 3}
     )
     assert "--allow-text-only" in list(read_questions(path).samples)[1].problem
-    assert list(read_questions(path, allow_text_only=True).samples)[1].problem == ""
+    assert list(read_questions(path, Reading(allow_text_only=True)).samples)[1].problem == ""
     assert "--allow-text-only" in refusal(read_questions, questions({"text": "Why?"}))
 
 
@@ -923,7 +924,9 @@ BAD_NAMES = [
 
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_a_rows_picture_that_is_no_file_name_fails_its_row(name):
-    _, sample = read_questions(questions(ROW, {**ROW, "image": name}), allow_outside=True).samples
+    _, sample = read_questions(
+        questions(ROW, {**ROW, "image": name}), Reading(allow_outside=True)
+    ).samples
     assert 0 < len(sample.problem) < 300 and len("".join(sample.names)) < 200 and not sample.images
 
 
@@ -959,10 +962,14 @@ def test_pictures_outside_the_root_are_opened_only_where_that_is_allowed():
     ]
     path = questions(*({**ROW, "image": name} for name in inside + outside), name="data/q.jsonl")
     for root in (None, Path("data"), Path("data/inner/..")):
-        problems = [sample.problem for sample in read_questions(path, image_root=root).samples]
+        problems = [
+            sample.problem for sample in read_questions(path, Reading(image_root=root)).samples
+        ]
         assert not any(problems[: len(inside)])
         assert all("--allow-outside" in problem for problem in problems[len(inside) :])
-    assert not any(sample.problem for sample in read_questions(path, allow_outside=True).samples)
+    assert not any(
+        sample.problem for sample in read_questions(path, Reading(allow_outside=True)).samples
+    )
     assert "--image-root" in refusal(read_questions, questions({**ROW, "video": "/v.mp4"}))
 
 

@@ -13,6 +13,7 @@ from trimtok_cli.readers import read_any
 from trimtok_cli.readers.folders import natural_key
 from trimtok_cli.readers.paths import read_images
 from trimtok_cli.readers.questions import read_questions
+from trimtok_cli.readers.reading import Reading
 
 
 @pytest.fixture
@@ -279,8 +280,8 @@ def rows(path, *lines, mode="\n"):
     return str(path)
 
 
-def read(*args, allow_text_only=True, **options):
-    source = read_questions(*args, allow_text_only=allow_text_only, **options)
+def read(path, **options):
+    source = read_questions(path, Reading(allow_text_only=True, **options))
     samples = list(source.samples)
     assert source.total == len(samples)
     return samples
@@ -439,11 +440,11 @@ def test_question_files_that_are_refused(here):
 
 def test_questions_are_lazy_and_leave_no_file_open(here):
     path = rows("q.jsonl", *({"text": str(number)} for number in range(1000)))
-    samples = iter(read_questions(path, allow_text_only=True).samples)
+    samples = iter(read_questions(path, Reading(allow_text_only=True)).samples)
     assert next(samples).question == "0"
     del samples  # an open file would be a ResourceWarning, and warnings are errors
     Path(path).write_text('{"text": "new"}')
-    source = read_questions(path, allow_text_only=True)
+    source = read_questions(path, Reading(allow_text_only=True))
     Path(path).write_text('{"text": "newer"}')
     assert next(iter(source.samples)).question == "newer"  # rows are read when they are asked for
 
@@ -454,7 +455,7 @@ def test_questions_on_stdin(here, monkeypatch):
         '\n[{"text": "a", "image": "i.png"},\n {"text": "b"}]',
     ):
         monkeypatch.setattr("sys.stdin", io.StringIO("\ufeff" + text))
-        source = read_questions("-", allow_text_only=True)
+        source = read_questions("-", Reading(allow_text_only=True))
         first, second = source.samples
         assert source.total is None and first.images == (Path("i.png"),) and second.id == 1
 
@@ -462,7 +463,7 @@ def test_questions_on_stdin(here, monkeypatch):
 def test_either(here):
     touch("a.jpg")
     rows("q.JSONL", {"text": "t", "image": "a.jpg"})
-    (question,) = read_any(["q.JSONL"], image_root=Path("r")).samples
+    (question,) = read_any(["q.JSONL"], Reading(image_root=Path("r"))).samples
     assert question.question == "t" and question.images == (Path("r/a.jpg"),)
-    assert ids(read_any(["a.jpg", "a.jpg"], limit=1)) == ["a.jpg"]
+    assert ids(read_any(["a.jpg", "a.jpg"], Reading(limit=1))) == ["a.jpg"]
     assert "only source" in refusal(read_any, ["a.jpg", "q.JSONL"])

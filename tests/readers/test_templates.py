@@ -8,6 +8,7 @@ import pytest
 from trimtok_cli.config import CAPTION_PROMPT, VIDEO_PROMPT, RunConfig
 from trimtok_cli.errors import UsageError
 from trimtok_cli.readers import read_any
+from trimtok_cli.readers.reading import Reading
 from trimtok_cli.readers.templates import prompted, with_prompt
 from trimtok_cli.resolve import build
 
@@ -23,8 +24,8 @@ def touch(*names):
         Path(name).touch()
 
 
-def asked(prompt, sources=("in",), **options):
-    source = read_any(list(sources), recursive=True, **options)
+def asked(prompt, sources=("in",), command="any"):
+    source = read_any(list(sources), Reading(recursive=True), command=command)
     return list(with_prompt(source, prompt).samples)
 
 

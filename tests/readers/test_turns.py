@@ -13,6 +13,7 @@ from trimtok_cli.errors import UsageError
 from trimtok_cli.media.images import load_image
 from trimtok_cli.readers.paths import read_images
 from trimtok_cli.readers.questions import read_questions
+from trimtok_cli.readers.reading import Reading
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +36,7 @@ URI = "data:image/png;base64," + base64.b64encode(png()).decode()
 def samples(*rows, **options):
     """The samples of these rows, behind a sound one, so that a broken one is no broken file."""
     Path("q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (SOUND, *rows)))
-    return list(read_questions("q.jsonl", **options).samples)[1:]
+    return list(read_questions("q.jsonl", Reading(**options)).samples)[1:]
 
 
 def problem(row, **options):

@@ -8,7 +8,9 @@ SmolVLM's processor needs the package num2words.
 import re
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,25 +23,39 @@ VISION = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, 
 """Settings that the CLIP, SigLIP and Idefics towers share."""
 
 
+@dataclass(frozen=True)
+class Shape:
+    """The language model of a family, and what its checkpoint ends at; every builder takes these.
+
+    tied: the head has the weights of the embeddings. end: the end token, or several.
+    """
+
+    kv_heads: int = 2
+    tied: bool = False
+    seed: int = 0
+    end: Any = text.EOS
+    layers: int = 4
+
+    def decoder(self, kind: str, words, **extra: Any):
+        """The config of a decoder whose logits are far from flat."""
+        sizes = {"kv_heads": self.kv_heads, "tied": self.tied, "layers": self.layers}
+        return text.text_config(kind, words, **sizes, **extra)
+
+
 def llava_next(
     folder: Path,
     *,
-    kv_heads: int = 2,
-    tied: bool = False,
-    seed: int = 0,
-    end=text.EOS,
-    layers: int = 4,
     grid: int = 4,
     text_model: str = "llama",
     layer: int | list[int] = -2,
+    **given: Any,
 ) -> Path:
     """CLIP tower; an overview, then up to 2x2, 1x3 or 3x1 tiles without padding, with newlines."""
+    shape = Shape(**given)
     words, chat = text.mistral() if text_model == "mistral" else text.vicuna()
     config = hf.LlavaNextConfig(
-        text_config=text.text_config(
-            text_model, words, kv_heads=kv_heads, tied=tied, layers=layers
-        ),
-        **_next_options(words, grid, layer, tied),
+        text_config=shape.decoder(text_model, words),
+        **_next_options(words, grid, layer, shape.tied),
     )
     processor = hf.LlavaNextProcessor(
         _next_images(grid),
@@ -55,27 +71,23 @@ def llava_next(
         config,
         processor,
         r"projector\.linear_2",
-        seed,
-        end,
+        shape,
     )
 
 
 def llava_next_video(
     folder: Path,
     *,
-    kv_heads: int = 2,
-    tied: bool = False,
-    seed: int = 0,
-    end=text.EOS,
-    layers: int = 4,
     grid: int = 4,
     layer: int | list[int] = -2,
+    **given: Any,
 ) -> Path:
     """`llava_next` with videos, whose frames are pooled 2x2; `grid` should be even."""
+    shape = Shape(**given)
     words, chat = text.vicuna()
     config = hf.LlavaNextVideoConfig(
-        text_config=text.text_config("llama", words, kv_heads=kv_heads, tied=tied, layers=layers),
-        **_next_options(words, grid, layer, tied),
+        text_config=shape.decoder("llama", words),
+        **_next_options(words, grid, layer, shape.tied),
         video_token_index=words.video_token_id,
         video_seq_length=grid * grid // 4,
         spatial_pool_mode="average",
@@ -100,8 +112,7 @@ def llava_next_video(
         config,
         processor,
         r"projector\.linear_2",
-        seed,
-        end,
+        shape,
     )
 
 
@@ -138,16 +149,13 @@ def _next_images(grid: int):
 def llava_onevision(
     folder: Path,
     *,
-    kv_heads: int = 2,
-    tied: bool = False,
-    seed: int = 0,
-    end=text.EOS,
-    layers: int = 4,
     grid: int = 4,
+    **given: Any,
 ) -> Path:
     """SigLIP tower; up to 4x4 tiles, shrunk when they give more visual tokens than nine; a video's
     frames are pooled 2x2.
     """
+    shape = Shape(**given)
     words, chat = text.onevision()
     side = grid * 14
     pinpoints = [[rows * side, columns * side] for rows in range(1, 5) for columns in range(1, 5)]
@@ -155,14 +163,14 @@ def llava_onevision(
         vision_config=hf.SiglipVisionConfig(
             **VISION, num_hidden_layers=3, image_size=side, vision_use_head=False
         ),
-        text_config=text.text_config("qwen2", words, kv_heads=kv_heads, tied=tied, layers=layers),
+        text_config=shape.decoder("qwen2", words),
         image_token_index=words.image_token_id,
         video_token_index=words.video_token_id,
         image_grid_pinpoints=pinpoints,
         vision_aspect_ratio="anyres_max_9",
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
-        tie_word_embeddings=tied,
+        tie_word_embeddings=shape.tied,
     )
     size = {"height": side, "width": side}
     processor = hf.LlavaOnevisionProcessor(
@@ -180,20 +188,11 @@ def llava_onevision(
         config,
         processor,
         r"projector\.linear_2",
-        seed,
-        end,
+        shape,
     )
 
 
-def qwen2_vl(
-    folder: Path,
-    *,
-    kv_heads: int = 2,
-    tied: bool = False,
-    seed: int = 0,
-    end=text.EOS,
-    layers: int = 4,
-) -> Path:
+def qwen2_vl(folder: Path, **given: Any) -> Path:
     """From 4 to 40 visual tokens an image, by its size; 2x2 patches a token, two frames a token."""
     vision = {
         "depth": 3,
@@ -212,23 +211,11 @@ def qwen2_vl(
         hf.Qwen2VLVideoProcessor,
         vision,
         r"visual\.merger\.mlp\.2",
-        kv_heads=kv_heads,
-        tied=tied,
-        seed=seed,
-        end=end,
-        layers=layers,
+        Shape(**given),
     )
 
 
-def qwen2_5_vl(
-    folder: Path,
-    *,
-    kv_heads: int = 2,
-    tied: bool = False,
-    seed: int = 0,
-    end=text.EOS,
-    layers: int = 4,
-) -> Path:
+def qwen2_5_vl(folder: Path, **given: Any) -> Path:
     """`qwen2_vl` with a tower that attends within windows of 2x2 visual tokens, in all layers but
     its second and its last.
     """
@@ -252,23 +239,15 @@ def qwen2_5_vl(
         hf.Qwen2VLVideoProcessor,
         vision,
         r"visual\.merger\.mlp\.2",
-        kv_heads=kv_heads,
-        tied=tied,
-        seed=seed,
-        end=end,
-        layers=layers,
+        Shape(**given),
     )
 
 
 def qwen3_vl(
     folder: Path,
     *,
-    kv_heads: int = 2,
-    tied: bool = False,
-    seed: int = 0,
-    end=text.EOS,
-    layers: int = 4,
     deepstack: tuple[int, ...] = (0, 2),
+    **given: Any,
 ) -> Path:
     """Tower layers `deepstack` feed the text model's first layers; a video's frame pairs stand
     apart, each after its time.
@@ -292,11 +271,7 @@ def qwen3_vl(
         hf.Qwen3VLVideoProcessor,
         vision,
         r"merger.*\.linear_fc2",
-        kv_heads=kv_heads,
-        tied=tied,
-        seed=seed,
-        end=end,
-        layers=layers,
+        Shape(**given),
     )
 
 
@@ -309,18 +284,14 @@ def _qwen(
     video_class,
     vision: dict,
     last: str,
-    *,
-    seed: int,
-    end,
-    tied: bool,
-    **sizes,
+    shape: Shape,
 ) -> Path:
     words, chat = text.qwen()
     patch = vision["patch_size"]
     config = config_class(
-        text_config=text.text_config(kind, words, tied=tied, **sizes).to_dict(),
+        text_config=shape.decoder(kind, words).to_dict(),
         vision_config=vision,
-        tie_word_embeddings=tied,
+        tie_word_embeddings=shape.tied,
         image_token_id=words.image_token_id,
         video_token_id=words.video_token_id,
         vision_start_token_id=words.vision_start_token_id,
@@ -343,26 +314,22 @@ def _qwen(
         config,
         processor_class(images, words, videos, chat_template=chat),
         last,
-        seed,
-        end,
+        shape,
     )
 
 
 def internvl(
     folder: Path,
     *,
-    kv_heads: int = 2,
-    tied: bool = False,
-    seed: int = 0,
-    end=text.EOS,
-    layers: int = 4,
     grid: int = 3,
     tiles: int = 4,
     text_model: str = "qwen2",
+    **given: Any,
 ) -> Path:
     """Up to `tiles` tiles, and the whole image behind them when there are several; a video's frames
     are tiles, each named.
     """
+    shape = Shape(**given)
     words, chat = text.internvl()
     side = grid * 28
     vision = hf.InternVLVisionConfig(
@@ -375,13 +342,11 @@ def internvl(
     )
     config = hf.InternVLConfig(
         vision_config=vision,
-        text_config=text.text_config(
-            text_model, words, kv_heads=kv_heads, tied=tied, layers=layers
-        ),
+        text_config=shape.decoder(text_model, words),
         image_token_id=words.context_image_token_id,
         image_seq_length=grid * grid,
         downsample_ratio=0.5,
-        tie_word_embeddings=tied,
+        tie_word_embeddings=shape.tied,
     )
     size = {"height": side, "width": side}
     processor = hf.InternVLProcessor(
@@ -397,29 +362,23 @@ def internvl(
         config,
         processor,
         r"projector\.linear_2",
-        seed,
-        end,
+        shape,
     )
 
 
 def idefics3(
     folder: Path,
     *,
-    kv_heads: int = 2,
-    tied: bool = False,
-    seed: int = 0,
-    end=text.EOS,
-    layers: int = 4,
     grid: int = 3,
     tiles: int = 2,
+    **given: Any,
 ) -> Path:
     """An image's longer side is `tiles` tiles long, whatever its size; the whole image comes last,
     text between them.
     """
+    shape = Shape(**given)
     words, chat = text.idefics3()
-    config = _idefics_config(
-        hf.Idefics3Config, hf.Idefics3VisionConfig, words, grid, kv_heads, tied, layers
-    )
+    config = _idefics_config(hf.Idefics3Config, hf.Idefics3VisionConfig, words, grid, shape)
     side = grid * 28
     images = hf.Idefics3ImageProcessor(
         size={"longest_edge": tiles * side}, max_image_size={"longest_edge": side}
@@ -431,27 +390,21 @@ def idefics3(
         config,
         processor,
         r"modality_projection\.proj",
-        seed,
-        end,
+        shape,
     )
 
 
 def smolvlm(
     folder: Path,
     *,
-    kv_heads: int = 2,
-    tied: bool = False,
-    seed: int = 0,
-    end=text.EOS,
-    layers: int = 4,
     grid: int = 3,
     tiles: int = 2,
+    **given: Any,
 ) -> Path:
     """`idefics3` with videos, whose frames are images of one tile, each behind its time."""
+    shape = Shape(**given)
     words, chat = text.smolvlm()
-    config = _idefics_config(
-        hf.SmolVLMConfig, hf.SmolVLMVisionConfig, words, grid, kv_heads, tied, layers
-    )
+    config = _idefics_config(hf.SmolVLMConfig, hf.SmolVLMVisionConfig, words, grid, shape)
     side = grid * 28
     images = hf.SmolVLMImageProcessor(
         size={"longest_edge": tiles * side}, max_image_size={"longest_edge": side}
@@ -468,20 +421,17 @@ def smolvlm(
         config,
         processor,
         r"modality_projection\.proj",
-        seed,
-        end,
+        shape,
     )
 
 
-def _idefics_config(
-    config_class, vision_class, words, grid: int, kv_heads: int, tied: bool, layers: int
-):
+def _idefics_config(config_class, vision_class, words, grid: int, shape: Shape):
     return config_class(
         vision_config=vision_class(**VISION, num_hidden_layers=3, image_size=grid * 28),
         scale_factor=2,
         image_token_id=words.image_token_id,
-        text_config=text.text_config("llama", words, kv_heads=kv_heads, tied=tied, layers=layers),
-        tie_word_embeddings=tied,
+        text_config=shape.decoder("llama", words),
+        tie_word_embeddings=shape.tied,
         pad_token_id=text.PAD,
     )
 
@@ -489,38 +439,32 @@ def _idefics_config(
 def gemma3(
     folder: Path,
     *,
-    kv_heads: int = 2,
-    tied: bool = True,
-    seed: int = 0,
-    end=text.EOS,
-    layers: int = 4,
     grid: int = 4,
     window: int = 512,
+    **given: Any,
 ) -> Path:
     """`grid` x `grid` visual tokens an image, each a mean of 2x2 patches; all layers but the last
     see `window` tokens only.
     """
+    shape = Shape(**{"tied": True} | given)
     words, chat = text.gemma3()
     side = grid * 28
     config = hf.Gemma3Config(
         vision_config=hf.SiglipVisionConfig(
             **VISION, num_hidden_layers=3, image_size=side, vision_use_head=False
         ),
-        text_config=text.text_config(
+        text_config=shape.decoder(
             "gemma3",
             words,
-            kv_heads=kv_heads,
-            tied=tied,
-            layers=layers,
             sliding_window=window,
-            layer_types=["sliding_attention"] * (layers - 1) + ["full_attention"],
+            layer_types=["sliding_attention"] * (shape.layers - 1) + ["full_attention"],
         ),
         mm_tokens_per_image=grid * grid,
         boi_token_index=words.boi_token_id,
         eoi_token_index=words.eoi_token_id,
         image_token_index=words.image_token_id,
         initializer_range=0.15,
-        tie_word_embeddings=tied,
+        tie_word_embeddings=shape.tied,
     )
     images = hf.Gemma3ImageProcessor(size={"height": side, "width": side})
     processor = hf.Gemma3Processor(images, words, chat_template=chat, image_seq_length=grid * grid)
@@ -530,17 +474,16 @@ def gemma3(
         config,
         processor,
         r"mm_input_projection_weight",
-        seed,
-        end,
+        shape,
     )
 
 
-def _save(folder: Path, model_class, config, processor, last: str, seed: int, end) -> Path:
-    torch.manual_seed(seed)
+def _save(folder: Path, model_class, config, processor, last: str, shape: Shape) -> Path:
+    torch.manual_seed(shape.seed)
     model = model_class(config).eval()
     _scale_visual(model, processor, last)
     model.generation_config = hf.GenerationConfig(
-        bos_token_id=text.BOS, eos_token_id=end, pad_token_id=text.PAD
+        bos_token_id=text.BOS, eos_token_id=shape.end, pad_token_id=text.PAD
     )
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -3,6 +3,9 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from trimtok_cli.data import Result, Seconds
 from trimtok_cli.engine import answer
 from trimtok_cli.engine.batch import Encoded
@@ -34,6 +37,17 @@ def rules(
         sampling=sampling,
         stop=stop,
     )
+
+
+def generated_by_library(model: Any, steps: int, **inputs: Any) -> tuple[Tensor, Tensor]:
+    """(sequences, logits (B, steps, V)) of the library's own greedy `generate`, past any end."""
+    out = model.generate(
+        max_new_tokens=steps,
+        **{"do_sample": False, "eos_token_id": None, **inputs},
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    return out.sequences, torch.stack(out.logits, 1)
 
 
 def generate(

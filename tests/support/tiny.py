@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
+    CLIPConfig,
     CLIPImageProcessor,
+    CLIPModel,
     CLIPVisionConfig,
     GenerationConfig,
     LlamaConfig,
@@ -92,6 +94,22 @@ def llava(
         chat_template=TEMPLATE,
         image_token="<image>",
     ).save_pretrained(folder)
+    return folder
+
+
+def clip(folder: Path, *, width: int = 32, layers: int = 2) -> Path:
+    """A whole CLIP, for its text tower. width: its vision tower's; 32 is that of the others."""
+    words = tokenizer()
+    sizes = {"num_hidden_layers": layers, "num_attention_heads": 2, "intermediate_size": 32}
+    ends = {"eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}
+    config = CLIPConfig(
+        text_config={"vocab_size": len(words), "hidden_size": 24, **sizes, **ends},
+        vision_config={**VISION, "hidden_size": width, "num_hidden_layers": 1, "image_size": 84},
+        projection_dim=16,
+    )
+    torch.manual_seed(0)
+    CLIPModel(config).save_pretrained(folder)
+    words.save_pretrained(folder)
     return folder
 
 

@@ -19,7 +19,7 @@ from trimtok_cli.commands import options as o
 from trimtok_cli.commands.terminal.exit import guarded
 from trimtok_cli.commands.terminal.progress import Screen
 from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED, TrimtokError
-from trimtok_cli.outputs.destination import Destination, claimed, listed
+from trimtok_cli.outputs.destination import Destination, Files, claimed, listed
 from trimtok_cli.outputs.earlier import FAIL, OVERWRITE
 from trimtok_cli.yaml_text import preset_names
 
@@ -76,13 +76,13 @@ def bench(
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> int:
-    """Measure dense against pruned in turn, stage by stage, beside what the hardware allows."""
+    """The command `trimtok bench`; its help is in `cli.COMMANDS`."""
     earlier = read_document(against) if against is not None else None
     screen = Screen(quiet=quiet)
     read = [preset, *([against / NAME if against.is_dir() else against] if against else [])]
     read += [path for name in asked.model_names() + asked.images() for path in listed(name)]
     existing = OVERWRITE if overwrite else FAIL
-    with claimed(out, "bench", read, existing=existing, name=NAME, plots=PLOTS) as destination:
+    with claimed(out, "bench", read, Files(NAME, plots=PLOTS), existing=existing) as destination:
         screen.say("importing torch and transformers", "dim")
         from trimtok_cli.bench.run import run_bench
 

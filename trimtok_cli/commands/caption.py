@@ -8,6 +8,7 @@ import typer
 from trimtok_cli.commands import options as o
 from trimtok_cli.commands.run import run
 from trimtok_cli.commands.session import check_stdin, tell
+from trimtok_cli.commands.source_options import SourceOptions
 from trimtok_cli.commands.terminal.exit import guarded
 from trimtok_cli.commands.terminal.progress import Screen
 from trimtok_cli.config import RunConfig
@@ -34,32 +35,20 @@ Sources = Annotated[
 
 
 @guarded
-@o.settings()
+@o.settings(without=("allow_text_only",))
 def caption(
     sources: Sources,
     *,
-    recursive: o.Recursive = False,
-    image_root: o.Root = None,
-    allow_outside: o.Outside = False,
+    inputs: SourceOptions,
     config: RunConfig,
     options: o.AnswerOptions,
 ) -> int:
-    """Caption images: one answer per image, in input order, with token counts and times."""
+    """The command `trimtok caption`; its help is in `cli.COMMANDS`."""
     check_stdin(*sources)
 
     def read() -> Source:
-        source = read_any(
-            sources,
-            command="caption",
-            recursive=recursive,
-            image_root=image_root,
-            limit=config.limit or None,
-            stdin=sys.stdin,
-            format=config.input_format,
-            allow_outside=allow_outside,
-            allow_urls=config.allow_urls,
-            settings=vars(config),
-        )
+        reading = inputs.reading(config)
+        source = read_any(sources, reading, command="caption", stdin=sys.stdin)
         return prompted(source, config)
 
     source, screen = read(), Screen(quiet=options.quiet)

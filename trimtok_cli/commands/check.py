@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,7 @@ from trimtok_cli.commands import options as o
 from trimtok_cli.commands.check_output import Output, output_of
 from trimtok_cli.commands.engines import check_engine
 from trimtok_cli.commands.session import check_stdin, count_workers, reads, tell
+from trimtok_cli.commands.source_options import SourceOptions
 from trimtok_cli.commands.survey import Plan, Survey, plan_of
 from trimtok_cli.commands.terminal.exit import guarded
 from trimtok_cli.commands.terminal.findings import lines_of
@@ -28,7 +30,7 @@ from trimtok_cli.commands.terminal.progress import Screen
 from trimtok_cli.config import INPUT, OUTPUT, RunConfig
 from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED, UsageError
 from trimtok_cli.prepare.processes import Processes
-from trimtok_cli.readers import read_any, read_questions
+from trimtok_cli.readers import Reading, read_any, read_questions
 from trimtok_cli.readers.source import Source
 from trimtok_cli.readers.templates import prompted
 from trimtok_cli.wording import brief, suggestion
@@ -81,18 +83,13 @@ def check(
     sources: Sources,
     *,
     run: For = "auto",
-    recursive: o.Recursive = False,
-    image_root: o.Root = None,
-    allow_text_only: o.TextOnly = False,
-    allow_outside: o.Outside = False,
+    inputs: SourceOptions,
     bench: BenchFile = None,
     as_json: Json = False,
     config: RunConfig,
     options: o.AnswerOptions,
 ) -> int:
-    """Look at everything that a run would meet, without loading weights: broken files, duplicates,
-    rows that cannot be asked, visual tokens, memory, time, and what is at --out already.
-    """
+    """The command `trimtok check`; its help is in `cli.COMMANDS`."""
     if run not in ("auto", *RUNS):
         raise UsageError(
             f"--for must be one of auto, {', '.join(RUNS)}, got {brief(run)}"
@@ -101,23 +98,15 @@ def check(
     check_stdin(*sources)
     options.check_device(config)
     check_engine(config)
-    shared: dict[str, Any] = {
-        "image_root": image_root,
-        "format": config.input_format,
-        "allow_outside": allow_outside,
-        "allow_urls": config.allow_urls,
-        "settings": vars(config),
-    }
-    asked = {**shared, "allow_text_only": allow_text_only}
-    command = _command(sources, asked) if run == "auto" else run
-    limit = config.limit or None
+    reading = inputs.reading(config)
+    command = _command(sources, reading) if run == "auto" else run
     if command == VQA:
         if len(sources) > 1:
             raise UsageError("--for vqa: give one file of questions, or - for standard input.")
-        source = read_questions(sources[0], limit=limit, **asked)
+        source = read_questions(sources[0], reading)
     else:
-        pictures = {"recursive": recursive, "stdin": sys.stdin, "limit": limit}
-        source = read_any(sources, command=CAPTION, **pictures, **shared)
+        reading = replace(reading, allow_text_only=False)
+        source = read_any(sources, reading, command=CAPTION, stdin=sys.stdin)
         source = prompted(source, config)
     document = read_document(bench, "--bench") if bench else None
     screen = Screen(quiet=options.quiet, noun="questions" if command == VQA else "images")
@@ -139,12 +128,12 @@ def check(
     return output.exit_code or (EXIT_SOME_FAILED if survey.failed else EXIT_OK)
 
 
-def _command(sources: Sequence[str], shared: dict[str, Any]) -> str:
+def _command(sources: Sequence[str], reading: Reading) -> str:
     """The command that the sources are for: vqa where the first row of a file asks a question."""
     if len(sources) > 1 or not os.path.isfile(sources[0]):
         return CAPTION
     try:
-        first = next(iter(read_any(sources, limit=1, **shared).samples), None)
+        first = next(iter(read_any(sources, replace(reading, limit=1)).samples), None)
     except UsageError:  # reading it for good will say so again
         return CAPTION
     return VQA if first and first.question is not None else CAPTION

@@ -12,7 +12,7 @@ from trimtok_cli.commands.resume import identity_of, refuse, refuse_strangers
 from trimtok_cli.config import RunConfig
 from trimtok_cli.data import Sample
 from trimtok_cli.errors import TrimtokError, UsageError
-from trimtok_cli.outputs.destination import Destination, claimed
+from trimtok_cli.outputs.destination import Destination, Files, claimed
 from trimtok_cli.outputs.earlier import to_go_on_with
 from trimtok_cli.outputs.fingerprint import differences, other_shard
 from trimtok_cli.outputs.journal import Journal
@@ -105,7 +105,9 @@ def output_of(
     try:
         if is_stored(place):  # what was sent from elsewhere is fetched by the run
             place = Mirror(place, warn=print).out
-        with claimed(place, command, reads, existing=options.if_there, errors=True) as destination:
+        with claimed(
+            place, command, reads, Files(errors=True), existing=options.if_there
+        ) as destination:
             output.look(destination, config)
     except TrimtokError as error:
         output.refused(error)

@@ -22,6 +22,7 @@ from trimtok_cli.commands.session import (
     reads,
     tell,
 )
+from trimtok_cli.commands.source_options import SourceOptions
 from trimtok_cli.commands.terminal.exit import guarded
 from trimtok_cli.commands.terminal.progress import FEW, Screen
 from trimtok_cli.commands.terminal.tables import SampleTable, SummaryTable
@@ -30,7 +31,7 @@ from trimtok_cli.data import Comparison, Setting
 from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED
 from trimtok_cli.models.catalog import locate
 from trimtok_cli.outputs.comparison import ComparisonLines
-from trimtok_cli.outputs.destination import Destination, claimed
+from trimtok_cli.outputs.destination import Destination, Files, claimed
 from trimtok_cli.outputs.line_file import LineFile, finish
 from trimtok_cli.outputs.manifest import ComparisonSummary, Manifest
 from trimtok_cli.outputs.pictures import Loader
@@ -69,32 +70,16 @@ SEVERAL = {
 def compare(
     sources: Sources,
     *,
-    image_root: o.Root = None,
-    allow_text_only: o.TextOnly = False,
-    allow_outside: o.Outside = False,
-    recursive: o.Recursive = False,
+    inputs: SourceOptions,
     config: RunConfig,
     options: ComparisonOptions,
     page: PageOptions,
 ) -> int:
-    """Answer every sample dense and pruned, the vision tower run once for both, and say what
-    changed and what it saved.
-    """
+    """The command `trimtok compare`; its help is in `cli.COMMANDS`."""
     check_stdin(*sources)
 
     def read() -> Source:
-        source = read_any(
-            sources,
-            recursive=recursive,
-            image_root=image_root,
-            limit=config.limit or None,
-            allow_text_only=allow_text_only,
-            format=config.input_format,
-            allow_outside=allow_outside,
-            allow_urls=config.allow_urls,
-            settings=vars(config),
-        )
-        return prompted(source, config)
+        return prompted(read_any(sources, inputs.reading(config)), config)
 
     source, screen = read(), Screen(quiet=options.quiet, noun="samples")
     tell(source, screen, options.verbose)
@@ -118,14 +103,8 @@ def run_comparison(
     locate(config.model)
     pruners = build_pruners(config)
     read = reads(config, source, options.config)
-    with claimed(
-        options.out,
-        "compare",
-        read,
-        existing=options.if_there,
-        name="compare.jsonl",
-        page=True,
-    ) as destination:
+    files = Files("compare.jsonl", page=True)
+    with claimed(options.out, "compare", read, files, existing=options.if_there) as destination:
         begun = begin_comparison(destination, config, source, options.if_there, screen, again)
         page.check(options.overwrite or bool(begun.earlier), read)
         facts: dict[str, Any] = {

@@ -40,9 +40,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object, sizes in by
 
 @guarded
 def env(as_json: Json = False, debug: o.Debug = False) -> int:
-    """Show what a bug report needs: versions, devices and their memory, the hub's cache, settings
-    of the environment.
-    """
+    """The command `trimtok env`; its help is in `cli.COMMANDS`."""
     found = facts()
     if as_json:
         typer.echo(json.dumps(found, indent=2))

@@ -21,7 +21,7 @@ from trimtok_cli.evaluation.grid_scores import Scorer
 from trimtok_cli.evaluation.grid_spec import Grid, read_grid
 from trimtok_cli.evaluation.grid_table import Row, document
 from trimtok_cli.models.catalog import locate
-from trimtok_cli.outputs.destination import OWN, claimed
+from trimtok_cli.outputs.destination import OWN, Files, claimed
 from trimtok_cli.outputs.earlier import OVERWRITE, read_manifest
 from trimtok_cli.outputs.grid_files import NAMES, write_tables
 from trimtok_cli.outputs.manifest import versions
@@ -72,9 +72,7 @@ def evaluate(
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> int:
-    """Run a grid of models, data sets, methods and budgets, and make its table: dense on top, the
-    best in bold, intervals, and paired tests on the same samples.
-    """
+    """The command `trimtok evaluate`; its help is in `cli.COMMANDS`."""
     screen = Screen(quiet=quiet, noun="questions")
     for model in asked.models:
         locate(model)
@@ -84,7 +82,7 @@ def evaluate(
     lines = {model: plans.plan(asked, model) for model in asked.models}
     with (
         claimed(
-            f"{folder}/", "evaluate", [file], existing=OVERWRITE, name=NAMES[0], plots=NAMES[1:]
+            f"{folder}/", "evaluate", [file], Files(NAMES[0], plots=NAMES[1:]), existing=OVERWRITE
         ) as destination,
         interrupts.under_way(),
     ):

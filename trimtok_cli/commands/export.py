@@ -79,7 +79,7 @@ def export(
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> int:
-    """Write the answers of a run in other formats: for scorers, trainers, tables and data sets."""
+    """The command `trimtok export`; its help is in `cli.COMMANDS`."""
     names = options.format_names
     if not names:
         raise UsageError(f"no format was named; add --format with some of {', '.join(FORMS)}.")

@@ -10,7 +10,7 @@ from trimtok_cli.commands.terminal.exit import guarded
 from trimtok_cli.commands.terminal.progress import Screen
 from trimtok_cli.config import OUTPUT
 from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED, TrimtokError, UsageError
-from trimtok_cli.outputs.destination import claimed
+from trimtok_cli.outputs.destination import Files, claimed
 from trimtok_cli.outputs.earlier import FAIL, OVERWRITE
 from trimtok_cli.outputs.fingerprint import other_versions
 from trimtok_cli.outputs.merged import merge as merge_parts
@@ -55,14 +55,14 @@ def merge(
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> int:
-    """Put the shards of a run together: the files of one run, in the order of its inputs."""
+    """The command `trimtok merge`; its help is in `cli.COMMANDS`."""
     screen = Screen(quiet=quiet, noun="inputs")
     parts = parts_of(runs)
     if out == "-":
         raise UsageError("--out -: name a folder or a .jsonl file.")
     reads = [path for part in parts for path in part.folder.iterdir()]
     existing = OVERWRITE if overwrite else FAIL
-    with claimed(out, "merge", reads, existing=existing, errors=True) as destination:
+    with claimed(out, "merge", reads, Files(errors=True), existing=existing) as destination:
         first = parts[0].manifest
         changed = {
             told for part in parts[1:] for told in other_versions(first, part.manifest["versions"])

@@ -12,7 +12,7 @@ from trimtok_cli.commands.terminal.listing import show_list
 from trimtok_cli.commands.terminal.progress import Screen
 from trimtok_cli.config import RunConfig
 from trimtok_cli.errors import EXIT_OK
-from trimtok_cli.readers import read_any
+from trimtok_cli.readers import Reading, read_any
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -72,9 +72,7 @@ def methods(
     config_file: o.Config = None,
     debug: o.Debug = False,
 ) -> int:
-    """List the pruning methods, with where they prune, what they need and their papers, or say
-    everything about one.
-    """
+    """The command `trimtok methods`; its help is in `cli.COMMANDS`."""
     if name is not None:
         from trimtok_cli.commands.method_details import method_details
 
@@ -104,7 +102,7 @@ def methods(
 
 def find_layer(source: str, eta: float, config: RunConfig) -> int:
     """VTW's K by KL on the samples of a source, printed layer by layer."""
-    samples = read_any([source], limit=config.limit or 20)
+    samples = read_any([source], Reading(limit=config.limit or 20))
     adapter, ask = load(config, Screen(noun="samples"))
     from trimtok_cli.evaluation.vtw_layer import withdrawal_kls
     from trimtok_cli.pruners.methods.vtw import first_below

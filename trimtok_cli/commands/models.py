@@ -22,11 +22,7 @@ Plain = Annotated[
 
 @guarded
 def models(plain: Plain = False, debug: o.Debug = False) -> int:
-    """List the models with short names: hub id, family, dense visual tokens, whether the weights
-    are here, licence.
-
-    Any other checkpoint of one of these families works too, by its hub id or folder.
-    """
+    """The command `trimtok models`; its help is in `cli.COMMANDS`."""
     rows = [
         (c.alias, c.hub_id, c.family, c.tokens, "yes" if in_cache(c.hub_id) else "no", c.licence)
         for c in CHECKPOINTS

@@ -16,9 +16,8 @@ import typer
 
 from trimtok_cli.bounds import Facts, facts_of, flag, kinds_of
 from trimtok_cli.commands.format_options import FormatOptions
-from trimtok_cli.commands.image_root import Root as Root
 from trimtok_cli.commands.share_options import ShareOptions
-from trimtok_cli.config import INPUT, OUTPUT, PANELS
+from trimtok_cli.config import OUTPUT, PANELS
 from trimtok_cli.errors import UsageError
 from trimtok_cli.models.catalog import ALIASES
 from trimtok_cli.outputs.earlier import EXISTING, FAIL, OVERWRITE, RESUME
@@ -52,10 +51,6 @@ def _output(*names: str, help: str, **more: Any) -> Any:
     return typer.Option(*names, rich_help_panel=OUTPUT, help=help, **more)
 
 
-def _input(*names: str, help: str, **more: Any) -> Any:
-    return typer.Option(*names, rich_help_panel=INPUT, help=help, **more)
-
-
 def completing(names: Iterable[str]) -> Callable[[str], list[str]] | None:
     """The shell completion of these names; in a list with commas, the last name is completed."""
 
@@ -65,22 +60,6 @@ def completing(names: Iterable[str]) -> Callable[[str], list[str]] | None:
 
     return complete if names else None
 
-
-Recursive = Annotated[bool, _input("--recursive", "-r", help="Search folders within folders.")]
-
-TextOnly = Annotated[
-    bool,
-    _input("--allow-text-only", help="Ask rows without a picture, too; otherwise they fail."),
-]
-
-Outside = Annotated[
-    bool,
-    _input(
-        "--allow-outside",
-        help="Open pictures outside of --image-root, too, that absolute paths, .. or links of a "
-        "question file lead to.",
-    ),
-]
 
 Out = Annotated[
     str | None,
@@ -196,13 +175,15 @@ def settings(
     """Turns a command's parameters that are records into options.
 
     A record of settings has an option for each field with a help. `only` names the fields taken,
-    or `without` the fields left out; `instead` holds other facts for some. The command is handed
-    `read(flags, file, record)`; `file` is the parameter that names the file. Any other record, such
-    as RunOptions, has an option for each field.
+    and `instead` holds other facts for some. The command is handed `read(flags, file, record)`;
+    `file` is the parameter that names the file. Any other record, such as RunOptions, has an option
+    for each field. `without` names the fields left out, of any record.
     """
 
-    def wanted(name: str) -> bool:
-        return name in only if only else name not in without
+    def wanted(field: Field) -> bool:
+        if facts_of(field).help and only:
+            return field.name in only
+        return field.name not in without
 
     def decorate(command: Command) -> Command:
         own = inspect.signature(command).parameters.values()
@@ -235,7 +216,7 @@ def _has_settings(record: type) -> bool:
 
 def _options(
     parameter: inspect.Parameter,
-    wanted: Callable[[str], bool],
+    wanted: Callable[[Field], bool],
     instead: Mapping[str, Mapping[str, Any]],
 ) -> list[inspect.Parameter]:
     """The options of a command's parameter: one for each field of its record, or itself."""
@@ -246,6 +227,7 @@ def _options(
         return [
             inspect.Parameter(field.name, named, default=field.default, annotation=field.type)
             for field in fields(record)
+            if wanted(field)
         ]
     return [
         inspect.Parameter(
@@ -255,7 +237,7 @@ def _options(
             annotation=_option(field, replace(facts_of(field), **instead.get(field.name, {}))),
         )
         for field in fields(record)
-        if facts_of(field).help and wanted(field.name)
+        if facts_of(field).help and wanted(field)
     ]
 
 

@@ -63,7 +63,7 @@ def report(
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> int:
-    """Make the page of compare from finished runs: one comparison, or several runs of answers."""
+    """The command `trimtok report`; its help is in `cli.COMMANDS`."""
     from trimtok_cli.outputs.finished_runs import joined, read_run
     from trimtok_cli.outputs.pictures import Loader
     from trimtok_cli.readers.columns import references

@@ -30,7 +30,7 @@ from trimtok_cli.config import RunConfig
 from trimtok_cli.data import Result, Setting
 from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED
 from trimtok_cli.models.catalog import locate
-from trimtok_cli.outputs.destination import Destination, claimed
+from trimtok_cli.outputs.destination import Destination, Files, claimed
 from trimtok_cli.outputs.exports.registry import endings
 from trimtok_cli.outputs.formats import FORMATS
 from trimtok_cli.outputs.line_file import LineFile, finish
@@ -71,9 +71,8 @@ def run(
             mirror.out if mirror else options.place,
             command,
             reads(config, source, options.config),
+            Files(errors=True, endings=endings(options.format_names)),
             existing=options.if_there,
-            errors=True,
-            endings=endings(options.format_names),
         ) as destination,
         ExitStack() as last,
     ):

@@ -124,7 +124,7 @@ def score(
     as_json: AsJson = False,
     debug: o.Debug = False,
 ) -> int:
-    """Score answers to a published benchmark, or to rows of your own, from local files."""
+    """The command `trimtok score`; its help is in `cli.COMMANDS`."""
     if missing not in MISSING:
         raise UsageError(f"--missing must be skip or wrong, got {brief(missing)}.")
     asked = dataset_named(dataset)

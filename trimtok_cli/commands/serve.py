@@ -71,9 +71,7 @@ def serve(
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> int:
-    """Serve a model by vLLM's OpenAI-compatible server, with the visual tokens of its images
-    pruned by the words of the question. Ctrl-C ends it.
-    """
+    """The command `trimtok serve`; its help is in `cli.COMMANDS`."""
     from trimtok_cli.serving import command_line, process
 
     screen = Screen(quiet=quiet)

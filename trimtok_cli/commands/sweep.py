@@ -22,6 +22,7 @@ from trimtok_cli.commands.session import (
     reads,
     tell,
 )
+from trimtok_cli.commands.source_options import SourceOptions
 from trimtok_cli.commands.terminal.curve import headline, table
 from trimtok_cli.commands.terminal.exit import guarded
 from trimtok_cli.commands.terminal.progress import Screen
@@ -30,7 +31,7 @@ from trimtok_cli.data import Comparison, Sample, Setting
 from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED, SampleError, TrimtokError, UsageError
 from trimtok_cli.evaluation.sweep import MEASURES, Choice, Point, Sweep, budgets, choose
 from trimtok_cli.models.catalog import locate
-from trimtok_cli.outputs.destination import Destination, claimed
+from trimtok_cli.outputs.destination import Destination, Files, claimed
 from trimtok_cli.outputs.earlier import FAIL, OVERWRITE
 from trimtok_cli.outputs.manifest import versions
 from trimtok_cli.outputs.whole_files import write_whole
@@ -86,16 +87,11 @@ def sweep(
     *,
     max_loss: MaxLoss = "1%",
     measure: Measure = "words",
-    image_root: o.Root = None,
-    allow_text_only: o.TextOnly = False,
-    allow_outside: o.Outside = False,
-    recursive: o.Recursive = False,
+    inputs: SourceOptions,
     config: RunConfig,
     options: o.RunOptions,
 ) -> int:
-    """Answer your own images with every budget, the vision tower run once for all of them, and name
-    the smallest one that loses no more than you allow.
-    """
+    """The command `trimtok sweep`; its help is in `cli.COMMANDS`."""
     loss = share_of(max_loss)
     if measure not in MEASURES:
         raise UsageError(
@@ -103,18 +99,7 @@ def sweep(
             f"{suggestion(measure, MEASURES)}."
         )
     check_stdin(*sources)
-    source = read_any(
-        sources,
-        recursive=recursive,
-        image_root=image_root,
-        limit=config.limit or None,
-        allow_text_only=allow_text_only,
-        format=config.input_format,
-        allow_outside=allow_outside,
-        allow_urls=config.allow_urls,
-        settings=vars(config),
-    )
-    source = prompted(source, config)
+    source = prompted(read_any(sources, inputs.reading(config)), config)
     screen = Screen(quiet=options.quiet, noun="samples")
     tell(source, screen, options.verbose)
     return run_sweep(config, source, options, screen, loss, measure)
@@ -144,10 +129,9 @@ def run_sweep(
     given = config.keep.split(",") if "keep" in config.sources else []
     build(config, given or ["16"])  # a method or a budget that cannot be is refused at once
     existing = OVERWRITE if options.overwrite else FAIL
-    read, files = reads(config, source, options.config), {"name": "sweep.json"}
-    with claimed(
-        options.out, "sweep", read, existing=existing, plots=("sweep.png",), **files
-    ) as destination:
+    read = reads(config, source, options.config)
+    files = Files("sweep.json", plots=("sweep.png",))
+    with claimed(options.out, "sweep", read, files, existing=existing) as destination:
         adapter, ask = load(config, screen)
         settings = generation(adapter, ask, config, screen)
         check_video(adapter, config)

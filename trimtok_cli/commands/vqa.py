@@ -8,6 +8,7 @@ import typer
 from trimtok_cli.commands import options as o
 from trimtok_cli.commands.run import run
 from trimtok_cli.commands.session import check_stdin, tell
+from trimtok_cli.commands.source_options import SourceOptions
 from trimtok_cli.commands.terminal.exit import guarded
 from trimtok_cli.commands.terminal.progress import Screen
 from trimtok_cli.config import RunConfig
@@ -33,31 +34,17 @@ Questions = Annotated[
 
 
 @guarded
-@o.settings(without=("prompt",))
+@o.settings(without=("prompt", "recursive"))
 def vqa(
     questions: Questions,
     *,
-    image_root: o.Root = None,
-    allow_text_only: o.TextOnly = False,
-    allow_outside: o.Outside = False,
+    inputs: SourceOptions,
     config: RunConfig,
     options: o.AnswerOptions,
 ) -> int:
-    """Answer questions about images: one answer per row, in the file's order, ready for LLaVA's
-    scorers.
-    """
+    """The command `trimtok vqa`; its help is in `cli.COMMANDS`."""
     check_stdin(questions)
-    read = partial(
-        read_questions,
-        questions,
-        image_root=image_root,
-        limit=config.limit or None,
-        allow_text_only=allow_text_only,
-        allow_outside=allow_outside,
-        format=config.input_format,
-        allow_urls=config.allow_urls,
-        settings=vars(config),
-    )
+    read = partial(read_questions, questions, inputs.reading(config))
     source, screen = read(), Screen(quiet=options.quiet, noun="questions")
     tell(source, screen, options.verbose)
     return run("vqa", config, source, options, screen, again=read)

@@ -9,7 +9,7 @@ import re
 import stat
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,28 +84,49 @@ class Destination:
         return self.file.with_name(self.file.name + ".lock")
 
 
+@dataclass(frozen=True)
+class Files:
+    """The files that a command writes.
+
+    name: that of the answers' file in a folder. run.json stands beside it, with `errors`
+    errors.jsonl, with `page` a page; `plots` stand there in place of run.json. endings: those of
+    the same answers in other formats.
+    """
+
+    name: str = "answers.jsonl"
+    errors: bool = False
+    page: bool = False
+    plots: tuple[str, ...] = ()
+    endings: tuple[str, ...] = ()
+
+    def beside(self, answers: Path) -> Destination:
+        """All files of a run whose answers are in `answers`."""
+        own = "" if answers.name == self.name else f"{answers.stem}."
+        return Destination(
+            answers,
+            None if self.plots else answers.with_name(f"{own}run.json"),
+            answers.with_suffix(".html") if self.page else None,
+            tuple(answers.with_name(plot) for plot in self.plots),
+            answers.with_name(f"{own}errors.jsonl") if self.errors else None,
+            tuple(answers.with_name(answers.stem + ending) for ending in self.endings),
+        )
+
+
 @contextmanager
 def claimed(
     out: str | None,
     command: str,
     reads: Iterable[str | Path | int] = (),
+    files: Files = Files(),
     *,
     existing: str = FAIL,
-    errors: bool = False,
-    name: str = "answers.jsonl",
-    page: bool = False,
-    plots: Sequence[str] = (),
-    endings: Sequence[str] = (),
 ) -> Iterator[Destination]:
     """Finds the destination that `out` names, and holds it for a run.
 
     Folders made for the run are removed if it writes nothing. reads: the files that the run reads;
-    a number is an open file. existing: what may be done with a file that is there. name: the name
-    of the answers' file in a folder. run.json stands beside it, with `errors` errors.jsonl, with
-    `page` a page; `plots` stand there in place of run.json. endings: those of the same answers in
-    other formats. Raises UsageError if `out` names no output, one of `reads` would be written, a
-    file is there that may not be touched, or another run writes there. Raises TrimtokError if the
-    disk refuses.
+    a number is an open file. existing: what may be done with a file that is there. Raises
+    UsageError if `out` names no output, one of `reads` would be written, a file is there that may
+    not be touched, or another run writes there. Raises TrimtokError if the disk refuses.
     """
     if out == "-":
         if sys.__stdout__ is None:
@@ -116,16 +137,8 @@ def claimed(
     undo = ExitStack()
     with interrupts.undone(undo.close):
         try:
-            answers = _answers(out, command, name, undo)
-            own = "" if answers.name == name else f"{answers.stem}."
-            destination = Destination(
-                answers,
-                None if plots else answers.with_name(f"{own}run.json"),
-                answers.with_suffix(".html") if page else None,
-                tuple(answers.with_name(plot) for plot in plots),
-                answers.with_name(f"{own}errors.jsonl") if errors else None,
-                tuple(answers.with_name(answers.stem + ending) for ending in endings),
-            )
+            answers = _answers(out, command, files.name, undo)
+            destination = files.beside(answers)
             refuse_inputs(destination, reads)
             _hold(destination, existing, undo)
         except Busy as error:

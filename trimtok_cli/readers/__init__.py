@@ -5,18 +5,17 @@ Decodes no image.
 
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
-from pathlib import Path
-from typing import Any
 
 from trimtok_cli.errors import UsageError
 from trimtok_cli.readers.paths import is_question_file, read_images
 from trimtok_cli.readers.questions import ROW_SUFFIXES, read_questions
+from trimtok_cli.readers.reading import Reading
 from trimtok_cli.readers.source import Source
 from trimtok_cli.stores import is_stored
 
-__all__ = ["Source", "read_any", "read_images", "read_questions"]
+__all__ = ["Reading", "Source", "read_any", "read_images", "read_questions"]
 
 # Endings of files of rows of which several may be named, such as the shards of a data set.
 _SHARDS = (".tar", ".parquet", ".csv", ".tsv", ".tab")
@@ -24,16 +23,9 @@ _SHARDS = (".tar", ".parquet", ".csv", ".tsv", ".tab")
 
 def read_any(
     sources: Sequence[str],
+    reading: Reading = Reading(),
     *,
     command: str = "any",
-    recursive: bool = False,
-    image_root: Path | None = None,
-    limit: int | None = None,
-    format: str = "auto",
-    allow_text_only: bool = False,
-    allow_outside: bool = False,
-    allow_urls: bool = False,
-    settings: Mapping[str, Any] | None = None,
     stdin: Iterable[str] | None = None,
 ) -> Source:
     """The samples of one file of rows, or of any number of images, folders, patterns and lists.
@@ -41,29 +33,21 @@ def read_any(
     command: caption, which reads no file of questions, or any. A JSON file among images is a
     sidecar of theirs. UsageError where the sources do not go together or hold nothing.
     """
-
-    def rows(source: str) -> Source:
-        return read_questions(
-            source,
-            command=command,
-            image_root=image_root,
-            limit=limit,
-            format=format,
-            allow_text_only=allow_text_only,
-            allow_outside=allow_outside,
-            allow_urls=allow_urls,
-            settings=settings,
-        )
-
-    if len(sources) == 1 and (_is_row_file(sources[0], format) or _is_pipe(sources[0])):
-        return rows(sources[0])
-    if len(sources) > 1 and all(_is_shard(source) for source in sources):
-        return _joined([rows(source) for source in sources]).first(limit)
+    is_rows = len(sources) == 1 and (
+        _is_row_file(sources[0], reading.format) or _is_pipe(sources[0])
+    )
+    if is_rows or (len(sources) > 1 and all(_is_shard(source) for source in sources)):
+        parts = [read_questions(source, reading, command=command) for source in sources]
+        return parts[0] if is_rows else _joined(parts).first(reading.limit)
     questions = [source for source in sources if is_question_file(source)]
     if questions and (len(questions) == len(sources) or any(map(_holds_questions, questions))):
         raise UsageError("a question file must be the only source; put all questions into one file")
     return read_images(
-        sources, recursive=recursive, limit=limit, stdin=stdin, allow_urls=allow_urls
+        sources,
+        recursive=reading.recursive,
+        limit=reading.limit,
+        stdin=stdin,
+        allow_urls=reading.allow_urls,
     )
 
 
@@ -92,7 +76,7 @@ def _is_shard(source: str) -> bool:
 def _holds_questions(source: str) -> bool:
     """Whether a .jsonl holds questions, as a folder's own metadata.jsonl does not."""
     try:
-        return source.lower().endswith(".jsonl") and bool(read_questions(source, limit=1))
+        return source.lower().endswith(".jsonl") and bool(read_questions(source, Reading(limit=1)))
     except UsageError:
         return False
 

@@ -18,7 +18,7 @@ from trimtok_cli.readers.folders import media_sample
 from trimtok_cli.readers.foreign_formats import binary_format
 from trimtok_cli.readers.media_names import MediaNames
 from trimtok_cli.readers.text import names, open_bytes
-from trimtok_cli.wording import shortened, shown_name
+from trimtok_cli.wording import brief, shown_name
 
 _NOTHING_ON_STDIN = "standard input names no images; write one path a line"
 
@@ -30,13 +30,13 @@ def read_list_file(path: str, urls: bool = False) -> list[Sample]:
     """
     try:
         with open_bytes(path) as file:
-            samples = list(_samples(file, Path(path).parent, f"the list {path}", urls))
+            samples = list(_samples(file, Path(path).parent, f"the list {brief(path, 200)}", urls))
     except FileNotFoundError as error:
         raise UsageError(
-            f"the list {shortened(path)} does not exist; check its name after the @"
+            f"the list {brief(path, 200)} does not exist; check its name after the @"
         ) from error
     if not samples:
-        raise UsageError(f"the list {path} names no images; write one path a line")
+        raise UsageError(f"the list {brief(path, 200)} names no images; write one path a line")
     return samples
 
 

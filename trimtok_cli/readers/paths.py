@@ -37,7 +37,7 @@ from trimtok_cli.readers.patterns import Pattern
 from trimtok_cli.readers.roots import root_of
 from trimtok_cli.readers.source import Source
 from trimtok_cli.stores import checked, is_folder, is_stored, shown_address
-from trimtok_cli.wording import shortened, shown_name
+from trimtok_cli.wording import brief, shown_name
 
 _LOOKED_FOR = "looked for .jpg, .png, .webp, .mp4 and other image and video suffixes"
 
@@ -134,6 +134,7 @@ def _expand(source: str, recursive: bool, alone: bool, passed: Passed, urls: boo
     """
     if not source:
         raise UsageError("an empty name was given as an image; name an image file or a folder")
+    name = brief(source, 200)
     if is_stored(source):
         return _stored(source, recursive, alone, passed)
     if is_address(source) and (urls or source[:5].lower() == "data:"):
@@ -142,7 +143,7 @@ def _expand(source: str, recursive: bool, alone: bool, passed: Passed, urls: boo
             raise UsageError(sample.problem)
         return [sample]
     if alone and is_question_file(source):
-        raise UsageError(f"{source} holds questions, not images; use `trimtok vqa {source}`")
+        raise UsageError(f"{name} holds questions, not images; use `trimtok vqa {name}`")
     try:
         try:
             mode = os.stat(source).st_mode
@@ -162,7 +163,7 @@ def _expand(source: str, recursive: bool, alone: bool, passed: Passed, urls: boo
         if not alone and isinstance(error, OSError) and os.path.lexists(source):
             problem = f"{source} cannot be read ({error.strerror})"
             return [Sample(id=source, names=(source,), problem=problem)]
-        at = shortened(str(getattr(error, "filename", None) or source))
+        at = brief(str(getattr(error, "filename", None) or source), 200)
         raise UsageError(
             f"{at} cannot be read ({getattr(error, 'strerror', error)}); check its name and "
             "permissions"
@@ -173,8 +174,7 @@ def _expand(source: str, recursive: bool, alone: bool, passed: Passed, urls: boo
             "says so; add it, or save the picture and name its file"
         )
     raise UsageError(
-        f"{shortened(source)} does not exist; name an image file, a folder or a quoted "
-        "pattern such as '*.jpg'"
+        f"{name} does not exist; name an image file, a folder or a quoted pattern such as '*.jpg'"
     )
 
 
@@ -184,6 +184,7 @@ def _named(source: str, alone: bool, passed: Passed) -> list[Sample]:
     Its content must be a picture's or a video's, or not to be looked at.
     """
     kind = likely_kind(Path(source))
+    name = brief(source, 200)
     sidecar = kind == "unknown" and os.path.splitext(source)[1].lower() in NO_MEDIA_SUFFIXES
     if kind and not (sidecar and not alone):
         return [media_sample(source, Path(source), kind)]
@@ -192,12 +193,11 @@ def _named(source: str, alone: bool, passed: Passed) -> list[Sample]:
         return []
     if not os.path.isfile(source):
         raise UsageError(
-            f"{source} is a pipe or a device, not a file; a list of paths is read with "
-            f"@{source}, or - for stdin"
+            f"{name} is a pipe or a device, not a file; a list of paths is read with "
+            f"@{name}, or - for stdin"
         )
     raise UsageError(
-        f"{source} is no image and no video that can be read; a list of paths is read with "
-        f"@{source}"
+        f"{name} is no image and no video that can be read; a list of paths is read with @{name}"
     )
 
 
@@ -237,7 +237,7 @@ def _folder(
         deeper = any(True for _ in walk(folder, most=_MOST_SEARCHED_FOR_HINT))
         hint = "; add -r to search its subfolders" if deeper and not recursive else ""
         other = f"; it has {passed.shown_endings()}" if passed.endings else ""
-        raise UsageError(f"no images in {source} ({_LOOKED_FOR}{hint}{other})")
+        raise UsageError(f"no images in {brief(source, 200)} ({_LOOKED_FOR}{hint}{other})")
     if not samples:
         passed.troubles.append(f"no images in {source}")
     return samples
@@ -254,7 +254,8 @@ def _pattern(source: str, passed: Passed) -> list[Sample]:
             )
         ]
     if not samples:
-        raise UsageError(f"no images match {source} ({_LOOKED_FOR}); check the pattern")
+        name = brief(source, 200)
+        raise UsageError(f"no images match {name} ({_LOOKED_FOR}); check the pattern")
     return samples
 
 

@@ -5,16 +5,15 @@ A format is known by the first bytes, then by the first line; a suffix decides o
 
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from trimtok_cli.blobs import Stored
 from trimtok_cli.errors import UsageError
 from trimtok_cli.readers import foreign_formats
 from trimtok_cli.readers.json_rows import JsonRows
 from trimtok_cli.readers.media_names import MediaNames
+from trimtok_cli.readers.reading import Reading
 from trimtok_cli.readers.rows import Rules
 from trimtok_cli.readers.source import Source
 from trimtok_cli.readers.stored import NOWHERE, copied, folder_of, root_at
@@ -33,34 +32,23 @@ ROW_SUFFIXES = (
 )
 
 
-def read_questions(
-    path: str,
-    *,
-    command: str = "vqa",
-    image_root: Path | Stored | None = None,
-    limit: int | None = None,
-    format: str = "auto",
-    allow_text_only: bool = False,
-    allow_outside: bool = False,
-    allow_urls: bool = False,
-    settings: Mapping[str, Any] | None = None,
-) -> Source:
+def read_questions(path: str, reading: Reading = Reading(), *, command: str = "vqa") -> Source:
     """The rows of the file `path`, or of stdin for "-".
 
     command: vqa, where each row asks; caption, where none does; any, where a row without a question
-    is asked the command's prompt. Image names are relative to `image_root`, else to the file's
-    folder, and may not leave it without `allow_outside`; addresses are fetched with `allow_urls`.
-    format: one of FORMATS. allow_text_only: rows without a picture are asked as they are. settings:
-    those of the run, which rows may ask for. The rows of a regular file are counted first, and read
-    again as they are asked for. UsageError where no row can be answered.
+    is asked the command's prompt. The rows of a regular file are counted first, and read again as
+    they are asked for. UsageError where no row can be answered.
     """
+    image_root, limit = reading.image_root, reading.limit
     origin, name = None, "stdin" if path == "-" else shortened(path)
     if is_stored(path):
         origin = Stored(checked(path))
         name, path = shortened(origin.name), copied(origin.name)
     root, store = _root(image_root or origin or path, folder=image_root is not None)
-    names = MediaNames(root, allow_outside, allow_urls, store)
-    rules = Rules(names, text_only=allow_text_only, command=command, settings=settings or {})
+    names = MediaNames(root, reading.allow_outside, reading.allow_urls, store)
+    rules = Rules(
+        names, text_only=reading.allow_text_only, command=command, settings=reading.settings
+    )
     if path == "-" and sys.stdin is None:
         raise UsageError("standard input is closed; name a question file")
     try:
@@ -72,7 +60,7 @@ def read_questions(
             )
         if not is_regular(path):
             return JsonRows(path, rules, name).stream(open_bytes(path)).first(limit)
-        table = _table(path, rules, format, name, origin)
+        table = _table(path, rules, reading.format, name, origin)
         if table is not None:
             source = table.source(Path(path), name, rules.of_table())
         else:

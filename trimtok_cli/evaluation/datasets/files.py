@@ -11,6 +11,7 @@ from typing import Any
 from trimtok_cli.data import Sample
 from trimtok_cli.errors import UsageError
 from trimtok_cli.readers.questions import read_questions
+from trimtok_cli.readers.reading import Reading
 from trimtok_cli.wording import shortened
 
 
@@ -52,14 +53,10 @@ def read_rows(
 
     text_only: rows without a picture are in place.
     """
-    source = read_questions(
-        str(path),
-        command=command,
-        image_root=root,
-        allow_text_only=text_only,
-        allow_outside=True,
-        allow_urls=True,
+    reading = Reading(
+        image_root=root, allow_text_only=text_only, allow_outside=True, allow_urls=True
     )
+    source = read_questions(str(path), reading, command=command)
     for sample in source.samples:
         if sample.problem:
             raise UsageError(f"--data: {sample.problem}.")

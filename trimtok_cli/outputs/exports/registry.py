@@ -75,9 +75,9 @@ def chosen(text: str) -> tuple[str, ...]:
     return names
 
 
-def endings(names: Iterable[str]) -> list[str]:
+def endings(names: Iterable[str]) -> tuple[str, ...]:
     """What the files of these formats have behind the answers' name; none of sidecars."""
-    return [FORMS[name].ending for name in names if FORMS[name].ending]
+    return tuple(FORMS[name].ending for name in names if FORMS[name].ending)
 
 
 def make(

@@ -38,12 +38,6 @@ NEIGHBOURS = 32
 NEEDS = ("last_saliency", "last_keys", "features", "project")
 
 
-def cls_attention(query: Tensor, keys: Tensor) -> Tensor:
-    """CLS query (B, d) and full-width keys (B, 1 + N, d), CLS first -> (B, N) float32 attention."""
-    logits = (keys.float() @ query.float()[..., None]).squeeze(-1) * keys.shape[-1] ** -0.5
-    return logits.softmax(dim=-1)[..., 1:]
-
-
 def outliers(attention: Tensor) -> int:
     """The number of values (N,) above Q3 + 1.5 (Q3 - Q1), at least 1.
 

@@ -182,19 +182,6 @@ def stage_counts(current: int, aim: int, counts: str = "final") -> tuple[int, in
     return kept, aim - kept
 
 
-def sparsevlm_counts(num_dense: int, target: int, counts: str = "final") -> list[tuple[int, int]]:
-    """(kept, merged) of the three stages.
-
-    576 tokens with layer-mean 192: (300, 9), (200, 4), (110, 3).
-    """
-    stages = []
-    current = num_dense
-    for aim in stage_aims(num_dense, target, counts):
-        stages.append(stage_counts(current, aim, counts))
-        current = sum(stages[-1])
-    return stages
-
-
 @dataclass(frozen=True)
 class SparseVLM(Pruner):
     """The paper's pruner.
