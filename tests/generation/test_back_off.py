@@ -257,20 +257,26 @@ def counted_alone(monkeypatch, free: int) -> None:
     monkeypatch.setitem(capacity.MOST_AT_ONCE, "cpu", 64)
 
 
-@pytest.mark.parametrize("asked", [None, 24])
-def test_short_prompts_have_their_slots_again_behind_a_giant_one(monkeypatch, adapter, asked):
-    """Memory decides: room for 24 short answers is room for one giant one and a bit."""
+@pytest.mark.parametrize(("asked", "first"), [(None, 60), (24, 60), (None, 1)])
+def test_short_prompts_have_their_slots_again_behind_a_giant_one(
+    monkeypatch, adapter, asked, first
+):
+    """Memory decides: room for 24 short answers is room for one giant one and a bit.
+
+    first: short prompts in front of the giant one; others wait behind it.
+    """
     free = room_for(adapter, 24, 64)
     monkeypatch.setattr(kv_slots, "GRAIN", 64)
     counted_alone(monkeypatch, free)
     memory = Memory(monkeypatch, free)
-    lengths = [40] * 60 + [GIANT] + [40] * 120
+    lengths = [40] * first + [GIANT] + [40] * 120
     loop = ran(monkeypatch, adapter, lengths, memory=memory, batch_limit=asked)
     assert loop.batch_limit == 24 and not loop.singly
     giant = next(number for number, (_, length) in enumerate(memory.shapes) if length > GIANT)
     assert memory.shapes[giant][0] == 1
     before, after = memory.shapes[:giant], memory.shapes[giant + 1 :]
-    assert max(rows for rows, _ in before) == max(rows for rows, _ in after) == 24
+    assert max(rows for rows, _ in before) == min(first, 24)
+    assert max(rows for rows, _ in after) == 24
     assert after[-1][1] == 64, "slots are as long as the giant's"
     assert len(after) <= 4, "the cache was made anew again and again"
     # A limit of the user's is tried with the giant: beside the old cache, and without it.

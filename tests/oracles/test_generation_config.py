@@ -17,6 +17,7 @@ from tests.support.generating import rules as rules_of
 from trimtok_cli.engine.prompt_stage import reduce_prompts
 from trimtok_cli.errors import ModelError
 from trimtok_cli.generation import choosing
+from trimtok_cli.generation import rules as rules_module
 from trimtok_cli.generation.continuous import Continuous
 from trimtok_cli.generation.plain import Plain
 from trimtok_cli.generation.settings_report import described, notes
@@ -307,13 +308,13 @@ def test_stop_strings_and_lengths_of_the_checkpoint_end_answers_as_generate_ends
 def test_stop_strings_fetch_a_prompt_from_the_device_once(llava, monkeypatch):
     set_config(llava, stop_strings=["a word that no answer has"])
     prompts = []
-    real = torch.Tensor.cpu
+    real = rules_module.OnTheWay
     monkeypatch.setattr(
-        torch.Tensor, "cpu", lambda tensor: (prompts.append(len(tensor)), real(tensor))[1]
+        rules_module, "OnTheWay", lambda ids: (prompts.append(len(ids)), real(ids))[1]
     )
     done = llava.ours("continuous", 3, max_new_tokens=STEPS)
     assert sum(each.generated.steps for each in done.values()) > 2 * len(done)
-    assert 0 < len(prompts) <= len(done), "a fetch waits for all steps that were launched"
+    assert len(prompts) == len(done), "a prompt is fetched at every token, or not in time"
 
 
 @pytest.mark.parametrize("loop", LOOPS)

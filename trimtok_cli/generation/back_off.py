@@ -60,9 +60,9 @@ class Sizes:
     """batch_limit: answers at once. prefill_tokens: tokens of one prefill, padding counted.
 
     asked: the user's limit, None where memory decides. new_tokens: the new tokens that a slot is
-    made for. A longer answer makes its own room. longest: the longest prompt of those under way and
-    of the last ones. held: the most rows of a prompt of some length in each layer, as far as is
-    known; nothing where layers hold whole prompts.
+    made for. A longer answer makes its own room. longest: the longest prompt of those not answered
+    yet and of the last ones. held: the most rows of a prompt of some length in each layer, as far
+    as is known; nothing where layers hold whole prompts.
     """
 
     def __init__(
@@ -84,8 +84,8 @@ class Sizes:
         # The places of a cache, as a layer has them in the mean; more did not fit.
         self.most_places = inf
 
-    def see(self, length: int, under_way: Sequence[int] = ()) -> None:
-        """Follows the length of a new prompt, beside those that are under way.
+    def see(self, length: int, unanswered: int) -> None:
+        """Follows the length of a new prompt, and the longest of those not answered yet.
 
         A limit that was left open is what fits of the longest, in the room that there was before
         the first one; a limit that memory has cut grows again with shorter prompts.
@@ -94,7 +94,7 @@ class Sizes:
         if self.asked is None and self.room is None:
             self.room = Room.of(self.model.device)
         remembered = REMEMBERED * (self.batch_limit or 1)
-        longest = max(*under_way, *islice(reversed(self.last), remembered), 0)
+        longest = max(unanswered, *islice(reversed(self.last), remembered))
         limit = self._limit(longest)
         if (
             self.batch_limit is None

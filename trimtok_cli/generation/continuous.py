@@ -97,11 +97,13 @@ class Continuous:
         return 0 if self.waiting or (self.singly and self.active) else self._free()
 
     def add(self, requests: Sequence[Any]) -> None:
+        longest = max((len(row.prompt) for row in (*self.active, *self.waiting)), default=0)
         for request in requests:
             if error := self.rules.refusal(request.prompt):
                 self.finished.append(Finished(request, None, error=error))
             else:
-                self.sizes.see(len(request.prompt), [len(row.prompt) for row in self.active])
+                longest = max(longest, len(request.prompt))
+                self.sizes.see(len(request.prompt), longest)
                 self.waiting.append(self._row(request))
 
     def step(self) -> list[Finished]:
