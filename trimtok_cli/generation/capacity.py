@@ -17,8 +17,8 @@ MOST_AT_ONCE = {"cuda": 512, "mps": 16, "cpu": 8}
 # Samples that are prepared ahead for a batch whose size memory decides: they lie in the host's
 # memory.
 MOST_AHEAD = 64
-# Tokens of one prefill, padding counted: enough to fill a GPU, with small activations. A CPU is kept
-# busy by fewer, whose activations stay in its cache and need no fresh memory in each layer.
+# Tokens of one prefill, padding counted: enough to fill a GPU, with small activations. Fewer keep a
+# CPU busy, and their activations need no fresh memory from the system in each layer.
 PREFILL_TOKENS = {"cuda": 16_384, "mps": 16_384, "cpu": 2_048}
 SHARE = 0.85  # share of the free memory that is used; the rest is left to the allocator
 SURPLUS = 2  # places behind an answer's last token that its slot has
@@ -68,7 +68,7 @@ def batch_limit_for(
 
 
 def prefill_tokens_on(device: torch.device) -> int:
-    """The tokens of a prefill on a device, padding counted; a longer prompt is prefilled alone."""
+    """The most tokens of a prefill of several prompts on a device, padding counted."""
     return PREFILL_TOKENS.get(device.type, 2_048)
 
 
@@ -117,10 +117,10 @@ def answers_that_fit(
     An answer needs its slot, which is rounded up and has places for steps behind its end; one layer
     more while the cache grows, which it does layer by layer; its prompt while it waits; the logits
     of recorded steps and their copies in float32. A quarter of the answers may be taken in at once,
-    each through the vision tower. A prefill of `prefill_tokens` (None: those of the device, or of
-    one prompt where that is longer) needs a layer's activations: about three times the MLP's width
-    and eight times the model's. Recorded prefills keep as much for themselves, on CUDA. in_layers:
-    the tokens of an answer in each layer, where that is not `length`.
+    each through the vision tower. A prefill of `prefill_tokens` (None: as many as the device takes,
+    or one long prompt) needs a layer's activations: about three times the MLP's width and eight
+    times the model's. Recorded prefills keep as much for themselves, on CUDA. in_layers: the tokens
+    of an answer in each layer, where that is not `length`.
     """
     room = room or Room.of(device)
     lengths = in_layers or [length] * config.num_hidden_layers
