@@ -10,8 +10,8 @@ from pathlib import Path
 from tests.commands.test_cli import run
 from tests.support.writing import as_written
 from trimtok_cli.bench.batch import STAGES
+from trimtok_cli.commands import run as run_module
 from trimtok_cli.data import Result, Sample, Seconds
-from trimtok_cli.outputs.formats import FORMATS
 from trimtok_cli.outputs.manifest import STAGES as MANIFEST_STAGES
 
 TIMES = [field.name for field in fields(Seconds)]
@@ -23,8 +23,9 @@ def test_a_time_has_one_name_in_every_file():
     assert list(MANIFEST_STAGES) == TIMES and list(STAGES) == TIMES[2:]
 
 
-def test_a_format_is_one_line_of_the_table(llava_folder, pictures, monkeypatch):
-    """A run gives Results to its format and writes nothing else."""
+def test_a_run_gives_results_to_its_writer_and_writes_nothing_else(
+    llava_folder, pictures, monkeypatch
+):
     seen = []
 
     class Names:
@@ -39,7 +40,7 @@ def test_a_format_is_one_line_of_the_table(llava_folder, pictures, monkeypatch):
         def close(self, failed):
             self.file.close(failed)
 
-    monkeypatch.setitem(FORMATS, "jsonl", Names)
+    monkeypatch.setattr(run_module, "JsonLines", Names)
     asked = ("-m", llava_folder, "--keep", 4, "--max-new-tokens", 1, "-o", "out")
     run("caption", *pictures[:2], *asked)
     assert all(isinstance(each, Result) for each in seen)

@@ -32,7 +32,7 @@ from trimtok_cli.errors import EXIT_OK, EXIT_SOME_FAILED
 from trimtok_cli.models.catalog import locate
 from trimtok_cli.outputs.destination import Destination, Files, claimed
 from trimtok_cli.outputs.exports.registry import endings
-from trimtok_cli.outputs.formats import FORMATS
+from trimtok_cli.outputs.jsonl import JsonLines
 from trimtok_cli.outputs.line_file import LineFile, finish
 from trimtok_cli.outputs.manifest import Manifest, RunSummary
 from trimtok_cli.outputs.mirror import mirrored
@@ -194,7 +194,7 @@ def write_all(
     """
     destination, summary, failure = manifest.destination, manifest.summary, None
     file = LineFile(destination, begin=manifest.write, end=begun.end)
-    writer = FORMATS["jsonl"](file, **manifest.names)
+    writer = JsonLines(file, **manifest.names)
     try:
         with closing(results), screen.track(begun.number):
             for result in results:

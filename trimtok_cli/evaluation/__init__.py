@@ -1,1 +1,1 @@
-"""Many answers to one question: comparisons and their summary, and the search for VTW's layer."""
+"""Many answers to one question: comparisons, sweeps and grids, their statistics and scores."""

@@ -12,18 +12,23 @@ from trimtok_cli.outputs.record import record
 
 
 class JsonLines:
-    """The format jsonl. model, run: names that every record repeats."""
+    """Writes results as lines of `file`. model, run: names that every record repeats."""
 
     def __init__(self, file: LineFile, *, model: str, run: str) -> None:
         self.file, self.model, self.run = file, model, run
 
     def write(self, result: Result) -> Result:
-        """Writes the result; one whose further columns cannot be written is returned as failed."""
+        """Writes the result; one whose further columns cannot be written is returned as failed.
+
+        Raises TrimtokError, which names the answers that are safe, if the disk fails;
+        BrokenPipeError if nobody reads standard output.
+        """
         result, line = self._line(result)
         self.file.write(line)
         return result
 
     def close(self, failed: bool) -> None:
+        """Ends the file. failed: the run ended in an error."""
         self.file.close(failed)
 
     def _line(self, result: Result) -> tuple[Result, bytes]:
