@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from trimtok_cli.errors import UsageError
-from trimtok_cli.wording import brief
+from trimtok_cli.wording import brief, suggestion
 
 MOST_CHARACTERS, MOST_DEPTH, MOST_VALUES = 100_000, 50, 20_000
 
@@ -56,9 +56,10 @@ def read_yaml(
                 f"{where}: is no plain file; write the settings into a YAML file and name that."
             )
         if not path.is_file():
+            presets = preset_names(inside)
             raise UsageError(
-                f"{where}: there is no such file, and no preset of that name; presets are "
-                f"{', '.join(preset_names(inside))}."
+                f"{where}: there is no such file, and no preset of that name"
+                f"{suggestion(name, presets)}; presets are {', '.join(presets)}."
             )
         with path.open(encoding="utf-8-sig") as file:
             text = file.read(MOST_CHARACTERS + 1)

@@ -1,6 +1,7 @@
 """The bar of a run on terminals of every width, and on those that move no cursor."""
 
 import io
+import sys
 import time
 
 import pytest
@@ -54,3 +55,13 @@ def test_a_terminal_that_moves_no_cursor_gets_lines():
     said = run.console.file.getvalue()
     assert said.startswith("850 of 2000 questions, 1 failed, 11.1% of visual tokens kept, 2.8")
     assert said.count("\n") == 1
+
+
+def test_the_seconds_in_which_torch_is_imported_are_accounted_for(monkeypatch):
+    run = screen(80, "dumb")
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    run.say_imports()
+    assert run.console.file.getvalue() == "importing torch and transformers\n"
+    monkeypatch.setitem(sys.modules, "torch", sys)
+    run.say_imports()
+    assert run.console.file.getvalue().count("\n") == 1

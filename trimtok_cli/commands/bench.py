@@ -83,7 +83,7 @@ def bench(
     read += [path for name in asked.model_names() + asked.images() for path in listed(name)]
     existing = OVERWRITE if overwrite else FAIL
     with claimed(out, "bench", read, Files(NAME, plots=PLOTS), existing=existing) as destination:
-        screen.say("importing torch and transformers", "dim")
+        screen.say_imports()
         from trimtok_cli.bench.run import run_bench
 
         measured: dict[str, Any] = {"preset": preset, "bench": dataclasses.asdict(asked)}

@@ -101,6 +101,7 @@ def run_comparison(
     source as it was named.
     """
     locate(config.model)
+    screen.say_imports()
     pruners = build_pruners(config)
     read = reads(config, source, options.config)
     files = Files("compare.jsonl", page=True)

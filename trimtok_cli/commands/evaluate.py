@@ -78,7 +78,7 @@ def evaluate(
         locate(model)
     columns = plans.read_columns(asked, data)
     folder = _folder(out, Path(file).stem)
-    screen.say("importing torch and transformers", "dim")
+    screen.say_imports()
     lines = {model: plans.plan(asked, model) for model in asked.models}
     with (
         claimed(

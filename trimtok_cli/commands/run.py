@@ -143,6 +143,7 @@ def load_here(
     opener: Opener | None = None,
 ) -> Loaded:
     """Opens the model in this process. number: of the samples to be answered, None if not known."""
+    screen.say_imports()
     pruner, local = build(config), config.engine == "local"
     start = partial(start_workers, processes, config, number)
     if opener:

@@ -127,6 +127,7 @@ def run_sweep(
     """Answers every sample dense and with every budget; returns the exit code."""
     locate(config.model)
     given = config.keep.split(",") if "keep" in config.sources else []
+    screen.say_imports()
     build(config, given or ["16"])  # a method or a budget that cannot be is refused at once
     existing = OVERWRITE if options.overwrite else FAIL
     read = reads(config, source, options.config)

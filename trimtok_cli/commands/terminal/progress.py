@@ -69,6 +69,11 @@ class Screen:
         if not self.quiet:
             self._print(Text(shown(text), style) if isinstance(text, str) else text, soft_wrap=True)
 
+    def say_imports(self) -> None:
+        """Says what takes the first seconds, in which nothing else is seen; once."""
+        if "torch" not in sys.modules:
+            self.say("importing torch and transformers", "dim")
+
     def show(self, table) -> None:
         if not self.quiet:
             self._print(table)
