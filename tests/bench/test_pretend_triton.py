@@ -64,6 +64,11 @@ def test_pieces_of_a_layer_are_one_kernel_each_with_the_librarys_values(tally):
     assert tally.take().bytes == 3 * rows.nbytes
     assert near(gated, nn.functional.silu(rows) * rows)
     tally.take()
+    bent = fused_triton.quick_gelu(rows)
+    work = tally.take()
+    assert work.kernels == {"_quick_gelu_kernel": 1} and work.bytes == 2 * rows.nbytes
+    assert near(bent, rows * torch.sigmoid(fused_triton.QUICK * rows))
+    tally.take()
     normed = fused_triton.norm(rows, scale, 1e-5)
     work = tally.take()
     assert work.kernels == {"_norm_kernel": 1} and work.bytes == 2 * rows.nbytes + scale.nbytes

@@ -6,6 +6,7 @@ counted is what a run would launch. No weights are made. Knows no YAML file.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,11 @@ def counts_rows(task: CountsPart, bench: Bench, folder: Path) -> Iterator[Row]:
     """A row for every stage of every setting and batch. Raises the errors of reading pictures."""
     samples = samples_of(task, folder, bench.seed)
     methods = [make_pruner(name, task.keep, task.params, bench.seed) for name in task.method]
-    with pretend_cuda() as tally, torch.inference_mode():
+    with ExitStack() as held:
+        tally = held.enter_context(pretend_cuda())
         adapter = shape_model(task.model, bench.described(task.model))
+        adapter.faster  # noqa: B018 (the forms are found once, where weights can be laid out anew)
+        held.enter_context(torch.inference_mode())
         with outside():
             # Questions of unequal length, as those of a run are.
             known = [
@@ -45,7 +49,6 @@ def counts_rows(task: CountsPart, bench: Bench, folder: Path) -> Iterator[Row]:
             ]
         # What the first run alone does, such as constants made once, is no part of a stage.
         encode(adapter, known[:1], signals=True)
-        adapter.faster  # noqa: B018 (the forms are found once)
         has_kernels(adapter.device, adapter.dtype)
         for pruner in methods:
             for batch in task.batch:

@@ -72,6 +72,10 @@ def _gated(gate: Tensor, up: Tensor, out: Tensor, *_: Any, **__: Any) -> None:
     out.copy_(silu(gate) * up)
 
 
+def _quick_gelu(given: Tensor, out: Tensor, *_: Any, FACTOR: float, **__: Any) -> None:
+    out.copy_(given * torch.sigmoid(FACTOR * given))
+
+
 def _norm(rows: Tensor, scale: Tensor, out: Tensor, eps: float, **_: Any) -> None:
     out.copy_(rms_norm(rows.float(), scale.shape, scale.float(), eps))
 
@@ -144,6 +148,7 @@ def _join(parts: Tensor, most: Tensor, total: Tensor, out: Tensor, **_: Any) -> 
 KERNELS: dict[str, Stand] = {
     "_gated_kernel": Stand(_gated),
     "_norm_kernel": Stand(_norm),
+    "_quick_gelu_kernel": Stand(_quick_gelu),
     "_rotary_kernel": Stand(_rotary),
     "_write_kernel": Stand(_write, _written),
     "_stretch_kernel": Stand(_stretch),

@@ -147,10 +147,10 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
     out = gate.new_empty(gate.shape)
     width = gate.shape[-1]
     if gate.numel():
-        rows = [each.view(-1, width) for each in (gate, up)]
+        rows = [each.view(-1, width) for each in (gate, up, out)]
         grid = (len(rows[0]), triton.cdiv(width, WIDTH))
-        strides = [each.stride(0) for each in rows]
-        _launch(_gated_kernel, grid, *rows, out, width, *strides, BLOCK=WIDTH)
+        strides = [each.stride(0) for each in rows[:2]]
+        _launch(_gated_kernel, grid, *rows, width, *strides, BLOCK=WIDTH)
     return out
 
 
