@@ -189,3 +189,20 @@ def test_no_part_of_the_script_stops_the_next(tmp_path, noting):
 def test_a_script_whose_parts_all_end_well_ends_well(tmp_path, noting):
     done = script(tmp_path, "machine", "small-card", python=str(noting))
     assert done.returncode == 0 and "--fraction 0.3" in (tmp_path / "asked").read_text()
+
+
+def test_a_small_card_is_a_share_of_the_current_device(monkeypatch):
+    """torch takes no device without a number here, which `cuda` is."""
+    shares = []
+
+    def limited(fraction, device=None):
+        assert device is None or torch.device(device).index is not None
+        shares.append(fraction)
+        raise RuntimeError("far enough")
+
+    monkeypatch.setattr(first_minutes, "pick_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", limited)
+    options = SimpleNamespace(device="cuda", fraction=0.3)
+    with pytest.raises(RuntimeError, match="far enough"):
+        first_minutes.files(options, {})
+    assert shares == [0.3]

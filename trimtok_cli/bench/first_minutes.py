@@ -84,7 +84,7 @@ def files(options: argparse.Namespace, facts: Facts) -> None:
     """
     device = pick_device(options.device)
     if device.type == "cuda" and options.fraction < 1:
-        torch.cuda.set_per_process_memory_fraction(options.fraction, device)
+        torch.cuda.set_per_process_memory_fraction(options.fraction)  # of the current device
     with ready(options, count=8) as (adapter, known):
         facts |= from_files(adapter, known, options, batch_size=options.batch_size or None)
     facts |= {"fraction": options.fraction, "peak_bytes": peak_bytes(device)}
