@@ -93,6 +93,14 @@ def _heap_is_frozen() -> Iterator[None]:
     gc.unfreeze()
 
 
+@pytest.fixture
+def thawed(_heap_is_frozen) -> Iterator[None]:
+    """A test whose runs freeze the heap themselves."""
+    gc.unfreeze()
+    yield
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _signals_are_heard() -> None:
     """Every test begins with the default signal handlers, because children inherit ignored signals.

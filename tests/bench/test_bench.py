@@ -554,7 +554,7 @@ def test_on_a_gpu_stages_are_events_and_memory_is_the_devices():
             assert 0.5 * wall < sum(row["seconds"][stage][number] for stage in STAGES) < 1.1 * wall
 
 
-def test_no_collection_passes_over_a_model_while_it_is_measured(monkeypatch):
+def test_no_collection_passes_over_a_model_while_it_is_measured(monkeypatch, thawed):
     from trimtok_cli.bench import run as whole
 
     def rows(*_, **__):

@@ -309,7 +309,7 @@ def test_seconds_of_the_choice_are_no_seconds_of_the_prefill(family, lag, monkey
 
 
 @llava
-def test_compare_runs_all_methods_in_one_kind_of_loop(family, tmp_path, monkeypatch):
+def test_compare_runs_all_methods_in_one_kind_of_loop(family, tmp_path, monkeypatch, thawed):
     """The answers are those of the simple loop; no setting is asked to go batch by batch."""
     made = []
 

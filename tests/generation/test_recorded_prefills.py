@@ -200,8 +200,9 @@ def test_a_pretended_device_records_a_prefill_and_never_waits_in_it(monkeypatch)
     assert len({tuple(each[0]) for each in found}) > 1, "every prefill says the same"
     # The first pass of a model looks for faster forms of its modules.
     assert not any(sum(each.waits.values()) for each in work[1:])
-    # Four prompts, each with rows and positions and their padding; slots and lengths; the recording.
-    assert [each.launches for each in work[3:]] == [4 * 4 + 2 + 1] * 2
+    # The numbers of the padded rows; rows and positions joined, gathered and put in place; slots and
+    # lengths; the recording.
+    assert [each.launches for each in work[3:]] == [1 + 2 * 3 + 2 + 1] * 2
     assert tally.recordings[0].launches > 20
 
 

@@ -163,15 +163,16 @@ def test_whatever_prunes_a_sample_that_is_not_numbers_is_a_failed_row_among_answ
     ]
     ask, pruner = Ask(max_new_tokens=3), build_pruner(method, {"keep": 9})
     alone = {s.id: answer(adapter, pruner, [s], ask)[0].answer for s in samples if s.id != 1}
-    real = type(adapter).embed
+    real = type(adapter).embed_many
 
-    def embed(self, inputs, tokens):
-        prompt = real(self, inputs, tokens)
-        if "Bad?" in inputs.text:
-            prompt.embeds[-4] = torch.nan  # a row of the text, which no method takes away
-        return prompt
+    def embed_many(self, batch, tokens):
+        prompts = real(self, batch, tokens)
+        for inputs, prompt in zip(batch, prompts, strict=True):
+            if "Bad?" in inputs.text:
+                prompt.embeds[-4] = torch.nan  # a row of the text, which no method takes away
+        return prompts
 
-    monkeypatch.setattr(type(adapter), "embed", embed)
+    monkeypatch.setattr(type(adapter), "embed_many", embed_many)
     for size in (1, 4):
         results = list(answer_all(adapter, pruner, samples, ask, batch_size=size))
         assert [bool(r.error) for r in results] == [False, True, False, False]

@@ -215,14 +215,14 @@ def test_a_sample_that_breaks_behind_the_tower_does_not_take_its_batch_along(
     ]
     ask = Ask(max_new_tokens=3)
     alone = {s.id: answer(adapter, None, [s], ask)[0].answer for s in samples if s.id != 2}
-    real = type(adapter).embed
+    real = type(adapter).embed_many
 
-    def embed(self, inputs, tokens):
-        if "Break" in inputs.text:
+    def embed_many(self, batch, tokens):
+        if any("Break" in inputs.text for inputs in batch):
             raise RuntimeError("out of luck")
-        return real(self, inputs, tokens)
+        return real(self, batch, tokens)
 
-    monkeypatch.setattr(type(adapter), "embed", embed)
+    monkeypatch.setattr(type(adapter), "embed_many", embed_many)
     results = list(answer_all(adapter, None, samples, ask, batch_size=4))
     assert [r.error for r in results] == ["", "", "RuntimeError: out of luck", ""]
     assert {r.sample.id: r.answer for r in results if not r.error} == alone

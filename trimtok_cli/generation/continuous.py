@@ -65,9 +65,8 @@ class Continuous:
         self.model, self.rules, self.keep_logits = model, rules, keep_logits
         self.retries = retries
         self.steps = steps or SlotSteps(model)
-        held = self.steps.rows_held
-        prefill_tokens = prefill_tokens or prefill_tokens_on(model.device)
-        self.sizes = Sizes(model, rules, batch_limit, prefill_tokens, AT_ONCE, held)
+        tokens = prefill_tokens or prefill_tokens_on(model.device)
+        self.sizes = Sizes(model, rules, batch_limit, tokens, AT_ONCE, self.steps.rows_held)
         self.chooser = Chooser(rules)
         self.lag = LAG.get(model.device.type, 0) if lag is None else lag
         self.active: list[Row] = []

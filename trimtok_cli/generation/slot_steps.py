@@ -83,13 +83,12 @@ class SlotSteps:
     def prefill(self, first: int, prompts: Sequence[Prompt]) -> Tensor:
         """Prefills the slots from `first` on; returns the logits (B, V) behind each prompt."""
         longest = max(map(len, prompts))
-        if not self.in_buckets:
-            return self._fill(first, prompts, longest)
-        padded = min(bucket(longest), self.slots.length)
+        padded = min(bucket(longest), self.slots.length) if self.in_buckets else longest
         if self.prefills.takes(len(prompts), padded):
             return self.prefills(first, prompts, padded, self.positions)
-        # Of many rows the padding costs more than another shape does.
-        return self._fill(first, prompts, min(bucket(longest, FINE), self.slots.length))
+        if self.in_buckets:  # of many rows the padding costs more than another shape does
+            padded = min(bucket(longest, FINE), self.slots.length)
+        return self._fill(first, prompts, padded)
 
     def _fill(self, first: int, prompts: Sequence[Prompt], padded: int) -> Tensor:
         embeds, positions = pad_right(prompts, padded)

@@ -168,7 +168,9 @@ def fused_activation(module: nn.Module) -> Forward | None:
     with torch.inference_mode():
         try:
             found = module(probe)
-        except Exception:  # it takes something else
+        except Exception as error:  # it takes something else
+            if out_of_memory(error):
+                raise
             return None
         if not isinstance(found, Tensor) or found.shape != probe.shape:
             return None
