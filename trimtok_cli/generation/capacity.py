@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from trimtok_cli.device import free_bytes, passing_bytes
-from trimtok_cli.generation.kv_slots import GRAIN, heads_and_width
+from trimtok_cli.generation.kv_slots import GRAIN
 from trimtok_cli.generation.recorded_prefills import MOST_TOKENS
 from trimtok_cli.generation.rules import Rules
+from trimtok_cli.generation.slot_attention import heads_and_width
 from trimtok_cli.generation.types import LanguageModel
 
 # Answers at once on each type of device. On CUDA memory decides: short prompts leave room for many.

@@ -49,7 +49,7 @@ class KVSlots(Cache):
         super().__init__(layers=[_Layer(self, number) for number in numbers])
         self.num_groups = len(groups)
         self.group_of = [bisect(groups, number) - 1 for number in numbers]
-        self.heads, self.width = heads_and_width(config)
+        self.heads, self.width = slot_attention.heads_and_width(config)
         self.dtype, self.device = dtype, device
         # Writes a step's keys and values of a layer by one kernel, where a device has it.
         self.writer = slot_attention.token_writer(device, dtype)
@@ -261,13 +261,6 @@ class KVSlots(Cache):
 def _rounded(length: int) -> int:
     """The places that a slot of this length is made with."""
     return -(-length // GRAIN) * GRAIN
-
-
-def heads_and_width(config: Any) -> tuple[int, int]:
-    """The heads of a decoder's keys, and the width of one."""
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return heads, width
 
 
 class _Layer(CacheLayerMixin):

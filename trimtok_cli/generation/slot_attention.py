@@ -40,6 +40,13 @@ def variable_length() -> Callable[..., Any] | None:
     return varlen_attn if set(known) >= _NEEDED else None
 
 
+def heads_and_width(config: Any) -> tuple[int, int]:
+    """The heads of a decoder's keys, and the width of one."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return heads, width
+
+
 def fits(config: Any, dtype: torch.dtype, device: torch.device, width: int) -> bool:
     """Whether the steps of a decoder can attend by `attend`; if not, they attend under masks.
 
