@@ -197,22 +197,19 @@ def reduced_together(
     dense = [len(prompt.visual) for prompt in prompts]
     counts = [len(each) for each in kept]
     words = [len(prompt.instruction) for prompt in prompts]
-    left = [sum(each) - 2 * each[1] for each in zip(lengths, dense, counts, strict=True)]
-    # What each sample's numbers are away from those of the whole row, before and behind.
-    away = [
-        torch.repeat_interleave(torch.tensor([0, *accumulate(sizes)][:-1]), torch.tensor(each))
-        for sizes, each in (
-            (lengths, dense),
-            (dense, counts),
-            (left, counts),
-            (lengths, words),
-            (left, words),
-            (lengths, left),
-        )
+    left = [
+        length - gone + count for length, gone, count in zip(lengths, dense, counts, strict=True)
     ]
-    dense_away, kept_away, new_away, words_away, new_words_away, rows_away = on_device(
-        torch.cat(away), device
-    ).split([len(each) for each in away])
+    # What each sample's numbers are away from those of the whole row, before and behind.
+    dense_away, kept_away, new_away, words_away, new_words_away, rows_away = _starts(
+        (lengths, dense),
+        (dense, counts),
+        (left, counts),
+        (lengths, words),
+        (left, words),
+        (lengths, left),
+        device=device,
+    )
     visual = torch.cat([prompt.visual for prompt in prompts]) + dense_away
     places = torch.cat(kept) + kept_away
     # A value written by index would be copied to the device, which the host waits for.
@@ -235,13 +232,24 @@ def reduced_together(
     )
     numbers = torch.arange(max(left), device=device)
     return [
-        _reduced(
-            prompt, replace(selection, kept=own), fields, number, numbers if renumber else None
-        )
-        for prompt, selection, own, fields, number in zip(
+        _reduced(prompt, replace(selection, kept=own), parts, count, numbers if renumber else None)
+        for prompt, selection, own, parts, count in zip(
             prompts, selections, kept, fields, num_dense, strict=True
         )
     ]
+
+
+def _starts(
+    *pairs: tuple[Sequence[int], Sequence[int]], device: torch.device
+) -> tuple[Tensor, ...]:
+    """For each (sizes, counts): where a sample begins in a row of samples of these sizes, as often
+    as its count says. All pairs are one copy to the device.
+    """
+    starts = [
+        torch.repeat_interleave(torch.tensor([0, *accumulate(sizes)][:-1]), torch.tensor(counts))
+        for sizes, counts in pairs
+    ]
+    return on_device(torch.cat(starts), device).split([len(each) for each in starts])
 
 
 def _reduced(
