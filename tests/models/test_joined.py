@@ -56,6 +56,17 @@ def test_a_layer_that_is_asked_for_something_else_computes_it():
     torch.testing.assert_close(joined.other(1)(rows), parts[1](rows))
 
 
+@torch.no_grad()
+def test_what_is_written_into_a_layer_afterwards_counts():
+    parts, rows = layers(bias=True), torch.randn(3, 16)
+    joined = Joined(parts)
+    for part in parts:
+        part.weight.mul_(2)
+        part.bias.add_(1)
+    for together, part in zip(joined(rows), parts, strict=True):
+        torch.testing.assert_close(together, part(rows))
+
+
 def test_layers_that_are_not_alike_stay_apart():
     def refused(parts, counts=None) -> bool:
         places = [part.weight.data_ptr() for part in parts]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from trimtok_cli.device import free_bytes, passing_bytes
-from trimtok_cli.generation.kv_slots import GRAIN
+from trimtok_cli.generation.kv_slots import in_grains
 from trimtok_cli.generation.recorded_prefills import MOST_TOKENS
 from trimtok_cli.generation.rules import Rules
 from trimtok_cli.generation.slot_attention import heads_and_width
@@ -88,7 +88,7 @@ def likely_length(positions: int | None, rules: Rules, length: int) -> int:
 
 def places_of(length: int) -> int:
     """The places of a slot for an answer of `length` tokens, its prompt counted."""
-    return -(-(length + SURPLUS) // GRAIN) * GRAIN
+    return in_grains(length + SURPLUS)
 
 
 def slot_bytes(config: Any, dtype: torch.dtype, lengths: Sequence[int]) -> int:

@@ -96,7 +96,7 @@ class KVSlots(Cache):
         else:
             self.rows = max(rows, len(in_use))
             lengths = self._around(in_use, lengths[0])
-        self.places[: len(lengths)] = [_rounded(length) for length in lengths]
+        self.places[: len(lengths)] = [in_grains(length) for length in lengths]
         kept = len(self.lengths) if in_use is None else len(in_use)
         old_lengths, old_less = self.lengths, self.less_there
         self.numbers = torch.arange(self.rows, device=self.device)
@@ -238,7 +238,7 @@ class KVSlots(Cache):
             raise LookupError("the layers of a group have prompts of unequal length")
         if group == 0 or rows + self.behind <= self.places[group]:
             return
-        self.places[group] = _rounded(rows + self.behind)
+        self.places[group] = in_grains(rows + self.behind)
         for number in range(len(self.store)):
             if self.group_of[number // 2] == group:
                 self.store[number] = self._resized(number, self.rows)
@@ -258,7 +258,7 @@ class KVSlots(Cache):
         return kept.as_strided((self.count, self.heads, span, self.width), (row, head, token, 1))
 
 
-def _rounded(length: int) -> int:
+def in_grains(length: int) -> int:
     """The places that a slot of this length is made with."""
     return -(-length // GRAIN) * GRAIN
 

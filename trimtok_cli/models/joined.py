@@ -45,11 +45,8 @@ class Joined:
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         self.sizes = [layer.out_features for layer in layers]
         with torch.inference_mode(False), torch.no_grad():
-            self.weight = torch.cat([layer.weight for layer in layers])
-            biases = [layer.bias for layer in layers]
-            self.bias = None if biases[0] is None else torch.cat(biases)
-            for layer, weight in zip(layers, self.weight.split(self.sizes), strict=True):
-                layer.weight.data = weight
+            self.weight = _joined([layer.weight for layer in layers])
+            self.bias = None if layers[0].bias is None else _joined([each.bias for each in layers])
         self.layers = layers
         self.given: Tensor | None = None
         self.shares: list[Tensor] = []
@@ -77,6 +74,14 @@ class Joined:
             return self.shares[number - 1]
 
         return forward
+
+
+def _joined(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """The parameters in one tensor, of which each is a view from then on."""
+    whole = torch.cat(list(parameters))
+    for parameter, part in zip(parameters, whole.split([len(p) for p in parameters]), strict=True):
+        parameter.data = part
+    return whole
 
 
 def join(parts: Sequence[object], owners: dict[Tensor, int]) -> Joined | None:
