@@ -10,7 +10,7 @@ from tests.support import tiny
 from tests.support.generating import rules
 from trimtok_cli.engine.answer import prune
 from trimtok_cli.engine.loops import loop_for
-from trimtok_cli.generation import capacity, kv_slots
+from trimtok_cli.generation import kv_slots
 from trimtok_cli.generation.capacity import slot_bytes
 from trimtok_cli.generation.types import run
 from trimtok_cli.models.loading import load_model
@@ -25,8 +25,7 @@ def llava(tmp_path_factory):
 @pytest.fixture
 def fine_grain(monkeypatch):
     """Slots are as long as they must be, so that few rows make a difference."""
-    for module in (capacity, kv_slots):
-        monkeypatch.setattr(module, "GRAIN", 1)
+    monkeypatch.setattr(kv_slots, "GRAIN", 1)
 
 
 def rows_by_layer(adapter, request) -> list[int]:
