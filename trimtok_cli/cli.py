@@ -3,6 +3,8 @@
 `commands/terminal/exit.py` turns errors into exit codes.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -10,6 +12,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from trimtok_cli import __version__
+from trimtok_cli.commands.terminal.exit import report
+from trimtok_cli.errors import EXIT_USAGE
 from trimtok_cli.interrupts import protected
 
 # Each command's help, whose first paragraph is its line in `trimtok --help`. A command is the
@@ -67,6 +71,9 @@ COMMANDS = {
     ),
 }
 
+# What the library of the command line raises for a wrong one.
+_Misuse: type[Any] = typer.BadParameter.__base__ or typer.BadParameter
+
 # Commands that do something without arguments.
 _BARE = ("bench", "models", "methods", "env")
 
@@ -77,11 +84,26 @@ _SHARED: dict[str, Any] = {
 }
 
 
+@contextmanager
+def _misuse(command: str) -> Iterator[None]:
+    """Ends the program with one line where the command line is wrong, as every error does."""
+    try:
+        yield
+    except _Misuse as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            raise
+        said = error.format_message().rstrip(".")
+        said = f"{said[:1].lower()}{said[1:]}" + ("" if said.endswith("?") else ";")
+        text = f"{said} `{command} --help` says what there is."
+        raise typer.Exit(report(text, EXIT_USAGE)) from None
+
+
 class _Later(TyperCommand):
     """A command by its name and help alone; its module is imported when it is called."""
 
     def make_context(self, info_name: str | None, args: list[str], parent=None, **extra: Any):
-        return _made(str(self.name)).make_context(info_name, args, parent, **extra)
+        with _misuse(f"trimtok {self.name}"):
+            return _made(str(self.name)).make_context(info_name, args, parent, **extra)
 
 
 class _Commands(TyperGroup):
@@ -90,6 +112,14 @@ class _Commands(TyperGroup):
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         self.commands = {name: _Later(name, help=told) for name, told in COMMANDS.items()}
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        with _misuse("trimtok"):
+            return super().resolve_command(ctx, args)
+
+    def make_context(self, info_name: str | None, args: list[str], parent=None, **extra: Any):
+        with _misuse("trimtok"):
+            return super().make_context(info_name, args, parent, **extra)
 
 
 def _made(name: str) -> Any:

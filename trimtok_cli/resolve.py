@@ -94,10 +94,11 @@ def _settle(given: dict[str, Any], sources: dict[str, str]) -> None:
             del given[far], sources[far]
 
 
-def build(record: type, values: Any, where: str) -> Any:
+def build(record: type, values: Any, where: str, flags: Mapping[str, Any] | None = None) -> Any:
     """A record from plain values, keyed by field name.
 
-    Raises UsageError if a name is no field or a value does not fit.
+    Flags that are not None replace values. Raises UsageError if a name is no field or a value does
+    not fit; `where` begins the sentence, or the flag does.
     """
     if not isinstance(values, Mapping):
         raise UsageError(f"{where} must hold `key: value` lines, got {brief(values)}.")
@@ -106,6 +107,10 @@ def build(record: type, values: Any, where: str) -> Any:
         name = str(key).replace("-", "_")
         field = _known(fields, name, where)
         given[name] = convert(field.type, facts_of(field), value, f"{where}: {name}")
+    for name, value in (flags or {}).items():
+        if value is not None:
+            field = fields[name]
+            given[name] = convert(field.type, facts_of(field), value, flag(field))
     return record(**given)
 
 

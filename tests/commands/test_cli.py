@@ -5,6 +5,7 @@ They run on a tiny random model, nearly all of them in the process of the tests.
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -321,6 +322,45 @@ def test_usage_errors_are_one_sentence_and_exit_2(args, says, llava_folder, pict
     done = run(*args, "-m", llava_folder, code=2)
     assert says in " ".join(done.stderr.split())
     assert Path("there.jsonl").read_text() == "kept\n"
+
+
+NUMBERS = [
+    (command, option)
+    for command in COMMANDS
+    for option in re.findall(
+        r"(--[a-z-]+) .*<(?:int|float)",
+        CliRunner(env={"COLUMNS": "200"}).invoke(app, [command, "--help"]).stdout,
+    )
+]
+
+
+@pytest.mark.parametrize(("command", "option"), NUMBERS)
+def test_a_number_that_is_none_is_one_line_that_names_its_flag(command, option):
+    first = {"bench": "cpu", "evaluate": "demo-smoke"}.get(command, "x")
+    done = run(command, first, option, "abc", code=2)
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert option in done.stderr and (done.stdout, len(NUMBERS) > 60) == ("", True)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["captoin"], "error: no such command 'captoin'. Did you mean 'caption'?"),
+        (["--versoin"], "error: no such option: --versoin"),
+        (["caption", "x", "--kep", "3"], "error: no such option: --kep"),
+        (["caption", "x", "--prompt"], "`trimtok caption --help` says what there is."),
+        (["serve", "x", "--port", "0"], "--port"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(args, says):
+    done = run(*args, code=2)
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert says in done.stderr and done.stdout == ""
+
+
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"bench", "models", "methods", "env"}))
+def test_a_command_without_arguments_shows_its_help(name):
+    assert " ".join(COMMANDS[name].split()[:4]) in run(name, code=2).stdout
 
 
 @pytest.mark.parametrize(

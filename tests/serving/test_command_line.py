@@ -211,7 +211,7 @@ def test_the_command_hands_the_checkpoint_and_the_method_to_vllm(started, llava_
     [
         (["--method", "fastv"], 2, "cannot run --method fastv"),
         (["--method", "trimtokenatr"], 2, "did you mean trimtokenator"),
-        (["--keep", "0"], 2, "--keep: keep must be"),
+        (["--keep", "0"], 2, "--keep must be a count"),
         (["--param", "pool=2"], 2, "--param of trimtokenator: pool"),
         (["--method", "dense", "--keep", "9"], 2, "--keep would change nothing"),
         (["--vllm-args", "--dtype half"], 2, "--vllm-args --dtype"),

@@ -191,8 +191,7 @@ def read_bench(
     """
     path, values = read_yaml(file, inside="bench", flag="PRESET")
     where = Path(path).name
-    given = {key: value for key, value in (flags or {}).items() if value is not None}
-    bench = build(record, {**values, **given}, where)
+    bench = build(record, values, where, flags)
     for part in ("grid", "decode", "overhead", "memory", "counts"):
         for task in getattr(bench, part):
             _check_task(task, f"{where}: {part}")

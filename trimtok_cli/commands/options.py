@@ -244,15 +244,17 @@ def _options(
 def _option(field: Field, facts: Facts) -> Any:
     """A setting as Typer takes it; None is "not given"."""
     kinds = kinds_of(field.type)
-    kind = list[str] if dict in kinds else str if str in kinds else kinds[0]
+    kind = list[str] if dict in kinds else bool if kinds == (bool,) else str
     shown = facts.shown
     if not shown and field.default and field.default is not MISSING:
-        shown = f"{field.default:g}" if kind is float else str(field.default)
+        shown = f"{field.default:g}" if float in kinds else str(field.default)
+    # Numbers are read by `convert`, which says what is wrong with one as it does of a file's.
     option = typer.Option(
         *(facts.flags or [flag(field)]),
         show_default=shown or False,
         rich_help_panel=facts.panel,
         help=facts.help,
+        metavar=f"<{kinds[0].__name__}>" if kinds[0] in (int, float) and str not in kinds else None,
         autocompletion=completing(facts.choices or OFFERED.get(field.name, ())),
     )
     return Annotated[kind | None, option]

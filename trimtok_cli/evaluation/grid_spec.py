@@ -115,12 +115,11 @@ def read_grid(file: str, flags: Mapping[str, Any] | None = None, record: type[Gr
     """
     path, values = read_yaml(file, inside="eval", flag="GRID")
     where = Path(path).name
-    given = {key: value for key, value in (flags or {}).items() if value is not None}
     for name, key in (("datasets", "name"), ("methods", "method")):
         entries = values.get(name, [])
         entries = entries if isinstance(entries, list) else [entries]
         values[name] = [each if isinstance(each, dict) else {key: each} for each in entries]
-    grid: Grid = build(record, {**values, **given}, where)
+    grid: Grid = build(record, values, where, flags)
     _check(grid, where)
     return grid
 

@@ -37,15 +37,15 @@ def build_pruner(name: str, params: Mapping[str, Any]) -> Pruner | None:
     """
     if name not in PRUNERS:
         raise UsageError(
-            f"--method {brief(name)} is not known: choose from "
-            f"{', '.join(PRUNERS)}{suggestion(name, PRUNERS)}."
+            f"--method {brief(name)} is not known{suggestion(name, PRUNERS)}: choose from "
+            f"{', '.join(PRUNERS)}."
         )
     method = PRUNERS[name]
     _check_names(params)
     try:
         keep = parse_budget(params.get("keep", "all"))
     except ValueError as error:
-        raise UsageError(f"--keep: {error}.") from None
+        raise UsageError(f"--{error}.") from None  # "keep must be ..."
     own = {field.name for field in dataclasses.fields(method)} if method else set()
     # Not every method has a use for all settings of a run.
     unused = (SHARED.keys() - own) & params.keys()

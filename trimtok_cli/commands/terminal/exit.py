@@ -27,16 +27,16 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
         except TrimtokError as error:
             if debug:
                 raise
-            code = _say(str(error), error.exit_code)
+            code = report(str(error), error.exit_code)
         except KeyboardInterrupt as error:
-            code = _say("interrupted", getattr(error, "exit_code", EXIT_INTERRUPTED))
+            code = report("interrupted", getattr(error, "exit_code", EXIT_INTERRUPTED))
         except BrokenPipeError:  # `-o - | head`: the reader has closed the pipe
             code = EXIT_FAILURE
         except Exception as error:
             if debug:
                 raise
             first = (str(error).strip() or "no message").splitlines()[0]
-            code = _say(
+            code = report(
                 f"{type(error).__name__}: {first} (run again with --debug for the whole story)",
                 EXIT_FAILURE,
             )
@@ -46,7 +46,8 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
     return run
 
 
-def _say(message: str, code: int) -> int:
+def report(message: str, code: int) -> int:
+    """Says what went wrong, as the one line of an error; returns the exit code given."""
     with suppress(OSError):  # nobody reads standard error, and there is nowhere else to say so
         Screen().error(message)
     return code
