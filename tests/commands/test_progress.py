@@ -3,6 +3,7 @@
 import io
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -65,3 +66,16 @@ def test_the_seconds_in_which_torch_is_imported_are_accounted_for(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", sys)
     run.say_imports()
     assert run.console.file.getvalue().count("\n") == 1
+
+
+def test_of_many_answers_the_first_is_shown_and_then_one_a_minute(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    loud, quiet = Screen(), Screen(quiet=True)
+    for second in (0, 1, 59.9, 60, 60.1, 119, 121):
+        now[0] = 1000.0 + second
+        for run in (loud, quiet):
+            run.glimpse(replace(answered(), answer=f"at {second}"))
+    said = capsys.readouterr().err.splitlines()
+    assert said[1::2] == ["  at 0", "  at 60", "  at 121"]
+    assert all("576 → 64 visual tokens" in line for line in said[::2])

@@ -71,11 +71,6 @@ BenchFile = Annotated[
     ),
 ]
 
-Json = Annotated[
-    bool,
-    typer.Option("--json", help="One JSON object on standard output.", rich_help_panel=OUTPUT),
-]
-
 
 @guarded
 @o.settings()
@@ -85,7 +80,6 @@ def check(
     run: For = "auto",
     inputs: SourceOptions,
     bench: BenchFile = None,
-    as_json: Json = False,
     config: RunConfig,
     options: o.AnswerOptions,
 ) -> int:
@@ -119,7 +113,7 @@ def check(
             _walk(survey, source, config, processes)
     finally:
         found = _found(command, config, source, survey, output, document)
-        if as_json:
+        if options.as_json:
             typer.echo(json.dumps(found, indent=2))
         else:
             lines = lines_of(found, everything=options.verbose, errors_alone=options.quiet)

@@ -14,12 +14,14 @@ from trimtok_cli.commands.page_options import ComparisonOptions, PageOptions, Pi
 from trimtok_cli.commands.resume_comparison import BegunComparison, begin_comparison
 from trimtok_cli.commands.session import (
     build_pruners,
+    check_json,
     check_stdin,
     check_video,
     describe,
     generation,
     load,
     reads,
+    show_files,
     tell,
 )
 from trimtok_cli.commands.source_options import SourceOptions
@@ -101,6 +103,7 @@ def run_comparison(
     source as it was named.
     """
     locate(config.model)
+    check_json(options.out, options.as_json)
     screen.say_imports()
     pruners = build_pruners(config)
     read = reads(config, source, options.config)
@@ -108,7 +111,7 @@ def run_comparison(
     with claimed(options.out, "compare", read, files, existing=options.if_there) as destination:
         begun = begin_comparison(destination, config, source, options.if_there, screen, again)
         page.check(options.overwrite or bool(begun.earlier), read)
-        facts: dict[str, Any] = {
+        facts = {
             "run": begun.earlier.get("run", uuid.uuid4().hex[:12]),
             "command": "compare",
             "inputs": inputs,
@@ -117,22 +120,42 @@ def run_comparison(
         }
         if begun.nothing_left:
             facts |= {name: begun.earlier[name] for name in ("model", "generation")}
-            return nothing_left(begun, destination, config, facts, page, screen)
-        adapter, ask = load(config, screen)
-        facts |= {"generation": generation(adapter, ask, config, screen)}
-        check_video(adapter, config)
-        from trimtok_cli.evaluation.compare import compare_all
-
-        facts |= {"model": describe(adapter)}
-        begun.check_loaded(facts["model"])
-        with interrupts.under_way():
-            results = compare_all(adapter, pruners, begun.samples, ask)
-            summary = ComparisonSummary([Setting.of(pruner) for pruner in pruners])
-            begun.count_into(summary)
-            manifest = Manifest(destination, config, summary, facts)
+            code = nothing_left(begun, destination, config, facts, page, screen)
+        else:
             show = options.verbose or (begun.number is not None and begun.number <= FEW)
-            pictures = Pictures(page, Loader(rule=ask.frames))
-            return write_all(results, begun, manifest, pictures, screen, show)
+            code = _answer(begun, destination, config, pruners, facts, page, screen, show)
+        show_files(destination, options.as_json)
+        return code
+
+
+def _answer(
+    begun: BegunComparison,
+    destination: Destination,
+    config: RunConfig,
+    pruners: list[Any],
+    facts: dict[str, Any],
+    page: PageOptions,
+    screen: Screen,
+    show: bool,
+) -> int:
+    """Loads the model and answers what is left; returns the exit code."""
+    adapter, ask = load(config, screen)
+    facts = {
+        **facts,
+        "generation": generation(adapter, ask, config, screen),
+        "model": describe(adapter),
+    }
+    check_video(adapter, config)
+    from trimtok_cli.evaluation.compare import compare_all
+
+    begun.check_loaded(facts["model"])
+    with interrupts.under_way():
+        results = compare_all(adapter, pruners, begun.samples, ask)
+        summary = ComparisonSummary([Setting.of(pruner) for pruner in pruners])
+        begun.count_into(summary)
+        manifest = Manifest(destination, config, summary, facts)
+        pictures = Pictures(page, Loader(rule=ask.frames))
+        return write_all(results, begun, manifest, pictures, screen, show)
 
 
 def write_all(

@@ -108,6 +108,10 @@ Quiet = Annotated[bool, _output("--quiet", "-q", help="Nothing but errors.")]
 
 Verbose = Annotated[bool, _output("--verbose", "-v", help="Every answer, however many.")]
 
+AsJson = Annotated[
+    bool, _output("--json", help="One JSON object on standard output when it is done.")
+]
+
 Debug = Annotated[bool, _output("--debug", help="Tracebacks and the libraries' own warnings.")]
 
 
@@ -120,6 +124,7 @@ class RunOptions:
     config: Config = None
     quiet: Quiet = False
     verbose: Verbose = False
+    as_json: AsJson = False
     debug: Debug = False
 
 

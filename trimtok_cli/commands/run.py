@@ -16,6 +16,7 @@ from trimtok_cli.commands.replicated import load_replicas
 from trimtok_cli.commands.resume import Begun, begin, close
 from trimtok_cli.commands.session import (
     Loaded,
+    check_json,
     check_video,
     count_workers,
     describe,
@@ -23,6 +24,7 @@ from trimtok_cli.commands.session import (
     load,
     pruning,
     reads,
+    show_files,
     start_workers,
 )
 from trimtok_cli.commands.terminal.progress import FEW, Screen
@@ -60,6 +62,7 @@ def run(
     signal keeps what is written, and run.json says that the run was interrupted.
     """
     check_output(options, options.place)
+    check_json(options.place, options.as_json)
     options.check_device(config)
     check_engine(config)
     options.take_own_gpu(config)
@@ -88,6 +91,7 @@ def run(
                 begun = replace(begun, following=mirror.following)
             code = _answer(command, config, begun, destination, options, screen, opener)
         make_formats(destination, options, screen)
+        show_files(destination, options.as_json)
         return code
 
 
@@ -206,6 +210,8 @@ def write_all(
                 summary.add(result)
                 if show or result.error:
                     screen.answer(result)
+                else:
+                    screen.glimpse(result)
                 screen.advance(result)
         manifest.interrupted = begun.journal.left > 0
     except BaseException as error:

@@ -3,6 +3,7 @@
 Every command that runs a model shares it.
 """
 
+import json
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from trimtok_cli.commands.terminal.progress import Screen
 from trimtok_cli.config import RunConfig
 from trimtok_cli.data import Result, Sample, Setting
 from trimtok_cli.errors import ModelError, UsageError
-from trimtok_cli.outputs.destination import listed
+from trimtok_cli.outputs.destination import Destination, listed
 from trimtok_cli.prepare.processes import Processes
 from trimtok_cli.readers.source import Source
 
@@ -218,6 +219,24 @@ def check_stdin(*sources: str) -> None:
         raise UsageError(
             "standard input is closed, so nothing can be read from -; name a file or a folder."
         )
+
+
+def check_json(out: str | None, as_json: bool) -> None:
+    """Raises UsageError if --json would write between the answers."""
+    if as_json and out == "-":
+        raise UsageError(
+            "--json: answers are on standard output already; name a folder or a .jsonl file with "
+            "-o."
+        )
+
+
+def show_files(destination: Destination, as_json: bool) -> None:
+    """With --json, prints where the files of a run are and what its run.json says."""
+    if as_json and destination.manifest and destination.manifest.exists():
+        said = json.loads(destination.manifest.read_text(encoding="utf-8"))
+        page = {"page": str(destination.page)} if destination.page else {}
+        where = {"answers": str(destination), "manifest": str(destination.manifest)}
+        print(json.dumps({**where, **page, **said}, indent=2))
 
 
 def check_video(adapter, config: RunConfig) -> None:

@@ -162,7 +162,7 @@ def run_sweep(
                 "max_loss": loss,
             }
             results = compare_all(adapter, pruners, samples, ask)
-            last = partial(_close, measured, facts, destination, screen)
+            last = partial(_close, measured, facts, destination, screen, options.as_json)
             return _gather(results, measured, len(samples), screen, last)
 
 
@@ -219,7 +219,12 @@ def _gather(
 
 
 def _close(
-    measured: Sweep, facts: dict[str, Any], destination: Destination, screen: Screen, over: bool
+    measured: Sweep,
+    facts: dict[str, Any],
+    destination: Destination,
+    screen: Screen,
+    as_json: bool,
+    over: bool,
 ) -> None:
     """Shows the curve, and writes it and its picture."""
     points = measured.points()
@@ -238,8 +243,9 @@ def _close(
         "points": [asdict(point) for point in points],
     }
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-    if destination.answers is None:
+    if as_json or destination.answers is None:
         typer.echo(json.dumps(document))
+    if destination.answers is None:
         return
     write_whole(destination.answers, text)
     drawn = _plot(points, choice, facts, destination, screen)

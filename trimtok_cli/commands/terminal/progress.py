@@ -26,7 +26,8 @@ from trimtok_cli.data import Result, Sample
 from trimtok_cli.wording import brief, shortened, shown
 
 PLAIN_EVERY = 10.0  # seconds between plain lines if there is no terminal
-FEW = 50  # number of answers that are shown without -v
+FEW = 50  # number of answers that are all shown without -v
+GLIMPSE_EVERY = 60.0  # seconds between answers that are shown of many
 LONGEST_NAME, LONGEST_WORD = 160, 300
 RATE_FROM, BAR_FROM, SHARE_FROM = 56, 72, 100  # columns of a terminal on which these have room
 
@@ -63,6 +64,7 @@ class Screen:
         self.quiet, self.noun = quiet, noun
         self.bar: Progress | None = None
         self.total: int | None = None
+        self.glimpsed = -GLIMPSE_EVERY
         self.done = self.failed = self.kept = self.visual = 0
 
     def say(self, text: str | Text = "", style: str = "") -> None:
@@ -153,6 +155,13 @@ class Screen:
         if width >= RATE_FROM:
             said.append(f"{self.done / max(now - self.start, 1e-9):.2f} {self.noun}/s")
         return ", ".join(said)
+
+    def glimpse(self, result: Result) -> None:
+        """Prints the first answer of many, and then one a minute: they are what was asked for."""
+        now = time.perf_counter()
+        if now - self.glimpsed >= GLIMPSE_EVERY:
+            self.glimpsed = now
+            self.answer(result)
 
     def answer(self, result: Result) -> None:
         """Prints an answer in two lines: the sample and its cost, then the answer."""
