@@ -24,9 +24,8 @@ def facts_of(document: Document, comparisons: Sequence[Comparison]) -> dict[str,
     if model:
         commit = f", {str(model['commit'])[:12]}" if model.get("commit") else ""
         found["Model"] = f"{model.get('name')} ({model.get('family')}{commit})"
-        found["Device"] = (
-            f"{model.get('device')}, {model.get('dtype')}, {model.get('threads')} CPU threads"
-        )
+        threads = f"{model.get('threads')} CPU thread{'s' * (str(model.get('threads')) != '1')}"
+        found["Device"] = f"{model.get('device')}, {model.get('dtype')}, {threads}"
     most = _part(_part(document, "generation"), "max_new_tokens").get("value")
     if most is not None:
         found["Longest answer"] = f"{most} tokens"
