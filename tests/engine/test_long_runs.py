@@ -21,16 +21,25 @@ def llava(tmp_path_factory):
 
 @pytest.fixture
 def run(llava, tmp_path, monkeypatch):
-    """Answers five samples one by one; a run is long from its third result."""
+    """Answers five samples one by one; a run is long once two have been given."""
     monkeypatch.setattr(stream, "LONG", 2)
     path = tmp_path / "a.png"
     picture(0, 100, 80).save(path)
     samples = [Sample(str(number), images=(path,), names=("a.png",)) for number in range(5)]
     pruner = build_pruner("trimtokenator", {"keep": 4})
-    return lambda: stream.answer_all(llava, pruner, samples, Ask("What?", max_new_tokens=2))
+    ask = Ask("What?", max_new_tokens=2)
+    return lambda count=5: stream.answer_all(llava, pruner, samples[:count], ask)
 
 
-def test_a_long_run_freezes_the_heap_and_a_short_one_pays_nothing(run, thawed):
+def test_a_short_run_collects_no_garbage(run, thawed, monkeypatch):
+    """A collection takes longer than some answers: whoever asks one by one would pay it for each."""
+    collected = []
+    monkeypatch.setattr(gc, "collect", lambda *_: collected.append(1))
+    assert [len(list(run(1))) for _ in range(3)] == [1, 1, 1] and collected == []
+    assert len(list(run(3))) == 3 and collected == [1]
+
+
+def test_a_long_run_freezes_the_heap(run, thawed):
     frozen = [(gc.get_freeze_count() > 10_000, result.error) for result in run()]
     assert frozen == [(False, ""), (False, ""), (True, ""), (True, ""), (True, "")]
     assert gc.get_freeze_count() == 0

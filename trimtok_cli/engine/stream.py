@@ -6,7 +6,6 @@ Read `answer_all` first. Knows no method and no family.
 import functools
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from itertools import islice
 from typing import Any, ParamSpec
 
 from trimtok_cli.bounds import check_settings
@@ -40,7 +39,12 @@ def _frozen_when_long(
     @functools.wraps(answers)
     def run(*args: Given.args, **options: Given.kwargs) -> Iterator[Result]:
         with closing(answers(*args, **options)) as results:
-            yield from islice(results, LONG)
+            for number, result in enumerate(results, 1):
+                yield result
+                if number == LONG:
+                    break
+            else:
+                return
             with frozen_heap():
                 yield from results
 
