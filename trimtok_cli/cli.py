@@ -12,8 +12,6 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from trimtok_cli import __version__
-from trimtok_cli.commands.terminal.exit import report
-from trimtok_cli.errors import EXIT_USAGE
 from trimtok_cli.interrupts import protected
 
 # Each command's help, whose first paragraph is its line in `trimtok --help`. A command is the
@@ -92,6 +90,9 @@ def _misuse(command: str) -> Iterator[None]:
     except _Misuse as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             raise
+        from trimtok_cli.commands.terminal.exit import report  # only an error needs a screen
+        from trimtok_cli.errors import EXIT_USAGE
+
         said = error.format_message().rstrip(".")
         said = f"{said[:1].lower()}{said[1:]}" + ("" if said.endswith("?") else ";")
         text = f"{said} `{command} --help` says what there is."

@@ -51,6 +51,13 @@ def test_a_run_with_failed_samples_says_how_many(llava_folder, pictures):
     assert said["counts"]["failed"] == 1 and said["counts"]["done"] == len(pictures)
 
 
+def test_of_many_answers_a_run_shows_the_first(llava_folder, pictures, monkeypatch):
+    monkeypatch.setattr("trimtok_cli.commands.run.FEW", 0)
+    line = ("caption", pictures[0].parent, "-m", llava_folder, "--max-new-tokens", 2)
+    assert len(pictures) > 1 and run(*line).stderr.count(" generated, ") == 1
+    assert run(*line, "-v").stderr.count(" generated, ") == len(pictures)
+
+
 def test_a_sweep_prints_its_curve(llava_folder, pictures):
     line = ("sweep", pictures[0].parent, "-m", llava_folder, "--keep", "3,5", "--limit", 1)
     done = run(*line, "--max-new-tokens", 2, "-o", "curve", "--json")

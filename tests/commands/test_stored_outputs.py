@@ -103,6 +103,15 @@ def test_the_files_in_the_store_are_those_of_a_local_run(ending, arguments, stor
     assert again.exit_code == 3 and f"nothing to do: 11 images are in {store}" in again.stderr
 
 
+@pytest.mark.parametrize("ending", ["", "/", "/answers.jsonl"])
+def test_json_names_the_addresses_of_the_files_not_of_their_copies(
+    ending, arguments, store, machine
+):
+    done = call(*arguments, "-o", store + ending, "--json")
+    said = json.loads(done.stdout)
+    assert (said["answers"], said["manifest"]) == (f"{store}/answers.jsonl", f"{store}/run.json")
+
+
 def test_a_run_goes_on_from_another_machine_with_what_was_sent_last(arguments, store, machine):
     expected = undisturbed(arguments)
     assert call(*arguments, "-o", store, "-n", 4).exit_code == 3

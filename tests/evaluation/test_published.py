@@ -10,7 +10,6 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from typer.testing import CliRunner
 
 from tests.evaluation.test_datasets import SHORT
@@ -118,8 +117,3 @@ def test_scienceqa_of_llava_is_74_39():
     Path("data/pid_splits.json").write_text(json.dumps({"test": list(problems)}))
     assert len(answers) == 4241
     assert scored(answers, "scienceqa")["accuracy"] == 74.39
-
-
-@pytest.mark.parametrize("name", ["mme", "pope", "scienceqa"])
-def test_where_the_answers_are_from_is_said(name):
-    assert name in PUBLISHED and "haotian-liu/LLaVA" in PUBLISHED["source"]

@@ -390,6 +390,11 @@ def test_labels_of_a_plot_do_not_lie_on_each_other():
     assert sum(p.labelled for p in plot.points) == 6
 
 
+def test_labels_of_a_plot_lie_over_all_whiskers(tmp_path):
+    drawn = page(tmp_path, make(*["a b"] * 3)).split('<figure class="plot">')[1]
+    assert 0 < drawn.rindex('class="whisker"') < drawn.index('class="label"')
+
+
 def test_the_conditions_of_a_run_are_told_from_its_run_json():
     document = {
         "command": "compare",
@@ -426,6 +431,9 @@ def test_the_conditions_of_a_run_are_told_from_its_run_json():
     )
     facts = facts_of(document, [make("a", "b")])
     assert facts["Model"] == "m (llava)" and facts["Date"] == "2026-11-26 10:11"
+    assert facts["Device"] == "cpu, f, 2 CPU threads"
+    document["model"]["threads"] = "1"
+    assert facts_of(document, [])["Device"] == "cpu, f, 1 CPU thread"
     assert facts["Longest answer"] == "8 tokens" and facts["Text tokens"] == "9 (median)"
     details = details_of([document])
     assert list(details) == ["Command", "fastv@64", "Generation"] and '"64"' in details["fastv@64"]

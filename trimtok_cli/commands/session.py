@@ -234,9 +234,16 @@ def show_files(destination: Destination, as_json: bool) -> None:
     """With --json, prints where the files of a run are and what its run.json says."""
     if as_json and destination.manifest and destination.manifest.exists():
         said = json.loads(destination.manifest.read_text(encoding="utf-8"))
-        page = {"page": str(destination.page)} if destination.page else {}
-        where = {"answers": str(destination), "manifest": str(destination.manifest)}
-        print(json.dumps({**where, **page, **said}, indent=2))
+        files = {
+            "answers": destination.file,
+            "manifest": destination.manifest,
+            "page": destination.page,
+        }
+        where = {name: str(path) for name, path in files.items() if path}
+        if sent := destination.sent:  # what lies here is a copy of what was sent
+            folder = sent.rpartition("/")[0] if sent.endswith(".jsonl") else sent.rstrip("/")
+            where = {name: f"{folder}/{path.name}" for name, path in files.items() if path}
+        print(json.dumps({**where, **said}, indent=2))
 
 
 def check_video(adapter, config: RunConfig) -> None:
