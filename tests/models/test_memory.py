@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from trimtok_cli import device as device_module
+from trimtok_cli import memory
 from trimtok_cli.errors import ModelError
 from trimtok_cli.models import loading
 from trimtok_cli.models.checkpoint import read_settings
@@ -209,25 +209,25 @@ def test_memory_of_the_host_counts_what_is_left_of_a_containers_limits(monkeypat
         stat = [f"{'total_' * old}{kind} {value}\n" for kind, value in kinds]
         texts[f"/sys/fs/cgroup/{folder}memory.stat"] = "".join(stat)
 
-    monkeypatch.setattr(device_module, "Path", Files)
-    assert device_module.host_bytes() == 5000 * 1024
+    monkeypatch.setattr(memory, "Path", Files)
+    assert memory.host_bytes() == 5000 * 1024
     texts["/proc/self/cgroup"] = "0::/\n"
-    assert device_module.host_bytes() == 5000 * 1024
+    assert memory.host_bytes() == 5000 * 1024
     group("", "max", 100, 50)
-    assert device_module.host_bytes() == 5000 * 1024
+    assert memory.host_bytes() == 5000 * 1024
     group("", 2048000, 48000, 1000)
-    assert device_module.host_bytes() == 2048000 - 47000
+    assert memory.host_bytes() == 2048000 - 47000
     group("", 2048000, 3048000, 1000)
-    assert device_module.host_bytes() == 0
+    assert memory.host_bytes() == 0
     group("", "max", 100, 50)
     texts["/proc/self/cgroup"] = "0::/a/b\n"
     group("a/", 1000, 500, 100)
     group("a/b/", 4000, 500, 100)
-    assert device_module.host_bytes() == 600
+    assert memory.host_bytes() == 600
     texts["/proc/self/cgroup"] = "9:name=systemd:/\n4:cpu,memory:/docker/c\n0::/\n"
     group("memory/", 2**63 - 4096, 10**9, 100, old=True)
-    assert device_module.host_bytes() == 5000 * 1024
+    assert memory.host_bytes() == 5000 * 1024
     group("memory/docker/c/", 3000, 1000, 200, old=True)
-    assert device_module.host_bytes() == 2200
+    assert memory.host_bytes() == 2200
     del texts["/proc/meminfo"]
-    assert device_module.host_bytes() is None
+    assert memory.host_bytes() is None

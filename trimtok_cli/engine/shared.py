@@ -12,9 +12,10 @@ from dataclasses import replace
 import torch
 
 from trimtok_cli.data import Failed, Sample, Seconds
-from trimtok_cli.device import free_bytes, host_bytes
+from trimtok_cli.device import free_bytes
 from trimtok_cli.engine.answer import encode
 from trimtok_cli.engine.batch import Encoded
+from trimtok_cli.memory import host_bytes
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.models.inputs import Inputs
 from trimtok_cli.prepare.sample import Ask, Prepared, attempt

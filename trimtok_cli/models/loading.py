@@ -18,8 +18,9 @@ from transformers.utils import is_accelerate_available
 
 from trimtok_cli.bounds import check_settings
 from trimtok_cli.config import RunConfig
-from trimtok_cli.device import free_bytes, host_bytes, pick_device, pick_dtype
+from trimtok_cli.device import free_bytes, pick_device, pick_dtype
 from trimtok_cli.errors import ModelError, UsageError
+from trimtok_cli.memory import host_bytes
 from trimtok_cli.models.adapter import Adapter
 from trimtok_cli.models.broken import Broken
 from trimtok_cli.models.checkpoint import OTHER_LAYOUTS, check, read_settings
