@@ -2,7 +2,11 @@
 
 import json
 import logging
+import os
+import platform
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from trimtok_cli import memory
 from trimtok_cli.errors import ModelError
-from trimtok_cli.models import loading
+from trimtok_cli.models import family, loading
 from trimtok_cli.models.checkpoint import read_settings
 from trimtok_cli.models.folder import Folder
 from trimtok_cli.models.loading import load_model
@@ -231,3 +235,30 @@ def test_memory_of_the_host_counts_what_is_left_of_a_containers_limits(monkeypat
     assert memory.host_bytes() == 2200
     del texts["/proc/meminfo"]
     assert memory.host_bytes() is None
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_large_pieces_of_memory_lie_where_freed_ones_are_kept():
+    script = """
+import sys, torch
+from trimtok_cli.memory import LARGEST_KEPT, keep_freed
+if sys.argv[1] == "kept":
+    keep_freed()
+piece = torch.empty(LARGEST_KEPT - (1 << 20), dtype=torch.uint8)
+heap = next(line for line in open("/proc/self/maps") if "[heap]" in line).split()[0]
+start, end = (int(each, 16) for each in heap.split("-"))
+print(start <= piece.data_ptr() < end)
+"""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    said = [
+        subprocess.check_output([sys.executable, "-c", script, way], env=own, text=True).strip()
+        for way in ("kept", "usual")
+    ]
+    assert said == ["True", "False"]
+
+
+def test_a_model_on_a_cpu_keeps_the_memory_that_it_frees(monkeypatch, adapter):
+    calls = []
+    monkeypatch.setattr(family, "keep_freed", lambda: calls.append(1))
+    type(adapter)(adapter.model, adapter.processor, name="again", revision="")
+    assert calls == [1]

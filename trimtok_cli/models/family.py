@@ -17,6 +17,7 @@ from torch import Tensor
 
 from trimtok_cli.device import no_cudnn_attention, on_device
 from trimtok_cli.errors import ModelError
+from trimtok_cli.memory import keep_freed
 from trimtok_cli.models.faster import faster_forms, faster_tower, replaced
 from trimtok_cli.models.inputs import Inputs, Visual
 from trimtok_cli.models.leaned_on import cache_argument
@@ -62,6 +63,8 @@ class Family(ABC):
         self.num_positions = num_positions(model.config.get_text_config())
         self.preprocessor = self.preprocessing(processor, name)
         self.preprocessor.num_positions = self.num_positions
+        if self.device.type == "cpu":
+            keep_freed()
 
     # ---- 1. where visual tokens lie
 
