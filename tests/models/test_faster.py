@@ -1,5 +1,6 @@
 """The decoder's modules in their faster forms: the same numbers, fewer calls, and gone afterwards."""
 
+import platform
 import sys
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -13,6 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.generation.test_right_padding import NAMES, loaded, prefill
 from tests.support.interpreter import interpreted
 from trimtok_cli.models import faster, onednn
+
+BY_INTEL = onednn.by_intel.__wrapped__
+
+
+@pytest.fixture(autouse=True)
+def _cpu_of_another_maker(monkeypatch) -> None:
+    """Products are shared out as on a CPU that is not Intel's, whichever CPU the tests run on."""
+    monkeypatch.setattr(onednn, "by_intel", lambda: False)
 
 
 class Calls(TorchDispatchMode):
@@ -77,10 +86,12 @@ def test_what_is_no_such_norm_is_left_alone():
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("relaid", [False, True])
 @pytest.mark.parametrize("suits", [False, True])
+@pytest.mark.parametrize("intel", [False, True])
 @torch.no_grad()
 def test_a_product_by_onednn_or_of_what_was_laid_out_is_the_layer_s(
-    monkeypatch, suits, relaid, bias, size
+    monkeypatch, suits, relaid, bias, size, intel
 ):
+    monkeypatch.setattr(onednn, "by_intel", lambda: intel)
     monkeypatch.setattr(onednn, "suits", lambda *_, **__: suits)
     layer = nn.Linear(64, size, bias=bias)
     before = layer.weight.clone()
@@ -89,7 +100,7 @@ def test_a_product_by_onednn_or_of_what_was_laid_out_is_the_layer_s(
     wanted = [layer(rows) for rows in given]
     form = onednn.product_of(layer, relaid=relaid)
     assert torch.equal(layer.weight, before) and layer.weight.shape == before.shape
-    assert layer.weight.is_contiguous() != relaid
+    assert layer.weight.is_contiguous() == (intel or not relaid)
     for rows, result in zip(given, wanted, strict=True):
         with Calls("mkldnn") as calls:
             found = form(rows)
@@ -116,6 +127,34 @@ def test_onednn_multiplies_what_is_large_and_many_rows_by_wide_registers_alone(
         with Calls("mkldnn") as calls:
             product(torch.zeros(1, rows, width))
         assert len(calls.names) == by_onednn, (width, rows)
+
+
+@torch.no_grad()
+def test_on_an_intel_cpu_onednn_multiplies_small_batches_alone(monkeypatch):
+    monkeypatch.setattr(onednn, "by_intel", lambda: True)
+    for width, rows, by_onednn in (
+        (1024, 1, False),
+        (1024, 3, False),
+        (1024, 4, True),
+        (1024, 15, True),
+        (1024, 16, False),
+        (1024, 600, False),
+        (512, 8, False),
+    ):
+        product = onednn.product_of(nn.Linear(width, width), relaid=True)
+        with Calls("mkldnn") as calls:
+            product(torch.zeros(1, rows, width))
+        assert len(calls.names) == by_onednn, (width, rows)
+
+
+@pytest.mark.parametrize("file", [True, False])
+@pytest.mark.parametrize("maker", ["GenuineIntel", "AuthenticAMD"])
+def test_the_cpu_s_maker_is_told_by_the_system(monkeypatch, tmp_path, file, maker):
+    monkeypatch.setattr(onednn, "Path", lambda _: tmp_path / "cpuinfo")
+    monkeypatch.setattr(platform, "processor", lambda: f"Intel64 Family 6, {maker}")
+    if file:
+        (tmp_path / "cpuinfo").write_text(f"processor: 0\nvendor_id: {maker}\n")
+    assert BY_INTEL() == (maker == "GenuineIntel")
 
 
 @pytest.mark.parametrize(("size", "extra"), [(512, onednn.EXTRA), (48, 0)])

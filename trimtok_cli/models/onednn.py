@@ -1,13 +1,16 @@
 """Products of linear layers by oneDNN, for float32 on an x86 CPU.
 
-torch multiplies float32 by MKL there, which leaves wide registers unused on CPUs of other makers
-and is slow for the few rows of a decode step. oneDNN is part of torch as well, and takes a while to
+torch multiplies float32 by MKL there. MKL is Intel's: on CPUs of other makers it leaves wide
+registers unused and is slow for few rows; on Intel's own it is slow for the rows of a small batch
+alone, of which it takes three at a time. oneDNN is part of torch as well, and takes a while to
 start a product. So each product is by the one that suits its size. Knows no model.
 """
 
 import logging
+import platform
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +29,17 @@ LEAST = 1 << 20
 # Rows of a product up to which oneDNN pays on a CPU without wide registers (AVX-512), where MKL
 # multiplies many rows faster: those of as many answers as a CPU has under way.
 FEW = 8
+# What an Intel CPU leaves to oneDNN: rows from, rows below, and the numbers of the matrix from.
+BATCH = range(4, 16)
+LARGE = 1 << 20
+
+
+@cache
+def by_intel() -> bool:
+    """Whether Intel made this CPU."""
+    file = Path("/proc/cpuinfo")  # elsewhere than on Linux, Python's own name of the CPU says it
+    said = file.read_text(errors="replace") if file.exists() else platform.processor()
+    return "GenuineIntel" in said
 
 
 @cache
@@ -61,6 +75,8 @@ def suits(rows: int, size: int, *, wide: bool) -> bool:
 
     wide: whether the CPU has wide registers.
     """
+    if by_intel():
+        return rows in BATCH and size >= LARGE
     return rows * size >= LEAST and (wide or rows <= FEW)
 
 
@@ -69,7 +85,8 @@ def product_of(module: nn.Linear, *, relaid: bool) -> Callable[[Tensor], Tensor]
 
     relaid: the weights may be laid out anew, once and for good, so that a product reads them as
     they lie: the module keeps its weights, with the same values, the other way round in memory,
-    which takes at most a 32nd more. Else each product lays them out for itself.
+    which takes at most a 32nd more. Else each product lays them out for itself. On an Intel CPU all
+    stay as they are, which is how MKL multiplies one to three rows fastest.
     """
     multiply, weight = operation(), module.weight
     if multiply is None or weight.dtype != torch.float32:
@@ -79,8 +96,8 @@ def product_of(module: nn.Linear, *, relaid: bool) -> Callable[[Tensor], Tensor]
         whole = laid_out
     elif not weight.is_contiguous():
         return None  # oneDNN takes other layouts, by a hundred times slower code
-    elif relaid and not weight.is_inference():  # what was made for inference alone stays
-        whole = lay_out(module)
+    elif relaid and not by_intel() and not weight.is_inference():
+        whole = lay_out(module)  # what was made for inference alone stays
     else:
         whole = weight
     weight, bias = module.weight, module.bias
