@@ -93,6 +93,19 @@ def _heap_is_frozen() -> Iterator[None]:
     gc.unfreeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _prefills_are_padded() -> Iterator[None]:
+    """Prompts of unequal length share a prefill, as on CUDA.
+
+    A CPU's own rule would tell them apart, and padding would be tested less.
+    """
+    from trimtok_cli.generation import padding
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(padding.PADDING, "cpu")
+        yield
+
+
 @pytest.fixture
 def thawed(_heap_is_frozen) -> Iterator[None]:
     """A test whose runs freeze the heap themselves."""

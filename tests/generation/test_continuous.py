@@ -31,6 +31,7 @@ from trimtok_cli.generation.capacity import (
     most_ahead,
 )
 from trimtok_cli.generation.continuous import Continuous
+from trimtok_cli.generation.padding import PADDING
 from trimtok_cli.generation.plain import Plain
 from trimtok_cli.generation.retry import in_halves
 from trimtok_cli.generation.types import Finished
@@ -311,6 +312,30 @@ def test_prefills_are_bounded_by_tokens_and_sorted_by_length(llava, unbroken):
     )
     done, _, _ = run(adapter, prompts, batch_limit=9, prefill_tokens=1)
     same(done, prompts, adapter)
+
+
+def test_a_cpu_prefills_a_long_prompt_apart_from_short_ones(llava, monkeypatch):
+    adapter, prompts = llava
+    together = len(prefilled(adapter, prompts, monkeypatch))
+    monkeypatch.setitem(PADDING, "cpu", max(map(len, prompts)))
+    apart = prefilled(adapter, prompts, monkeypatch)
+    assert len(apart) > together == 1
+    for lengths in apart:
+        assert len(lengths) * max(lengths) - sum(lengths) <= PADDING["cpu"]
+
+
+def prefilled(adapter, prompts, monkeypatch) -> list[list[int]]:
+    """The lengths of each prefill; the answers are those of single prompts."""
+    loop, prefills = continuous(adapter, batch_limit=9, max_new_tokens=STEPS), []
+    take_in = loop.steps.take_in
+
+    def noted(first, given):
+        prefills.append([len(request.prompt) for request in given])
+        return take_in(first, given)
+
+    monkeypatch.setattr(loop.steps, "take_in", noted)
+    same(run_all(loop, prompts), prompts, adapter)
+    return prefills
 
 
 class NoWaiting(TorchDispatchMode):

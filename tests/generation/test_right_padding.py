@@ -1,5 +1,6 @@
 """Prefills of unequal prompts, padded on the right without a mask, against prefills one by one."""
 
+import random
 from contextlib import contextmanager
 
 import pytest
@@ -10,7 +11,7 @@ from tests.support import tiny
 from tests.support.families import FAMILIES
 from tests.support.generating import generate
 from trimtok_cli.generation.kv_slots import KVSlots
-from trimtok_cli.generation.padding import pad_right
+from trimtok_cli.generation.padding import like_lengths, pad_right
 from trimtok_cli.models.loading import load_model
 from trimtok_cli.tokens import Selection
 
@@ -110,3 +111,27 @@ def test_the_plain_loop_hides_the_padding_in_every_step(name, tmp_path, monkeypa
     for answer, prompt in zip(together, prompts, strict=True):
         alone = generate(adapter, [prompt], **options)[0][0]
         assert answer.ids == alone.ids and (answer.logits - alone.logits).abs().max() < 1e-4
+
+
+def test_lengths_are_shared_out_so_that_little_is_padded():
+    lengths = [106, 108, 109, 113, 116, 122, 122, 150]
+    assert list(like_lengths(lengths, 2048, 64)) == [7, 1]
+    assert list(like_lengths(lengths, 2048, None)) == [8]
+    assert list(like_lengths(lengths, 2048, 0)) == [1, 1, 1, 1, 1, 2, 1]
+    assert list(like_lengths([620, 621, 634, 662], 1300, 64)) == [2, 1, 1]
+    assert list(like_lengths([], 2048, 64)) == []
+    generator = random.Random(0)
+    for _ in range(200):
+        lengths = sorted(generator.randrange(1, 200) for _ in range(generator.randrange(30)))
+        tokens, padding = generator.randrange(1, 2000), generator.randrange(200)
+        counts, first = list(like_lengths(lengths, tokens, padding)), 0
+        for number, count in enumerate(counts):
+            batch = lengths[first : first + count]
+            first += count
+            alone = count == 1
+            assert alone or count * batch[-1] <= tokens
+            assert count * batch[-1] - sum(batch) <= padding
+            if number + 1 < len(counts):  # one more was too many
+                padded = (count + 1) * lengths[first]
+                assert padded > tokens or padded - sum(batch) - lengths[first] > padding
+        assert first == len(lengths)

@@ -21,6 +21,7 @@ from trimtok_cli.generation.back_off import Alone, Sizes, Stage
 from trimtok_cli.generation.capacity import Room, prefill_tokens_on
 from trimtok_cli.generation.choosing import Chooser
 from trimtok_cli.generation.on_the_way import OnTheWay
+from trimtok_cli.generation.padding import PADDING, like_lengths
 from trimtok_cli.generation.rules import Rules
 from trimtok_cli.generation.slot_steps import SlotSteps
 from trimtok_cli.generation.types import Finished, LanguageModel
@@ -67,6 +68,7 @@ class Continuous:
         self.steps = steps or SlotSteps(model)
         tokens = prefill_tokens or prefill_tokens_on(model.device)
         self.sizes = Sizes(model, rules, batch_limit, tokens, AT_ONCE, self.steps.rows_held)
+        self.padding = PADDING.get(model.device.type)
         self.chooser = Chooser(rules)
         self.lag = LAG.get(model.device.type, 0) if lag is None else lag
         self.active: list[Row] = []
@@ -136,14 +138,12 @@ class Continuous:
         return Row(request, self.rules.answer(request.prompt))
 
     def _groups(self, rows: list[Row]) -> Iterator[list[Row]]:
-        """Groups of prompts of like length, whose padded tokens stay within `prefill_tokens`."""
-        rows, most = sorted(rows, key=lambda row: len(row.prompt)), self.sizes.prefill_tokens
-        while rows:
-            count = 1
-            while count < len(rows) and (count + 1) * len(rows[count].prompt) <= most:
-                count += 1
-            yield rows[:count]
-            rows = rows[count:]
+        """The rows of each prefill: prompts of like length."""
+        rows = sorted(rows, key=lambda row: len(row.prompt))
+        lengths, first = [len(row.prompt) for row in rows], 0
+        for count in like_lengths(lengths, self.sizes.prefill_tokens, self.padding):
+            yield rows[first : first + count]
+            first += count
 
     @torch.inference_mode()
     def _run_stages(self, fresh: list[Row]) -> None:

@@ -4,13 +4,17 @@ A row sees itself and the rows before it, so no row of a prompt sees the padding
 row sees nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from trimtok_cli.device import on_device
 from trimtok_cli.tokens import Prompt
+
+# Tokens of padding that cost about as much as a second prefill, which reads all weights once more.
+# On other devices it would also be launched once more, which was not weighed against padding.
+PADDING = {"cpu": 64}
 
 
 def pad_right(prompts: Sequence[Prompt], length: int | None = None) -> tuple[Tensor, Tensor]:
@@ -36,6 +40,24 @@ def write_padded(prompts: Sequence[Prompt], embeds: Tensor, positions: Tensor) -
     rows = on_device(places + (lengths.cumsum(0) - lengths)[:, None], embeds.device)
     embeds.copy_(torch.cat([prompt.embeds for prompt in prompts])[rows])
     positions.copy_(torch.cat([prompt.positions for prompt in prompts], -1)[..., rows])
+
+
+def like_lengths(lengths: Sequence[int], tokens: int, padding: int | None) -> Iterator[int]:
+    """How many of the next lengths make up each batch; `lengths` ascend.
+
+    A batch of several has at most so many tokens, padding counted, and so many of padding; None is
+    any number.
+    """
+    count = total = 0
+    for length in lengths:
+        padded = (count + 1) * length
+        added = padded - total - length
+        if count and (padded > tokens or (padding is not None and added > padding)):
+            yield count
+            count = total = 0
+        count, total = count + 1, total + length
+    if count:
+        yield count
 
 
 def bucket(length: int, least: int = 32) -> int:
