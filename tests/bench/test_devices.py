@@ -101,7 +101,8 @@ def test_on_cuda_the_opponent_is_also_a_static_cache(adapter, monkeypatch, tmp_p
         return real(**given)
 
     monkeypatch.setattr(parts, "caches", lambda device: on_cuda)
-    monkeypatch.setattr(adapter.model, "generate", generate)
+    # Not by setattr, which would leave the class's own `generate` on the model of all tests.
+    monkeypatch.setitem(vars(adapter.model), "generate", generate)
     part = DecodePart(model="x", keep="4", new_tokens=3, image="90x84")
     (row,) = parts.decode_rows(adapter, part, Bench(rounds=1, warmups=0), tmp_path)
     assert asked == [None, "static"] and set(row["seconds"]) == {"continuous", "simple", *on_cuda}
