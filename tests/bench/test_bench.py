@@ -194,7 +194,7 @@ def test_against_an_earlier_file_and_without_matplotlib_whose_plots_are_left_out
 
 
 def test_a_document_written_before_still_reads_and_its_figures_are_the_stored_ones():
-    path = Path(__file__).parents[2] / "samples/results/cpu/bench.json"
+    path = Path(__file__).parents[1] / "golden/bench.json"
     stored, read = json.loads(path.read_text(encoding="utf-8")), read_document(path)
     assert len(read["grid"]) > 5 and "preprocess" in stored["grid"][0]
     for part in ("grid", "pruner", "decode", "overhead", "memory"):

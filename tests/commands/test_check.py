@@ -349,7 +349,7 @@ def test_an_interruption_tells_what_was_found_so_far(hostile, llava_folder, monk
 
 
 def test_the_time_is_that_of_the_row_most_like_the_run(llava_folder, pictures):
-    document = json.loads((ROOT / "samples/results/cpu/bench.json").read_text())
+    document = json.loads((ROOT / "tests/golden/bench.json").read_text())
     for row in document["grid"]:
         row["model"] = str(llava_folder)
     Path("bench.json").write_text(json.dumps(document))
